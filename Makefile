@@ -1,0 +1,56 @@
+# Every target makes .venv from requirements.lock first when it is missing or stale.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+JOBS ?= 2
+PORT ?= 5000
+TRAIN ?= attention=mlha ffn=moe stability=ema
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lock test test-all check smoke train ui clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; PYTHON=... names another")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+# torch first and pinned: pip then prefers a CPU build where one is offered, and the rest follows it.
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+setup: $(READY)  ## make .venv with the locked versions
+
+lock: $(READY)  ## write requirements.lock anew from .venv
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > requirements.lock
+	touch $(READY)
+
+test: $(READY)  ## the test suite (a few minutes)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu'
+
+test-all: $(READY)  ## the test suite with its slow parts
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+check: $(READY)  ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+smoke: $(READY)  ## train for seconds, to see that everything is in place
+	$(BIN)/python -m src.train preset=smoke attention=mlha ffn=moe stability=ema rerun=true
+
+train: $(READY)  ## train for a few minutes; TRAIN='attention=gqa ffn=mlp' for another composition
+	$(BIN)/python -m src.train $(TRAIN)
+
+ui: $(READY)  ## show the runs in MLflow, on this machine only; PORT=5000
+	$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+clean:  ## remove .venv and caches; runs and databases stay
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find src tests -name __pycache__ -prune -exec rm -rf {} +

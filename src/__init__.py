@@ -1,0 +1,1 @@
+"""SmolDeepSeek Ablations: a training-stability laboratory for small language models."""

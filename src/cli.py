@@ -1,0 +1,170 @@
+"""The way into every command: quoting, composing, errors in one line, exit codes.
+
+Exit codes: 0 done, 1 failure, 2 bad input, 130 Ctrl-C, 143 terminated.
+"""
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import hydra.errors
+import omegaconf.errors
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from src import terminal
+from src.config import CONF, RunConfig, compose
+from src.errors import InputError, nearest
+from src.overrides import GROUPS, quote_free_text
+
+OK, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
+_GRAMMAR_HINT = "arguments have the form field=value; values with blanks or signs need quotes"
+
+
+def main(
+    config_name: str,
+    command: Callable[[RunConfig], int],
+    *,
+    usage: str,
+    sweep: Callable[[str, Sequence[str]], int] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        config_name: its file in conf/.
+        command: what to do with a checked configuration.
+        usage: the text of --help.
+        sweep: what to do with --multirun, given config name and arguments; None: refuse it.
+        argv: arguments; None: those of the process.
+    """
+    raw = list(sys.argv[1:] if argv is None else argv)
+    arguments = [
+        quote_free_text(argument) for argument in raw if argument not in ("-m", "--multirun")
+    ]
+    multirun = len(arguments) < len(raw)
+    if any(argument in ("--help", "-h") for argument in arguments):
+        terminal.say(usage.strip())
+        return OK
+    try:
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        if flags:
+            raise InputError(f"{flags[0]}: unknown flag; {_GRAMMAR_HINT}")
+        if multirun:
+            if sweep is None:
+                raise InputError(f"--multirun: is not for src.{config_name}")
+            return sweep(config_name, arguments)
+        return command(checked(config_name, arguments))
+    except InputError as error:
+        terminal.error(str(error))
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        terminal.error("interrupted")
+        return INTERRUPTED
+
+
+def checked(config_name: str, arguments: Sequence[str]) -> RunConfig:
+    """`compose`, with every way in which input can be bad turned into an InputError."""
+    with readable(config_name, arguments):
+        for override in OverridesParser.create().parse_overrides(list(arguments)):
+            if override.is_sweep_override():
+                raise InputError(
+                    f"{override.input_line}: has several values; add --multirun to run each"
+                )
+        return compose(config_name, arguments)
+
+
+@contextlib.contextmanager
+def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Turns what Hydra and OmegaConf raise inside into an InputError of one line."""
+    try:
+        yield
+    except hydra.errors.MissingConfigException as error:
+        raise _unknown_option(error) from error
+    except hydra.errors.OverrideParseException as error:
+        raise InputError(f"{error.override}: cannot be read; {_GRAMMAR_HINT}") from error
+    except (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException) as error:
+        raise _bad_field(config_name, error, arguments) from error
+
+
+def _unknown_option(error: hydra.errors.MissingConfigException) -> InputError:
+    """A group has no such option: name the nearest and list all."""
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    options = sorted(file.stem for file in (CONF / group).glob("*.yaml")) if group else []
+    return InputError(
+        f"{group}={option}: unknown option; {nearest(option, options)}allowed: {', '.join(options)}"
+    )
+
+
+def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> InputError:
+    """An unknown field, a value of the wrong type, or a value that is missing."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    text = "\n".join(str(entry) for entry in chain)
+    missing = next(
+        (e for e in chain if isinstance(e, omegaconf.errors.MissingMandatoryValue)), None
+    )
+    if missing is not None:
+        key = str(getattr(missing, "full_key", "")) or _quoted(str(missing))
+        return InputError(f"{_rooted(key, text)}: has no value yet; give one as field=value")
+    for argument in arguments:
+        key = argument.lstrip("+~").partition("=")[0]
+        if f"'{argument}'" in text or f"'{key}'" in text or f"override {argument}" in text:
+            reason = _type_reason(text)
+            if reason:
+                return InputError(f"{argument}: {reason}")
+            hint = nearest(key, known_fields(config_name))
+            return InputError(f"{key}: unknown field; {hint}{_GRAMMAR_HINT}")
+    return InputError(str(chain[0]))
+
+
+def _quoted(text: str) -> str:
+    found = re.search(r"['\"]?([A-Za-z_.]+)['\"]?", text)
+    return found[1] if found else text
+
+
+def _rooted(key: str, text: str) -> str:
+    full = re.search(r"full_key: (\S+)", text)
+    return full[1] if full and "." in full[1] else key
+
+
+def _type_reason(text: str) -> str | None:
+    """OmegaConf's complaint about a type, in our words."""
+    kinds = {
+        "Integer": "an integer",
+        "Float": "a number",
+        "Bool": "true or false",
+        "String": "text",
+    }
+    found = re.search(r"could not be converted to (\w+)", text)
+    if found:
+        return f"must be {kinds.get(found[1], found[1])}"
+    if "field is not Optional" in text or "is not Optional" in text:
+        return "must have a value, null is not one"
+    if (
+        "Cannot assign" in text
+        or "is not a subclass" in text
+        or "incompatible type" in text.lower()
+    ):
+        return "has the wrong type"
+    return None
+
+
+def known_fields(config_name: str) -> list[str]:
+    """Every field and group that a command knows, by the default composition."""
+    fields = list(GROUPS)
+
+    def walk(prefix: str, value: object) -> None:
+        fields.append(prefix)
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+
+    for key, value in compose(config_name, ()).plain().items():
+        walk(key, value)
+    return [*fields, "resume", "rerun"]

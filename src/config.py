@@ -1,0 +1,351 @@
+"""From a command line to one checked, typed configuration of a run.
+
+The schema is registered with Hydra once, here, from the dataclasses that stand beside the parts.
+`compose` is the only place where a DictConfig exists.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from src.data import SOURCES, TOKENIZERS, DataConfig, TokenizerConfig
+from src.errors import InputError
+from src.model import ModelConfig
+from src.model.attention import ATTENTIONS, AttentionConfig
+from src.model.ffn import FEED_FORWARDS, FeedForwardConfig
+from src.overrides import GROUPS, Override, parse
+from src.stability import REMEDIES, RemedyConfig
+from src.training.recipe import GuardConfig, RecipeConfig
+
+CONF = Path(__file__).parent.parent / "conf"
+
+HASHED = ("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guard")
+"""Sections that change numbers; data joins by its content, the trainer by device and threads."""
+
+UNNAMED = ("seed", "repeat", "study", "resume", "rerun", "format", "paths", "tracking", "hydra")
+"""Fields that do not make another variant."""
+
+DEFAULTS = {"model": "proxy", "preset": "laptop", "data": "shakespeare", "tokenizer": "char"}
+"""Choices that a variant's name leaves out."""
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """On what it runs."""
+
+    accelerator: str
+    """auto (a GPU where there is one), cpu or gpu."""
+    devices: int
+    """Devices of one run."""
+    threads: int
+    """CPU threads of PyTorch; the last bits of every number depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"accelerator={self.accelerator}: must be one of auto, cpu, gpu")
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError("accelerator=gpu: no GPU is available here; use cpu or auto")
+        if self.devices != 1:
+            raise ValueError(f"devices={self.devices}: must be 1")
+        if self.threads < 1:
+            raise ValueError(f"threads={self.threads}: must be at least 1")
+
+    @property
+    def device_type(self) -> str:
+        """cpu or cuda."""
+        wants_gpu = self.accelerator != "cpu" and torch.cuda.is_available()
+        return "cuda" if wants_gpu else "cpu"
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Where a run is mirrored; its folder is always written."""
+
+    mlflow: bool
+    """Mirror into MLflow."""
+    uri: str | None
+    """Server or database; null: MLFLOW_TRACKING_URI, else mlflow.db here."""
+
+
+@dataclass(kw_only=True)
+class PathsConfig:
+    """Folders, relative to where the command runs."""
+
+    runs: str
+    """Run folders go to <runs>/<study>/<variant>/seed-<n>."""
+    cache: str
+    """Downloads and tokenised corpora."""
+
+
+StabilityConfig = dataclasses.make_dataclass(
+    "StabilityConfig",
+    [(name, config | None, dataclasses.field(default=None)) for name, config in REMEDIES.items()],
+)
+"""A field for each registered option, null where it is off."""
+
+
+@dataclass
+class Schema:
+    """What may be in a composed configuration."""
+
+    attention: Any = MISSING
+    ffn: Any = MISSING
+    stability: StabilityConfig = dataclasses.field(default_factory=StabilityConfig)  # type: ignore[valid-type]
+    model: ModelConfig = MISSING
+    data: Any = MISSING
+    tokenizer: Any = MISSING
+    recipe: RecipeConfig = MISSING
+    guard: GuardConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    paths: PathsConfig = MISSING
+    seed: int = MISSING
+    repeat: int = MISSING
+    study: str = MISSING
+    resume: str = MISSING
+    rerun: bool = MISSING
+
+
+@dataclass
+class DescribeSchema(Schema):
+    """The same and the form of the answer."""
+
+    format: str = MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Names of what was chosen."""
+
+    attention: str
+    ffn: str
+    stability: str
+    model: str
+    preset: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that one run needs to know. Nobody assigns to it."""
+
+    attention: AttentionConfig
+    ffn: FeedForwardConfig
+    remedies: dict[str, RemedyConfig]
+    """The options that are on, by name."""
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    recipe: RecipeConfig
+    guard: GuardConfig
+    trainer: TrainerConfig
+    tracking: TrackingConfig
+    paths: PathsConfig
+    seed: int
+    repeat: int
+    study: str
+    resume: str
+    """auto, never, or the path of a checkpoint."""
+    rerun: bool
+    variant: Variant
+    variant_name: str
+    choices: dict[str, str]
+    """The option chosen in each group."""
+    extra: dict[str, Any]
+    """Fields of the command that are none of the run's, such as describe's format."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        run = f"seed-{self.seed}" + (f"-repeat-{self.repeat}" if self.repeat else "")
+        return Path(self.paths.runs) / self.study / self.variant_name / run
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved configuration as plain values, for files."""
+        fields = (*HASHED, "data", "trainer", "tracking", "paths")
+        plain: dict[str, Any] = {name: self._section(name) for name in fields}
+        plain["choices"] = dict(self.choices)
+        plain["seed"], plain["repeat"], plain["study"] = self.seed, self.repeat, self.study
+        return plain
+
+    def _section(self, name: str) -> dict[str, Any]:
+        if name == "stability":
+            return {key: dataclasses.asdict(remedy) for key, remedy in self.remedies.items()}
+        return dataclasses.asdict(getattr(self, name))
+
+    def config_hash(self) -> str:
+        """A hash of all that changes numbers, and of nothing else. Reads the corpus."""
+        content: dict[str, Any] = {name: self._section(name) for name in HASHED}
+        # Sizes that no chosen part took change nothing.
+        content["model"].pop("sizes")
+        content["kinds"] = [type(part).__name__ for part in (self.attention, self.ffn)]
+        content["data"] = self.data.fingerprint(Path(self.paths.cache))
+        content["device"] = self.trainer.device_type
+        content["threads"] = self.trainer.threads
+        content["seed"], content["repeat"] = self.seed, self.repeat
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def register() -> None:
+    """Makes the schema known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema_train", node=Schema)
+    store.store(name="schema_describe", node=DescribeSchema)
+    for group, options in (
+        ("attention", ATTENTIONS),
+        ("ffn", FEED_FORWARDS),
+        ("data", SOURCES),
+        ("tokenizer", TOKENIZERS),
+    ):
+        for name, node in options.items():
+            store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
+    """Composes and checks the configuration of one run.
+
+    Args:
+        config_name: the command's file in conf/.
+        arguments: overrides in Hydra's grammar, without sweeps.
+
+    Raises:
+        InputError: in one line, whatever is wrong.
+    """
+    typed = parse(arguments)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        composed = hydra.compose(config_name, overrides=list(arguments), return_hydra_config=True)
+    choices = OmegaConf.to_container(composed.hydra.runtime.choices)
+    assert isinstance(choices, dict)
+    parts = _to_objects(composed)
+    known = {field.name for field in dataclasses.fields(Schema)}
+    extra = {name: parts.pop(name) for name in list(parts) if name not in known}
+    stability = parts.pop("stability")
+    remedies = {
+        field.name: getattr(stability, field.name)
+        for field in dataclasses.fields(stability)
+        if getattr(stability, field.name) is not None
+    }
+    _apply_claims(parts, remedies, typed)
+    variant = Variant(
+        attention=str(choices["attention"]),
+        ffn=str(choices["ffn"]),
+        stability="-".join(sorted(remedies)) or "none",
+        model=str(choices["model"]),
+        preset=str(choices["preset"]),
+    )
+    config = RunConfig(
+        **parts,
+        remedies=remedies,
+        variant=variant,
+        variant_name=_variant_name(variant, choices, typed),
+        choices={group: str(choices[group]) for group in GROUPS if choices.get(group)},
+        extra=extra,
+    )
+    _check_across(config)
+    return config
+
+
+def _to_objects(composed: DictConfig) -> dict[str, Any]:
+    """Each section as its dataclass; a section's own check gets the section's name in front."""
+    OmegaConf.resolve(composed)
+    parts: dict[str, Any] = {}
+    for name in composed:
+        if name == "hydra":
+            continue
+        node = composed._get_node(name)
+        try:
+            is_section = isinstance(node, DictConfig)
+            parts[str(name)] = OmegaConf.to_object(node) if is_section else composed[name]
+        except InputError:
+            raise
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise
+            # A remedy's message starts with its own field; the section knows whose it is.
+            raise InputError(f"{_section_of(str(name), node, error)}.{error}") from error
+    return parts
+
+
+def _section_of(name: str, node: Any, error: ValueError) -> str:
+    if name != "stability":
+        return name
+    field = str(error).partition("=")[0]
+    for option, config in node.items():
+        if config is not None and field in config:
+            return f"stability.{option}"
+    return name
+
+
+def _apply_claims(
+    parts: dict[str, Any], remedies: dict[str, RemedyConfig], typed: Sequence[Override]
+) -> None:
+    """Sets what the options claim; two claims on one field, or a typed one, are an error."""
+    owner: dict[str, str] = {}
+    for option, remedy in remedies.items():
+        for field, value in remedy.claims().items():
+            if field in owner:
+                raise InputError(
+                    f"stability=[{owner[field]},{option}]: both set {field}; choose one of them"
+                )
+            for override in typed:
+                if override.key == field:
+                    raise InputError(
+                        f"{field}={override.text}: stability={option} sets it to {value};"
+                        " leave one of the two out"
+                    )
+            owner[field] = option
+            section, _, name = field.partition(".")
+            try:
+                parts[section] = dataclasses.replace(parts[section], **{name: value})
+            except ValueError as error:
+                raise InputError(f"stability={option}: {section}.{error}") from error
+
+
+def _check_across(config: RunConfig) -> None:
+    """Rules that more than one part has a say in."""
+    try:
+        config.attention.check(config.model.dims())
+    except ValueError as error:
+        raise InputError(f"attention.{error}") from error
+    if config.study in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", config.study):
+        raise InputError(f"study={config.study}: may hold letters, digits and . _ + - only")
+    for field in ("seed", "repeat"):
+        if getattr(config, field) < 0:
+            raise InputError(f"{field}={getattr(config, field)}: must be at least 0")
+
+
+def _variant_name(variant: Variant, choices: dict[Any, Any], typed: Sequence[Override]) -> str:
+    """`<attention>+<ffn>+<stability>`, then `@<field>-<value>` for whatever else was chosen."""
+    pieces = [f"{variant.attention}+{variant.ffn}+{variant.stability}"]
+    for group, default in DEFAULTS.items():
+        if choices[group] != default:
+            pieces.append(f"{group}-{choices[group]}")
+    fields = [o for o in typed if o.key not in GROUPS and o.key.split(".")[0] not in UNNAMED]
+    shorts = [override.key.rpartition(".")[2] for override in fields]
+    for override, short in zip(fields, shorts, strict=True):
+        name = short if shorts.count(short) == 1 else override.key
+        pieces.append(f"{name}-{_path_safe(override.text)}")
+    return "@".join(pieces)
+
+
+def _path_safe(text: str) -> str:
+    """A value as part of a path; what had to be changed is told apart by six digits of its hash."""
+    safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_")[-40:]
+    if safe == text:
+        return safe
+    return f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+register()

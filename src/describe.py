@@ -1,0 +1,77 @@
+"""`python -m src.describe`: sizes and costs of any composition, without allocating its weights."""
+
+import json
+import sys
+from pathlib import Path
+
+from src import cli, terminal
+from src.config import RunConfig
+from src.errors import InputError
+from src.model.size import Size, measure
+
+USAGE = """
+python -m src.describe [field=value ...]
+
+Sizes and costs of a composition: parameters, KV cache, FLOPs, checkpoint. Trains nothing.
+
+  attention=gqa|mlha  ffn=mlp|moe  model=proxy|small|stress|smollm2_135m|smoldeepseek_916m
+  format=text|json                 a table, or one JSON object
+
+Every field of src.train can be given as well.
+"""
+
+FORMATS = ("text", "json")
+
+
+def describe(config: RunConfig) -> int:
+    """Prints the sizes."""
+    if config.extra["format"] not in FORMATS:
+        raise InputError(f"format={config.extra['format']}: must be one of {', '.join(FORMATS)}")
+    size = measure(
+        model=config.model,
+        attention=config.attention,
+        ffn=config.ffn,
+        vocab_size=vocab_size(config),
+        seq_len=config.recipe.seq_len,
+        averaged_weights="ema" in config.remedies,
+    )
+    if config.extra["format"] == "json":
+        print(json.dumps(size.plain()))
+    else:
+        _show(config, size)
+    return cli.OK
+
+
+def vocab_size(config: RunConfig) -> int:
+    """Rows of the embedding; the tokenizer is asked only where the model leaves them open."""
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    corpus = config.data.load(
+        config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
+    )
+    return corpus.tokenizer.vocab_size
+
+
+def _show(config: RunConfig, size: Size) -> None:
+    variant = config.variant
+    title = f"{variant.attention} + {variant.ffn}, model {variant.model}"
+    rows = [["vocabulary", f"{size.vocab_size:,}"]]
+    rows += [["parameters, total", f"{size.params_total:,}"]]
+    rows += [["parameters, active for a token", f"{size.params_active:,}"]]
+    rows += [[f"  {part}", f"{count:,}"] for part, count in size.params_by_part.items()]
+    rows += [
+        ["KV cache, bytes a token (float32)", f"{size.cache_bytes_per_token:,}"],
+        ["FLOPs a token, training", f"{size.flops_per_token:,}"],
+        ["FLOPs a token, forward", f"{size.forward_flops_per_token:,}"],
+        ["checkpoint, bytes", f"{size.checkpoint_bytes:,}"],
+    ]
+    terminal.table(title, ["", "value"], rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return cli.main("describe", describe, usage=USAGE, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

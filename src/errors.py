@@ -1,0 +1,14 @@
+"""The one exception that means: the user's input cannot be used."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input, in one line that names the field, the value and what is allowed; exit code 2."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """`did you mean X?`, or an empty string where nothing is near."""
+    found = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+    return f"did you mean {found[0]}? " if found else ""

@@ -1,0 +1,79 @@
+"""Grouped-query attention.
+
+Axes: B batch, T time, D hidden, H query heads, G key-value heads, K head_dim, R rope_dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.model.attention.base import Attention, AttentionConfig
+from src.model.dims import Dims
+from src.model.norm import RMSNorm
+from src.model.rope import check_rope_dim, rotate
+
+
+@dataclass(kw_only=True)
+class GQAConfig(AttentionConfig):
+    """Grouped-query attention (Ainslie et al., arXiv 2305.13245)."""
+
+    num_kv_heads: int
+    """Key-value heads; divides num_heads. With all heads it is multi-head attention."""
+    qk_norm: bool
+    """RMSNorm over each query and key head before the rotation (arXiv 2302.05442)."""
+
+    def check(self, dims: Dims) -> None:
+        """See AttentionConfig."""
+        check_rope_dim(self.rope_dim, head_dim=dims.head_dim)
+        if self.num_kv_heads < 1 or dims.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads}: must divide model.num_heads={dims.num_heads}"
+            )
+
+    def build(self, dims: Dims) -> "GroupedQueryAttention":
+        """See AttentionConfig."""
+        self.check(dims)
+        return GroupedQueryAttention(self, dims)
+
+    def cache_numbers_per_token(self, dims: Dims) -> int:
+        """Keys and values of the kv heads."""
+        return 2 * self.num_kv_heads * dims.head_dim
+
+
+class GroupedQueryAttention(Attention):
+    """Query heads in groups that share one key-value head; the first R dimensions rotate."""
+
+    def __init__(self, config: GQAConfig, dims: Dims) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = dims.num_heads, config.num_kv_heads
+        self.head_dim, self.rope_dim = dims.head_dim, config.rope_dim
+        q_dim, kv_dim = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(dims.hidden_dim, q_dim, bias=False)
+        self.k_proj = nn.Linear(dims.hidden_dim, kv_dim, bias=False)
+        self.v_proj = nn.Linear(dims.hidden_dim, kv_dim, bias=False)
+        self.o_proj = nn.Linear(q_dim, dims.hidden_dim, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, eps=dims.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, eps=dims.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """See Attention."""
+        q_BHTK = self._heads(self.q_proj(x_BTD), self.num_heads)
+        k_BGTK = self._heads(self.k_proj(x_BTD), self.num_kv_heads)
+        v_BGTK = self._heads(self.v_proj(x_BTD), self.num_kv_heads)
+        q_BHTK = self._rotate(self.q_norm(q_BHTK), rope)
+        k_BGTK = self._rotate(self.k_norm(k_BGTK), rope)
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=self.num_kv_heads < self.num_heads
+        )
+        return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
+        return x_BTE.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)
+
+    def _rotate(self, x_BHTK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        if self.rope_dim == self.head_dim:
+            return rotate(x_BHTK, rope)
+        turning, still = x_BHTK.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)
+        return torch.cat((rotate(turning, rope), still), dim=-1)

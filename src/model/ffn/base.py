@@ -1,0 +1,48 @@
+"""The slot of a block that the feed-forward part fills.
+
+Axes: B batch, T time, D hidden.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from src.model.dims import Dims
+
+
+class FeedForward(nn.Module):
+    """A map of each token on its own.
+
+    `residual_projections` names the weights that write into the residual stream: the depth-scaled
+    initialisation shrinks those.
+    """
+
+    residual_projections: tuple[str, ...] = ()
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Maps each token; returns (B, T, D)."""
+        raise NotImplementedError
+
+    def extra_losses(self) -> dict[str, Tensor]:
+        """Scalars of the last forward pass that join the loss, weighted, by metric name."""
+        return {}
+
+    def num_inactive_params(self) -> int:
+        """Parameters that a single token does not pass through."""
+        return 0
+
+
+@dataclass(kw_only=True)
+class FeedForwardConfig:
+    """What every feed-forward option declares."""
+
+    inner_dim: int
+    """Width of the SwiGLU's inside; of one expert's, where there are experts."""
+
+    def __post_init__(self) -> None:
+        if self.inner_dim < 1:
+            raise ValueError(f"inner_dim={self.inner_dim}: must be at least 1")
+
+    def build(self, dims: Dims) -> FeedForward:
+        """The module for one layer."""
+        raise NotImplementedError

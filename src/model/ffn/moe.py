@@ -1,0 +1,89 @@
+"""Mixture of experts: shared experts that see every token, routed ones that see some.
+
+Axes: B batch, T time, D hidden, S = B * T.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from src.model.dims import Dims
+from src.model.ffn.base import FeedForward, FeedForwardConfig
+from src.model.ffn.experts import Experts
+from src.model.ffn.mlp import MLP
+from src.model.ffn.router import Router, RouterConfig
+
+DISPATCHES = ("grouped", "loop")
+
+
+@dataclass(kw_only=True)
+class MoEConfig(FeedForwardConfig):
+    """DeepSeekMoE (arXiv 2401.06066) with the router of DeepSeek-V3."""
+
+    num_routed: int
+    """Experts that the router chooses from."""
+    num_shared: int
+    """Experts that see every token, computed as one of num_shared * inner_dim; 0 for none."""
+    top_k: int
+    """Routed experts that see a token; at most num_routed."""
+    dispatch: str
+    """grouped: one product for all experts; loop: expert after expert, the reference."""
+    router: RouterConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_routed < 1:
+            raise ValueError(f"num_routed={self.num_routed}: must be at least 1")
+        if self.num_shared < 0:
+            raise ValueError(f"num_shared={self.num_shared}: must be at least 0")
+        if not 1 <= self.top_k <= self.num_routed:
+            raise ValueError(
+                f"top_k={self.top_k}: must be from 1 to ffn.num_routed={self.num_routed}"
+            )
+        if self.dispatch not in DISPATCHES:
+            raise ValueError(f"dispatch={self.dispatch}: must be one of {', '.join(DISPATCHES)}")
+
+    def build(self, dims: Dims) -> "MixtureOfExperts":
+        """See FeedForwardConfig."""
+        return MixtureOfExperts(self, dims)
+
+
+class MixtureOfExperts(FeedForward):
+    """`y = shared(x) + sum over the picked experts of weight * expert(x)`."""
+
+    residual_projections = ("shared.down_proj", "experts.down_proj")
+
+    def __init__(self, config: MoEConfig, dims: Dims) -> None:
+        super().__init__()
+        hidden, inner = dims.hidden_dim, config.inner_dim
+        self.router = Router(
+            config.router,
+            hidden_dim=hidden,
+            num_experts=config.num_routed,
+            top_k=config.top_k,
+        )
+        self.experts = Experts(
+            num_experts=config.num_routed,
+            hidden_dim=hidden,
+            inner_dim=inner,
+            dispatch=config.dispatch,
+        )
+        shared_dim = config.num_shared * inner
+        self.shared = MLP(hidden_dim=hidden, inner_dim=shared_dim) if shared_dim else None
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """See FeedForward."""
+        x_SD = x_BTD.flatten(0, 1)
+        weights_SK, picked_SK = self.router(x_SD)
+        y_BTD = self.experts(x_SD, weights_SK, picked_SK).view_as(x_BTD)
+        return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
+
+    def extra_losses(self) -> dict[str, Tensor]:
+        """See FeedForward."""
+        loss = self.router.take_aux_loss()
+        return {} if loss is None else {"router_balance": loss}
+
+    def num_inactive_params(self) -> int:
+        """See FeedForward."""
+        total = sum(parameter.numel() for parameter in self.experts.parameters())
+        return total - total // self.experts.num_experts * self.router.top_k

@@ -1,0 +1,57 @@
+"""Rotary position embedding (Su et al., arXiv 2104.09864), in the half-rotation layout of Llama.
+
+Axes: B batch, H heads, T time, R rotated dimensions of a head, K all dimensions of a head.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class RotaryTable(nn.Module):
+    """Cosines and sines for positions 0 .. max_seq_len - 1, shared by all layers of a model.
+
+    Args:
+        rope_dim: how many dimensions of a head rotate; even, because a rotation turns pairs.
+        max_seq_len: the longest sequence, in tokens.
+        theta: base of the geometric series of frequencies.
+    """
+
+    cos_TR: Tensor
+    sin_TR: Tensor
+
+    def __init__(self, *, rope_dim: int, max_seq_len: int, theta: float) -> None:
+        super().__init__()
+        frequencies = theta ** (-torch.arange(0, rope_dim, 2, dtype=torch.float32) / rope_dim)
+        angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float32), frequencies)
+        angles_TR = torch.cat((angles, angles), dim=-1)
+        # Derived from the config, so they stay out of checkpoints.
+        self.register_buffer("cos_TR", angles_TR.cos(), persistent=False)
+        self.register_buffer("sin_TR", angles_TR.sin(), persistent=False)
+
+    def forward(self, num_positions: int) -> tuple[Tensor, Tensor]:
+        """The tables of the first `num_positions` positions, each (T, R).
+
+        Raises:
+            ValueError: more positions are asked for than the table has.
+        """
+        limit = self.cos_TR.shape[0]
+        if num_positions > limit:
+            raise ValueError(f"a sequence of {num_positions} tokens exceeds the context of {limit}")
+        return self.cos_TR[:num_positions], self.sin_TR[:num_positions]
+
+
+def rotate(x_BHTR: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates every head by its position; float32 inside, the dtype of the input outside."""
+    cos_TR, sin_TR = rope
+    x = x_BHTR.float()
+    first, second = x.chunk(2, dim=-1)
+    rotated = x * cos_TR + torch.cat((-second, first), dim=-1) * sin_TR
+    return rotated.to(x_BHTR.dtype)
+
+
+def check_rope_dim(rope_dim: int, *, head_dim: int) -> None:
+    """Raises ValueError unless `rope_dim` is even and fits into the head."""
+    if rope_dim <= 0 or rope_dim % 2:
+        raise ValueError(f"rope_dim={rope_dim}: must be positive and even (a rotation turns pairs)")
+    if rope_dim > head_dim:
+        raise ValueError(f"rope_dim={rope_dim}: must be at most head_dim={head_dim}")

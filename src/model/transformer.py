@@ -1,0 +1,232 @@
+"""A decoder-only transformer with a slot for attention and a slot for the feed-forward part.
+
+Axes: B batch, T time, D hidden, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from src.model.attention import Attention, AttentionConfig
+from src.model.dims import Dims
+from src.model.ffn import FeedForward, FeedForwardConfig
+from src.model.ffn.router import Router
+from src.model.norm import RMSNorm
+from src.model.rope import RotaryTable
+
+GeneratorFor = Callable[[str], torch.Generator]
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Sizes and initialisation of a model."""
+
+    hidden_dim: int
+    """Width of the residual stream."""
+    num_layers: int
+    """Blocks."""
+    num_heads: int
+    """Query heads a layer."""
+    head_dim: int | None
+    """Dimensions of one head; null: hidden_dim / num_heads, which must then divide."""
+    inner_dim: int
+    """Width of a dense SwiGLU's inside."""
+    vocab_size: int | None
+    """Rows of the embedding; null: the tokenizer's number of tokens."""
+    tie_embeddings: bool
+    """Use the embedding as output projection too."""
+    norm_eps: float
+    """Epsilon of every RMSNorm; above 0."""
+    rope_theta: float
+    """Base of the rotary frequencies; above 0."""
+    init_std: float
+    """Standard deviation of the normal initialisation; above 0."""
+    router_init_std: float | None
+    """The same for routers; null: init_std."""
+    residual_init: str
+    """plain: init_std everywhere; depth_scaled: init_std / sqrt(2 L) where a block ends."""
+    sizes: dict[str, Any]
+    """Sizes of attention and ffn options at this scale, which their YAML files interpolate."""
+
+    def __post_init__(self) -> None:
+        for field in ("hidden_dim", "num_layers", "num_heads", "inner_dim", "head_dim"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field}={value}: must be at least 1")
+        if self.vocab_size is not None and self.vocab_size < 2:
+            raise ValueError(f"vocab_size={self.vocab_size}: must be at least 2")
+        if self.head_dim is None and self.hidden_dim % self.num_heads:
+            raise ValueError(
+                f"hidden_dim={self.hidden_dim}: must be divisible by num_heads={self.num_heads},"
+                " or set model.head_dim"
+            )
+        for field in ("norm_eps", "rope_theta", "init_std", "router_init_std"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{field}={value}: must be above 0 and finite")
+        if self.residual_init not in ("plain", "depth_scaled"):
+            raise ValueError(
+                f"residual_init={self.residual_init}: must be one of plain, depth_scaled"
+            )
+
+    def dims(self) -> Dims:
+        """What the parts of the model share."""
+        head_dim = self.head_dim or self.hidden_dim // self.num_heads
+        return Dims(
+            hidden_dim=self.hidden_dim,
+            num_heads=self.num_heads,
+            head_dim=head_dim,
+            norm_eps=self.norm_eps,
+        )
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then the feed-forward part."""
+
+    attention: Attention
+    ffn: FeedForward
+
+    def __init__(self, attention: AttentionConfig, ffn: FeedForwardConfig, dims: Dims) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(dims.hidden_dim, eps=dims.norm_eps)
+        self.attention = attention.build(dims)
+        self.ffn_norm = RMSNorm(dims.hidden_dim, eps=dims.norm_eps)
+        self.ffn = ffn.build(dims)
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Maps (B, T, D) to (B, T, D)."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope)
+        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+
+
+class Transformer(nn.Module):
+    """Token ids in, logits out.
+
+    A trainer calls `finish_batch` after each batch and `finish_step` after each optimizer step, so
+    that routers can balance their load.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        attention: AttentionConfig,
+        ffn: FeedForwardConfig,
+        vocab_size: int,
+        max_seq_len: int,
+    ) -> None:
+        super().__init__()
+        dims = model.dims()
+        attention.check(dims)
+        self.embedding = nn.Embedding(vocab_size, dims.hidden_dim)
+        self.layers = nn.ModuleList(Block(attention, ffn, dims) for _ in range(model.num_layers))
+        self.final_norm = RMSNorm(dims.hidden_dim, eps=dims.norm_eps)
+        self.head = nn.Linear(dims.hidden_dim, vocab_size, bias=False)
+        if model.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.rope = RotaryTable(
+            rope_dim=attention.rope_dim, max_seq_len=max_seq_len, theta=model.rope_theta
+        )
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest sequence that the model takes, in tokens."""
+        return self.rope.cos_TR.shape[0]
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) of the next token; position t depends on tokens 0 .. t alone.
+
+        Raises:
+            ValueError: the sequence is longer than max_seq_len.
+        """
+        rope = self.rope(tokens_BT.shape[1])
+        x_BTD = self.embedding(tokens_BT)
+        for block in self.blocks():
+            x_BTD = block(x_BTD, rope)
+        return self.head(self.final_norm(x_BTD))
+
+    def blocks(self) -> list[Block]:
+        """The layers, first one first."""
+        return cast(list[Block], list(self.layers))
+
+    def routers(self) -> list[Router]:
+        """The routers, first layer first."""
+        return [module for module in self.modules() if isinstance(module, Router)]
+
+    def extra_losses(self) -> dict[str, Tensor]:
+        """Weighted loss terms of the last forward pass, summed over layers, by metric name."""
+        totals: dict[str, Tensor] = {}
+        for block in self.blocks():
+            for name, loss in block.ffn.extra_losses().items():
+                totals[name] = totals[name] + loss if name in totals else loss
+        return totals
+
+    def finish_batch(self) -> None:
+        """To be called after each (micro-)batch in training."""
+        for router in self.routers():
+            router.finish_batch()
+
+    def finish_step(self, *, applied: bool) -> None:
+        """To be called after each optimizer step; `applied` is False where it was skipped."""
+        for router in self.routers():
+            router.finish_step(applied=applied)
+
+    def num_params(self) -> int:
+        """Parameters, tied ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def num_active_params(self) -> int:
+        """Parameters that a single token passes through, tied ones once."""
+        return self.num_params() - sum(block.ffn.num_inactive_params() for block in self.blocks())
+
+    @torch.no_grad()
+    def initialise(self, model: ModelConfig, generator_for: GeneratorFor) -> None:
+        """Draws each weight from the stream of its own name.
+
+        So weights of one name and shape are equal in all compositions with one seed: arms of an
+        ablation start alike wherever they can.
+        """
+        router_std = model.router_init_std or model.init_std
+        stds = {id(router.weight): router_std for router in self.routers()}
+        if model.residual_init == "depth_scaled":
+            scaled = model.init_std / math.sqrt(2 * model.num_layers)
+            for block in self.blocks():
+                for part in (block.attention, block.ffn):
+                    for name, weight in part.named_parameters():
+                        if name.removesuffix(".weight") in part.residual_projections:
+                            stds[id(weight)] = scaled
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                std = stds.get(id(parameter), model.init_std)
+                parameter.normal_(mean=0.0, std=std, generator=generator_for(name))
+
+
+def build_model(
+    *,
+    model: ModelConfig,
+    attention: AttentionConfig,
+    ffn: FeedForwardConfig,
+    vocab_size: int,
+    max_seq_len: int,
+    generator_for: GeneratorFor,
+) -> Transformer:
+    """A freshly initialised model on the CPU.
+
+    Args:
+        model, attention, ffn: the composition.
+        vocab_size: rows of the embedding.
+        max_seq_len: the longest sequence, in tokens.
+        generator_for: gives the random stream for a parameter's name.
+
+    Raises:
+        ValueError: sizes that do not go together, by field and value.
+    """
+    transformer = Transformer(
+        model=model, attention=attention, ffn=ffn, vocab_size=vocab_size, max_seq_len=max_seq_len
+    )
+    transformer.initialise(model, generator_for)
+    return transformer

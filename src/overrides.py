@@ -1,0 +1,80 @@
+"""What the user typed: Hydra's override grammar, with free text quoted for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override as HydraOverride
+
+GROUPS = (
+    "attention",
+    "ffn",
+    "stability",
+    "model",
+    "data",
+    "tokenizer",
+    "preset",
+    "trainer",
+    "tracking",
+)
+"""Fields whose value is the name of a file in conf/<field>/."""
+
+FREE_TEXT = (
+    "data.path",
+    "data.val_path",
+    "data.url",
+    "tokenizer.path",
+    "paths.runs",
+    "paths.cache",
+    "resume",
+    "tracking.uri",
+)
+"""Fields that take any text, so that nobody has to know Hydra's escapes."""
+
+_DECIDED = ("[", "'", '"', "${", "choice(")
+"""A value that begins so is taken to be written in Hydra's grammar already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """One `key=value` of the command line."""
+
+    key: str
+    """Dotted field or group, without the grammar's + and ~."""
+    text: str
+    """The value as it was typed."""
+
+
+def quote_free_text(argument: str) -> str:
+    """Puts the value of a free-text field into quotes for Hydra's parser."""
+    key, equals, value = argument.partition("=")
+    if not equals or key.lstrip("+") not in FREE_TEXT or not value:
+        return argument
+    if value.startswith(_DECIDED) or value == "null":
+        return argument
+    stem = value.rstrip("\\")
+    trailing = len(value) - len(stem)
+    # The grammar unescapes backslashes only before a quote.
+    escaped = stem.replace("\\'", "\\\\'").replace("'", "\\'") + "\\" * (2 * trailing)
+    return f"{key}='{escaped}'"
+
+
+def parse(arguments: Sequence[str]) -> list[Override]:
+    """The overrides in the order typed; raises Hydra's OverrideParseException."""
+    parsed = OverridesParser.create().parse_overrides(list(arguments))
+    return [Override(key=_key(o), text=_text(o)) for o in parsed]
+
+
+def _key(override: HydraOverride) -> str:
+    return override.key_or_group
+
+
+def _text(override: HydraOverride) -> str:
+    value = override.value()
+    return str(value).replace(" ", "") if isinstance(value, list) else _plain(value)
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,172 @@
+"""Builds everything that a run is made of, from its configuration."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from src.config import RunConfig
+from src.data import Corpus, TrainBatches, ValBatches
+from src.errors import InputError
+from src.model import Transformer, build_model
+from src.stability import RunFacts
+from src.streams import generator
+from src.tracking.folder import MetricsWriter, RunFolder
+from src.training.checkpoint import Checkpoints
+from src.training.guard import StepGuard
+from src.training.interrupt import Interrupt
+from src.training.metrics import TrainMetrics
+from src.training.progress import ProgressBar
+from src.training.task import LanguageModelTask
+from src.training.validate import Validation
+from src.watch import RouterWatch, SpikeWatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """The parts of a run that are asked about it later."""
+
+    task: LanguageModelTask
+    trainer: pl.Trainer
+    batches: TrainBatches
+    guard: StepGuard
+    metrics: TrainMetrics
+    spikes: SpikeWatch
+    validation: Validation
+    interrupt: Interrupt
+
+
+def model_for(config: RunConfig, corpus: Corpus) -> Transformer:
+    """The initialised model.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the model.
+    """
+    num_tokens = corpus.tokenizer.vocab_size
+    vocab_size = config.model.vocab_size or num_tokens
+    if num_tokens > vocab_size:
+        raise InputError(
+            f"model.vocab_size={vocab_size}: must be at least the tokenizer's {num_tokens} tokens"
+        )
+    return build_model(
+        model=config.model,
+        attention=config.attention,
+        ffn=config.ffn,
+        vocab_size=vocab_size,
+        max_seq_len=config.recipe.seq_len,
+        generator_for=lambda name: generator(config.seed, "init", name),
+    )
+
+
+def assemble(
+    config: RunConfig,
+    *,
+    model: Transformer,
+    corpus: Corpus,
+    folder: RunFolder,
+    writer: MetricsWriter,
+    checkpoint_extras: Mapping[str, Any],
+) -> Assembly:
+    """Callbacks in the order in which they must act, the task and the trainer."""
+    recipe = config.recipe
+    pace = {"max_steps": recipe.max_steps, "every": recipe.log_every}
+    run = RunFacts(
+        max_steps=recipe.max_steps,
+        log_every=recipe.log_every,
+        seed=config.seed,
+        repeat=config.repeat,
+    )
+    guard = StepGuard(config.guard, max_steps=recipe.max_steps, log_every=recipe.log_every)
+    metrics = TrainMetrics(
+        tokens_per_step=recipe.batch_size * recipe.seq_len * recipe.accumulate,
+        max_steps=recipe.max_steps,
+        log_every=recipe.log_every,
+    )
+    spikes = SpikeWatch(guard, **pace)
+    validation = Validation(
+        ValBatches(
+            corpus.val,
+            batch_size=recipe.batch_size,
+            seq_len=recipe.seq_len,
+            max_windows=recipe.val_windows,
+        ),
+        at_steps=recipe.validation_steps(),
+        token_bytes=corpus.tokenizer.token_bytes(),
+        guard=guard,
+    )
+    interrupt = Interrupt()
+    checkpoints = Checkpoints(
+        folder.checkpoints,
+        validation=validation,
+        every=recipe.checkpoint_every,
+        flush=writer.save,
+    )
+    callbacks = [
+        # First the guard, which measures the gradient before a remedy touches it; then remedies,
+        # then instruments; what saves the state of all others comes last.
+        guard,
+        *(c for remedy in config.remedies.values() for c in remedy.callbacks(run)),
+        metrics,
+        spikes,
+        RouterWatch(**pace),
+        validation,
+        interrupt,
+        ProgressBar(metrics=metrics, guard=guard, max_steps=recipe.max_steps),
+        checkpoints,
+    ]
+    trainer = pl.Trainer(
+        accelerator="gpu" if config.trainer.device_type == "cuda" else "cpu",
+        devices=config.trainer.devices,
+        precision=recipe.precision,  # type: ignore[arg-type]
+        max_epochs=-1,
+        max_steps=recipe.max_steps,
+        accumulate_grad_batches=recipe.accumulate,
+        callbacks=callbacks,
+        logger=writer,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder.path,
+    )
+    task = LanguageModelTask(
+        model=model,
+        recipe=recipe,
+        guard=guard,
+        lr_factor=recipe.lr_factor,
+        checkpoint_extras=dict(checkpoint_extras),
+    )
+    batches = TrainBatches(
+        corpus.train,
+        seed=config.seed,
+        batch_size=recipe.batch_size,
+        seq_len=recipe.seq_len,
+        first=lambda: trainer.global_step * recipe.accumulate,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+    )
+    return Assembly(
+        task=task,
+        trainer=trainer,
+        batches=batches,
+        guard=guard,
+        metrics=metrics,
+        spikes=spikes,
+        validation=validation,
+        interrupt=interrupt,
+    )
+
+
+def set_numerics(config: RunConfig) -> None:
+    """Process-wide settings on which the last bits of every number depend, and a quiet Lightning."""
+    torch.set_num_threads(config.trainer.threads)
+    torch.set_float32_matmul_precision(config.recipe.matmul_precision)
+    # Its greetings and its advice about workers, which a corpus in memory does not need.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\.")

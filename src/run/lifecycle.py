@@ -1,0 +1,198 @@
+"""A run's life: fresh, resumed or finished already; trained; recorded."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from src import terminal
+from src.config import RunConfig
+from src.data import Corpus
+from src.errors import InputError
+from src.run.assemble import Assembly, assemble, model_for, set_numerics
+from src.run.outcome import build_record, final_and_best, save_sample, show_record
+from src.tracking import record as records
+from src.tracking.facts import git_facts
+from src.tracking.folder import MetricsWriter, RunFolder
+from src.tracking.mirror import MlflowMirror, default_uri
+from src.training import checkpoint
+
+logger = logging.getLogger(__name__)
+
+MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+FAILURE = 1
+SIGNAL_BASE = 128
+
+
+def run(config: RunConfig) -> int:
+    """Trains one composition and returns the exit code of its end.
+
+    Raises:
+        InputError: before anything is trained or written.
+    """
+    set_numerics(config)
+    corpus = config.data.load(
+        config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
+    )
+    model = model_for(config, corpus)
+    config_hash = config.config_hash()
+    folder = RunFolder(config.folder)
+    if not config.rerun:
+        finished = _finished(folder, config, config_hash)
+        if finished is not None:
+            terminal.say(f"{folder.path} is finished already; rerun=true trains it again")
+            show_record(finished, folder)
+            return 0
+    start = None if config.rerun else _checkpoint_to_resume(folder, config, config_hash)
+    if config.rerun:
+        aside = folder.move_aside()
+        if aside is not None:
+            terminal.say(f"the old run was moved to {aside}")
+    folder.open()
+    try:
+        return _train(config, model, corpus, folder, config_hash, start)
+    finally:
+        folder.close()
+
+
+def _finished(folder: RunFolder, config: RunConfig, config_hash: str) -> dict[str, Any] | None:
+    """The record of a finished run of this configuration; an error where it is of another."""
+    known = folder.read_config()
+    if known is None:
+        return None
+    if known["config_hash"] != config_hash:
+        differing = _difference(known, config.plain())
+        raise InputError(
+            f"{folder.path}: holds a run of another configuration ({differing});"
+            " rerun=true moves it aside, study=<name> puts this one elsewhere"
+        )
+    record = folder.read_record()
+    return record if record is not None and record["status"] == "finished" else None
+
+
+def _difference(old: Any, new: Any, prefix: str = "") -> str:
+    """The first field in which two configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key, value in new.items():
+            if key in ("paths", "tracking"):
+                continue
+            found = _difference(old.get(key), value, f"{prefix}.{key}" if prefix else key)
+            if found:
+                return found
+        return "" if prefix else "the data or the device"
+    return "" if old == new else f"{prefix} was {old}, now {new}"
+
+
+def _checkpoint_to_resume(folder: RunFolder, config: RunConfig, config_hash: str) -> Path | None:
+    """Where to go on from; None starts from nothing."""
+    unfinished = folder.read_config() is not None
+    if config.resume == "never":
+        if unfinished:
+            raise InputError(
+                f"resume=never: {folder.path} holds an unfinished run; resume=auto continues it,"
+                " rerun=true moves it aside"
+            )
+        return None
+    path = folder.last_checkpoint() if config.resume == "auto" else Path(config.resume)
+    if path is None:
+        return None
+    found = checkpoint.load(path)
+    if found["config_hash"] != config_hash:
+        differing = _difference(found["config"], config.plain())
+        raise InputError(f"resume={path}: belongs to another configuration ({differing})")
+    return path
+
+
+def _train(
+    config: RunConfig,
+    model: Any,
+    corpus: Corpus,
+    folder: RunFolder,
+    config_hash: str,
+    start: Path | None,
+) -> int:
+    plain = config.plain()
+    folder.write_config(plain, config_hash=config_hash)
+    folder.cut_metrics(step=0 if start is None else checkpoint.load(start)["global_step"])
+    writer = MetricsWriter(folder.metrics)
+    extras = {
+        "config": plain,
+        "config_hash": config_hash,
+        "tokenizer": corpus.tokenizer.state(),
+    }
+    run = assemble(
+        config,
+        model=model,
+        corpus=corpus,
+        folder=folder,
+        writer=writer,
+        checkpoint_extras=extras,
+    )
+    mirror = _mirror(config, folder, config_hash)
+    began = time.perf_counter()
+    status = _fit(run, start)
+    writer.close()
+    wall_seconds = time.perf_counter() - began
+    if status == "finished":
+        save_sample(config, run.task.model, corpus, folder)
+    record = build_record(
+        config, run, folder, config_hash=config_hash, status=status, wall_seconds=wall_seconds
+    )
+    folder.write_record(record)
+    if status == "finished" and config.study != "single":
+        folder.drop_all_but_last_checkpoint()
+    if mirror is not None:
+        mirror.finish(
+            status=MLFLOW_STATUS[status],
+            metrics=final_and_best(record),
+            tags={"outcome": str(record["outcome"]), "status": status},
+        )
+    show_record(record, folder)
+    if status == "killed":
+        assert run.interrupt.signal is not None
+        terminal.say("stopped by a signal; the same command continues")
+        return SIGNAL_BASE + run.interrupt.signal
+    return 0 if status == "finished" else FAILURE
+
+
+def _fit(run: Assembly, start: Path | None) -> str:
+    """Trains; returns the status. An error of the run is logged whole and shown in one line."""
+    try:
+        run.trainer.fit(run.task, train_dataloaders=run.batches, ckpt_path=start, weights_only=True)
+    except Exception as error:
+        logger.exception("the run failed")
+        terminal.error(f"{type(error).__name__}: {error}")
+        return "failed"
+    reached_end = run.trainer.global_step >= run.task.recipe.max_steps or run.guard.stopped
+    return "killed" if run.interrupt.signal is not None and not reached_end else "finished"
+
+
+def _mirror(config: RunConfig, folder: RunFolder, config_hash: str) -> MlflowMirror | None:
+    if not config.tracking.mlflow:
+        return None
+    axes = {name: str(value) for name, value in records.axes(config).items()}
+    flat = _flat({k: v for k, v in config.plain().items() if k not in ("paths", "tracking")})
+    mirror = MlflowMirror(
+        folder.path,
+        uri=config.tracking.uri or default_uri(),
+        experiment=config.study,
+        run_name=f"{config.variant_name}/{folder.path.name}",
+        tags={
+            **axes,
+            "config_hash": config_hash,
+            "baseline": str(config.variant.stability == "none").lower(),
+            **{key: str(value) for key, value in git_facts().items()},
+        },
+        params={**flat, **axes},
+        warn=terminal.warn,
+    )
+    mirror.start()
+    return mirror
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        name = f"{prefix}.{key}" if prefix else key
+        flat |= _flat(inner, name) if isinstance(inner, dict) else {name: inner}
+    return flat

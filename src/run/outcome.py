@@ -1,0 +1,136 @@
+"""What a run has come to: its record, a sample of its text, the table at its end."""
+
+from typing import Any
+
+import torch
+
+from src import terminal
+from src.config import RunConfig
+from src.data import Corpus
+from src.generation.sample import sample
+from src.model import Transformer
+from src.run.assemble import Assembly
+from src.streams import generator
+from src.tracking import record as records
+from src.tracking.facts import device_facts, git_facts, versions
+from src.tracking.folder import RunFolder, read_metrics
+
+SAMPLE_TOKENS = 300
+SAMPLE_TEMPERATURE = 0.8
+PROMPT_TOKENS = 32
+
+
+def build_record(
+    config: RunConfig,
+    run: Assembly,
+    folder: RunFolder,
+    *,
+    config_hash: str,
+    status: str,
+    wall_seconds: float,
+) -> dict[str, Any]:
+    """The content of record.json."""
+    model, recipe = run.task.model, config.recipe
+    steps = run.trainer.global_step
+    tokens = steps * recipe.batch_size * recipe.seq_len * recipe.accumulate
+    seconds = run.metrics.train_seconds
+    guard = run.guard.summary()
+    return {
+        "schema": records.SCHEMA,
+        "status": status,
+        "outcome": _outcome(run, guard) if status == "finished" else None,
+        "study": config.study,
+        "variant": {k: v for k, v in records.axes(config).items() if k not in ("seed", "repeat")},
+        "variant_name": config.variant_name,
+        "seed": config.seed,
+        "repeat": config.repeat,
+        "config_hash": config_hash,
+        **git_facts(),
+        "versions": versions(),
+        "device": device_facts(torch.device(config.trainer.device_type)),
+        "params_total": model.num_params(),
+        "params_active": model.num_active_params(),
+        "steps": steps,
+        "tokens": tokens,
+        "wall_seconds": wall_seconds,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "derived_from": None,
+        "final": records.last_values(read_metrics(folder.metrics)),
+        "best": run.validation.best,
+        "guard": guard,
+        "spikes": run.spikes.summary(),
+        "incident": None,
+    }
+
+
+def _outcome(run: Assembly, guard: dict[str, Any]) -> str:
+    finite = all(bool(p.isfinite().all()) for p in run.task.model.parameters())
+    return records.outcome(
+        guard=guard,
+        stopped=run.guard.stopped,
+        weights_finite=finite,
+        val=run.validation.last["val/nonfinite_frac"],
+    )
+
+
+def final_and_best(record: dict[str, Any]) -> dict[str, float]:
+    """`final/*` and `best/*`, which make columns in MLflow's table of runs."""
+    return {
+        f"{when}/{name}": float(value)
+        for when in ("final", "best")
+        for name, value in record[when].items()
+        if value is not None
+    }
+
+
+def save_sample(config: RunConfig, model: Transformer, corpus: Corpus, folder: RunFolder) -> None:
+    """Writes samples.md: a continuation of how the validation text begins."""
+    if not corpus.tokenizer.token_bytes().any():
+        return
+    prompt = [int(token) for token in corpus.val[:PROMPT_TOKENS]][-config.recipe.seq_len :]
+    new = sample(
+        model,
+        prompt,
+        num_tokens=SAMPLE_TOKENS,
+        temperature=SAMPLE_TEMPERATURE,
+        generator=generator(config.seed, "sample"),
+    )
+    text = corpus.tokenizer.decode(prompt + new)
+    (folder.path / "samples.md").write_text(
+        f"# Sample at temperature {SAMPLE_TEMPERATURE}, {len(prompt)} tokens given\n\n{text}\n",
+        encoding="utf-8",
+    )
+
+
+def show_record(record: dict[str, Any], folder: RunFolder) -> None:
+    """The final table and the sample."""
+    final, best = record["final"], record["best"]
+    number = terminal.number
+    rows = [
+        [label, number(final.get(key)), number(best.get(key))]
+        for label, key in (
+            ("training loss (nats a token)", "train/loss"),
+            ("validation loss", "val/loss"),
+            ("validation loss, averaged weights", "val_ema/loss"),
+            ("bits a byte", "val/bits_per_byte"),
+            ("non-finite validation windows", "val/nonfinite_frac"),
+        )
+        if key in final
+    ]
+    guard, spikes = record["guard"], record["spikes"]
+    rows += [
+        ["steps (skipped)", f"{record['steps']:,} ({guard['skipped_steps']:,})", ""],
+        ["greatest gradient norm", number(spikes["grad_norm_max"]), ""],
+        ["parameters (active)", f"{record['params_total']:,} ({record['params_active']:,})", ""],
+        ["tokens a second", number(record["tokens_per_second"]), ""],
+        ["seconds", number(record["wall_seconds"]), ""],
+    ]
+    name = f"{record['variant_name']}/{folder.path.name}"
+    how = record["outcome"] or record["status"]
+    variant = record["variant"]
+    title = f"{name}: {how} (ffn {variant['ffn']}, preset {variant['preset']})"
+    terminal.table(title, ["", "final", "best"], rows)
+    samples = folder.path / "samples.md"
+    if record["status"] == "finished" and samples.is_file():
+        terminal.say(samples.read_text(encoding="utf-8").strip())
+    terminal.say(f"run folder: {folder.path}")

@@ -1,0 +1,85 @@
+"""All that the user sees: lines, tables, the progress bar."""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def console() -> Console:
+    """Standard output, looked up at each call so that tests and redirections see it."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line of information."""
+    console().print(escape(line))
+
+
+def warn(line: str) -> None:
+    """One line that the user should read."""
+    Console(file=sys.stderr, highlight=False, soft_wrap=True).print(
+        f"[yellow]warning:[/yellow] {escape(line)}"
+    )
+
+
+def error(line: str) -> None:
+    """One line that says why nothing was done."""
+    one_line = " ".join(line.split())
+    Console(file=sys.stderr, highlight=False, soft_wrap=True).print(
+        f"[red]error:[/red] {escape(one_line)}"
+    )
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table; numbers belong right, so all columns but the first are."""
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        drawn.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        drawn.add_row(*map(escape, row))
+    # Wide enough for paths where output goes to a file.
+    out = console()
+    (out if out.is_terminal else Console(highlight=False, width=120)).print(drawn)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure for people; a dash for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 10000 else f"{value:.{digits}g}"
+
+
+class StepProgress:
+    """A bar over optimizer steps with the figures that matter; silent where nobody looks."""
+
+    def __init__(self, *, total: int, done: int) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=console(),
+            disable=not console().is_terminal,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("training", total=total, completed=done, figures="")
+
+    def update(self, step: int, figures: Mapping[str, str]) -> None:
+        """Moves the bar."""
+        text = "  ".join(f"{name} {value}" for name, value in figures.items())
+        self._bar.update(self._task, completed=step, figures=text)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.stop()

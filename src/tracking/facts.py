@@ -1,0 +1,46 @@
+"""Facts about code and machine that a record states."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+LIBRARIES = ("torch", "lightning", "hydra-core", "omegaconf", "mlflow", "torch-ema", "numpy")
+
+
+def git_facts() -> dict[str, str | bool | None]:
+    """`git_sha` and `git_dirty` of this code; None where it is not a checkout."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str | None:
+        command = ("git", "-C", str(here), *args)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    sha = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_sha": sha, "git_dirty": None if status is None else bool(status)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the libraries that numbers depend on."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+def device_facts(device: torch.device) -> dict[str, str | int | None]:
+    """What the run ran on."""
+    cuda = device.type == "cuda"
+    return {
+        "type": device.type,
+        "name": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+    }

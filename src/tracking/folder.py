@@ -1,0 +1,178 @@
+"""A run folder: config, metrics, record, checkpoints, log. One writer at a time."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+from lightning.pytorch.loggers.logger import Logger
+
+from src.errors import InputError
+from src.training.checkpoint import LAST
+
+
+class RunFolder:
+    """The files of one run, and the lock that its writer holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+        self._log_handler: logging.Handler | None = None
+
+    def open(self) -> None:
+        """Creates the folder and takes the lock.
+
+        Raises:
+            InputError: it cannot be written, or another process writes it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self.checkpoints.mkdir(exist_ok=True)
+        except filelock.Timeout as error:
+            raise InputError(f"paths.runs: {self.path} is being written by another run") from error
+        except OSError as error:
+            raise InputError(
+                f"paths.runs: {self.path} cannot be written ({error.strerror})"
+            ) from error
+        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        self._log_handler = handler
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._log_handler is not None:
+            logging.getLogger().removeHandler(self._log_handler)
+            self._log_handler.close()
+            self._log_handler = None
+        self._lock.release()
+
+    def read_record(self) -> dict[str, Any] | None:
+        """record.json, or None where there is none."""
+        return read_json(self.path / "record.json")
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Writes record.json, whole or not at all."""
+        write_json(self.path / "record.json", record)
+
+    def read_config(self) -> dict[str, Any] | None:
+        """config.yaml with its hash, or None where there is none."""
+        file = self.path / "config.yaml"
+        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def write_config(self, config: Mapping[str, Any], *, config_hash: str) -> None:
+        """Writes config.yaml, whole or not at all."""
+        draft = self.path / "config.yaml.part"
+        text = yaml.safe_dump({**config, "config_hash": config_hash}, sort_keys=False)
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, self.path / "config.yaml")
+
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint of the last saved state, if there is one."""
+        file = self.checkpoints / LAST
+        return file if file.is_file() else None
+
+    def drop_all_but_last_checkpoint(self) -> None:
+        """What a finished run of a study keeps."""
+        for file in self.checkpoints.glob("step-*.ckpt"):
+            file.unlink()
+
+    def cut_metrics(self, *, step: int) -> None:
+        """Drops the lines after `step`, and a last line that a kill left half-written."""
+        kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
+        draft = self.metrics.with_suffix(".part")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(draft, self.metrics)
+
+    def move_aside(self) -> Path | None:
+        """Renames an existing folder to one with the time in its name; nothing is deleted."""
+        if not self.path.exists():
+            return None
+        aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}+")
+        with filelock.FileLock(self.path / ".lock", timeout=0):
+            shutil.move(self.path, aside)
+        return aside
+
+
+class MetricsWriter(Logger):
+    """A Lightning logger that writes metrics.jsonl: one line a step, finite numbers only."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("a", encoding="utf-8")
+        self._step: int | None = None
+        self._line: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    @property
+    def name(self) -> str:
+        """See Logger."""
+        return "metrics.jsonl"
+
+    @property
+    def version(self) -> int | None:
+        """See Logger."""
+        return None
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds figures to the line of their step; a new step writes the line before."""
+        if step != self._step:
+            self._write()
+            self._step = step
+        self._line.update({k: float(v) for k, v in metrics.items() if math.isfinite(v)})
+
+    def save(self) -> None:
+        """Writes what is pending; called before a checkpoint."""
+        self._write()
+
+    def finalize(self, status: str) -> None:
+        """See Logger."""
+        self._write()
+
+    def close(self) -> None:
+        """Writes what is pending and closes the file."""
+        self._write()
+        self._file.close()
+
+    def _write(self) -> None:
+        if self._line:
+            self._file.write(json.dumps({"step": self._step, **self._line}) + "\n")
+            self._file.flush()
+            self.last.update(self._line)
+            self._line = {}
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The complete lines of a metrics.jsonl; empty where there is none."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # What follows the last line break was cut by a kill.
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object, whole or not at all."""
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(draft, path)

@@ -1,0 +1,51 @@
+"""record.json: what one run was and how it ended."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from src.config import RunConfig
+
+SCHEMA = 1
+
+
+def outcome(*, guard: Mapping[str, Any], stopped: bool, weights_finite: bool, val: float) -> str:
+    """How a run that reached its end went.
+
+    Args:
+        guard: the guard's summary.
+        stopped: whether the guard ended the run.
+        weights_finite: whether all weights are finite at the end.
+        val: val/nonfinite_frac of the last validation.
+
+    Returns:
+        stopped; collapsed (over half of the last seventh skipped, or weights not finite, or no
+        finite validation window); intermittent (non-finite steps, but recovered); clean.
+    """
+    if stopped:
+        return "stopped"
+    if guard["skipped_tail_frac"] > 0.5 or not weights_finite or val >= 1.0:
+        return "collapsed"
+    return "clean" if guard["first_nonfinite_step"] is None else "intermittent"
+
+
+def last_values(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The latest value of every metric."""
+    values: dict[str, float] = {}
+    for line in lines:
+        values.update(line)
+    values.pop("step", None)
+    return values
+
+
+def axes(config: RunConfig) -> dict[str, Any]:
+    """What tells this run from others of its study."""
+    variant = config.variant
+    return {
+        "attention": variant.attention,
+        "ffn": variant.ffn,
+        "stability": variant.stability,
+        "model": variant.model,
+        "preset": variant.preset,
+        "seed": config.seed,
+        "repeat": config.repeat,
+    }

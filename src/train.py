@@ -1,0 +1,31 @@
+"""`python -m src.train`: trains one composition, or with --multirun several."""
+
+import sys
+
+from src import cli
+from src.run.lifecycle import run
+from src.sweep.parent import sweep
+
+USAGE = """
+python -m src.train [field=value ...]              one run
+python -m src.train --multirun field=a,b,c ...     a run for each value
+
+  attention=gqa|mlha     ffn=mlp|moe
+  stability=none|clip03|ema or several: stability=[clip03,ema]
+  model=proxy|small|stress|smollm2_135m|smoldeepseek_916m
+  preset=laptop|smoke    data=shakespeare|text|tokens|tiny_shakespeare
+  tokenizer=char|byte|bpe|smollm2
+  seed=0  study=name  resume=auto|never|CHECKPOINT  rerun=true  tracking=mlflow|local
+  recipe.max_steps=440  recipe.learning_rate=3e-3  recipe.precision=32-true|bf16-mixed  ...
+
+All fields with their meaning: conf/ and the dataclasses it names. Results: runs/, make ui.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return cli.main("train", run, usage=USAGE, sweep=sweep, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

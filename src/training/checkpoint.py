@@ -1,0 +1,130 @@
+"""Checkpoints: the last one and the best three, whole or absent, plain containers only."""
+
+import math
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from src.errors import InputError
+from src.training.steps import StepCallback
+from src.training.validate import Validation
+
+KEEP_BEST = 3
+LAST = "last.ckpt"
+
+
+class Checkpoints(StepCallback):
+    """Saves after each validation, every `every` steps, and when the run is asked to stop.
+
+    To be placed last among the callbacks, so that it saves their finished state. Ranks by
+    (val/nonfinite_frac, val/loss).
+
+    Args:
+        folder: where the files go.
+        validation: gives the rank of a step.
+        every: steps between saves of the last state, besides those after validation; null: none.
+        flush: called before a save, so that the metrics on disk reach as far as the checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        validation: Validation,
+        every: int | None,
+        flush: Callable[[], None],
+    ) -> None:
+        self.folder, self.validation = folder, validation
+        self.every, self.flush = every, flush
+        self.best: list[tuple[float, float, int]] = []
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Saves where it is time."""
+        validated = step in self.validation.at_steps
+        due = self.every is not None and step % self.every == 0
+        if not (validated or due or trainer.should_stop):
+            return
+        self.flush()
+        stale = self._rank(step) if validated else []
+        save(trainer, self.folder / LAST)
+        if validated and step in {entry[2] for entry in self.best}:
+            _replace_by_copy(self.folder / LAST, self.folder / _name(step))
+        for old in stale:
+            (self.folder / _name(old)).unlink(missing_ok=True)
+
+    def _rank(self, step: int) -> list[int]:
+        """Adds a validated step to the best; returns the steps that fell out."""
+        figures = self.validation.last
+        entry = figures["val/nonfinite_frac"], figures.get("val/loss", math.inf), step
+        ranked = sorted([*self.best, entry])
+        self.best = ranked[:KEEP_BEST]
+        return [old for _, _, old in ranked[KEEP_BEST:] if old != step]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best steps."""
+        return {"best": [list(entry) for entry in self.best]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them up again."""
+        self.best = [(entry[0], entry[1], entry[2]) for entry in state_dict["best"]]
+
+
+def _name(step: int) -> str:
+    return f"step-{step}.ckpt"
+
+
+def _replace_by_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system has them: both names, one copy of the bytes."""
+    draft = target.with_suffix(".part")
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(source, draft)
+    except OSError:
+        shutil.copyfile(source, draft)
+    os.replace(draft, target)
+
+
+def save(trainer: pl.Trainer, path: Path) -> None:
+    """Writes beside the target and renames: a kill leaves the old file or the new one."""
+    draft = path.with_suffix(".part")
+    trainer.save_checkpoint(draft)
+    if trainer.is_global_zero:
+        os.replace(draft, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint without running code from it.
+
+    Raises:
+        InputError: it is missing, damaged, or no checkpoint of ours.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"resume={path}: no such checkpoint") from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise InputError(
+            f"resume={path}: is damaged or no checkpoint; resume=<another checkpoint> or"
+            " rerun=true starts without it"
+        ) from error
+    missing = {"state_dict", "config", "config_hash", "rng"} - set(checkpoint)
+    if missing:
+        raise InputError(
+            f"resume={path}: is no checkpoint of this project ({sorted(missing)[0]} missing)"
+        )
+    return dict(checkpoint)

@@ -1,0 +1,127 @@
+"""The step guard: looks at loss and gradient before the optimizer acts."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from src.training.recipe import GuardConfig
+from src.training.steps import StepCallback, is_log_step, log
+
+TAIL_FRAC = 1 / 7
+"""The last part of a run, over which `skipped_tail_frac` is taken."""
+
+
+class StepGuard(StepCallback):
+    """Skips, stops at or raises on a step whose loss or gradient is not finite.
+
+    A skipped step leaves weights and optimizer bitwise as they were: the gradients are dropped, so
+    the optimizer finds nothing to do. Step count, schedule and data position go on. To be placed
+    first among the callbacks: the norm it takes is that of the loss gradient, before any remedy.
+
+    Attributes:
+        loss: of the step, mean over its micro-batches.
+        grad_norm: of the accumulated gradient.
+        applied: whether the last step changed the weights.
+        stopped: whether the guard ended the run.
+    """
+
+    def __init__(self, config: GuardConfig, *, max_steps: int, log_every: int) -> None:
+        self.config, self.max_steps, self.log_every = config, max_steps, log_every
+        self.loss: Tensor | None = None
+        self.grad_norm: Tensor | None = None
+        self.applied = True
+        self.stopped = False
+        self.counts: dict[str, int] = {
+            "nonfinite_loss_steps": 0,
+            "nonfinite_grad_steps": 0,
+            "skipped_steps": 0,
+            "skipped_tail_steps": 0,
+            "consecutive": 0,
+            "first_nonfinite_step": 0,
+        }
+        self._losses: list[Tensor] = []
+
+    @staticmethod
+    def step_applied(trainer: pl.Trainer) -> bool:
+        """Whether the last step changed the weights; True for a trainer without a guard."""
+        guards = [c for c in trainer.callbacks if isinstance(c, StepGuard)]  # type: ignore[attr-defined]
+        return all(guard.applied for guard in guards)
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Lightning has divided the loss by the number of micro-batches already."""
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Decides about the step, on all ranks alike."""
+        self.loss = torch.stack(self._losses).sum()
+        self._losses.clear()
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in params if p.grad is not None]
+        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        broken = torch.stack((~self.loss.isfinite(), ~self.grad_norm.isfinite())).float()
+        if trainer.world_size > 1:
+            broken = trainer.strategy.reduce(broken, reduce_op="sum")
+        bad = dict(zip(("loss", "gradients"), (broken > 0).tolist(), strict=True))
+        step = trainer.global_step + 1
+        self._count(bad, step)
+        self.applied = not any(bad[check] for check in self.config.check)
+        if self.applied:
+            self.counts["consecutive"] = 0
+            return
+        if self.config.on_nonfinite == "raise":
+            what = " and ".join(name for name, is_bad in bad.items() if is_bad)
+            raise FloatingPointError(f"step {step}: non-finite {what}")
+        for parameter in params:
+            parameter.grad = None
+        self.counts["skipped_steps"] += 1
+        self.counts["consecutive"] += 1
+        self.counts["skipped_tail_steps"] += step > self.max_steps * (1 - TAIL_FRAC)
+        limit = self.config.max_consecutive
+        too_many = limit is not None and self.counts["consecutive"] >= limit
+        if self.config.on_nonfinite == "stop" or too_many:
+            self.stopped = True
+            trainer.should_stop = True
+
+    def _count(self, bad: dict[str, bool], step: int) -> None:
+        self.counts["nonfinite_loss_steps"] += bad["loss"]
+        self.counts["nonfinite_grad_steps"] += bad["gradients"]
+        if any(bad.values()) and not self.counts["first_nonfinite_step"]:
+            self.counts["first_nonfinite_step"] = step
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Logs the gradient norm and the counters."""
+        if is_log_step(step, every=self.log_every, max_steps=self.max_steps):
+            assert self.grad_norm is not None
+            metrics = {
+                "grad/norm": self.grad_norm.item(),
+                "guard/nonfinite_loss": self.counts["nonfinite_loss_steps"],
+                "guard/nonfinite_grad": self.counts["nonfinite_grad_steps"],
+                "guard/skipped": self.counts["skipped_steps"],
+            }
+            log(trainer, metrics, step=step)
+
+    def summary(self) -> dict[str, Any]:
+        """The guard's part of the record."""
+        tail_steps = self.max_steps - int(self.max_steps * (1 - TAIL_FRAC))
+        counts = self.counts
+        return {
+            "nonfinite_loss_steps": counts["nonfinite_loss_steps"],
+            "nonfinite_grad_steps": counts["nonfinite_grad_steps"],
+            "skipped_steps": counts["skipped_steps"],
+            "skipped_tail_frac": counts["skipped_tail_steps"] / tail_steps,
+            "first_nonfinite_step": counts["first_nonfinite_step"] or None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters."""
+        return dict(self.counts)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the counters up again."""
+        self.counts = dict(state_dict)

@@ -1,0 +1,136 @@
+"""How a model is trained, and what is done when a step goes wrong: the fields, without the code."""
+
+import math
+from dataclasses import dataclass
+
+from src.training.schedule import SCHEDULES
+
+PRECISIONS = ("32-true", "bf16-mixed")
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+CHECKS = ("loss", "gradients")
+ON_NONFINITE = ("skip", "stop", "raise")
+
+
+@dataclass(kw_only=True)
+class RecipeConfig:
+    """Optimizer, schedule, batch and precision."""
+
+    max_steps: int
+    """Optimizer steps of the run, skipped ones included."""
+    batch_size: int
+    """Rows of a micro-batch on one device."""
+    seq_len: int
+    """Tokens of a row, and the model's context."""
+    accumulate: int
+    """Micro-batches whose gradients make one optimizer step."""
+    learning_rate: float
+    """Peak rate of AdamW; at least 0."""
+    betas: list[float]
+    """AdamW's two decay rates, each at least 0 and below 1."""
+    eps: float
+    """AdamW's epsilon; above 0."""
+    weight_decay: float
+    """AdamW's decoupled decay; at least 0."""
+    decay_params: str
+    """all: as in the write-up; matrices: neither gains nor biases decay."""
+    fused: bool
+    """PyTorch's fused AdamW kernel, faster and different in the last bit."""
+    warmup_frac: float
+    """Share of the run in which the rate rises linearly from 0; at least 0, below 1."""
+    schedule: str
+    """Learning rate after warm-up: constant, linear, cosine or wsd."""
+    precision: str
+    """32-true or bf16-mixed (float32 weights, bfloat16 products)."""
+    matmul_precision: str
+    """PyTorch's float32 matmul precision: highest, high or medium."""
+    clip_norm: float | None
+    """Bound on the norm of the gradient; null: none."""
+    num_validations: int
+    """Validations, at equal distances; the last is at the end."""
+    val_windows: int | None
+    """Validation windows of seq_len tokens used each time; null: all."""
+    log_every: int
+    """Steps between logged lines."""
+    checkpoint_every: int | None
+    """Steps between saves besides those after validations; null: none."""
+
+    def __post_init__(self) -> None:
+        positive = "max_steps", "batch_size", "seq_len", "accumulate", "num_validations"
+        for field in (*positive, "log_every"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        for field in ("val_windows", "checkpoint_every"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field}={value}: must be at least 1, or null")
+        if self.num_validations > self.max_steps:
+            raise ValueError(
+                f"num_validations={self.num_validations}:"
+                f" must be at most recipe.max_steps={self.max_steps}"
+            )
+        for field in ("learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 0 and finite")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps={self.eps}: must be between 0 and 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas}: must be two numbers from 0 to below 1")
+        if not 0 <= self.warmup_frac < 1:
+            raise ValueError(
+                f"warmup_frac={self.warmup_frac}: must be at least 0 and below 1"
+                " (warm-up cannot be longer than the run)"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm}: must be above 0, or null for none")
+        for field, allowed in (
+            ("decay_params", ("all", "matrices")),
+            ("schedule", tuple(SCHEDULES)),
+            ("precision", PRECISIONS),
+            ("matmul_precision", MATMUL_PRECISIONS),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"{field}={getattr(self, field)}: must be one of {', '.join(allowed)}"
+                )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        return round(self.warmup_frac * self.max_steps)
+
+    def lr_factor(self, step: int) -> float:
+        """Factor on learning_rate for the optimizer step after `step` others."""
+        schedule = SCHEDULES[self.schedule]
+        return schedule(step, warmup_steps=self.warmup_steps, max_steps=self.max_steps)
+
+    def validation_steps(self) -> set[int]:
+        """Numbers of the steps after which validation runs."""
+        return {
+            round(k * self.max_steps / self.num_validations)
+            for k in range(1, self.num_validations + 1)
+        }
+
+
+@dataclass(kw_only=True)
+class GuardConfig:
+    """What happens to a step whose loss or gradient is NaN or infinite."""
+
+    check: list[str]
+    """What is looked at before the optimizer acts: loss, gradients (the write-up: loss alone)."""
+    on_nonfinite: str
+    """skip: leave all state as it was and go on; stop: end the run in order; raise: fail."""
+    max_consecutive: int | None
+    """Stop after so many skipped steps in a row; null: never."""
+
+    def __post_init__(self) -> None:
+        unknown = [entry for entry in self.check if entry not in CHECKS]
+        if unknown:
+            raise ValueError(f"check={self.check}: may hold {', '.join(CHECKS)}")
+        if self.on_nonfinite not in ON_NONFINITE:
+            raise ValueError(
+                f"on_nonfinite={self.on_nonfinite}: must be one of {', '.join(ON_NONFINITE)}"
+            )
+        if self.max_consecutive is not None and self.max_consecutive < 1:
+            raise ValueError(
+                f"max_consecutive={self.max_consecutive}: must be at least 1, or null for never"
+            )

@@ -1,0 +1,45 @@
+"""Callbacks that count optimizer steps instead of batches."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class StepCallback(pl.Callback):
+    """Calls `on_step_end` once after each optimizer step, however many batches made it.
+
+    Steps are numbered from 1; a step that the guard skipped has its number too.
+    """
+
+    _last_step: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes up the count, also of a run that resumes."""
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Tells batches that ended a step from those that did not."""
+        if trainer.global_step != self._last_step:
+            self._last_step = trainer.global_step
+            self.on_step_end(trainer, pl_module, trainer.global_step)
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Called after optimizer step number `step`."""
+
+
+def is_log_step(step: int, *, every: int, max_steps: int) -> bool:
+    """The first step, every multiple of `every`, and the last."""
+    return step == 1 or step % every == 0 or step == max_steps
+
+
+def log(trainer: pl.Trainer, metrics: dict[str, float], *, step: int) -> None:
+    """Hands figures of one step to every logger of the trainer."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=step)

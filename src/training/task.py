@@ -1,0 +1,128 @@
+"""Next-token prediction as a LightningModule.
+
+Axes: B batch, T time, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from src.data.batches import Batch
+from src.model import Transformer
+from src.training.guard import StepGuard
+from src.training.optim import build_optimizer
+from src.training.recipe import RecipeConfig
+
+
+class LanguageModelTask(pl.LightningModule):
+    """Trains a model on cross-entropy plus whatever weighted losses its parts add.
+
+    Args:
+        model: token ids to logits.
+        recipe: optimizer, schedule, clipping.
+        guard: the step guard that is among the trainer's callbacks.
+        lr_factor: factor on the learning rate by optimizer step.
+        checkpoint_extras: plain values that every checkpoint carries.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Transformer,
+        recipe: RecipeConfig,
+        guard: StepGuard,
+        lr_factor: Callable[[int], float],
+        checkpoint_extras: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.guard = guard
+        self.lr_factor = lr_factor
+        self.checkpoint_extras = checkpoint_extras
+        self.step_losses: dict[str, Tensor] = {}
+        self.clip_bound = torch.zeros(())
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
+        return self.model(tokens_BT)
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each target in nats, (B, T), float32 whatever the precision."""
+        tokens_BT, targets_BT = batch
+        logits_BTV = self.model(tokens_BT)
+        with torch.autocast(logits_BTV.device.type, enabled=False):
+            loss = F.cross_entropy(
+                logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
+            )
+        return loss.view_as(targets_BT)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch."""
+        cross_entropy = self.token_losses(batch).mean()
+        losses = {"loss": cross_entropy, **self.model.extra_losses()}
+        if batch_idx % self.recipe.accumulate == 0:
+            self.step_losses = {}
+        for name, loss in losses.items():
+            share = loss.detach() / self.recipe.accumulate
+            earlier = self.step_losses.get(name)
+            self.step_losses[name] = share if earlier is None else earlier + share
+        return torch.stack(tuple(losses.values())).sum()
+
+    def on_after_backward(self) -> None:
+        """Closes a micro-batch."""
+        self.model.finish_batch()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm that the guard has taken already."""
+        bound = self.recipe.clip_norm
+        self.clip_bound = torch.zeros(())
+        if bound is None or not self.guard.applied:
+            return
+        assert self.guard.grad_norm is not None
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grads_with_norm_(parameters, bound, self.guard.grad_norm)
+        self.clip_bound = (self.guard.grad_norm > bound).float()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Forward, backward, guard, clipping and update; then routers balance their load."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.model.finish_step(applied=self.guard.applied)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW and the schedule."""
+        optimizer = build_optimizer(self.model.parameters(), self.recipe)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what makes a checkpoint complete: config, tokenizer, state of the generators."""
+        checkpoint.update(self.checkpoint_extras)
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the generators where they were."""
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if torch.cuda.is_available() and checkpoint["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])

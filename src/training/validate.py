@@ -1,0 +1,98 @@
+"""Validation: the loss on held-out windows, with the raw weights and with those a remedy offers."""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from src.data.batches import Batch
+from src.training.guard import StepGuard
+from src.training.steps import StepCallback, log
+from src.training.task import LanguageModelTask
+
+
+class Validation(StepCallback):
+    """Evaluates after given steps and remembers the best.
+
+    A callback with a method `evaluation_weights()` that returns {name: context manager} has the
+    model evaluated inside each context too, under `val_<name>/`: that is how averaged weights come
+    in. Windows whose loss is not finite are counted, never averaged.
+
+    Args:
+        batches: the validation windows.
+        at_steps: numbers of the steps after which to validate.
+        token_bytes: bytes that each token stands for, (vocabulary,); zeros where unknown.
+        guard: says whether it has ended the run.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        *,
+        at_steps: set[int],
+        token_bytes: np.ndarray,
+        guard: StepGuard,
+    ) -> None:
+        self.batches, self.at_steps, self.guard = batches, at_steps, guard
+        self.token_bytes = torch.from_numpy(token_bytes.astype(np.int64))
+        self.last: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Validates where it is time, and where the guard ends the run."""
+        if step not in self.at_steps and not self.guard.stopped:
+            return
+        assert isinstance(pl_module, LanguageModelTask)
+        metrics: dict[str, float] = {}
+        contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {"val": nullcontext}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "evaluation_weights"):
+                for name, context in callback.evaluation_weights().items():
+                    contexts[f"val_{name}"] = context
+        for prefix, context in contexts.items():
+            with context():
+                figures = self._evaluate(trainer, pl_module)
+            metrics |= {f"{prefix}/{name}": value for name, value in figures.items()}
+        self.last = metrics
+        if not self.best or _rank(metrics) < _rank(self.best):
+            self.best = {**metrics, "step": step}
+        log(trainer, metrics, step=step)
+
+    @torch.no_grad()
+    def _evaluate(self, trainer: pl.Trainer, task: LanguageModelTask) -> dict[str, float]:
+        """Mean loss over finite windows, share of the others, bits per byte."""
+        was_training = task.training
+        task.eval()
+        window_losses, window_bytes = [], []
+        bytes_of_token = self.token_bytes.to(task.device)
+        for batch in self.batches:
+            batch = trainer.strategy.batch_to_device(batch, task.device)
+            with trainer.precision_plugin.val_step_context():
+                window_losses.append(task.token_losses(batch).sum(dim=1))
+            window_bytes.append(bytes_of_token[batch[1]].sum(dim=1))
+        task.train(was_training)
+        losses, num_bytes = torch.cat(window_losses), torch.cat(window_bytes)
+        finite = losses.isfinite()
+        figures = {"nonfinite_frac": 1.0 - finite.float().mean().item()}
+        if finite.any():
+            total = losses[finite].double().sum().item()
+            figures["loss"] = total / (int(finite.sum()) * batch[1].shape[1])
+            total_bytes = int(num_bytes[finite].sum())
+            if total_bytes:
+                figures["bits_per_byte"] = total / math.log(2) / total_bytes
+        return figures
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The last and the best figures."""
+        return {"last": self.last, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
+        """Takes them up again."""
+        self.last, self.best = state_dict["last"], state_dict["best"]
+
+
+def _rank(metrics: dict[str, float]) -> tuple[float, float]:
+    return metrics["val/nonfinite_frac"], metrics.get("val/loss", math.inf)

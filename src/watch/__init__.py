@@ -1,0 +1,6 @@
+"""Instruments: Lightning callbacks that read and never change what they watch."""
+
+from src.watch.router import RouterWatch
+from src.watch.spikes import SpikeWatch
+
+__all__ = ["RouterWatch", "SpikeWatch"]
