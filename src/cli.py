@@ -15,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from src import terminal
 from src.config import CONF, RunConfig, compose
 from src.errors import InputError, nearest
-from src.overrides import GROUPS, quote_free_text
+from src.overrides import GROUPS, parse, quote_free_text
+from src.stability import REMEDIES
 
 OK, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -69,6 +70,12 @@ def checked(config_name: str, arguments: Sequence[str]) -> RunConfig:
     """`compose`, with every way in which input can be bad turned into an InputError."""
     with readable(config_name, arguments):
         for override in OverridesParser.create().parse_overrides(list(arguments)):
+            if override.is_add() or override.is_force_add() or override.is_delete():
+                raise InputError(
+                    f"{override.input_line}: fields are set as field=value, without + and ~"
+                )
+            if override.key_or_group.startswith("hydra"):
+                raise InputError(f"{override.input_line}: Hydra's own settings are fixed here")
             if override.is_sweep_override():
                 raise InputError(
                     f"{override.input_line}: has several values; add --multirun to run each"
@@ -87,6 +94,24 @@ def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
         raise InputError(f"{error.override}: cannot be read; {_GRAMMAR_HINT}") from error
     except (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException) as error:
         raise _bad_field(config_name, error, arguments) from error
+    except ValueError as error:
+        if str(error).startswith("Config group override"):
+            given = [a for a in arguments if a.partition("=")[0] in GROUPS]
+            raise InputError(
+                f"{' '.join(given)}: a group needs the name of an option, stability a name or a list"
+            ) from error
+        raise
+    except AssertionError as error:
+        # So OmegaConf answers a field of an option that is null.
+        for override in parse(arguments):
+            section, _, field = override.key.partition(".")
+            option = field.partition(".")[0]
+            if section == "stability" and option:
+                raise InputError(
+                    f"{override.key}={override.text}: stability={option} is not on"
+                    f" (allowed: stability=<one or a list of {', '.join(REMEDIES)}>)"
+                ) from error
+        raise
 
 
 def _unknown_option(error: hydra.errors.MissingConfigException) -> InputError:
@@ -118,8 +143,12 @@ def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> 
             reason = _type_reason(text)
             if reason:
                 return InputError(f"{argument}: {reason}")
-            hint = nearest(key, known_fields(config_name))
-            return InputError(f"{key}: unknown field; {hint}{_GRAMMAR_HINT}")
+            groups = [a for a in arguments if a.partition("=")[0] in GROUPS]
+            fields = known_fields(config_name, [a for a in groups if a != argument])
+            group = key.partition(".")[0]
+            siblings = [f for f in fields if f.startswith(f"{group}.")] or list(GROUPS)
+            hint = nearest(key, fields)
+            return InputError(f"{key}: unknown field; {hint}allowed: {', '.join(siblings)}")
     return InputError(str(chain[0]))
 
 
@@ -144,6 +173,8 @@ def _type_reason(text: str) -> str | None:
     found = re.search(r"could not be converted to (\w+)", text)
     if found:
         return f"must be {kinds.get(found[1], found[1])}"
+    if "is not a ListConfig" in text:
+        return "must be a list, such as [a,b]"
     if "field is not Optional" in text or "is not Optional" in text:
         return "must have a value, null is not one"
     if (
@@ -155,8 +186,8 @@ def _type_reason(text: str) -> str | None:
     return None
 
 
-def known_fields(config_name: str) -> list[str]:
-    """Every field and group that a command knows, by the default composition."""
+def known_fields(config_name: str, groups: Sequence[str]) -> list[str]:
+    """Every field and group that a command knows, with these choices of groups."""
     fields = list(GROUPS)
 
     def walk(prefix: str, value: object) -> None:
@@ -165,6 +196,7 @@ def known_fields(config_name: str) -> list[str]:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), inner)
 
-    for key, value in compose(config_name, ()).plain().items():
-        walk(key, value)
+    with contextlib.suppress(Exception):  # a hint is no reason for another error
+        for key, value in compose(config_name, groups).plain().items():
+            walk(key, value)
     return [*fields, "resume", "rerun"]

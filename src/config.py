@@ -33,11 +33,14 @@ CONF = Path(__file__).parent.parent / "conf"
 HASHED = ("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guard")
 """Sections that change numbers; data joins by its content, the trainer by device and threads."""
 
-UNNAMED = ("seed", "repeat", "study", "resume", "rerun", "format", "paths", "tracking", "hydra")
-"""Fields that do not make another variant."""
+UNNAMED = re.compile(
+    r"(attention|ffn|stability|model|preset|trainer|tracking|seed|repeat|study|resume|rerun|format"
+    r"|trainer\.(accelerator|devices)|(paths|tracking)\..*)"
+)
+"""Typed fields that the name of a variant leaves out, or says elsewhere."""
 
-DEFAULTS = {"model": "proxy", "preset": "laptop", "data": "shakespeare", "tokenizer": "char"}
-"""Choices that a variant's name leaves out."""
+DEFAULTS = {"model": "proxy", "preset": "laptop"}
+"""Choices that a variant's name leaves out; all others are in it, whether typed or preset."""
 
 
 @dataclass(kw_only=True)
@@ -332,17 +335,19 @@ def _variant_name(variant: Variant, choices: dict[Any, Any], typed: Sequence[Ove
     for group, default in DEFAULTS.items():
         if choices[group] != default:
             pieces.append(f"{group}-{choices[group]}")
-    fields = [o for o in typed if o.key not in GROUPS and o.key.split(".")[0] not in UNNAMED]
+    fields = [override for override in typed if not UNNAMED.fullmatch(override.key)]
     shorts = [override.key.rpartition(".")[2] for override in fields]
     for override, short in zip(fields, shorts, strict=True):
         name = short if shorts.count(short) == 1 else override.key
         pieces.append(f"{name}-{_path_safe(override.text)}")
-    return "@".join(pieces)
+    name = "@".join(pieces)
+    # A file system takes 255 bytes; record and config.yaml say it all.
+    return name if len(name) <= 200 else _path_safe(name, limit=200)
 
 
-def _path_safe(text: str) -> str:
-    """A value as part of a path; what had to be changed is told apart by six digits of its hash."""
-    safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_")[-40:]
+def _path_safe(text: str, *, limit: int = 40) -> str:
+    """Text as part of a path; what had to be changed is told apart by six digits of its hash."""
+    safe = re.sub(r"[^A-Za-z0-9._+@-]+", "_", text).strip("_")[:limit]
     if safe == text:
         return safe
     return f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"

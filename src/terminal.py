@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 
 def console() -> Console:
@@ -38,13 +37,14 @@ def error(line: str) -> None:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; numbers belong right, so all columns but the first are."""
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
+    drawn = Table()
     for index, name in enumerate(header):
         drawn.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         drawn.add_row(*map(escape, row))
     # Wide enough for paths where output goes to a file.
     out = console()
+    say(title)
     (out if out.is_terminal else Console(highlight=False, width=120)).print(drawn)
 
 

@@ -3,7 +3,8 @@
 A new one: a class and a config here, its YAML in conf/tokenizer, a line in TOKENIZERS.
 """
 
-import os
+import socket
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,18 +241,31 @@ class SmolLM2Config(TokenizerConfig):
         if file.is_file() or Path(self.path).exists():
             try:
                 return SubwordTokenizer(tokenizers.Tokenizer.from_file(str(file)))
-            except Exception as error:  # the library raises bare Exception
+            except Exception as error:  # the library raises nothing more precise
                 raise InputError(
                     f"tokenizer.path={self.path}: no readable tokenizer.json ({error})"
                 ) from error
-        os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-        try:
-            return SubwordTokenizer(tokenizers.Tokenizer.from_pretrained(self.path))
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(
-                f"tokenizer.path={self.path}: no such folder, and the hub could not be read;"
-                " offline, give a folder with tokenizer.json, or use tokenizer=char, byte or bpe"
-            ) from error
+        return SubwordTokenizer(tokenizers.Tokenizer.from_file(_from_hub(self.path)))
+
+
+def _from_hub(repository: str) -> str:
+    """The path of a downloaded tokenizer.json, from the hub's cache where it is there already."""
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(repository, "tokenizer.json")
+    if isinstance(cached, str):
+        return cached
+    host = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT).hostname or ""
+    try:
+        # Asked first, because the library's own retries without a network last half a minute.
+        socket.create_connection((host, 443), timeout=5).close()
+        return huggingface_hub.hf_hub_download(repository, "tokenizer.json")
+    except (OSError, ValueError) as error:  # the library's errors are among these
+        raise InputError(
+            f"tokenizer.path={repository}: no such folder, and the hub could not be read"
+            f" ({type(error).__name__}); offline, give a folder with tokenizer.json, or use"
+            " tokenizer=char, byte or bpe"
+        ) from error
 
 
 @dataclass(kw_only=True)

@@ -63,11 +63,6 @@ class RecipeConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field}={value}: must be at least 1, or null")
-        if self.num_validations > self.max_steps:
-            raise ValueError(
-                f"num_validations={self.num_validations}:"
-                f" must be at most recipe.max_steps={self.max_steps}"
-            )
         for field in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 0 and finite")
@@ -104,11 +99,9 @@ class RecipeConfig:
         return schedule(step, warmup_steps=self.warmup_steps, max_steps=self.max_steps)
 
     def validation_steps(self) -> set[int]:
-        """Numbers of the steps after which validation runs."""
-        return {
-            round(k * self.max_steps / self.num_validations)
-            for k in range(1, self.num_validations + 1)
-        }
+        """Numbers of the steps after which validation runs; fewer where a run is that short."""
+        parts = range(1, self.num_validations + 1)
+        return {max(1, round(k * self.max_steps / self.num_validations)) for k in parts}
 
 
 @dataclass(kw_only=True)

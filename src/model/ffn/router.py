@@ -153,12 +153,16 @@ class Router(nn.Module):
         self.last_counts_E.copy_(counts_E)
         if not update or self.config.balance != "bias":
             return
-        load_E = counts_E * (self.top_k / counts_E.sum())
+        # target - load, times num_experts * total / uniform: in integers, so that the sign of an
+        # expert that is exactly on target is 0 and not that of a rounding error.
+        total = counts_E.sum()
         uniform = {"mean_load": self.top_k, "one_over_experts": 1}[self.config.bias_target]
-        shortfall_E = uniform / self.num_experts - load_E
+        shortfall_E = total - counts_E * (self.num_experts * self.top_k // uniform)
         if self.config.bias_rule == "sign":
-            shortfall_E = shortfall_E.sign()
-        self.bias_E += self.config.bias_rate * shortfall_E
+            move_E = shortfall_E.sign().float()
+        else:
+            move_E = shortfall_E * (uniform / (self.num_experts * total))
+        self.bias_E += self.config.bias_rate * move_E
         if self.config.bias_center:
             self.bias_E -= self.bias_E.mean()
 

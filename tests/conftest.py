@@ -1,0 +1,46 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+TINY = (
+    "preset=smoke",
+    "tracking=local",
+    "model.num_layers=1",
+    "model.hidden_dim=24",
+    "model.num_heads=3",
+    "model.inner_dim=32",
+    "ffn.inner_dim=16",
+    "attention.rope_dim=4",
+    "recipe.seq_len=16",
+    "recipe.batch_size=4",
+    "recipe.max_steps=12",
+    "recipe.num_validations=3",
+    "recipe.val_windows=8",
+    "recipe.log_every=4",
+    "data.max_chars=20000",
+)
+"""A run of a second or less: the whole command on a small model."""
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory) -> Path:
+    """One token cache for all tests of a worker."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch, shared_cache):
+    """Arguments of a tiny run, in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    return [*TINY, f"paths.cache={shared_cache}"]
+
+
+@pytest.fixture(autouse=True)
+def _same_numerics():
+    """Runs set these for the process; tests begin alike."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_float32_matmul_precision("highest")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

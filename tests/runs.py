@@ -1,0 +1,74 @@
+"""Running the command in tests, and reading what it left."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.tracking.folder import read_metrics
+from src.train import main
+
+ROOT = Path(__file__).parent.parent
+TIMES = ("speed/",)
+
+
+def train(arguments: Sequence[str], *more: str) -> Path:
+    """Runs the command in this process and returns the run folder; it must end well."""
+    before = set(Path("runs").rglob("record.json"))
+    assert main([*arguments, *more]) == 0
+    (record,) = set(Path("runs").rglob("record.json")) - before
+    return record.parent
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "record.json").read_text())
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The logged lines without what depends on the clock."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith(TIMES)}
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def last_checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return last_checkpoint(folder)["state_dict"]
+
+
+def assert_same_tree(one: Any, two: Any, where: str = "") -> None:
+    """Bitwise equality of nested containers."""
+    assert type(one) is type(two), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_same_tree(one[key], two[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for index, pair in enumerate(zip(one, two, strict=True)):
+            assert_same_tree(*pair, f"{where}/{index}")
+    else:
+        assert one == two, where
+
+
+def start(command: str, arguments: Sequence[str], cwd: Path, **env: str) -> subprocess.Popen[str]:
+    """Starts a command as a user would, in another folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"src.{command}", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
