@@ -14,7 +14,7 @@ from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
 from src.model import Transformer, build_model
 from src.stability import RunFacts
-from src.streams import generator
+from src.streams import generator, stream_seed
 from src.tracking.folder import MetricsWriter, RunFolder
 from src.training.checkpoint import Checkpoints
 from src.training.guard import StepGuard
@@ -166,6 +166,8 @@ def assemble(
 def set_numerics(config: RunConfig) -> None:
     """Process-wide settings on which the last bits of every number depend, and a quiet Lightning."""
     torch.set_num_threads(config.trainer.threads)
+    # Nothing of ours draws from the global generator; a model of somebody else's may.
+    torch.manual_seed(stream_seed(config.seed, "global"))
     torch.set_float32_matmul_precision(config.recipe.matmul_precision)
     # Its greetings and its advice about workers, which a corpus in memory does not need.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -1,0 +1,136 @@
+import hashlib
+import http.server
+import threading
+
+import numpy as np
+import pytest
+
+from src.data.sources import (
+    SOURCES,
+    DownloadConfig,
+    FilesConfig,
+    ShakespeareConfig,
+    TokensConfig,
+)
+from src.data.tokenizer import BPEConfig, ByteConfig, CharConfig, IdsConfig
+from src.errors import InputError
+
+
+def load(source, tmp_path, tokenizer=None, seq_len=16):
+    return source.load(tokenizer or CharConfig(), cache=tmp_path / "cache", seq_len=seq_len)
+
+
+def text_of(corpus, part):
+    return corpus.tokenizer.decode(getattr(corpus, part).tolist())
+
+
+def test_every_source_is_tested_here():
+    tested = {ShakespeareConfig, FilesConfig, TokensConfig, DownloadConfig}
+    assert set(SOURCES.values()) == tested
+
+
+def test_validation_is_the_tail_and_training_never_sees_it(tmp_path):
+    corpus = load(ShakespeareConfig(max_chars=5000, val_frac=0.2), tmp_path)
+    whole = text_of(corpus, "train") + text_of(corpus, "val")
+    assert whole.startswith("First Citizen:\n")
+    assert (len(corpus.train), len(corpus.val)) == (4000, 1000)
+
+
+def test_tokens_are_cached_memory_mapped_and_keyed_by_content_and_tokenizer(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("abcd" * 50)
+    source = FilesConfig(path=str(file), max_chars=None, val_frac=0.2)
+    one = load(source, tmp_path)
+    assert isinstance(one.train, np.memmap)
+    folders = tmp_path / "cache" / "tokens"
+    (folder,) = folders.iterdir()
+    written = (folder / "train.npy").stat().st_mtime_ns
+    load(source, tmp_path)
+    assert (folder / "train.npy").stat().st_mtime_ns == written
+    load(source, tmp_path, ByteConfig())
+    assert len(list(folders.iterdir())) == 2
+    file.rename(tmp_path / "b.txt")
+    moved = FilesConfig(path=str(tmp_path / "b.txt"), max_chars=None, val_frac=0.2)
+    load(moved, tmp_path)
+    assert len(list(folders.iterdir())) == 2
+    (tmp_path / "b.txt").write_text("abce" * 50)
+    load(moved, tmp_path)
+    assert len(list(folders.iterdir())) == 3
+
+
+def test_bpe_learns_from_the_training_part_alone(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("ab" * 400 + "xy" * 100)
+    source = FilesConfig(path=str(file), max_chars=None, val_frac=0.2)
+    corpus = load(source, tmp_path, BPEConfig(vocab_size=260), seq_len=4)
+    assert len(corpus.val) == 200  # no merge of x and y was learnt
+    assert len(corpus.train) < 400
+
+
+def test_several_files_and_globs_are_joined_in_order(tmp_path):
+    for name in ("b", "a", "c"):
+        (tmp_path / f"{name}.txt").write_text(name * 40)
+    glob = FilesConfig(path=str(tmp_path / "[ab].txt"), max_chars=None, val_frac=0.1)
+    corpus = load(glob, tmp_path, seq_len=4)
+    assert (text_of(corpus, "train") + text_of(corpus, "val")) == "a" * 40 + "\n" + "b" * 40
+    files = [str(tmp_path / "c.txt"), str(tmp_path / "a.txt")]
+    listed = FilesConfig(path=files, max_chars=None, val_frac=0.1)
+    assert text_of(load(listed, tmp_path, seq_len=4), "train").startswith("c" * 40 + "\na")
+
+
+def test_token_files_with_a_tail_or_a_file_for_validation(tmp_path):
+    np.arange(200, dtype=np.uint32).tofile(tmp_path / "a.bin")
+    np.arange(100, 200, dtype=np.uint32).tofile(tmp_path / "v.bin")
+    values = {"path": str(tmp_path / "a.bin"), "dtype": "uint32", "val_frac": 0.25}
+    corpus = load(TokensConfig(val_path=None, **values), tmp_path, IdsConfig(vocab_size=200))
+    assert (corpus.train.tolist(), corpus.val[0]) == (list(range(150)), 150)
+    split = TokensConfig(val_path=str(tmp_path / "v.bin"), **values)
+    corpus = load(split, tmp_path, IdsConfig(vocab_size=200))
+    assert (len(corpus.train), corpus.val.tolist()) == (200, list(range(100, 200)))
+
+
+@pytest.fixture
+def server():
+    content = b"verily, " * 100
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        requests = 0
+
+        def do_GET(self):
+            Handler.requests += 1
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/x.txt", content, Handler
+        running.shutdown()
+
+
+def test_a_download_is_verified_and_happens_once(server, tmp_path):
+    url, content, handler = server
+    digest = hashlib.sha256(content).hexdigest()
+    source = DownloadConfig(url=url, sha256=digest, max_chars=None, val_frac=0.1)
+    for _ in range(2):
+        corpus = load(source, tmp_path)
+    assert text_of(corpus, "train") + text_of(corpus, "val") == content.decode()
+    assert handler.requests == 1
+
+
+def test_a_download_of_other_content_is_refused_and_not_kept(server, tmp_path):
+    source = DownloadConfig(url=server[0], sha256="0" * 64, max_chars=None, val_frac=0.1)
+    with pytest.raises(InputError, match="must be 000"):
+        load(source, tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_network_the_error_names_the_offline_choices(tmp_path):
+    source = DownloadConfig(
+        url="http://127.0.0.1:9/x", sha256="0" * 64, max_chars=None, val_frac=0.1
+    )
+    with pytest.raises(InputError, match="data=shakespeare or data=text"):
+        load(source, tmp_path)

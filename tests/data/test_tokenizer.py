@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from src.data.tokenizer import (
+    TOKENIZERS,
+    BPEConfig,
+    ByteConfig,
+    CharConfig,
+    IdsConfig,
+    SmolLM2Config,
+    restore_tokenizer,
+)
+from src.errors import InputError
+
+TEXT = "To be, or not to be: that is the question — naïve “quotes” ☕\n" * 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with tokenizer.json, as a download of SmolLM2 is one."""
+    made = BPEConfig(vocab_size=300).build(TEXT, TEXT)
+    path = tmp_path_factory.mktemp("tokenizer")
+    (path / "tokenizer.json").write_text(made.state()["json"])
+    return path
+
+
+@pytest.fixture(params=["char", "byte", "bpe", "smollm2"])
+def tokenizer(request, folder):
+    configs = {
+        "char": CharConfig(),
+        "byte": ByteConfig(),
+        "bpe": BPEConfig(vocab_size=300),
+        "smollm2": SmolLM2Config(path=str(folder)),
+    }
+    assert type(configs[request.param]) is TOKENIZERS[request.param]
+    return configs[request.param].build(TEXT, TEXT)
+
+
+def test_text_comes_back(tokenizer):
+    ids = tokenizer.encode(TEXT)
+    assert ids.ndim == 1
+    assert 0 <= ids.min() <= ids.max() < tokenizer.vocab_size
+    assert tokenizer.decode(ids.tolist()) == TEXT
+
+
+def test_token_bytes_add_up_to_the_text(tokenizer):
+    assert tokenizer.token_bytes()[tokenizer.encode(TEXT)].sum() == len(TEXT.encode())
+
+
+def test_its_state_makes_it_again(tokenizer):
+    again = restore_tokenizer(tokenizer.state())
+    assert np.array_equal(again.encode(TEXT), tokenizer.encode(TEXT))
+
+
+def test_bpe_is_shorter_than_bytes_and_has_the_size_asked_for():
+    bpe = BPEConfig(vocab_size=280).build(TEXT, TEXT)
+    assert bpe.vocab_size == 280
+    assert len(bpe.encode(TEXT)) < len(TEXT.encode()) / 2
+
+
+def test_an_unknown_character_is_named():
+    with pytest.raises(InputError, match="'z'.*tokenizer=byte"):
+        CharConfig().build("", "abc").encode("abz")
+
+
+def test_ids_have_no_text():
+    ids = IdsConfig(vocab_size=7).build("", "")
+    assert ids.decode([1, 2]) == "1 2"
+    with pytest.raises(InputError, match="cannot read text"):
+        ids.encode("a")
+
+
+def test_without_network_the_hub_is_a_clear_error(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    with pytest.raises(InputError, match=r"some/model.*offline, give a folder"):
+        SmolLM2Config(path="some/model").build("", "")

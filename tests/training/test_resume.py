@@ -1,0 +1,218 @@
+"""Interrupted and resumed equals uninterrupted, bitwise."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from src.train import main
+from tests.conftest import TINY
+from tests.runs import (
+    assert_same_tree,
+    last_checkpoint,
+    metrics,
+    record,
+    start,
+    train,
+    weights,
+)
+
+UNTIMED = ("train_seconds",)
+
+
+def comparable(checkpoint):
+    """A checkpoint without what depends on the clock or on the folder."""
+    callbacks = {
+        name: {k: v for k, v in state.items() if k not in UNTIMED} if isinstance(state, dict) else state
+        for name, state in checkpoint["callbacks"].items()
+    }
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "rng", "config_hash")
+    return {name: checkpoint[name] for name in names} | {"callbacks": callbacks}
+
+
+def assert_same_run(one, two):
+    assert metrics(one) == metrics(two)
+    assert_same_tree(comparable(last_checkpoint(one)), comparable(last_checkpoint(two)))
+    left, right = record(one), record(two)
+    for name in ("outcome", "steps", "guard", "spikes", "best"):
+        assert left[name] == right[name], name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["stability=ema"],
+        ["stability=ema", "recipe.accumulate=2", "recipe.schedule=cosine"],
+        ["attention=gqa", "ffn=moe", "recipe.log_every=5", "ffn.router.balance=aux"],
+    ],
+    ids=["ema", "accumulate", "aux"],
+)
+@pytest.mark.parametrize("stop_at", [2, 5, 8])
+def test_a_run_stopped_at_any_step_and_resumed_equals_one_that_was_not(
+    tiny, options, stop_at, monkeypatch
+):
+    from src.training.interrupt import Interrupt
+
+    whole = train(tiny, *options, "study=whole")
+    original = Interrupt.on_step_end
+
+    def stop(self, trainer, pl_module, step):
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        original(self, trainer, pl_module, step)
+
+    monkeypatch.setattr(Interrupt, "on_step_end", stop)
+    arguments = [*tiny, *options, "study=stopped"]
+    assert main(arguments) == 143
+    monkeypatch.setattr(Interrupt, "on_step_end", original)
+    stopped = whole.parents[2] / "stopped" / whole.parents[0].name / "seed-0"
+    assert record(stopped)["status"] == "killed"
+    assert record(stopped)["steps"] == stop_at
+    assert record(stopped)["outcome"] is None
+    assert main(arguments) == 0
+    assert record(stopped)["status"] == "finished"
+    assert_same_run(whole, stopped)
+
+
+def test_the_same_seed_twice_is_the_same_run_and_another_is_another(tiny):
+    runs = [train(tiny, f"study=s{i}", "stability=ema") for i in (1, 2)]
+    assert_same_run(*runs)
+    other = train(tiny, "study=s1", "stability=ema", "seed=1")
+    assert metrics(other) != metrics(runs[0])
+    assert not torch.equal(*(next(iter(weights(run).values())) for run in (other, runs[0])))
+
+
+def test_a_finished_run_is_shown_again_and_not_trained(tiny, capsys):
+    folder = train(tiny)
+    before = (folder / "metrics.jsonl").stat().st_mtime_ns, record(folder)
+    assert main(tiny) == 0
+    assert ((folder / "metrics.jsonl").stat().st_mtime_ns, record(folder)) == before
+    assert "is finished already" in capsys.readouterr().out
+
+
+def test_rerun_moves_the_old_folder_aside(tiny):
+    folder = train(tiny)
+    assert main([*tiny, "rerun=true"]) == 0
+    aside = [path for path in folder.parent.iterdir() if path.name.startswith("seed-0.")]
+    assert len(aside) == 1
+    assert record(aside[0])["status"] == record(folder)["status"] == "finished"
+
+
+def test_a_folder_of_another_configuration_is_refused_and_kept(tiny, capsys, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("to be or not to be, that is the question\n" * 50)
+    mine = [*(a for a in tiny if "max_chars" not in a), "data=text", f"data.path={file}"]
+    folder = train(mine)
+    kept = record(folder)
+    file.write_text("whether 'tis nobler in the mind to suffer\n" * 50)
+    assert main(mine) == 2
+    line = capsys.readouterr().err
+    assert "holds a run of another configuration (the data or the device)" in line
+    assert "rerun=true" in line
+    assert record(folder) == kept
+
+
+def test_resume_never_refuses_an_unfinished_run(tiny, capsys):
+    folder = train(tiny)
+    (folder / "record.json").unlink()
+    assert main([*tiny, "resume=never"]) == 2
+    assert "resume=never" in capsys.readouterr().err
+    assert main(tiny) == 0
+
+
+def test_a_damaged_checkpoint_is_named_and_another_can_be_given(tiny, capsys):
+    folder = train(tiny)
+    whole = metrics(folder)
+    (folder / "record.json").unlink()
+    last = folder / "checkpoints" / "last.ckpt"
+    last.unlink()  # a hard link of the best one may share its bytes
+    last.write_bytes(b"PK\x03\x04 not a checkpoint any more")
+    assert main(tiny) == 2
+    line = capsys.readouterr().err
+    assert f"resume={last}: is damaged" in line
+    other = folder / "checkpoints" / "step-4.ckpt"
+    assert main([*tiny, f"resume={other}"]) == 0
+    assert metrics(folder) == whole
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tiny, capsys):
+    folder = train(tiny)
+    other = folder / "checkpoints" / "last.ckpt"
+    assert main([*tiny, "recipe.learning_rate=1e-4", f"resume={other}"]) == 2
+    assert "learning_rate was 0.005, now 0.0001" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_being_written_is_left_alone(tiny, capsys):
+    from src.tracking.folder import RunFolder
+
+    path = train(tiny)
+    (path / "record.json").unlink()
+    busy = RunFolder(path)
+    busy.open()
+    try:
+        assert main(tiny) == 2
+    finally:
+        busy.close()
+    assert "is being written by another run" in capsys.readouterr().err
+
+
+LONGER = [
+    *TINY,
+    "stability=ema",
+    "recipe.max_steps=400",
+    "recipe.checkpoint_every=25",
+    "recipe.num_validations=4",
+]
+
+
+def wait_for_step(folder, step, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"ended early: {process.communicate()}")
+        lines = metrics(folder) if folder.exists() else []
+        if lines and lines[-1]["step"] >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail("never reached the step")
+
+
+def test_killed_with_sigkill_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
+    whole = start("train", [*LONGER, "study=whole"], tmp_path)
+    out, err = whole.communicate(timeout=300)
+    assert whole.returncode == 0, out + err
+    step = random.SystemRandom().randrange(30, 300)
+    arguments = [*LONGER, "study=killed"]
+    (first,) = (tmp_path / "runs" / "whole").glob("*/seed-0")
+    folder = tmp_path / "runs" / "killed" / first.parent.name / "seed-0"
+    process = start("train", arguments, tmp_path)
+    wait_for_step(folder, step, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (folder / "record.json").exists(), step
+    again = start("train", arguments, tmp_path)
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0, out + err
+    assert_same_run(first, folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_signals_save_a_checkpoint_and_write_the_record(number, code, tmp_path):
+    process = start("train", [*LONGER, "study=s"], tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/s/*/seed-0/checkpoints")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (folder,) = tmp_path.glob("runs/s/*/seed-0")
+    wait_for_step(folder, 20, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, out + err
+    assert "the same command continues" in out
+    assert record(folder)["status"] == "killed"
+    assert last_checkpoint(folder)["global_step"] == record(folder)["steps"] < 400
