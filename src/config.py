@@ -31,7 +31,7 @@ from src.training.recipe import GuardConfig, RecipeConfig
 CONF = Path(__file__).parent.parent / "conf"
 
 HASHED = ("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guard")
-"""Sections that change numbers; data joins by its content, the trainer by device and threads."""
+"""Sections that change numbers; data and tokenizer join by content, trainer by device, threads."""
 
 UNNAMED = re.compile(
     r"(attention|ffn|stability|model|preset|trainer|tracking|seed|repeat|study|resume|rerun|format"
@@ -192,6 +192,7 @@ class RunConfig:
         # Sizes that no chosen part took change nothing.
         content["model"].pop("sizes")
         content["kinds"] = [type(part).__name__ for part in (self.attention, self.ffn)]
+        content["tokenizer"] = self.tokenizer.key()
         content["data"] = self.data.fingerprint(Path(self.paths.cache))
         content["device"] = self.trainer.device_type
         content["threads"] = self.trainer.threads

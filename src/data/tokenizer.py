@@ -3,6 +3,7 @@
 A new one: a class and a config here, its YAML in conf/tokenizer, a line in TOKENIZERS.
 """
 
+import hashlib
 import socket
 import urllib.parse
 from collections.abc import Callable
@@ -230,6 +231,13 @@ class SmolLM2Config(TokenizerConfig):
 
     path: str
     """A folder with tokenizer.json, or a model's id on the Hugging Face hub."""
+
+    def key(self) -> str:
+        """See TokenizerConfig: a folder's by its content, the hub's by its id."""
+        file = Path(self.path) / "tokenizer.json"
+        if not file.is_file():
+            return super().key()
+        return hashlib.sha256(file.read_bytes()).hexdigest()
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
         """See TokenizerConfig.

@@ -77,3 +77,12 @@ def test_without_network_the_hub_is_a_clear_error(monkeypatch):
     monkeypatch.setattr("socket.create_connection", unreachable)
     with pytest.raises(InputError, match=r"some/model.*offline, give a folder"):
         SmolLM2Config(path="some/model").build("", "")
+
+
+def test_a_folder_is_known_by_its_content(folder, tmp_path):
+    content = (folder / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(content)
+    here, there = SmolLM2Config(path=str(folder)), SmolLM2Config(path=str(tmp_path))
+    assert here.key() == there.key()
+    (tmp_path / "tokenizer.json").write_text(content.replace("▁", "_") + " ")
+    assert here.key() != there.key()

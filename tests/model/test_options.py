@@ -19,7 +19,10 @@ from tests.builders import (
 )
 
 CELLS = [
-    *[pytest.param(attention, FFN_CASES["mlp"], id=name) for name, attention in ATTENTION_CASES.items()],
+    *[
+        pytest.param(attention, FFN_CASES["mlp"], id=name)
+        for name, attention in ATTENTION_CASES.items()
+    ],
     *[pytest.param(ATTENTION_CASES["mlha"], ffn, id=name) for name, ffn in FFN_CASES.items()],
     pytest.param(ATTENTION_CASES["gqa"], FFN_CASES["moe"], id="gqa+moe"),
 ]
@@ -75,9 +78,7 @@ def test_position_matters(attention, ffn):
 
 @pytest.mark.parametrize(("attention", "ffn"), CELLS)
 def test_the_declared_parameter_count_equals_the_built_one(attention, ffn):
-    size = measure(
-        model=model_config(), attention=attention, ffn=ffn, vocab_size=VOCAB, seq_len=16
-    )
+    size = measure(model=model_config(), attention=attention, ffn=ffn, vocab_size=VOCAB, seq_len=16)
     built = transformer(attention=attention, ffn=ffn)
     assert size.params_total == built.num_params() == sum(size.params_by_part.values())
     assert size.params_active == built.num_active_params()
@@ -125,7 +126,11 @@ def test_weights_of_one_name_and_shape_are_equal_in_all_compositions():
 
 def test_initialisation_has_the_declared_spreads():
     config = model_config(
-        hidden_dim=240, num_layers=2, residual_init="depth_scaled", init_std=0.1, router_init_std=0.5
+        hidden_dim=240,
+        num_layers=2,
+        residual_init="depth_scaled",
+        init_std=0.1,
+        router_init_std=0.5,
     )
     weights = dict(transformer(model=config).named_parameters())
     expected = {

@@ -161,4 +161,6 @@ def test_logits_and_gradients_equal_the_reference(case):
     copy_model(theirs, expected)
     wanted = dict(expected.named_parameters())
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, wanted[name], **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad, wanted[name], **CLOSE, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -42,7 +42,9 @@ def test_a_skipped_step_leaves_all_state_bitwise_and_the_next_one_goes_on(what, 
     assert summary["first_nonfinite_step"] == 3
     assert summary["nonfinite_loss_steps"] == (what == "loss")
     assert all(
-        value.isfinite().all() for value in after[-1]["weights"].values() if value.is_floating_point()
+        value.isfinite().all()
+        for value in after[-1]["weights"].values()
+        if value.is_floating_point()
     )
 
 
@@ -50,7 +52,9 @@ def test_the_schedule_and_the_data_go_on_over_a_skipped_step():
     linear = recipe_config(schedule="linear")
     healthy = Harness(recipe=linear).fit()
     skipping = Harness(recipe=linear, callbacks=[Poison({3}, what="gradient")]).fit()
-    rates = [run.trainer.lr_scheduler_configs[0].scheduler.last_epoch for run in (healthy, skipping)]
+    rates = [
+        run.trainer.lr_scheduler_configs[0].scheduler.last_epoch for run in (healthy, skipping)
+    ]
     assert rates == [6, 6]
     # The loss of step 3 comes from the same weights and the same batch.
     assert torch.equal(

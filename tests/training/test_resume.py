@@ -26,7 +26,9 @@ UNTIMED = ("train_seconds",)
 def comparable(checkpoint):
     """A checkpoint without what depends on the clock or on the folder."""
     callbacks = {
-        name: {k: v for k, v in state.items() if k not in UNTIMED} if isinstance(state, dict) else state
+        name: {k: v for k, v in state.items() if k not in UNTIMED}
+        if isinstance(state, dict)
+        else state
         for name, state in checkpoint["callbacks"].items()
     }
     names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "rng", "config_hash")

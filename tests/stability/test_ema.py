@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from src.stability import RunFacts
+from src.stability.ema import EmaConfig, WeightAverage
+from tests.runs import assert_same_tree, last_checkpoint, metrics, train, weights
+from tests.training.harness import Harness, Poison, recipe_config
+
+FACTS = RunFacts(max_steps=6, log_every=1, seed=0, repeat=0)
+
+
+def average(decay: float = 0.9) -> WeightAverage:
+    (callback,) = EmaConfig(decay=decay).callbacks(FACTS)
+    return callback
+
+
+def test_raw_weights_are_bitwise_the_baselines_and_the_average_is_evaluated_beside_them(tiny):
+    plain = train(tiny, "stability=none")
+    averaged = train(tiny, "stability=ema")
+    assert_same_tree(weights(plain), weights(averaged))
+    for one, two in zip(metrics(plain), metrics(averaged), strict=True):
+        added = two.keys() - one.keys()
+        assert one == {name: two[name] for name in one}
+        assert all(name.startswith(("val_ema/", "stability/ema_")) for name in added)
+    last = metrics(averaged)[-1]
+    assert last["val_ema/loss"] != last["val/loss"]
+    assert last["val_ema/nonfinite_frac"] == 0.0
+
+
+def test_the_shadow_is_the_average_with_the_ramp_of_the_library():
+    callback = average(decay=0.9)
+    run = Harness(callbacks=[callback])
+    initial = run.task.model.head.weight.detach().clone()
+    run.fit()
+    expected = initial
+    for n, state in enumerate(run.states, start=1):
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * state["weights"]["model.head.weight"]
+        assert run.recorder.lines[n]["stability/ema_decay"] == pytest.approx(decay)
+        assert run.recorder.lines[n]["stability/ema_updates"] == n
+    index = [id(p) for p in run.task.parameters()].index(id(run.task.model.head.weight))
+    torch.testing.assert_close(callback.average.shadow_params[index], expected)
+
+
+def test_it_counts_optimizer_steps_under_accumulation():
+    callback = average()
+    Harness(recipe=recipe_config(accumulate=3), callbacks=[callback]).fit()
+    assert callback.average.num_updates == 6
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_non_finite_step_never_reaches_the_shadow(what):
+    callback = average()
+    Harness(callbacks=[callback, Poison({2, 5}, what=what)]).fit()
+    assert callback.average.num_updates == 4
+    assert all(shadow.isfinite().all() for shadow in callback.average.shadow_params)
+
+
+def test_averaged_weights_are_in_place_inside_the_context_only():
+    callback = average()
+    run = Harness(callbacks=[callback]).fit()
+    raw = [p.detach().clone() for p in run.task.parameters()]
+    with callback.averaged():
+        inside = [p.detach().clone() for p in run.task.parameters()]
+    assert_same_tree(inside, list(callback.average.shadow_params))
+    assert_same_tree([p.detach() for p in run.task.parameters()], raw)
+
+
+def test_the_shadow_is_in_the_checkpoint_in_float32(tiny):
+    folder = train(tiny, "stability=ema", "recipe.precision=bf16-mixed")
+    states = last_checkpoint(folder)["callbacks"]
+    (state,) = [s for name, s in states.items() if "WeightAverage" in name]
+    assert {shadow.dtype for shadow in state["shadow_params"]} == {torch.float32}
+    assert state["num_updates"] == 12
+
+
+def test_parameters_too_coarse_to_average_are_refused():
+    run = Harness(callbacks=[average()])
+    run.task.model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="ema needs float32 parameters"):
+        run.fit()

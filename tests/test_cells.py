@@ -1,0 +1,106 @@
+"""Every cell of the groups composes and trains."""
+
+import itertools
+
+import pytest
+
+from src.config import CONF, compose
+from src.overrides import quote_free_text
+from tests.conftest import TINY
+from tests.runs import metrics, record, train
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+CELLS = list(itertools.product(options("attention"), options("ffn")))
+
+
+@pytest.mark.parametrize(("attention", "ffn"), CELLS)
+def test_every_cell_trains_and_learns(attention, ffn, tiny):
+    folder = train(tiny, f"attention={attention}", f"ffn={ffn}", "recipe.max_steps=30")
+    made = record(folder)
+    assert made["outcome"] == "clean"
+    assert made["variant"]["attention"] == attention
+    assert metrics(folder)[-1]["train/loss"] < metrics(folder)[0]["train/loss"] - 0.3
+
+
+@pytest.mark.parametrize("preset", options("preset"))
+@pytest.mark.parametrize("model", options("model"))
+def test_every_preset_composes_with_every_size(preset, model):
+    for attention, ffn in CELLS:
+        compose(
+            "train", [f"preset={preset}", f"model={model}", f"attention={attention}", f"ffn={ffn}"]
+        )
+
+
+@pytest.mark.parametrize("group", ["data", "tokenizer", "trainer", "tracking"])
+def test_every_other_option_composes(group):
+    needs = {"text": ["data.path=x"], "tokens": ["data.path=x", "tokenizer.vocab_size=9"]}
+    needs["ids"] = ["tokenizer.vocab_size=9"]
+    for option in options(group):
+        if option != "gpu":
+            compose("train", [f"{group}={option}", *needs.get(option, [])])
+
+
+def test_what_is_typed_wins_over_the_preset():
+    config = compose("train", ["preset=smoke", "recipe.max_steps=7", "model=small"])
+    assert config.recipe.max_steps == 7
+    assert config.model.hidden_dim == 256
+
+
+def test_variant_names():
+    def name(*arguments: str) -> str:
+        return compose("train", [quote_free_text(a) for a in arguments]).variant_name
+
+    assert name() == "mlha+moe+none"
+    assert name("stability=[ema,clip03]", "seed=3", "study=x", "tracking=local") == (
+        "mlha+moe+clip03-ema"
+    )
+    assert name("recipe.learning_rate=0.003") == "mlha+moe+none@learning_rate-0.003"
+    assert name("attention=gqa", "model=small") == "gqa+moe+none@model-small"
+    assert name("recipe.clip_norm=null").endswith("@clip_norm-null")
+    odd = name("data=text", "data.path=my file=1,2.txt")
+    assert not set(odd) & set("= ~,")
+    assert odd != name("data=text", "data.path=my file=1;2.txt")
+    long = name(*[a for a in TINY if a != "tracking=local"], "guard.max_consecutive=3")
+    assert len(long) <= 207
+
+
+def test_the_hash_covers_what_changes_numbers_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def hashed(*arguments: str) -> str:
+        return compose("train", arguments).config_hash()
+
+    base = hashed()
+    for same in ("paths.runs=x", "tracking=local", "study=y", "resume=never", "rerun=true"):
+        assert hashed(same) == base, same
+    for other in (
+        "seed=1",
+        "repeat=1",
+        "recipe.precision=32-true",
+        "trainer.threads=2",
+        "stability=ema",
+        "ffn.router.norm_eps=0",
+        "attention=gqa",
+        "data.max_chars=1000",
+        "tokenizer=byte",
+        "guard.check=[loss]",
+    ):
+        assert hashed(other) != base, other
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("one")
+    one, two = (hashed("data=text", f"data.path={name}.txt") for name in "ab")
+    assert one == two
+    (tmp_path / "b.txt").write_text("two")
+    assert hashed("data=text", "data.path=b.txt") != one
+
+
+def test_a_preset_is_not_part_of_the_hash_but_what_it_sets_is():
+    smoke = compose("train", ["preset=smoke"])
+    typed = [f"recipe.{f}={getattr(smoke.recipe, f)}" for f in ("max_steps", "batch_size")]
+    typed += [f"recipe.{f}={getattr(smoke.recipe, f)}" for f in ("seq_len", "learning_rate")]
+    same = compose("train", [*typed, f"recipe.val_windows={smoke.recipe.val_windows}"])
+    assert same.config_hash() == smoke.config_hash()

@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from src.tracking.record import last_values, outcome
+from tests.runs import record, train
+
+FIELDS = {
+    "schema", "status", "outcome", "study", "variant", "seed", "repeat", "config_hash", "git_sha",
+    "git_dirty", "versions", "device", "params_total", "params_active", "steps", "tokens",
+    "wall_seconds", "tokens_per_second", "derived_from", "final", "best", "guard", "spikes",
+    "incident",
+}  # fmt: skip
+
+
+def guard(first: int | None = None, tail: float = 0.0) -> dict:
+    return {"first_nonfinite_step": first, "skipped_tail_frac": tail}
+
+
+@pytest.mark.parametrize(
+    ("expected", "facts"),
+    [
+        ("clean", {"guard": guard()}),
+        ("intermittent", {"guard": guard(7, 0.5)}),
+        ("collapsed", {"guard": guard(7, 0.51)}),
+        ("collapsed", {"guard": guard(7), "weights_finite": False}),
+        ("collapsed", {"guard": guard(), "val": 1.0}),
+        ("stopped", {"guard": guard(7, 0.9), "stopped": True}),
+    ],
+)
+def test_outcomes(expected, facts):
+    assert outcome(**{"stopped": False, "weights_finite": True, "val": 0.0, **facts}) == expected
+
+
+def test_last_values_are_the_latest_of_each_metric():
+    lines = [{"step": 1, "a": 1.0, "b": 2.0}, {"step": 2, "a": 3.0}]
+    assert last_values(lines) == {"a": 3.0, "b": 2.0}
+
+
+def test_a_record_has_its_fields_and_they_say_what_happened(tiny):
+    folder = train(tiny, "stability=ema", "study=named")
+    made = record(folder)
+    assert made.keys() >= FIELDS
+    assert made["variant"].keys() == {"attention", "ffn", "stability", "model", "preset"}
+    assert (made["status"], made["outcome"], made["study"]) == ("finished", "clean", "named")
+    assert (made["steps"], made["tokens"]) == (12, 12 * 4 * 16)
+    assert made["spikes"]["grad_norm_max"] > 0
+    assert made["guard"]["skipped_steps"] == 0
+    assert made["best"]["step"] in (4, 8, 12)
+    assert made["final"]["val/loss"] >= made["best"]["val/loss"]
+    assert made["final"]["val_ema/loss"] > 0
+    assert made["final"]["val/bits_per_byte"] == pytest.approx(
+        made["final"]["val/loss"] / 0.693147, rel=1e-5
+    )
+    assert made["device"]["threads"] == 1
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 4, 8, 12]
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["last.ckpt"]
+    assert (folder / "config.yaml").read_text().count("config_hash: " + made["config_hash"]) == 1
+    assert (folder / "samples.md").read_text().startswith("# Sample")
+
+
+def test_a_single_run_keeps_the_best_three_checkpoints_too(tiny):
+    folder = train(tiny, "recipe.num_validations=6")
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    losses = {
+        line["step"]: line["val/loss"]
+        for line in map(json.loads, (folder / "metrics.jsonl").open())
+        if "val/loss" in line
+    }
+    best = sorted(losses, key=losses.get)[:3]
+    assert kept == {"last.ckpt", *(f"step-{step}.ckpt" for step in best)}
+
+
+def test_a_run_that_fails_says_so_and_exits_with_1(tiny, monkeypatch, capsys):
+    from src.train import main
+    from src.training.task import LanguageModelTask
+
+    def broken(self, batch, batch_idx):
+        raise RuntimeError("the disk caught fire")
+
+    monkeypatch.setattr(LanguageModelTask, "training_step", broken)
+    assert main(tiny) == 1
+    assert "the disk caught fire" in capsys.readouterr().err
+    import pathlib
+
+    (path,) = pathlib.Path("runs").rglob("record.json")
+    made = json.loads(path.read_text())
+    assert (made["status"], made["outcome"], made["steps"]) == ("failed", None, 0)
+    assert "Traceback" in (path.parent / "train.log").read_text()
