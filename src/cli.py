@@ -98,7 +98,7 @@ def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
         if str(error).startswith("Config group override"):
             given = [a for a in arguments if a.partition("=")[0] in GROUPS]
             raise InputError(
-                f"{' '.join(given)}: a group needs the name of an option, stability a name or a list"
+                f"{' '.join(given)}: a group takes the name of an option, stability a list too"
             ) from error
         raise
     except AssertionError as error:

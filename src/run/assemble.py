@@ -164,7 +164,7 @@ def assemble(
 
 
 def set_numerics(config: RunConfig) -> None:
-    """Process-wide settings on which the last bits of every number depend, and a quiet Lightning."""
+    """Process-wide settings on which the last bits of numbers depend, and a quiet Lightning."""
     torch.set_num_threads(config.trainer.threads)
     # Nothing of ours draws from the global generator; a model of somebody else's may.
     torch.manual_seed(stream_seed(config.seed, "global"))

@@ -59,7 +59,7 @@ def test_bpe_is_shorter_than_bytes_and_has_the_size_asked_for():
 
 
 def test_an_unknown_character_is_named():
-    with pytest.raises(InputError, match="'z'.*tokenizer=byte"):
+    with pytest.raises(InputError, match=r"'z'.*tokenizer=byte"):
         CharConfig().build("", "abc").encode("abz")
 
 

@@ -38,10 +38,10 @@ def query(database, sql):
 
 def test_a_run_stands_in_mlflow_with_all_its_metrics_and_training_is_the_same(template, tmp_path):
     shutil.copy(template, tmp_path / "mlflow.db")
-    code, out, err = finish(start("train", ["stability=ema", "study=a", *WITH_MLFLOW], tmp_path))
+    code, _, err = finish(start("train", ["stability=ema", "study=a", *WITH_MLFLOW], tmp_path))
     assert (code, err) == (0, "")
     database = tmp_path / "mlflow.db"
-    ((name, status, run),) = query(database, "select name, status, run_uuid from runs")
+    ((name, status),) = query(database, "select name, status from runs")
     (folder,) = (tmp_path / "runs" / "a").glob("*/seed-0")
     assert name == f"{folder.parent.name}/seed-0"
     assert status == "FINISHED"
@@ -83,7 +83,7 @@ def test_a_server_that_is_away_is_named_and_training_goes_on(tmp_path):
     process = start(
         "train", ["study=a", *WITH_MLFLOW], tmp_path, MLFLOW_TRACKING_URI="http://127.0.0.1:9"
     )
-    code, out, err = finish(process)
+    code, _, err = finish(process)
     assert code == 0
     assert err.startswith("warning: MLflow at http://127.0.0.1:9 cannot be reached")
     assert err.count("\n") == 1
