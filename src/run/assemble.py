@@ -115,7 +115,7 @@ def assemble(
         RouterWatch(**pace),
         validation,
         interrupt,
-        ProgressBar(metrics=metrics, guard=guard, max_steps=recipe.max_steps),
+        ProgressBar(latest=writer.latest, guard=guard, max_steps=recipe.max_steps),
         checkpoints,
     ]
     trainer = pl.Trainer(

@@ -107,14 +107,18 @@ class RunFolder:
 
 
 class MetricsWriter(Logger):
-    """A Lightning logger that writes metrics.jsonl: one line a step, finite numbers only."""
+    """A Lightning logger that writes metrics.jsonl: one line a step, finite numbers only.
+
+    Attributes:
+        latest: the last value of each metric that this process has logged.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._file = path.open("a", encoding="utf-8")
         self._step: int | None = None
         self._line: dict[str, float] = {}
-        self.last: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
 
     @property
     def name(self) -> str:
@@ -134,7 +138,9 @@ class MetricsWriter(Logger):
         if step != self._step:
             self._write()
             self._step = step
-        self._line.update({k: float(v) for k, v in metrics.items() if math.isfinite(v)})
+        finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        self._line.update(finite)
+        self.latest.update(finite)
 
     def save(self) -> None:
         """Writes what is pending; called before a checkpoint."""
@@ -153,7 +159,6 @@ class MetricsWriter(Logger):
         if self._line:
             self._file.write(json.dumps({"step": self._step, **self._line}) + "\n")
             self._file.flush()
-            self.last.update(self._line)
             self._line = {}
 
 

@@ -18,7 +18,6 @@ class TrainMetrics(StepCallback):
 
     def __init__(self, *, tokens_per_step: int, max_steps: int, log_every: int) -> None:
         self.tokens_per_step, self.max_steps, self.log_every = tokens_per_step, max_steps, log_every
-        self.last: dict[str, float] = {}
         self._sums: dict[str, list[torch.Tensor]] = {}
         self._clipped = torch.zeros(())
         self._num_steps = 0
@@ -73,7 +72,6 @@ class TrainMetrics(StepCallback):
         for name, (total, count) in self._sums.items():
             if count.item():
                 metrics[f"train/{name}"] = (total / count).item()
-        self.last = metrics
         log(trainer, metrics, step=step)
         self._sums, self._clipped, self._num_steps = {}, torch.zeros(()), 0
         self._seconds, self._timed_steps = 0.0, 0

@@ -1,20 +1,25 @@
 """The progress bar of a run."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import lightning.pytorch as pl
 
 from src import terminal
 from src.training.guard import StepGuard
-from src.training.metrics import TrainMetrics
 from src.training.steps import StepCallback
 
 
 class ProgressBar(StepCallback):
-    """Shows loss, gradient norm, skipped steps and speed, with the figures of the last log line."""
+    """Shows loss, gradient norm, skipped steps and speed.
 
-    def __init__(self, *, metrics: TrainMetrics, guard: StepGuard, max_steps: int) -> None:
-        self.metrics, self.guard, self.max_steps = metrics, guard, max_steps
+    Args:
+        latest: the last value of each metric, kept up to date by somebody else.
+        guard: counts the skipped steps.
+        max_steps: where the bar ends.
+    """
+
+    def __init__(self, *, latest: Mapping[str, float], guard: StepGuard, max_steps: int) -> None:
+        self.latest, self.guard, self.max_steps = latest, guard, max_steps
         self._bar: terminal.StepProgress | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -25,7 +30,7 @@ class ProgressBar(StepCallback):
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Moves it."""
         assert self._bar is not None
-        last = self.metrics.last
+        last = self.latest
         figures = {
             "loss": terminal.number(last.get("train/loss")),
             "grad": terminal.number(last.get("grad/norm"), 3),
@@ -38,7 +43,3 @@ class ProgressBar(StepCallback):
         """Closes it, whatever the end."""
         if self._bar is not None:
             self._bar.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: it only shows."""
-        return {}
