@@ -7,6 +7,7 @@ The schema is registered with Hydra once, here, from the dataclasses that stand 
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from src.model.attention import ATTENTIONS, AttentionConfig
 from src.model.ffn import FEED_FORWARDS, FeedForwardConfig
 from src.overrides import GROUPS, Override, parse
 from src.stability import REMEDIES, RemedyConfig
+from src.stability.base import value_at
 from src.training.recipe import GuardConfig, RecipeConfig
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -57,12 +59,15 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "gpu"):
             raise ValueError(f"accelerator={self.accelerator}: must be one of auto, cpu, gpu")
-        if self.accelerator == "gpu" and not torch.cuda.is_available():
-            raise ValueError("accelerator=gpu: no GPU is available here; use cpu or auto")
         if self.devices != 1:
             raise ValueError(f"devices={self.devices}: must be 1")
         if self.threads < 1:
             raise ValueError(f"threads={self.threads}: must be at least 1")
+
+    def check_device(self) -> None:
+        """Raises InputError unless the device is there; a description does without it."""
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise InputError("trainer.accelerator=gpu: no GPU is available here; use cpu or auto")
 
     @property
     def device_type(self) -> str:
@@ -164,6 +169,8 @@ class RunConfig:
     variant_name: str
     choices: dict[str, str]
     """The option chosen in each group."""
+    notes: list[str]
+    """What a reader of the result must know, such as an option that changes nothing."""
     extra: dict[str, Any]
     """Fields of the command that are none of the run's, such as describe's format."""
 
@@ -172,6 +179,11 @@ class RunConfig:
         """The run folder."""
         run = f"seed-{self.seed}" + (f"-repeat-{self.repeat}" if self.repeat else "")
         return Path(self.paths.runs) / self.study / self.variant_name / run
+
+    def lr_factor(self, step: int) -> float:
+        """Factor on the learning rate of the optimizer step after `step` others."""
+        factors = [r.lr_factor(step, self.recipe.max_steps) for r in self.remedies.values()]
+        return self.recipe.lr_factor(step) * math.prod(factors)
 
     def plain(self) -> dict[str, Any]:
         """The resolved configuration as plain values, for files."""
@@ -241,7 +253,8 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         for field in dataclasses.fields(stability)
         if getattr(stability, field.name) is not None
     }
-    _apply_claims(parts, remedies, typed)
+    notes = _apply_claims(parts, remedies, typed)
+    parts["ffn"] = parts["ffn"].resolved(max_steps=parts["recipe"].max_steps)
     variant = Variant(
         attention=str(choices["attention"]),
         ffn=str(choices["ffn"]),
@@ -255,6 +268,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         variant=variant,
         variant_name=_variant_name(variant, choices, typed),
         choices={group: str(choices[group]) for group in GROUPS if choices.get(group)},
+        notes=notes,
         extra=extra,
     )
     _check_across(config)
@@ -294,11 +308,21 @@ def _section_of(name: str, node: Any, error: ValueError) -> str:
 
 def _apply_claims(
     parts: dict[str, Any], remedies: dict[str, RemedyConfig], typed: Sequence[Override]
-) -> None:
-    """Sets what the options claim; two claims on one field, or a typed one, are an error."""
+) -> list[str]:
+    """Sets what the options claim; two claims on one field, or a typed one, are an error.
+
+    Returns:
+        Notes on options that change nothing.
+    """
     owner: dict[str, str] = {}
+    before = dict(parts)
     for option, remedy in remedies.items():
-        for field, value in remedy.claims().items():
+        for needed in (*remedy.needs(), *remedy.claims(before)):
+            if not _has_field(before, needed):
+                section = needed.partition(".")[0]
+                kind = type(before[section]).__name__.removesuffix("Config")
+                raise InputError(f"stability={option}: needs {needed}, which {kind} has not")
+        for field, value in remedy.claims(before).items():
             if field in owner:
                 raise InputError(
                     f"stability=[{owner[field]},{option}]: both set {field}; choose one of them"
@@ -310,11 +334,32 @@ def _apply_claims(
                         " leave one of the two out"
                     )
             owner[field] = option
-            section, _, name = field.partition(".")
+            section, _, path = field.partition(".")
             try:
-                parts[section] = dataclasses.replace(parts[section], **{name: value})
+                parts[section] = _replaced(parts[section], path.split("."), value)
             except ValueError as error:
                 raise InputError(f"stability={option}: {section}.{error}") from error
+    reasons = {option: remedy.no_op(before) for option, remedy in remedies.items()}
+    return [
+        f"stability={option} changes nothing here: {reason}"
+        for option, reason in reasons.items()
+        if reason is not None
+    ]
+
+
+def _has_field(parts: dict[str, Any], dotted: str) -> bool:
+    try:
+        value_at(parts, dotted)
+    except AttributeError:
+        return False
+    return True
+
+
+def _replaced(part: Any, path: list[str], value: Any) -> Any:
+    """A copy of a nested dataclass with one field changed, and checked again."""
+    name, *rest = path
+    inner = _replaced(getattr(part, name), rest, value) if rest else value
+    return dataclasses.replace(part, **{name: inner})
 
 
 def _check_across(config: RunConfig) -> None:
@@ -336,7 +381,9 @@ def _variant_name(variant: Variant, choices: dict[Any, Any], typed: Sequence[Ove
     for group, default in DEFAULTS.items():
         if choices[group] != default:
             pieces.append(f"{group}-{choices[group]}")
-    fields = [override for override in typed if not UNNAMED.fullmatch(override.key)]
+    # Of a field that is typed twice the last one counts, as it does for Hydra.
+    last = {override.key: override for override in typed}
+    fields = [override for override in last.values() if not UNNAMED.fullmatch(override.key)]
     shorts = [override.key.rpartition(".")[2] for override in fields]
     for override, short in zip(fields, shorts, strict=True):
         name = short if shorts.count(short) == 1 else override.key

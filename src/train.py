@@ -10,10 +10,11 @@ USAGE = """
 python -m src.train [field=value ...]              one run
 python -m src.train --multirun field=a,b,c ...     a run for each value
 
-  attention=gqa|mlha     ffn=mlp|moe
-  stability=none|clip03|ema or several: stability=[clip03,ema]
+  attention=gqa|mlha     ffn=mlp|moe|moe_writeup|moe_writeup_add
+  stability=none|clip03|early_stop|warmdown|fp32|noise|ema|... or several: stability=[clip03,ema]
   model=proxy|small|stress|smollm2_135m|smoldeepseek_916m
-  preset=laptop|smoke    data=shakespeare|text|tokens|tiny_shakespeare
+  preset=laptop|smoke|stress|crash|control|hot|long|writeup
+  data=shakespeare|text|tokens|tiny_shakespeare
   tokenizer=char|byte|bpe|smollm2
   seed=0  study=name  resume=auto|never|CHECKPOINT  rerun=true  tracking=mlflow|local
   recipe.max_steps=440  recipe.learning_rate=3e-3  recipe.precision=32-true|bf16-mixed  ...

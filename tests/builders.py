@@ -32,6 +32,7 @@ def router_config(**changes: Any) -> RouterConfig:
         "norm_eps": 1e-20,
         "dtype": "float32",
         "aux_weight": 1e-2,
+        "z_loss_weight": 0.0,
     }
     return RouterConfig(**(values | changes))
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 from src.tracking.folder import read_metrics
 from src.train import main
+from src.training.interrupt import Interrupt
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("speed/",)
@@ -62,6 +65,19 @@ def assert_same_tree(one: Any, two: Any, where: str = "") -> None:
         assert one == two, where
 
 
+def stop_after(patch, step: int) -> None:
+    """Has this process terminated in the given step, as a scheduler would do it."""
+    original = Interrupt.on_step_end
+
+    def on_step_end(self, trainer, pl_module, done):
+        if done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        original(self, trainer, pl_module, done)
+
+    patch.setattr(Interrupt, "on_step_end", on_step_end)
+
+
 def start(command: str, arguments: Sequence[str], cwd: Path, **env: str) -> subprocess.Popen[str]:
     """Starts a command as a user would, in another folder."""
     return subprocess.Popen(
@@ -72,3 +88,26 @@ def start(command: str, arguments: Sequence[str], cwd: Path, **env: str) -> subp
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+UNTIMED = ("train_seconds",)
+
+
+def comparable(checkpoint):
+    """A checkpoint without what depends on the clock or on the folder."""
+    callbacks = {
+        name: {k: v for k, v in state.items() if k not in UNTIMED}
+        if isinstance(state, dict)
+        else state
+        for name, state in checkpoint["callbacks"].items()
+    }
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "rng", "config_hash")
+    return {name: checkpoint[name] for name in names} | {"callbacks": callbacks}
+
+
+def assert_same_run(one, two):
+    assert metrics(one) == metrics(two)
+    assert_same_tree(comparable(last_checkpoint(one)), comparable(last_checkpoint(two)))
+    left, right = record(one), record(two)
+    for name in ("outcome", "steps", "guard", "spikes", "best"):
+        assert left[name] == right[name], name

@@ -79,6 +79,7 @@ def assemble(
         log_every=recipe.log_every,
         seed=config.seed,
         repeat=config.repeat,
+        clip_norm=recipe.clip_norm,
     )
     guard = StepGuard(config.guard, max_steps=recipe.max_steps, log_every=recipe.log_every)
     metrics = TrainMetrics(
@@ -96,7 +97,6 @@ def assemble(
         ),
         at_steps=recipe.validation_steps(),
         token_bytes=corpus.tokenizer.token_bytes(),
-        guard=guard,
     )
     interrupt = Interrupt()
     checkpoints = Checkpoints(
@@ -139,7 +139,7 @@ def assemble(
         model=model,
         recipe=recipe,
         guard=guard,
-        lr_factor=recipe.lr_factor,
+        lr_factor=config.lr_factor,
         checkpoint_extras=dict(checkpoint_extras),
     )
     batches = TrainBatches(

@@ -30,6 +30,7 @@ def run(config: RunConfig) -> int:
     Raises:
         InputError: before anything is trained or written.
     """
+    config.trainer.check_device()
     set_numerics(config)
     corpus = config.data.load(
         config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
@@ -48,6 +49,8 @@ def run(config: RunConfig) -> int:
         aside = folder.move_aside()
         if aside is not None:
             terminal.say(f"the old run was moved to {aside}")
+    for note in config.notes:
+        terminal.warn(note)
     folder.open()
     try:
         return _train(config, model, corpus, folder, config_hash, start)
@@ -163,8 +166,7 @@ def _fit(run: Assembly, start: Path | None) -> str:
         logger.exception("the run failed")
         terminal.error(f"{type(error).__name__}: {error}")
         return "failed"
-    reached_end = run.trainer.global_step >= run.task.recipe.max_steps or run.guard.stopped
-    return "killed" if run.interrupt.signal is not None and not reached_end else "finished"
+    return "killed" if run.interrupt.stopped else "finished"
 
 
 def _mirror(config: RunConfig, folder: RunFolder, config_hash: str) -> MlflowMirror | None:

@@ -55,6 +55,7 @@ def build_record(
         "wall_seconds": wall_seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
         "derived_from": None,
+        "notes": config.notes,
         "final": records.last_values(read_metrics(folder.metrics)),
         "best": run.validation.best,
         "guard": guard,
@@ -133,4 +134,6 @@ def show_record(record: dict[str, Any], folder: RunFolder) -> None:
     samples = folder.path / "samples.md"
     if record["status"] == "finished" and samples.is_file():
         terminal.say(samples.read_text(encoding="utf-8").strip())
+    for note in record["notes"]:
+        terminal.warn(note)
     terminal.say(f"run folder: {folder.path}")

@@ -1,9 +1,13 @@
-"""What a remedy is: a config whose claims change the recipe, or that builds callbacks, or both."""
+"""What a remedy is: claims that change the recipe, a factor on the rate, callbacks, or several."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+
+ROUTER = "ffn.router"
+"""The part of a config that options on the router need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,19 +20,68 @@ class RunFacts:
     """Steps between logged lines."""
     seed: int
     repeat: int
+    clip_norm: float | None
+    """The bound on the gradient norm that is in force."""
+
+    def step_at(self, frac: float) -> int:
+        """The number of the step that ends a share of the run."""
+        return round(frac * self.max_steps)
 
 
 @dataclass(kw_only=True)
 class RemedyConfig:
     """One stability option. Absent from the config, it is absent from the run, bitwise."""
 
-    def claims(self) -> dict[str, Any]:
+    def needs(self) -> tuple[str, ...]:
+        """Parts of the configuration, by dotted name, without which the option means nothing."""
+        return ()
+
+    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Fields outside its own that the option sets, by dotted name.
 
         Two options that claim one field, or a claim on a field that was typed, are an error.
+
+        Args:
+            parts: the sections of the configuration, unchanged by any option.
         """
         return {}
+
+    def no_op(self, parts: Mapping[str, Any]) -> str | None:
+        """Why the option changes nothing in this configuration; None where it does.
+
+        The default looks at the claims: an option whose claims are the values that stand there
+        already is its own baseline.
+        """
+        claims = self.claims(parts)
+        if claims and all(value_at(parts, field) == value for field, value in claims.items()):
+            return ", ".join(f"{field} is {value} already" for field, value in claims.items())
+        return None
+
+    def lr_factor(self, step: int, max_steps: int) -> float:
+        """A further factor on the learning rate of the optimizer step after `step` others."""
+        return 1.0
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """Callbacks that carry it out; they serve any LightningModule."""
         return []
+
+
+def value_at(parts: Mapping[str, Any], dotted: str) -> Any:
+    """The value of a field by its dotted name; AttributeError or KeyError where there is none."""
+    section, *path = dotted.split(".")
+    value = parts[section]
+    for name in path:
+        value = getattr(value, name)
+    return value
+
+
+def check_frac(name: str, value: float) -> None:
+    """Raises ValueError unless `value` is a share of a run, 0 and 1 included."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value}: must be from 0 to 1, a share of the run")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError unless `value` is above 0 and finite."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}={value}: must be above 0 and finite")

@@ -1,9 +1,10 @@
 """A tighter bound on the norm of the gradient."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.stability.base import RemedyConfig
+from src.stability.base import RemedyConfig, check_positive
 
 
 @dataclass(kw_only=True)
@@ -18,9 +19,8 @@ class ClipNormConfig(RemedyConfig):
     """The bound; above 0."""
 
     def __post_init__(self) -> None:
-        if not self.norm > 0:
-            raise ValueError(f"norm={self.norm}: must be above 0")
+        check_positive("norm", self.norm)
 
-    def claims(self) -> dict[str, Any]:
+    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"recipe.clip_norm": self.norm}

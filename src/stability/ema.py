@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from torch import nn
 from torch_ema import ExponentialMovingAverage
 
-from src.stability.base import RemedyConfig, RunFacts
+from src.stability.base import RemedyConfig, RunFacts, check_frac
 from src.training.guard import StepGuard
 from src.training.steps import StepCallback, is_log_step, log
 
@@ -17,12 +17,30 @@ from src.training.steps import StepCallback, is_log_step, log
 class EmaConfig(RemedyConfig):
     """torch-ema as in the write-up's option 6; training itself is untouched."""
 
-    decay: float
-    """Weight of the past in each update; from 0 to below 1."""
+    decay: float | None
+    """Weight of the past in each update; from 0 to below 1; null where horizon_frac says it."""
+    horizon_frac: float | None
+    """Share of the run that the average remembers, the form that is matched to scale: the decay
+    is 1 - 1 / (horizon_frac * max_steps), 0.999 for 1/11 of 11,000 steps; null where decay says it.
+    """
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
+        if (self.decay is None) == (self.horizon_frac is None):
+            raise ValueError(
+                f"horizon_frac={self.horizon_frac}: exactly one of decay (now {self.decay})"
+                " and horizon_frac must have a value, the other null"
+            )
+        if self.decay is not None and not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay}: must be at least 0 and below 1")
+        if self.horizon_frac is not None:
+            check_frac("horizon_frac", self.horizon_frac)
+
+    def decay_for(self, max_steps: int) -> float:
+        """The decay in a run of so many steps."""
+        if self.decay is not None:
+            return self.decay
+        assert self.horizon_frac is not None
+        return 1.0 - 1.0 / max(1.0, self.horizon_frac * max_steps)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""
@@ -38,7 +56,7 @@ class WeightAverage(StepCallback):
     """
 
     def __init__(self, config: EmaConfig, run: RunFacts) -> None:
-        self.config, self.run = config, run
+        self.decay, self.run = config.decay_for(run.max_steps), run
         self.average: ExponentialMovingAverage | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -46,7 +64,7 @@ class WeightAverage(StepCallback):
         """Starts from the initial weights, or from a checkpoint's average."""
         params = [p for p in pl_module.parameters() if p.requires_grad]
         self._check_dtype(params)
-        self.average = ExponentialMovingAverage(params, decay=self.config.decay)
+        self.average = ExponentialMovingAverage(params, decay=self.decay)
         if self._restored is not None:
             self.average.load_state_dict(self._restored)
 
@@ -63,9 +81,9 @@ class WeightAverage(StepCallback):
         assert self.average is not None
         if StepGuard.step_applied(trainer):
             self.average.update()
-        if is_log_step(step, every=self.run.log_every, max_steps=self.run.max_steps):
+        if is_log_step(trainer, step, every=self.run.log_every):
             updates = self.average.num_updates or 0
-            decay = min(self.config.decay, (1 + updates) / (10 + updates))
+            decay = min(self.decay, (1 + updates) / (10 + updates))
             metrics = {"stability/ema_updates": float(updates), "stability/ema_decay": decay}
             log(trainer, metrics, step=step)
 

@@ -33,4 +33,7 @@ def expand(config_name: str, arguments: Sequence[str]) -> list[RunConfig]:
     if not any(argument.startswith("study=") for argument in arguments):
         digest = hashlib.sha256("\n".join(" ".join(cell) for cell in cells).encode()).hexdigest()
         cells = [[*cell, f"study=sweep-{digest[:8]}"] for cell in cells]
-    return [cli.checked(config_name, cell) for cell in cells]
+    configs = [cli.checked(config_name, cell) for cell in cells]
+    for config in configs:
+        config.trainer.check_device()
+    return configs

@@ -47,7 +47,7 @@ class Checkpoints(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Saves where it is time."""
-        validated = step in self.validation.at_steps
+        validated = self.validation.last_step == step
         due = self.every is not None and step % self.every == 0
         if not (validated or due or trainer.should_stop):
             return

@@ -22,7 +22,8 @@ class StepGuard(StepCallback):
 
     Attributes:
         loss: of the step, mean over its micro-batches.
-        grad_norm: of the accumulated gradient.
+        grad_norm: of the accumulated gradient of the loss.
+        current_norm: the same until a remedy changes the gradient and sets it to None.
         applied: whether the last step changed the weights.
         stopped: whether the guard ended the run.
     """
@@ -31,6 +32,7 @@ class StepGuard(StepCallback):
         self.config, self.max_steps, self.log_every = config, max_steps, log_every
         self.loss: Tensor | None = None
         self.grad_norm: Tensor | None = None
+        self.current_norm: Tensor | None = None
         self.applied = True
         self.stopped = False
         self.counts: dict[str, int] = {
@@ -44,10 +46,23 @@ class StepGuard(StepCallback):
         self._losses: list[Tensor] = []
 
     @staticmethod
+    def of(trainer: pl.Trainer) -> "StepGuard | None":
+        """The guard among a trainer's callbacks, if there is one."""
+        guards = [c for c in trainer.callbacks if isinstance(c, StepGuard)]  # type: ignore[attr-defined]
+        return guards[0] if guards else None
+
+    @staticmethod
     def step_applied(trainer: pl.Trainer) -> bool:
         """Whether the last step changed the weights; True for a trainer without a guard."""
-        guards = [c for c in trainer.callbacks if isinstance(c, StepGuard)]  # type: ignore[attr-defined]
-        return all(guard.applied for guard in guards)
+        guard = StepGuard.of(trainer)
+        return guard is None or guard.applied
+
+    def drop_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes the gradients away, so that the optimizer finds nothing to do."""
+        self.applied = False
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
@@ -63,7 +78,7 @@ class StepGuard(StepCallback):
         self._losses.clear()
         params = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in params if p.grad is not None]
-        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        self.grad_norm = self.current_norm = torch.nn.utils.get_total_norm(gradients)
         broken = torch.stack((~self.loss.isfinite(), ~self.grad_norm.isfinite())).float()
         if trainer.world_size > 1:
             broken = trainer.strategy.reduce(broken, reduce_op="sum")
@@ -77,8 +92,7 @@ class StepGuard(StepCallback):
         if self.config.on_nonfinite == "raise":
             what = " and ".join(name for name, is_bad in bad.items() if is_bad)
             raise FloatingPointError(f"step {step}: non-finite {what}")
-        for parameter in params:
-            parameter.grad = None
+        self.drop_step(optimizer)
         self.counts["skipped_steps"] += 1
         self.counts["consecutive"] += 1
         self.counts["skipped_tail_steps"] += step > self.max_steps * (1 - TAIL_FRAC)
@@ -96,7 +110,7 @@ class StepGuard(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Logs the gradient norm and the counters."""
-        if is_log_step(step, every=self.log_every, max_steps=self.max_steps):
+        if is_log_step(trainer, step, every=self.log_every):
             assert self.grad_norm is not None
             metrics = {
                 "grad/norm": self.grad_norm.item(),

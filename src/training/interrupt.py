@@ -17,10 +17,12 @@ class Interrupt(StepCallback):
 
     Attributes:
         signal: the number of the signal that came, or None.
+        stopped: whether the run ends because of it, and not of itself.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.stopped = False
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -35,9 +37,9 @@ class Interrupt(StepCallback):
         self.signal = number
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Asks the trainer to stop."""
-        if self.signal is not None:
-            trainer.should_stop = True
+        """Asks the trainer to stop, unless it does so anyway."""
+        if self.signal is not None and not trainer.should_stop and step != trainer.max_steps:
+            self.stopped = trainer.should_stop = True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Puts the handlers back."""

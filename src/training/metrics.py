@@ -56,7 +56,7 @@ class TrainMetrics(StepCallback):
         self._clipped = self._clipped.to(pl_module.clip_bound.device) + pl_module.clip_bound
         self._num_steps += 1
         self._timed_steps += 1
-        if is_log_step(step, every=self.log_every, max_steps=self.max_steps):
+        if is_log_step(trainer, step, every=self.log_every):
             self._log(trainer, pl_module, step)
 
     def _log(self, trainer: pl.Trainer, pl_module: LanguageModelTask, step: int) -> None:

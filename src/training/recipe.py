@@ -45,6 +45,8 @@ class RecipeConfig:
     """PyTorch's float32 matmul precision: highest, high or medium."""
     clip_norm: float | None
     """Bound on the norm of the gradient; null: none."""
+    z_loss_weight: float
+    """Weight of the squared log-partition of the output (arXiv 2204.02311, section 5); 0: none."""
     num_validations: int
     """Validations, at equal distances; the last is at the end."""
     val_windows: int | None
@@ -63,7 +65,7 @@ class RecipeConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field}={value}: must be at least 1, or null")
-        for field in ("learning_rate", "weight_decay"):
+        for field in ("learning_rate", "weight_decay", "z_loss_weight"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 0 and finite")
         if not 0 < self.eps < 1:

@@ -34,9 +34,9 @@ class StepCallback(pl.Callback):
         """Called after optimizer step number `step`."""
 
 
-def is_log_step(step: int, *, every: int, max_steps: int) -> bool:
-    """The first step, every multiple of `every`, and the last."""
-    return step == 1 or step % every == 0 or step == max_steps
+def is_log_step(trainer: pl.Trainer, step: int, *, every: int) -> bool:
+    """The first step, every multiple of `every`, and the last, planned or asked for."""
+    return step == 1 or step % every == 0 or step == trainer.max_steps or trainer.should_stop
 
 
 def log(trainer: pl.Trainer, metrics: dict[str, float], *, step: int) -> None:

@@ -56,17 +56,32 @@ class LanguageModelTask(pl.LightningModule):
     def token_losses(self, batch: Batch) -> Tensor:
         """Cross-entropy of each target in nats, (B, T), float32 whatever the precision."""
         tokens_BT, targets_BT = batch
-        logits_BTV = self.model(tokens_BT)
+        return self._cross_entropy(self.model(tokens_BT), targets_BT)
+
+    @staticmethod
+    def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
         with torch.autocast(logits_BTV.device.type, enabled=False):
             loss = F.cross_entropy(
                 logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
             )
         return loss.view_as(targets_BT)
 
+    def _z_loss(self, logits_BTV: Tensor) -> dict[str, Tensor]:
+        weight = self.recipe.z_loss_weight
+        if not weight:
+            return {}
+        return {"z_loss": weight * logits_BTV.float().logsumexp(dim=-1).square().mean()}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
-        cross_entropy = self.token_losses(batch).mean()
-        losses = {"loss": cross_entropy, **self.model.extra_losses()}
+        tokens_BT, targets_BT = batch
+        logits_BTV = self.model(tokens_BT)
+        cross_entropy = self._cross_entropy(logits_BTV, targets_BT).mean()
+        losses = {
+            "loss": cross_entropy,
+            **self._z_loss(logits_BTV),
+            **self.model.extra_losses(),
+        }
         if batch_idx % self.recipe.accumulate == 0:
             self.step_losses = {}
         for name, loss in losses.items():
@@ -85,15 +100,17 @@ class LanguageModelTask(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by the norm that the guard has taken already."""
+        """Clips by the norm that the guard has taken, or anew where a remedy came between."""
         bound = self.recipe.clip_norm
         self.clip_bound = torch.zeros(())
         if bound is None or not self.guard.applied:
             return
-        assert self.guard.grad_norm is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grads_with_norm_(parameters, bound, self.guard.grad_norm)
-        self.clip_bound = (self.guard.grad_norm > bound).float()
+        norm = self.guard.current_norm
+        if norm is None:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, bound, norm)
+        self.clip_bound = (norm > bound).float()
 
     def optimizer_step(
         self,

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from src.data.batches import Batch
-from src.training.guard import StepGuard
 from src.training.steps import StepCallback, log
 from src.training.task import LanguageModelTask
 
@@ -25,7 +24,6 @@ class Validation(StepCallback):
         batches: the validation windows.
         at_steps: numbers of the steps after which to validate.
         token_bytes: bytes that each token stands for, (vocabulary,); zeros where unknown.
-        guard: says whether it has ended the run.
     """
 
     def __init__(
@@ -34,16 +32,16 @@ class Validation(StepCallback):
         *,
         at_steps: set[int],
         token_bytes: np.ndarray,
-        guard: StepGuard,
     ) -> None:
-        self.batches, self.at_steps, self.guard = batches, at_steps, guard
+        self.batches, self.at_steps = batches, at_steps
         self.token_bytes = torch.from_numpy(token_bytes.astype(np.int64))
         self.last: dict[str, float] = {}
+        self.last_step = 0
         self.best: dict[str, float] = {}
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Validates where it is time, and where the guard ends the run."""
-        if step not in self.at_steps and not self.guard.stopped:
+        """Validates where it is time, and where the guard or a remedy ends the run."""
+        if step not in self.at_steps and not trainer.should_stop:
             return
         assert isinstance(pl_module, LanguageModelTask)
         metrics: dict[str, float] = {}
@@ -56,7 +54,7 @@ class Validation(StepCallback):
             with context():
                 figures = self._evaluate(trainer, pl_module)
             metrics |= {f"{prefix}/{name}": value for name, value in figures.items()}
-        self.last = metrics
+        self.last, self.last_step = metrics, step
         if not self.best or _rank(metrics) < _rank(self.best):
             self.best = {**metrics, "step": step}
         log(trainer, metrics, step=step)

@@ -18,7 +18,7 @@ class RouterWatch(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Reads the routers on logged steps."""
-        if not is_log_step(step, every=self.every, max_steps=self.max_steps):
+        if not is_log_step(trainer, step, every=self.every):
             return
         routers = [module for module in pl_module.modules() if hasattr(module, "router_stats")]
         for layer, router in enumerate(routers):

@@ -22,7 +22,8 @@ class SpikeScore:
     first values, until half a window is full, are not judged unless they are non-finite.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sigmas: float = SIGMAS) -> None:
+        self.sigmas = sigmas
         self.window: deque[float] = deque(maxlen=WINDOW)
         self.num_values = 0
         self.num_spikes = 0
@@ -34,7 +35,7 @@ class SpikeScore:
         if not spike and len(self.window) >= WINDOW // 2:
             mean = math.fsum(self.window) / len(self.window)
             variance = math.fsum((v - mean) ** 2 for v in self.window) / (len(self.window) - 1)
-            spike = value > mean + SIGMAS * math.sqrt(variance)
+            spike = value > mean + self.sigmas * math.sqrt(variance)
         if spike:
             self.num_spikes += 1
         else:
@@ -75,7 +76,7 @@ class SpikeWatch(StepCallback):
         assert self.guard.loss is not None and self.guard.grad_norm is not None
         self._pending.append(torch.stack((self.guard.loss, self.guard.grad_norm)))
         self._step = step
-        if is_log_step(step, every=self.every, max_steps=self.max_steps):
+        if is_log_step(trainer, step, every=self.every):
             self._drain()
             scores = {f"spike/{name}_score": score.score for name, score in self.scores.items()}
             log(trainer, scores, step=step)

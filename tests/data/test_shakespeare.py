@@ -27,7 +27,8 @@ def test_the_text_begins_as_tiny_shakespeare_and_keeps_to_its_characters():
 
 def test_cleaning_rules():
     markdown = (
-        "# Title\n\n## ACT I\n\n_Enter a king,\nwith men_\n\n**KING**  \nWho\\[s] there\u2014you?  \n"
+        "# Title\n\n## ACT I\n\n_Enter a king,\nwith men_\n\n"
+        "**KING**  \nWho\\[s] there\u2014you?  \n"
         "_Aside_ Speak  \n  on.\n\n"
         "**FOOL**  \nI _will_ not.\n\n_Exeunt\n\n**KING**  \nGo.\n"
     )

@@ -17,6 +17,10 @@ def test_clip03_claims_the_bound_and_nothing_else():
     }
 
 
+def test_clip05_is_the_looser_one():
+    assert compose("train", ["stability=clip05"]).recipe.clip_norm == 0.5
+
+
 def test_the_bound_can_be_typed():
     config = compose("train", ["stability=clip03", "stability.clip03.norm=0.4"])
     assert config.recipe.clip_norm == 0.4

@@ -6,11 +6,11 @@ from src.stability.ema import EmaConfig, WeightAverage
 from tests.runs import assert_same_tree, last_checkpoint, metrics, train, weights
 from tests.training.harness import Harness, Poison, recipe_config
 
-FACTS = RunFacts(max_steps=6, log_every=1, seed=0, repeat=0)
+FACTS = RunFacts(max_steps=6, log_every=1, seed=0, repeat=0, clip_norm=1.0)
 
 
 def average(decay: float = 0.9) -> WeightAverage:
-    (callback,) = EmaConfig(decay=decay).callbacks(FACTS)
+    (callback,) = EmaConfig(decay=decay, horizon_frac=None).callbacks(FACTS)
     return callback
 
 

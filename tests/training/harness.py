@@ -34,6 +34,7 @@ def recipe_config(**changes: Any) -> RecipeConfig:
         "precision": "32-true",
         "matmul_precision": "highest",
         "clip_norm": 1.0,
+        "z_loss_weight": 0.0,
         "num_validations": 1,
         "val_windows": None,
         "log_every": 1,

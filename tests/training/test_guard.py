@@ -13,7 +13,8 @@ NAN, INF = math.nan, math.inf
 
 
 def average():
-    return EmaConfig(decay=0.9).callbacks(RunFacts(max_steps=6, log_every=1, seed=0, repeat=0))
+    facts = RunFacts(max_steps=6, log_every=1, seed=0, repeat=0, clip_norm=1.0)
+    return EmaConfig(decay=0.9, horizon_frac=None).callbacks(facts)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -1,6 +1,5 @@
 """Interrupted and resumed equals uninterrupted, bitwise."""
 
-import os
 import random
 import signal
 import time
@@ -11,36 +10,15 @@ import torch
 from src.train import main
 from tests.conftest import TINY
 from tests.runs import (
-    assert_same_tree,
+    assert_same_run,
     last_checkpoint,
     metrics,
     record,
     start,
+    stop_after,
     train,
     weights,
 )
-
-UNTIMED = ("train_seconds",)
-
-
-def comparable(checkpoint):
-    """A checkpoint without what depends on the clock or on the folder."""
-    callbacks = {
-        name: {k: v for k, v in state.items() if k not in UNTIMED}
-        if isinstance(state, dict)
-        else state
-        for name, state in checkpoint["callbacks"].items()
-    }
-    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "rng", "config_hash")
-    return {name: checkpoint[name] for name in names} | {"callbacks": callbacks}
-
-
-def assert_same_run(one, two):
-    assert metrics(one) == metrics(two)
-    assert_same_tree(comparable(last_checkpoint(one)), comparable(last_checkpoint(two)))
-    left, right = record(one), record(two)
-    for name in ("outcome", "steps", "guard", "spikes", "best"):
-        assert left[name] == right[name], name
 
 
 @pytest.mark.parametrize(
@@ -56,21 +34,11 @@ def assert_same_run(one, two):
 def test_a_run_stopped_at_any_step_and_resumed_equals_one_that_was_not(
     tiny, options, stop_at, monkeypatch
 ):
-    from src.training.interrupt import Interrupt
-
     whole = train(tiny, *options, "study=whole")
-    original = Interrupt.on_step_end
-
-    def stop(self, trainer, pl_module, step):
-        if step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-        original(self, trainer, pl_module, step)
-
-    monkeypatch.setattr(Interrupt, "on_step_end", stop)
     arguments = [*tiny, *options, "study=stopped"]
-    assert main(arguments) == 143
-    monkeypatch.setattr(Interrupt, "on_step_end", original)
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop_at)
+        assert main(arguments) == 143
     stopped = whole.parents[2] / "stopped" / whole.parents[0].name / "seed-0"
     assert record(stopped)["status"] == "killed"
     assert record(stopped)["steps"] == stop_at

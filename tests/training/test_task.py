@@ -87,14 +87,14 @@ def test_the_logged_rate_is_the_one_the_step_used():
 def test_bf16_mixed_keeps_float32_weights_and_a_float32_loss():
     run = Harness(recipe=recipe_config(precision="bf16-mixed", max_steps=1))
     dtypes = []
-    inner = run.task.token_losses
+    inner = run.task._cross_entropy
 
-    def token_losses(batch):
-        loss = inner(batch)
-        dtypes.append((loss.dtype, run.task.model(batch[0]).dtype))
+    def cross_entropy(logits, targets):
+        loss = inner(logits, targets)
+        dtypes.append((loss.dtype, logits.dtype))
         return loss
 
-    run.task.token_losses = token_losses
+    run.task._cross_entropy = cross_entropy
     run.fit()
     assert dtypes == [(torch.float32, torch.bfloat16)]
     assert {p.dtype for p in run.task.parameters()} == {torch.float32}

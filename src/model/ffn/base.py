@@ -43,6 +43,10 @@ class FeedForwardConfig:
         if self.inner_dim < 1:
             raise ValueError(f"inner_dim={self.inner_dim}: must be at least 1")
 
+    def resolved(self, *, max_steps: int) -> "FeedForwardConfig":
+        """The same with every value filled in that depends on the length of the run."""
+        return self
+
     def build(self, dims: Dims) -> FeedForward:
         """The module for one layer."""
         raise NotImplementedError

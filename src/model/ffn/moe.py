@@ -3,7 +3,7 @@
 Axes: B batch, T time, D hidden, S = B * T.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from src.model.ffn.mlp import MLP
 from src.model.ffn.router import Router, RouterConfig
 
 DISPATCHES = ("grouped", "loop")
+WRITEUP_BIAS_RATE, WRITEUP_STEPS, WRITEUP_EXPERTS = 0.1, 11_000, 7
 
 
 @dataclass(kw_only=True)
@@ -42,6 +43,13 @@ class MoEConfig(FeedForwardConfig):
             )
         if self.dispatch not in DISPATCHES:
             raise ValueError(f"dispatch={self.dispatch}: must be one of {', '.join(DISPATCHES)}")
+
+    def resolved(self, *, max_steps: int) -> "MoEConfig":
+        """See FeedForwardConfig."""
+        if self.router.bias_rate is not None:
+            return self
+        rate = WRITEUP_BIAS_RATE * (WRITEUP_STEPS / max_steps) * (self.num_routed / WRITEUP_EXPERTS)
+        return replace(self, router=replace(self.router, bias_rate=rate))
 
     def build(self, dims: Dims) -> "MixtureOfExperts":
         """See FeedForwardConfig."""
@@ -80,8 +88,7 @@ class MixtureOfExperts(FeedForward):
 
     def extra_losses(self) -> dict[str, Tensor]:
         """See FeedForward."""
-        loss = self.router.take_aux_loss()
-        return {} if loss is None else {"router_balance": loss}
+        return self.router.take_extra_losses()
 
     def num_inactive_params(self) -> int:
         """See FeedForward."""

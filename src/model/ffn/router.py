@@ -36,8 +36,9 @@ class RouterConfig:
     """The load to steer to: mean_load (top_k / E, the true mean) or one_over_experts (1 / E)."""
     bias_rule: str
     """sign: steps of bias_rate; proportional: bias_rate times the distance from the target."""
-    bias_rate: float
-    """Size of a bias update, in units of score; at least 0."""
+    bias_rate: float | None
+    """Size of a bias update; at least 0; null: 0.1 * (11000 / max_steps) * (E / 7), with which a
+    shorter run ends with the mean bias of the write-up's 11,000 steps and 7 experts."""
     bias_center: bool
     """Subtract the mean bias after each update."""
     bias_trainable: bool
@@ -50,14 +51,17 @@ class RouterConfig:
     """float32: logits and scores in float32 whatever the precision; autocast: as the rest."""
     aux_weight: float
     """Weight of the balance loss where balance=aux; at least 0."""
+    z_loss_weight: float
+    """Weight of the squared log-partition of the gate logits (arXiv 2202.08906, eq. 5); 0: none."""
 
     def __post_init__(self) -> None:
         for field, allowed in CHOICES.items():
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(f"router.{field}={value}: must be one of {', '.join(allowed)}")
-        for field in ("bias_rate", "norm_eps", "aux_weight"):
-            if not getattr(self, field) >= 0:
+        for field in ("bias_rate", "norm_eps", "aux_weight", "z_loss_weight"):
+            value = getattr(self, field)
+            if value is not None and not value >= 0:
                 raise ValueError(f"router.{field}={getattr(self, field)}: must be at least 0")
 
 
@@ -87,7 +91,21 @@ class Router(nn.Module):
         self.register_buffer("counts_E", counts, persistent=False)
         self.register_buffer("last_counts_E", counts.clone(), persistent=False)
         self._last: tuple[Tensor, Tensor] | None = None
-        self._aux: Tensor | None = None
+        self._extra: dict[str, Tensor] = {}
+        # Read at each use, so that an option can change them in the middle of a run.
+        self.norm_eps = config.norm_eps
+        self._bias_frozen = False
+
+    @property
+    def bias_frozen(self) -> bool:
+        """Whether the bias stays as it is, whoever would move it."""
+        return self._bias_frozen
+
+    @bias_frozen.setter
+    def bias_frozen(self, frozen: bool) -> None:
+        self._bias_frozen = frozen
+        if isinstance(self.bias_E, nn.Parameter):
+            self.bias_E.requires_grad_(not frozen)
 
     def forward(self, x_SD: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (S, K), float32 unless dtype=autocast, and expert numbers (S, K)."""
@@ -108,7 +126,7 @@ class Router(nn.Module):
         picked_SK = preference_SE.topk(self.top_k, dim=-1).indices
         picked_scores_SK = scores_SE.gather(-1, picked_SK)
         sums_S1 = picked_scores_SK.sum(dim=-1, keepdim=True)
-        weights_SK = picked_scores_SK / (sums_S1 + self.config.norm_eps)
+        weights_SK = picked_scores_SK / (sums_S1 + self.norm_eps)
         if self.training:
             self._observe(logits_SE, scores_SE, picked_SK)
         return weights_SK, picked_SK
@@ -120,7 +138,10 @@ class Router(nn.Module):
         self.counts_E += counts_E
         self._last = (logits_SE.detach(), picked_SK)
         if self.config.balance == "aux":
-            self._aux = self._balance_loss(scores_SE, counts_E)
+            self._extra["router_balance"] = self._balance_loss(scores_SE, counts_E)
+        if self.config.z_loss_weight:
+            partition_S = logits_SE.logsumexp(dim=-1)
+            self._extra["router_z_loss"] = self.config.z_loss_weight * partition_S.square().mean()
 
     def _balance_loss(self, scores_SE: Tensor, counts_E: Tensor) -> Tensor:
         """arXiv 2412.19437, eq. 17-20, over the batch instead of each sequence."""
@@ -128,10 +149,10 @@ class Router(nn.Module):
         share_E = (scores_SE / (scores_SE.sum(-1, keepdim=True) + 1e-20)).mean(dim=0)
         return self.config.aux_weight * (load_E * share_E).sum()
 
-    def take_aux_loss(self) -> Tensor | None:
-        """The weighted balance loss of the last forward pass, once."""
-        loss, self._aux = self._aux, None
-        return loss
+    def take_extra_losses(self) -> dict[str, Tensor]:
+        """The weighted losses of the last forward pass, once."""
+        losses, self._extra = self._extra, {}
+        return losses
 
     @torch.no_grad()
     def finish_batch(self) -> None:
@@ -151,7 +172,7 @@ class Router(nn.Module):
             torch.distributed.all_reduce(counts_E)
         self.counts_E.zero_()
         self.last_counts_E.copy_(counts_E)
-        if not update or self.config.balance != "bias":
+        if not update or self.bias_frozen or self.config.balance != "bias":
             return
         # target - load, times num_experts * total / uniform: in integers, so that the sign of an
         # expert that is exactly on target is 0 and not that of a rounding error.
@@ -162,6 +183,7 @@ class Router(nn.Module):
             move_E = shortfall_E.sign().float()
         else:
             move_E = shortfall_E * (uniform / (self.num_experts * total))
+        assert self.config.bias_rate is not None, "resolved before a router is built"
         self.bias_E += self.config.bias_rate * move_E
         if self.config.bias_center:
             self.bias_E -= self.bias_E.mean()

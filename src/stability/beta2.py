@@ -1,0 +1,23 @@
+"""Another memory of AdamW's second moment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from src.stability.base import RemedyConfig
+
+
+@dataclass(kw_only=True)
+class Beta2Config(RemedyConfig):
+    """Another decay of AdamW's second moment, which late spikes are sensitive to."""
+
+    beta2: float
+    """From 0 to below 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2={self.beta2}: must be at least 0 and below 1")
+
+    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """See RemedyConfig."""
+        return {"recipe.betas": [parts["recipe"].betas[0], self.beta2]}

@@ -1,0 +1,41 @@
+"""The end of a run before its end."""
+
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+
+from src.stability.base import RemedyConfig, RunFacts, check_frac
+from src.training.steps import StepCallback, log
+
+
+@dataclass(kw_only=True)
+class EarlyStopConfig(RemedyConfig):
+    """Stops training at a share of the run; the write-up's option 2.
+
+    The schedule stays that of the whole run.
+    """
+
+    stop_frac: float
+    """The share after which it stops; above 0, at most 1."""
+
+    def __post_init__(self) -> None:
+        check_frac("stop_frac", self.stop_frac)
+        if self.stop_frac == 0:
+            raise ValueError("stop_frac=0.0: must be above 0")
+
+    def callbacks(self, run: RunFacts) -> list[pl.Callback]:
+        """See RemedyConfig."""
+        return [EarlyStop(self, run)]
+
+
+class EarlyStop(StepCallback):
+    """Asks the trainer to stop after exactly the step."""
+
+    def __init__(self, config: EarlyStopConfig, run: RunFacts) -> None:
+        self.stop_step = max(1, run.step_at(config.stop_frac))
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Stops where it is time."""
+        if step >= self.stop_step:
+            trainer.should_stop = True
+            log(trainer, {"stability/early_stop_step": float(step)}, step=step)

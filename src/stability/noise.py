@@ -1,0 +1,85 @@
+"""Normal noise on the gradient."""
+
+import math
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from src.stability.base import RemedyConfig, RunFacts, check_frac, check_positive
+from src.stability.gradients import GradientRemedy
+from src.streams import stream_seed
+
+SCALES = ("absolute", "gradient_rms", "clip_norm")
+
+
+@dataclass(kw_only=True)
+class NoiseConfig(RemedyConfig):
+    """Adds noise to every gradient, before clipping (Neelakantan et al., arXiv 1511.06807).
+
+    The write-up's option 5. Its literal form has a norm of std * sqrt(number of parameters), 30 at
+    916M, so that clipping then cuts the signal thirty-fold: hence the scales.
+    """
+
+    std: float
+    """Standard deviation, in units of `scale`; above 0."""
+    scale: str
+    """absolute: as it stands; gradient_rms: times the root mean square of each tensor's entries;
+    clip_norm: so that the norm of all noise is std times the bound on the gradient norm."""
+    start_frac: float
+    """Share of the run without it; from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        check_positive("std", self.std)
+        check_frac("start_frac", self.start_frac)
+        if self.scale not in SCALES:
+            raise ValueError(f"scale={self.scale}: must be one of {', '.join(SCALES)}")
+
+    def callbacks(self, run: RunFacts) -> list[pl.Callback]:
+        """See RemedyConfig."""
+        if self.scale == "clip_norm" and run.clip_norm is None:
+            raise ValueError("scale=clip_norm: needs a bound, recipe.clip_norm is null")
+        return [GradientNoise("noise", self, run)]
+
+
+class GradientNoise(GradientRemedy):
+    """Draws from a stream of its own for each step, so that nothing else is shifted by it.
+
+    Args:
+        name: of the option; also the purpose of its random stream.
+        config: how much, and from when on.
+        run: facts of the run.
+        index: further places of the stream, such as the number of a repeat.
+    """
+
+    def __init__(self, name: str, config: NoiseConfig, run: RunFacts, *index: int) -> None:
+        super().__init__(run)
+        self.name, self.config, self.index = name, config, index
+        self.start_step = run.step_at(config.start_frac)
+
+    def change(self, gradients: list[Tensor], *, norm: Tensor, step: int) -> bool:
+        """See GradientRemedy."""
+        if step <= self.start_step:
+            return False
+        seed = stream_seed(self.run.seed, self.name, *self.index, step)
+        generator = torch.Generator(gradients[0].device).manual_seed(seed)
+        num_entries = sum(gradient.numel() for gradient in gradients)
+        total = torch.zeros((), device=gradients[0].device)
+        for gradient in gradients:
+            noise = torch.randn(
+                gradient.shape, generator=generator, device=gradient.device, dtype=gradient.dtype
+            )
+            noise *= self._std(gradient, num_entries)
+            total += noise.square().sum()
+            gradient += noise
+        self.figures["norm"] = total.sqrt()
+        return True
+
+    def _std(self, gradient: Tensor, num_entries: int) -> Tensor | float:
+        if self.config.scale == "gradient_rms":
+            return self.config.std * gradient.square().mean().sqrt()
+        if self.config.scale == "clip_norm":
+            assert self.run.clip_norm is not None
+            return self.config.std * self.run.clip_norm / math.sqrt(num_entries)
+        return self.config.std

@@ -1,0 +1,37 @@
+"""Changing a router in the middle of a run."""
+
+from typing import Any, cast
+
+import lightning.pytorch as pl
+
+from src.stability.base import RunFacts
+from src.training.steps import StepCallback, is_log_step, log
+
+
+class RouterOverride(StepCallback):
+    """Sets attributes of every module that has `router_stats`, once, between two steps.
+
+    The protocol: a router reads `norm_eps` and `bias_frozen` from itself at each use.
+    """
+
+    def __init__(self, name: str, start_frac: float, run: RunFacts, **values: Any) -> None:
+        self.name, self.run, self.values = name, run, values
+        self.start_step = run.step_at(start_frac)
+        self.active = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Acts before the first step after start_frac; after a resume too."""
+        if self.active or trainer.global_step < self.start_step:
+            return
+        self.active = True
+        for module in pl_module.modules():
+            if hasattr(module, "router_stats"):
+                for field, value in self.values.items():
+                    setattr(cast(Any, module), field, value)
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Logs whether it acts, as 0 or 1."""
+        if is_log_step(trainer, step, every=self.run.log_every):
+            log(trainer, {f"stability/{self.name}_active": float(self.active)}, step=step)

@@ -1,0 +1,21 @@
+"""The null arm: what differs from the baseline by chance alone."""
+
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+
+from src.stability.base import RunFacts
+from src.stability.noise import GradientNoise, NoiseConfig
+
+
+@dataclass(kw_only=True)
+class ShakenConfig(NoiseConfig):
+    """Noise too small to treat anything: the run diverges from its baseline by chaos.
+
+    The yardstick of every other arm. It starts where the arm it is compared with starts, and each
+    `repeat` shakes anew.
+    """
+
+    def callbacks(self, run: RunFacts) -> list[pl.Callback]:
+        """See RemedyConfig."""
+        return [GradientNoise("shaken", self, run, run.repeat)]

@@ -1,0 +1,71 @@
+"""Steps that are outliers are not applied."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from src.stability.base import RemedyConfig, RunFacts, check_positive
+from src.training.guard import StepGuard
+from src.training.steps import StepCallback, is_log_step, log
+from src.watch.spikes import SpikeScore
+
+
+@dataclass(kw_only=True)
+class SpikeSkipConfig(RemedyConfig):
+    """Skips a step whose loss or gradient norm stands out (as OLMo-core's SkipStepOptimizer).
+
+    Values that stand out or are not finite never enter the window, which in the published form one
+    NaN poisons for good.
+    """
+
+    sigmas: float
+    """Standard deviations above the mean of the window; above 0."""
+
+    def __post_init__(self) -> None:
+        check_positive("sigmas", self.sigmas)
+
+    def callbacks(self, run: RunFacts) -> list[pl.Callback]:
+        """See RemedyConfig."""
+        return [SpikeSkip(self, run)]
+
+
+class SpikeSkip(StepCallback):
+    """Drops the gradients of such a step, as the guard does; needs the guard in the trainer."""
+
+    def __init__(self, config: SpikeSkipConfig, run: RunFacts) -> None:
+        self.run = run
+        self.scores = {name: SpikeScore(sigmas=config.sigmas) for name in ("loss", "norm")}
+        self.num_skipped = 0
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Judges the step by the figures that the guard has taken."""
+        guard = StepGuard.of(trainer)
+        if guard is None:
+            raise ValueError("spike_skip needs a StepGuard among the trainer's callbacks")
+        assert guard.loss is not None
+        assert guard.grad_norm is not None
+        loss, norm = torch.stack((guard.loss, guard.grad_norm)).tolist()
+        spikes = [self.scores["loss"].add(loss), self.scores["norm"].add(norm)]
+        if any(spikes) and guard.applied:
+            self.num_skipped += 1
+            guard.drop_step(optimizer)
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Logs how many it has skipped."""
+        if is_log_step(trainer, step, every=self.run.log_every):
+            log(trainer, {"stability/spike_skip_skipped": float(self.num_skipped)}, step=step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Windows and count."""
+        scores = {name: score.state_dict() for name, score in self.scores.items()}
+        return {"scores": scores, "num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them up again."""
+        for name, state in state_dict["scores"].items():
+            self.scores[name].load_state_dict(state)
+        self.num_skipped = state_dict["num_skipped"]

@@ -1,0 +1,45 @@
+"""A learning rate that falls in the last part of a run."""
+
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+
+from src.stability.base import RemedyConfig, RunFacts, check_frac
+from src.training.steps import StepCallback, is_log_step, log
+
+
+@dataclass(kw_only=True)
+class WarmdownConfig(RemedyConfig):
+    """Multiplies the rate by a factor that falls linearly; the write-up's option 3."""
+
+    start_frac: float
+    """Share of the run at the whole rate; from 0 to 1."""
+    final_factor: float
+    """The factor in the last step; from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        check_frac("start_frac", self.start_frac)
+        check_frac("final_factor", self.final_factor)
+
+    def lr_factor(self, step: int, max_steps: int) -> float:
+        """1 up to step number start_frac * max_steps, then linearly to final_factor in the last."""
+        start = round(self.start_frac * max_steps)
+        progress = max(0, step + 1 - start) / max(1, max_steps - start)
+        return 1.0 - (1.0 - self.final_factor) * min(1.0, progress)
+
+    def callbacks(self, run: RunFacts) -> list[pl.Callback]:
+        """See RemedyConfig."""
+        return [FactorLog("warmdown", self, run)]
+
+
+class FactorLog(StepCallback):
+    """Logs the factor that an option puts on the learning rate, as stability/<name>_factor."""
+
+    def __init__(self, name: str, config: RemedyConfig, run: RunFacts) -> None:
+        self.name, self.config, self.run = name, config, run
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Logs the factor of the step that has just been done."""
+        if is_log_step(trainer, step, every=self.run.log_every):
+            factor = self.config.lr_factor(step - 1, self.run.max_steps)
+            log(trainer, {f"stability/{self.name}_factor": factor}, step=step)

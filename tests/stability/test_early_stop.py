@@ -1,0 +1,23 @@
+import pytest
+
+from src.config import compose
+from src.errors import InputError
+from tests.runs import metrics, record
+from tests.stability.harnessed import first_difference, runs
+
+
+def test_stability_early_stop_ends_after_exactly_the_step_and_is_the_baseline_until_then(tiny):
+    plain, stopped = runs(tiny, "early_stop", "recipe.schedule=linear")
+    assert first_difference(plain, stopped) is None
+    made = record(stopped)
+    assert made["steps"] == 14  # round(7/11 * 22)
+    assert (made["status"], made["outcome"]) == ("finished", "clean")
+    last = metrics(stopped)[-1]
+    assert last["stability/early_stop_step"] == last["step"] == 14
+    # It is validated where it stops, planned or not.
+    assert "val/loss" in last
+
+
+def test_stopping_before_the_first_step_is_refused():
+    with pytest.raises(InputError, match=r"stability.early_stop.stop_frac=0.0: must be above 0"):
+        compose("train", ["stability=early_stop", "stability.early_stop.stop_frac=0"])

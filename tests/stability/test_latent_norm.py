@@ -1,0 +1,15 @@
+import pytest
+
+from src.config import compose
+from src.errors import InputError
+from tests.stability.harnessed import first_difference, runs
+
+
+def test_latent_norm_acts_from_the_first_step(tiny):
+    assert compose("train", ["stability=latent_norm"]).attention.latent_norm
+    assert first_difference(*runs(tiny, "latent_norm")) == 1
+
+
+def test_an_attention_without_latents_is_refused_by_name():
+    with pytest.raises(InputError, match=r"latent_norm: needs attention.latent_norm, which GQA"):
+        compose("train", ["attention=gqa", "stability=latent_norm"])
