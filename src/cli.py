@@ -18,7 +18,7 @@ from src.errors import InputError, nearest
 from src.overrides import GROUPS, parse, quote_free_text
 from src.stability import REMEDIES
 
-OK, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILURE, BAD_INPUT = 0, 1, 2
 
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
 _GRAMMAR_HINT = "arguments have the form field=value; values with blanks or signs need quotes"
@@ -61,9 +61,6 @@ def main(
     except InputError as error:
         terminal.error(str(error))
         return BAD_INPUT
-    except KeyboardInterrupt:
-        terminal.error("interrupted")
-        return INTERRUPTED
 
 
 def checked(config_name: str, arguments: Sequence[str]) -> RunConfig:

@@ -36,13 +36,16 @@ HASHED = ("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guar
 """Sections that change numbers; data and tokenizer join by content, trainer by device, threads."""
 
 UNNAMED = re.compile(
-    r"(attention|ffn|stability|model|preset|trainer|tracking|seed|repeat|study|resume|rerun|format"
-    r"|trainer\.(accelerator|devices)|(paths|tracking)\..*)"
+    r"(attention|ffn|stability|model|preset|tracking|seed|repeat|study|resume|rerun|format"
+    r"|recipe\.checkpoint_every|(paths|tracking)\..*)"
 )
 """Typed fields that the name of a variant leaves out, or says elsewhere."""
 
 DEFAULTS = {"model": "proxy", "preset": "laptop"}
 """Choices that a variant's name leaves out; all others are in it, whether typed or preset."""
+
+
+MAX_THREADS = 1024
 
 
 @dataclass(kw_only=True)
@@ -61,8 +64,8 @@ class TrainerConfig:
             raise ValueError(f"accelerator={self.accelerator}: must be one of auto, cpu, gpu")
         if self.devices != 1:
             raise ValueError(f"devices={self.devices}: must be 1")
-        if self.threads < 1:
-            raise ValueError(f"threads={self.threads}: must be at least 1")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise ValueError(f"threads={self.threads}: must be from 1 to {MAX_THREADS}")
 
     def check_device(self) -> None:
         """Raises InputError unless the device is there; a description does without it."""
@@ -203,6 +206,7 @@ class RunConfig:
         content: dict[str, Any] = {name: self._section(name) for name in HASHED}
         # Sizes that no chosen part took change nothing.
         content["model"].pop("sizes")
+        content["recipe"].pop("checkpoint_every")
         content["kinds"] = [type(part).__name__ for part in (self.attention, self.ffn)]
         content["tokenizer"] = self.tokenizer.key()
         content["data"] = self.data.fingerprint(Path(self.paths.cache))
@@ -239,6 +243,12 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         InputError: in one line, whatever is wrong.
     """
     typed = parse(arguments)
+    for override in typed:
+        several = override.text.startswith("[")
+        if several and override.key in GROUPS and override.key != "stability":
+            raise InputError(f"{override.key}={override.text}: takes one option, not a list")
+        if several and override.key == "stability" and "none" in override.text[1:-1].split(","):
+            raise InputError(f"stability={override.text}: none goes with no other option")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         composed = hydra.compose(config_name, overrides=list(arguments), return_hydra_config=True)
@@ -383,7 +393,8 @@ def _variant_name(variant: Variant, choices: dict[Any, Any], typed: Sequence[Ove
             pieces.append(f"{group}-{choices[group]}")
     # Of a field that is typed twice the last one counts, as it does for Hydra.
     last = {override.key: override for override in typed}
-    fields = [override for override in last.values() if not UNNAMED.fullmatch(override.key)]
+    # Sorted, because the order of typing makes no other variant.
+    fields = [last[key] for key in sorted(last) if not UNNAMED.fullmatch(key)]
     shorts = [override.key.rpartition(".")[2] for override in fields]
     for override, short in zip(fields, shorts, strict=True):
         name = short if shorts.count(short) == 1 else override.key

@@ -71,7 +71,9 @@ def _key(override: HydraOverride) -> str:
 
 def _text(override: HydraOverride) -> str:
     value = override.value()
-    return str(value).replace(" ", "") if isinstance(value, list) else _plain(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_plain, value))}]"
+    return _plain(value)
 
 
 def _plain(value: object) -> str:

@@ -2,9 +2,7 @@
 
 import sys
 
-from src import cli
-from src.run.lifecycle import run
-from src.sweep.parent import sweep
+from src import startup
 
 USAGE = """
 python -m src.train [field=value ...]              one run
@@ -25,7 +23,13 @@ All fields with their meaning: conf/ and the dataclasses it names. Results: runs
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return cli.main("train", run, usage=USAGE, sweep=sweep, argv=argv)
+    with startup.quiet_interrupt():
+        # The imports take seconds, in which somebody may press Ctrl-C.
+        from src import cli
+        from src.run.lifecycle import run
+        from src.sweep.parent import sweep
+
+        return cli.main("train", run, usage=USAGE, sweep=sweep, argv=argv)
 
 
 if __name__ == "__main__":

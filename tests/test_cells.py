@@ -19,7 +19,7 @@ CELLS = list(itertools.product(options("attention"), options("ffn")))
 
 @pytest.mark.parametrize(("attention", "ffn"), CELLS)
 def test_every_cell_trains_and_learns(attention, ffn, tiny):
-    # At the rate of the write-up's 11,000 steps: compressed to 30 its router would fail, as it must.
+    # At the rate of the write-up's 11,000 steps: at that of 30 its router would fail, as it must.
     rate = "model.sizes.writeup_bias_rate=0.1"
     folder = train(tiny, f"attention={attention}", f"ffn={ffn}", "recipe.max_steps=30", rate)
     made = record(folder)

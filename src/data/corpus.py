@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-import os
+import logging
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 
 from src.data.tokenizer import Tokenizer, TokenizerConfig, restore_tokenizer
 from src.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,8 @@ class TextConfig(DataConfig):
         raw = self.raw(cache)
         key = hashlib.sha256(f"{self._fingerprint(raw)}/{tokenizer.key()}".encode()).hexdigest()
         folder = cache / "tokens" / key[:16]
-        if not (folder / "tokenizer.json").is_file():
+        corpus = _open(folder)
+        if corpus is None:
             text = self.text(raw)[: self.max_chars]
             split = round(len(text) * (1 - self.val_frac))
             built = tokenizer.build(text[:split], text)
@@ -96,16 +100,22 @@ class TextConfig(DataConfig):
             train = built.encode(text[:split]).astype(dtype)
             val = built.encode(text[split:]).astype(dtype)
             Corpus(train=train, val=val, tokenizer=built).check(seq_len=seq_len)
-            _store(folder, train=train, val=val, tokenizer=built)
-        corpus = _open(folder)
+            try:
+                _store(folder, train=train, val=val, tokenizer=built)
+            except OSError as error:
+                raise InputError(
+                    f"paths.cache: {folder} cannot be written ({error.strerror})"
+                ) from error
+            corpus = _open(folder)
+            assert corpus is not None
         corpus.check(seq_len=seq_len)
         return corpus
 
 
 def _store(folder: Path, *, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> None:
     """Writes beside the folder and renames, so that a cache is whole or absent."""
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}")
-    draft.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     np.save(draft / "train.npy", train)
     np.save(draft / "val.npy", val)
     state: dict[str, Any] = tokenizer.state()
@@ -116,10 +126,18 @@ def _store(folder: Path, *, train: np.ndarray, val: np.ndarray, tokenizer: Token
         shutil.rmtree(draft)
 
 
-def _open(folder: Path) -> Corpus:
-    state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return Corpus(
-        train=np.load(folder / "train.npy", mmap_mode="r"),
-        val=np.load(folder / "val.npy", mmap_mode="r"),
-        tokenizer=restore_tokenizer(state),
-    )
+def _open(folder: Path) -> Corpus | None:
+    """The cached corpus; None where there is none, or a damaged one, which is taken away."""
+    if not folder.is_dir():
+        return None
+    try:
+        state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        return Corpus(
+            train=np.load(folder / "train.npy", mmap_mode="r"),
+            val=np.load(folder / "val.npy", mmap_mode="r"),
+            tokenizer=restore_tokenizer(state),
+        )
+    except (OSError, ValueError, KeyError, EOFError):
+        logger.warning("the cache %s is damaged and made anew", folder)
+        shutil.rmtree(folder)
+        return None

@@ -3,9 +3,11 @@
 A new source: a config here, its YAML in conf/data, a line in SOURCES.
 """
 
+import codecs
 import glob
 import hashlib
-import urllib.error
+import http.client
+import shutil
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,18 +58,19 @@ class FilesConfig(TextConfig):
                 raise InputError(f"data.path={file}: the file is empty")
             if b"\x00" in content:
                 raise InputError(f"data.path={file}: is binary, UTF-8 text is needed")
-            parts.append(content)
+            try:
+                content.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"data.path={file}: is not UTF-8 (byte {error.start} is"
+                    f" 0x{content[error.start]:02x}); convert it first, e.g. with iconv"
+                ) from error
+            parts.append(content.removeprefix(codecs.BOM_UTF8))
         return b"\n".join(parts)
 
     def text(self, raw: bytes) -> str:
         """See TextConfig."""
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"data.path={self.path}: is not UTF-8 (byte {error.start} is"
-                f" 0x{raw[error.start]:02x}); convert it first, e.g. with iconv"
-            ) from error
+        return raw.decode()
 
 
 @dataclass(kw_only=True)
@@ -83,17 +86,19 @@ class DownloadConfig(TextConfig):
         """See TextConfig."""
         file = cache / "downloads" / self.sha256
         if file.is_file():
-            return file.read_bytes()
+            kept = file.read_bytes()
+            if hashlib.sha256(kept).hexdigest() == self.sha256.lower():
+                return kept
         try:
             with urllib.request.urlopen(self.url, timeout=20) as response:
                 content: bytes = response.read()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise InputError(
                 f"data.url={self.url}: cannot be downloaded ({error});"
                 " offline, use data=shakespeare or data=text data.path=FILE"
             ) from error
         digest = hashlib.sha256(content).hexdigest()
-        if digest != self.sha256:
+        if digest != self.sha256.lower():
             raise InputError(f"data.url={self.url}: sha256 is {digest}, must be {self.sha256}")
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(".part")
@@ -124,54 +129,76 @@ class TokensConfig(DataConfig):
 
     def fingerprint(self, cache: Path) -> str:
         """See DataConfig."""
-        digest = hashlib.sha256(f"{self.val_frac}/{self.dtype}/{self.val_path is None}".encode())
-        for tokens in self._files():
-            # Corpora of this kind can be larger than memory: 64 samples stand for the content.
-            digest.update(str(len(tokens)).encode())
-            for start in np.linspace(0, len(tokens), 64, endpoint=False, dtype=np.int64):
-                digest.update(np.ascontiguousarray(tokens[start : start + 4096]).tobytes())
-        return digest.hexdigest()[:16]
+        parts = [f"{self.val_frac}/{self.dtype}"]
+        for field, path in (("data.path", self.path), ("data.val_path", self.val_path)):
+            if path is not None:
+                parts.append(field)
+                parts += [_digest(file, cache) for file in find_files(path, field=field)]
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
 
     def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
         """See DataConfig."""
         built = tokenizer.build("", "")
-        files = self._files()
-        for tokens in files:
-            largest = max(
-                int(part.max()) for part in np.array_split(tokens, len(tokens) // 2**24 + 1)
-            )
-            if largest >= built.vocab_size:
-                raise InputError(
-                    f"data.path={tokens.filename}: token id {largest} is beyond the vocabulary"
-                    f" of {built.vocab_size} tokens"
-                )
-        num_val = len(find_files(self.val_path, field="data.val_path")) if self.val_path else 0
-        train = _join(files[: len(files) - num_val])
-        val = _join(files[len(files) - num_val :]) if num_val else None
-        if val is None:
+        train = self._part("data.path", self.path, built.vocab_size, cache)
+        if self.val_path is not None:
+            val = self._part("data.val_path", self.val_path, built.vocab_size, cache)
+        else:
             split = round(len(train) * (1 - self.val_frac))
             train, val = train[:split], train[split:]
         corpus = Corpus(train=train, val=val, tokenizer=built)
         corpus.check(seq_len=seq_len)
         return corpus
 
-    def _files(self) -> list[np.memmap]:
-        files = find_files(self.path, field="data.path")
-        if self.val_path is not None:
-            files += find_files(self.val_path, field="data.val_path")
+    def _part(self, field: str, path: Any, vocab_size: int, cache: Path) -> np.ndarray:
+        """One part, memory-mapped; several files are joined on disk, once."""
         size = np.dtype(self.dtype).itemsize
+        files = find_files(path, field=field)
         for file in files:
             num_bytes = file.stat().st_size
             if num_bytes == 0 or num_bytes % size:
                 raise InputError(
-                    f"data.path={file}: {num_bytes} bytes are not a whole, positive number"
+                    f"{field}={file}: {num_bytes} bytes are not a whole, positive number"
                     f" of {self.dtype} ids"
                 )
-        return [np.memmap(file, dtype=f"<u{size}", mode="r") for file in files]
+            tokens = np.memmap(file, dtype=f"<u{size}", mode="r")
+            pieces = np.array_split(tokens, len(tokens) // 2**24 + 1)
+            largest = max(int(piece.max()) for piece in pieces)
+            if largest >= vocab_size:
+                raise InputError(
+                    f"{field}={file}: token id {largest} is beyond the vocabulary"
+                    f" of {vocab_size} tokens"
+                )
+        whole = files[0] if len(files) == 1 else _joined(files, cache)
+        return np.memmap(whole, dtype=f"<u{size}", mode="r")
 
 
-def _join(files: list[np.memmap]) -> np.ndarray:
-    return files[0] if len(files) == 1 else np.concatenate(files)
+def _digest(file: Path, cache: Path) -> str:
+    """SHA-256 of a file's content, remembered by its place, size and time of change."""
+    facts = file.stat()
+    key = f"{file.resolve()}/{facts.st_size}/{facts.st_mtime_ns}"
+    note = cache / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if note.is_file():
+        return note.read_text(encoding="utf-8")
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(digest, encoding="utf-8")
+    return digest
+
+
+def _joined(files: list[Path], cache: Path) -> Path:
+    """The files one after the other in one file of the cache."""
+    key = hashlib.sha256("/".join(_digest(file, cache) for file in files).encode()).hexdigest()
+    target = cache / "tokens" / f"{key[:16]}.bin"
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_suffix(".part")
+        with draft.open("wb") as out:
+            for file in files:
+                with file.open("rb") as content:
+                    shutil.copyfileobj(content, out)
+        draft.rename(target)
+    return target
 
 
 def find_files(path: Any, *, field: str) -> list[Path]:

@@ -110,6 +110,9 @@ class SubwordTokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
+        # Settings for batches of a model, which would cut or fill up a corpus.
+        backend.no_truncation()
+        backend.no_padding()
 
     @property
     def vocab_size(self) -> int:
@@ -188,6 +191,8 @@ class CharConfig(TokenizerConfig):
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
         """See TokenizerConfig."""
+        if not whole_text:
+            raise InputError("tokenizer=char: is made from text, and data=tokens has none")
         return CharTokenizer("".join(sorted(set(whole_text))))
 
 
@@ -213,6 +218,8 @@ class BPEConfig(TokenizerConfig):
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
         """See TokenizerConfig."""
+        if not train_text:
+            raise InputError("tokenizer=bpe: is made from text, and data=tokens has none")
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
         backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = tokenizers.decoders.ByteLevel()
@@ -246,25 +253,31 @@ class SmolLM2Config(TokenizerConfig):
             InputError: neither the folder nor, by network, the hub has it.
         """
         file = Path(self.path) / "tokenizer.json"
-        if file.is_file() or Path(self.path).exists():
-            try:
-                return SubwordTokenizer(tokenizers.Tokenizer.from_file(str(file)))
-            except Exception as error:  # the library raises nothing more precise
-                raise InputError(
-                    f"tokenizer.path={self.path}: no readable tokenizer.json ({error})"
-                ) from error
-        return SubwordTokenizer(tokenizers.Tokenizer.from_file(_from_hub(self.path)))
+        source = str(file) if Path(self.path).exists() else _from_hub(self.path)
+        try:
+            made = SubwordTokenizer(tokenizers.Tokenizer.from_file(source))
+        except Exception as error:  # the library raises nothing more precise
+            raise InputError(
+                f"tokenizer.path={self.path}: no readable tokenizer.json ({error})"
+            ) from error
+        sample = train_text[:2000]
+        if made.decode(made.encode(sample).tolist()) != sample:
+            raise InputError(
+                f"tokenizer.path={self.path}: does not give text back as it was;"
+                " a byte-level tokenizer is needed"
+            )
+        return made
 
 
 def _from_hub(repository: str) -> str:
     """The path of a downloaded tokenizer.json, from the hub's cache where it is there already."""
     import huggingface_hub
 
-    cached = huggingface_hub.try_to_load_from_cache(repository, "tokenizer.json")
-    if isinstance(cached, str):
-        return cached
     host = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT).hostname or ""
     try:
+        cached = huggingface_hub.try_to_load_from_cache(repository, "tokenizer.json")
+        if isinstance(cached, str):
+            return cached
         # Asked first, because the library's own retries without a network last half a minute.
         socket.create_connection((host, 443), timeout=5).close()
         return huggingface_hub.hf_hub_download(repository, "tokenizer.json")

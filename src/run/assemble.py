@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from src import terminal
 from src.config import RunConfig
 from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
@@ -23,7 +24,7 @@ from src.training.metrics import TrainMetrics
 from src.training.progress import ProgressBar
 from src.training.task import LanguageModelTask
 from src.training.validate import Validation
-from src.watch import RouterWatch, SpikeWatch
+from src.watch import IncidentRecorder, RouterWatch, SpikeWatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Assembly:
     spikes: SpikeWatch
     validation: Validation
     interrupt: Interrupt
+    incidents: IncidentRecorder
 
 
 def model_for(config: RunConfig, corpus: Corpus) -> Transformer:
@@ -99,6 +101,12 @@ def assemble(
         token_bytes=corpus.tokenizer.token_bytes(),
     )
     interrupt = Interrupt()
+    incidents = IncidentRecorder(
+        folder.path / "incidents",
+        latest=writer.latest,
+        say=terminal.warn,
+        extras=checkpoint_extras,
+    )
     checkpoints = Checkpoints(
         folder.checkpoints,
         validation=validation,
@@ -113,6 +121,7 @@ def assemble(
         metrics,
         spikes,
         RouterWatch(**pace),
+        incidents,
         validation,
         interrupt,
         ProgressBar(latest=writer.latest, guard=guard, max_steps=recipe.max_steps),
@@ -160,6 +169,7 @@ def assemble(
         spikes=spikes,
         validation=validation,
         interrupt=interrupt,
+        incidents=incidents,
     )
 
 

@@ -1,9 +1,11 @@
 """A run's life: fresh, resumed or finished already; trained; recorded."""
 
 import logging
-import time
+import signal
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from src import terminal
 from src.config import RunConfig
@@ -12,8 +14,8 @@ from src.errors import InputError
 from src.run.assemble import Assembly, assemble, model_for, set_numerics
 from src.run.outcome import build_record, final_and_best, save_sample, show_record
 from src.tracking import record as records
-from src.tracking.facts import git_facts
-from src.tracking.folder import MetricsWriter, RunFolder
+from src.tracking.facts import device_facts, git_facts, versions
+from src.tracking.folder import MetricsWriter, RunFolder, read_metrics
 from src.tracking.mirror import MlflowMirror, default_uri
 from src.training import checkpoint
 
@@ -32,6 +34,9 @@ def run(config: RunConfig) -> int:
     """
     config.trainer.check_device()
     set_numerics(config)
+    explicit = config.resume not in ("auto", "never")
+    if config.rerun and explicit:
+        raise InputError(f"resume={config.resume}: rerun=true starts anew; leave one of them out")
     corpus = config.data.load(
         config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
     )
@@ -41,6 +46,8 @@ def run(config: RunConfig) -> int:
     if not config.rerun:
         finished = _finished(folder, config, config_hash)
         if finished is not None:
+            if explicit:
+                raise InputError(f"resume={config.resume}: {folder.path} is finished already")
             terminal.say(f"{folder.path} is finished already; rerun=true trains it again")
             show_record(finished, folder)
             return 0
@@ -100,6 +107,12 @@ def _checkpoint_to_resume(folder: RunFolder, config: RunConfig, config_hash: str
     if path is None:
         return None
     found = checkpoint.load(path)
+    begun = any(line["step"] <= found["global_step"] for line in read_metrics(folder.metrics))
+    if unfinished and not begun:
+        raise InputError(
+            f"{folder.metrics}: ends before the checkpoint that it belongs to;"
+            " rerun=true moves the folder aside"
+        )
     if found["config_hash"] != config_hash:
         differing = _difference(found["config"], config.plain())
         raise InputError(f"resume={path}: belongs to another configuration ({differing})")
@@ -116,6 +129,8 @@ def _train(
 ) -> int:
     plain = config.plain()
     folder.write_config(plain, config_hash=config_hash)
+    # The record of an earlier, unfinished process would outlive a kill of this one.
+    (folder.path / "record.json").unlink(missing_ok=True)
     folder.cut_metrics(step=0 if start is None else checkpoint.load(start)["global_step"])
     writer = MetricsWriter(folder.metrics)
     extras = {
@@ -132,15 +147,11 @@ def _train(
         checkpoint_extras=extras,
     )
     mirror = _mirror(config, folder, config_hash)
-    began = time.perf_counter()
     status = _fit(run, start)
     writer.close()
-    wall_seconds = time.perf_counter() - began
     if status == "finished":
         save_sample(config, run.task.model, corpus, folder)
-    record = build_record(
-        config, run, folder, config_hash=config_hash, status=status, wall_seconds=wall_seconds
-    )
+    record = build_record(config, run, folder, config_hash=config_hash, status=status)
     folder.write_record(record)
     if status == "finished" and config.study != "single":
         folder.drop_all_but_last_checkpoint()
@@ -153,7 +164,8 @@ def _train(
     show_record(record, folder)
     if status == "killed":
         assert run.interrupt.signal is not None
-        terminal.say("stopped by a signal; the same command continues")
+        how = "the same command without rerun=true" if config.rerun else "the same command"
+        terminal.say(f"stopped by a signal; {how} continues")
         return SIGNAL_BASE + run.interrupt.signal
     return 0 if status == "finished" else FAILURE
 
@@ -162,6 +174,10 @@ def _fit(run: Assembly, start: Path | None) -> str:
     """Trains; returns the status. An error of the run is logged whole and shown in one line."""
     try:
         run.trainer.fit(run.task, train_dataloaders=run.batches, ckpt_path=start, weights_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        # A second Ctrl-C, which Lightning turns into an exit; the last checkpoint stands.
+        run.interrupt.signal = run.interrupt.signal or signal.SIGINT
+        return "killed"
     except Exception as error:
         logger.exception("the run failed")
         terminal.error(f"{type(error).__name__}: {error}")
@@ -184,12 +200,18 @@ def _mirror(config: RunConfig, folder: RunFolder, config_hash: str) -> MlflowMir
             "config_hash": config_hash,
             "baseline": str(config.variant.stability == "none").lower(),
             **{key: str(value) for key, value in git_facts().items()},
+            **{f"version.{key}": value for key, value in versions().items()},
+            **{f"device.{key}": str(value) for key, value in _device(config).items()},
         },
         params={**flat, **axes},
         warn=terminal.warn,
     )
     mirror.start()
     return mirror
+
+
+def _device(config: RunConfig) -> dict[str, Any]:
+    return device_facts(torch.device(config.trainer.device_type))
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

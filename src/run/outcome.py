@@ -27,7 +27,6 @@ def build_record(
     *,
     config_hash: str,
     status: str,
-    wall_seconds: float,
 ) -> dict[str, Any]:
     """The content of record.json."""
     model, recipe = run.task.model, config.recipe
@@ -52,15 +51,15 @@ def build_record(
         "params_active": model.num_active_params(),
         "steps": steps,
         "tokens": tokens,
-        "wall_seconds": wall_seconds,
+        "wall_seconds": run.metrics.wall_seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
         "derived_from": None,
         "notes": config.notes,
-        "final": records.last_values(read_metrics(folder.metrics)),
+        "final": records.final_values(read_metrics(folder.metrics), run.validation.last),
         "best": run.validation.best,
         "guard": guard,
         "spikes": run.spikes.summary(),
-        "incident": None,
+        "incident": _incident(run),
     }
 
 
@@ -72,6 +71,13 @@ def _outcome(run: Assembly, guard: dict[str, Any]) -> str:
         weights_finite=finite,
         val=run.validation.last["val/nonfinite_frac"],
     )
+
+
+def _incident(run: Assembly) -> dict[str, Any] | None:
+    incident = run.incidents.incident
+    if incident is None:
+        return None
+    return {name: incident[name] for name in ("step", "module", "cause", "line")}
 
 
 def final_and_best(record: dict[str, Any]) -> dict[str, float]:
@@ -103,21 +109,23 @@ def save_sample(config: RunConfig, model: Transformer, corpus: Corpus, folder: R
     )
 
 
+def _marked(figures: dict[str, float], prefix: str, name: str) -> str:
+    """A validation figure, marked where windows without a finite loss stand behind it."""
+    frac = figures.get(f"{prefix}/nonfinite_frac", 0.0)
+    value = terminal.number(figures.get(f"{prefix}/{name}"))
+    return value if frac == 0 else f"{value} ({frac:.0%} of windows non-finite)"
+
+
 def show_record(record: dict[str, Any], folder: RunFolder) -> None:
     """The final table and the sample."""
     final, best = record["final"], record["best"]
     number = terminal.number
-    rows = [
-        [label, number(final.get(key)), number(best.get(key))]
-        for label, key in (
-            ("training loss (nats a token)", "train/loss"),
-            ("validation loss", "val/loss"),
-            ("validation loss, averaged weights", "val_ema/loss"),
-            ("bits a byte", "val/bits_per_byte"),
-            ("non-finite validation windows", "val/nonfinite_frac"),
-        )
-        if key in final
-    ]
+    rows = [["training loss (nats a token)", number(final.get("train/loss")), ""]]
+    for prefix, what in (("val", ""), ("val_ema", ", averaged weights")):
+        if f"{prefix}/nonfinite_frac" in final:
+            for label, name in (("validation loss", "loss"), ("bits a byte", "bits_per_byte")):
+                columns = [_marked(figures, prefix, name) for figures in (final, best)]
+                rows.append([f"{label}{what}", *columns])
     guard, spikes = record["guard"], record["spikes"]
     rows += [
         ["steps (skipped)", f"{record['steps']:,} ({guard['skipped_steps']:,})", ""],

@@ -34,6 +34,12 @@ class EarlyStop(StepCallback):
     def __init__(self, config: EarlyStopConfig, run: RunFacts) -> None:
         self.stop_step = max(1, run.step_at(config.stop_frac))
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that has reached its step and is resumed goes no further."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step >= self.stop_step:
+            trainer.should_stop = True
+
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Stops where it is time."""
         if step >= self.stop_step:

@@ -79,7 +79,7 @@ class WeightAverage(StepCallback):
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Updates after a step that changed the weights."""
         assert self.average is not None
-        if StepGuard.step_applied(trainer):
+        if StepGuard.step_was_sound(trainer):
             self.average.update()
         if is_log_step(trainer, step, every=self.run.log_every):
             updates = self.average.num_updates or 0

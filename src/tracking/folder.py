@@ -6,7 +6,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             self.checkpoints.mkdir(exist_ok=True)
+            handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
         except filelock.Timeout as error:
             raise InputError(f"paths.runs: {self.path} is being written by another run") from error
         except OSError as error:
             raise InputError(
                 f"paths.runs: {self.path} cannot be written ({error.strerror})"
             ) from error
-        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
         self._log_handler = handler
@@ -58,17 +59,30 @@ class RunFolder:
         self._lock.release()
 
     def read_record(self) -> dict[str, Any] | None:
-        """record.json, or None where there is none."""
-        return read_json(self.path / "record.json")
+        """record.json, or None where there is none. Raises InputError where it is damaged."""
+        file = self.path / "record.json"
+        with damaged(file):
+            record = read_json(file)
+            if record is not None and not {"status", "final", "best", "guard"} <= set(record):
+                raise ValueError("incomplete")
+            return record
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Writes record.json, whole or not at all."""
         write_json(self.path / "record.json", record)
 
     def read_config(self) -> dict[str, Any] | None:
-        """config.yaml with its hash, or None where there is none."""
+        """config.yaml with its hash, or None in a new folder. Raises InputError where damaged."""
         file = self.path / "config.yaml"
-        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not file.is_file():
+            if (self.path / "record.json").exists() or self.metrics.exists():
+                raise InputError(f"{file}: is missing; rerun=true moves the folder aside")
+            return None
+        with damaged(file):
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if not isinstance(config, dict) or "config_hash" not in config:
+                raise ValueError("incomplete")
+            return config
 
     def write_config(self, config: Mapping[str, Any], *, config_hash: str) -> None:
         """Writes config.yaml, whole or not at all."""
@@ -78,9 +92,21 @@ class RunFolder:
         os.replace(draft, self.path / "config.yaml")
 
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint of the last saved state, if there is one."""
+        """The checkpoint of the last saved state, if any was saved.
+
+        Raises:
+            InputError: it is gone, but others are there.
+        """
         file = self.checkpoints / LAST
-        return file if file.is_file() else None
+        if file.is_file():
+            return file
+        others = sorted(self.checkpoints.glob("step-*.ckpt"), key=lambda p: p.stat().st_mtime)
+        if others:
+            raise InputError(
+                f"{file}: is missing; resume={others[-1]} goes on from there,"
+                " rerun=true moves the folder aside"
+            )
+        return None
 
     def drop_all_but_last_checkpoint(self) -> None:
         """What a finished run of a study keeps."""
@@ -101,8 +127,13 @@ class RunFolder:
         aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         while aside.exists():
             aside = aside.with_name(f"{aside.name}+")
-        with filelock.FileLock(self.path / ".lock", timeout=0):
-            shutil.move(self.path, aside)
+        try:
+            with filelock.FileLock(self.path / ".lock", timeout=0):
+                shutil.move(self.path, aside)
+        except filelock.Timeout as error:
+            raise InputError(f"rerun=true: {self.path} is being written by another run") from error
+        except OSError as error:
+            raise InputError(f"rerun=true: {self.path} cannot be moved ({error})") from error
         return aside
 
 
@@ -162,13 +193,25 @@ class MetricsWriter(Logger):
             self._line = {}
 
 
+@contextmanager
+def damaged(file: Path) -> Iterator[None]:
+    """Turns what reading a damaged file raises into one line that says what to do."""
+    try:
+        yield
+    except (ValueError, KeyError, yaml.YAMLError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: is damaged; rerun=true moves the folder aside") from error
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The complete lines of a metrics.jsonl; empty where there is none."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    # What follows the last line break was cut by a kill.
-    return [json.loads(line) for line in lines[:-1]]
+    with damaged(path):
+        # What follows the last line break was cut by a kill.
+        return [json.loads(line) for line in lines[:-1]]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

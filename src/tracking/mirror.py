@@ -111,7 +111,7 @@ class MlflowMirror:
         self._client = client
         file = self.folder / "mlflow.json"
         known = read_json(file) or {}
-        if known.get("uri") == self.uri:
+        if known.get("uri") == self.uri and self._exists(known["run_id"]):
             self._state = known
             client.update_run(known["run_id"], status="RUNNING")
         else:
@@ -121,6 +121,16 @@ class MlflowMirror:
             write_json(file, self._state)
         for key, value in self.tags.items():
             client.set_tag(self._state["run_id"], key, value)
+
+    def _exists(self, run_id: str) -> bool:
+        """Whether a run that was begun is still there; a database may have been deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.get_run(run_id)
+        except MlflowException:
+            return False
+        return True
 
     def _send_params(self) -> None:
         from mlflow.entities import Param
@@ -163,6 +173,8 @@ def prepare(uri: str, experiment: str) -> tuple[Any, str]:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow
 
+    # And after it, because the import sets the level anew.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     if not uri.startswith("sqlite:///"):
         client = mlflow.MlflowClient(tracking_uri=uri)
         return client, _experiment_id(client, experiment, artifacts=None)

@@ -28,13 +28,16 @@ def outcome(*, guard: Mapping[str, Any], stopped: bool, weights_finite: bool, va
     return "clean" if guard["first_nonfinite_step"] is None else "intermittent"
 
 
-def last_values(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The latest value of every metric."""
-    values: dict[str, float] = {}
-    for line in lines:
-        values.update(line)
-    values.pop("step", None)
-    return values
+def final_values(
+    lines: Sequence[Mapping[str, float]], validation: Mapping[str, float]
+) -> dict[str, float]:
+    """The figures of the last logged training line and of the last validation.
+
+    What was not finite there is absent, however good it was earlier.
+    """
+    training = next((line for line in reversed(lines) if "lr" in line), {})
+    values = {k: v for k, v in training.items() if k != "step" and not k.startswith("val")}
+    return values | dict(validation)
 
 
 def axes(config: RunConfig) -> dict[str, Any]:

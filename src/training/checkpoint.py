@@ -122,9 +122,7 @@ def load(path: Path) -> dict[str, Any]:
             f"resume={path}: is damaged or no checkpoint; resume=<another checkpoint> or"
             " rerun=true starts without it"
         ) from error
-    missing = {"state_dict", "config", "config_hash", "rng"} - set(checkpoint)
-    if missing:
-        raise InputError(
-            f"resume={path}: is no checkpoint of this project ({sorted(missing)[0]} missing)"
-        )
+    needed = {"state_dict", "config", "config_hash", "global_step", "rng"}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise InputError(f"resume={path}: is no checkpoint of this project")
     return dict(checkpoint)

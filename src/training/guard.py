@@ -1,5 +1,6 @@
 """The step guard: looks at loss and gradient before the optimizer acts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,7 +26,10 @@ class StepGuard(StepCallback):
         grad_norm: of the accumulated gradient of the loss.
         current_norm: the same until a remedy changes the gradient and sets it to None.
         applied: whether the last step changed the weights.
+        finite: whether its loss and gradient were finite, checked or not.
         stopped: whether the guard ended the run.
+        before_verdict: called with (trainer, module, optimizer, finite) while the gradients are
+            still there, whatever becomes of the step.
     """
 
     def __init__(self, config: GuardConfig, *, max_steps: int, log_every: int) -> None:
@@ -33,7 +37,7 @@ class StepGuard(StepCallback):
         self.loss: Tensor | None = None
         self.grad_norm: Tensor | None = None
         self.current_norm: Tensor | None = None
-        self.applied = True
+        self.applied = self.finite = True
         self.stopped = False
         self.counts: dict[str, int] = {
             "nonfinite_loss_steps": 0,
@@ -43,6 +47,7 @@ class StepGuard(StepCallback):
             "consecutive": 0,
             "first_nonfinite_step": 0,
         }
+        self.before_verdict: Callable[..., None] | None = None
         self._losses: list[Tensor] = []
 
     @staticmethod
@@ -52,10 +57,10 @@ class StepGuard(StepCallback):
         return guards[0] if guards else None
 
     @staticmethod
-    def step_applied(trainer: pl.Trainer) -> bool:
-        """Whether the last step changed the weights; True for a trainer without a guard."""
+    def step_was_sound(trainer: pl.Trainer) -> bool:
+        """Whether the last step was finite and applied; True for a trainer without a guard."""
         guard = StepGuard.of(trainer)
-        return guard is None or guard.applied
+        return guard is None or (guard.applied and guard.finite)
 
     def drop_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Takes the gradients away, so that the optimizer finds nothing to do."""
@@ -63,6 +68,12 @@ class StepGuard(StepCallback):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that was ended and is resumed stays ended."""
+        super().on_train_start(trainer, pl_module)
+        if self.stopped:
+            trainer.should_stop = True
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
@@ -84,6 +95,9 @@ class StepGuard(StepCallback):
             broken = trainer.strategy.reduce(broken, reduce_op="sum")
         bad = dict(zip(("loss", "gradients"), (broken > 0).tolist(), strict=True))
         step = trainer.global_step + 1
+        self.finite = not any(bad.values())
+        if self.before_verdict is not None:
+            self.before_verdict(trainer, pl_module, optimizer, self.finite)
         self._count(bad, step)
         self.applied = not any(bad[check] for check in self.config.check)
         if self.applied:
@@ -133,9 +147,9 @@ class StepGuard(StepCallback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters."""
-        return dict(self.counts)
+        """The counters, and whether the run was ended."""
+        return {"counts": dict(self.counts), "stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the counters up again."""
-        self.counts = dict(state_dict)
+        self.counts, self.stopped = dict(state_dict["counts"]), state_dict["stopped"]

@@ -24,6 +24,12 @@ class TrainMetrics(StepCallback):
         self._started = time.perf_counter()
         self._seconds, self._timed_steps = 0.0, 0
         self.train_seconds = 0.0
+        self._began, self._wall_before = time.perf_counter(), 0.0
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since the run began, in all its processes up to their last checkpoints."""
+        return self._wall_before + time.perf_counter() - self._began
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -83,6 +89,7 @@ class TrainMetrics(StepCallback):
             "clipped": self._clipped,
             "num_steps": self._num_steps,
             "train_seconds": self.train_seconds,
+            "wall_seconds": self.wall_seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -90,3 +97,4 @@ class TrainMetrics(StepCallback):
         self._sums = state_dict["sums"]
         self._clipped, self._num_steps = state_dict["clipped"], state_dict["num_steps"]
         self.train_seconds = state_dict["train_seconds"]
+        self._wall_before = state_dict["wall_seconds"]

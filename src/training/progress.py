@@ -39,7 +39,13 @@ class ProgressBar(StepCallback):
         }
         self._bar.update(step, figures)
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Closes it where the run fails."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Closes it, whatever the end."""
+        """Closes it where the run ends."""
         if self._bar is not None:
             self._bar.close()

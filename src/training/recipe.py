@@ -77,7 +77,7 @@ class RecipeConfig:
                 f"warmup_frac={self.warmup_frac}: must be at least 0 and below 1"
                 " (warm-up cannot be longer than the run)"
             )
-        if self.clip_norm is not None and not self.clip_norm > 0:
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"clip_norm={self.clip_norm}: must be above 0, or null for none")
         for field, allowed in (
             ("decay_params", ("all", "matrices")),

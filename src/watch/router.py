@@ -6,6 +6,9 @@ import lightning.pytorch as pl
 
 from src.training.steps import StepCallback, is_log_step, log
 
+UNLOGGED = ("num_zero_sums", "num_tokens", "top_k")
+"""What an incident's line needs and no curve."""
+
 
 class RouterWatch(StepCallback):
     """Logs `router_stats()` of every module that has such a method, as `moe/layer_<i>/<figure>`.
@@ -23,4 +26,5 @@ class RouterWatch(StepCallback):
         routers = [module for module in pl_module.modules() if hasattr(module, "router_stats")]
         for layer, router in enumerate(routers):
             stats: dict[str, float] = cast(Any, router).router_stats()
-            log(trainer, {f"moe/layer_{layer}/{k}": v for k, v in stats.items()}, step=step)
+            logged = {f"moe/layer_{layer}/{k}": v for k, v in stats.items() if k not in UNLOGGED}
+            log(trainer, logged, step=step)

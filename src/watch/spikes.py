@@ -74,7 +74,9 @@ class SpikeWatch(StepCallback):
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Remembers the step's figures on their device; judges them on logged steps."""
         assert self.guard.loss is not None and self.guard.grad_norm is not None
-        self._pending.append(torch.stack((self.guard.loss, self.guard.grad_norm)))
+        # Cross-entropy alone where the module keeps it apart from other losses.
+        loss = getattr(pl_module, "step_losses", {}).get("loss", self.guard.loss)
+        self._pending.append(torch.stack((loss, self.guard.grad_norm)))
         self._step = step
         if is_log_step(trainer, step, every=self.every):
             self._drain()

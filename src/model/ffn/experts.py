@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ALIGNMENT = 8
+"""Entries of the narrowest dtype, bfloat16, in 16 bytes."""
+
 
 class Experts(nn.Module):
     """E SwiGLU networks with stacked weights.
@@ -51,7 +54,15 @@ class Experts(nn.Module):
         )
 
         def product(rows: Tensor, weight_EOI: Tensor) -> Tensor:
-            return F.grouped_mm(rows, weight_EOI.to(dtype).transpose(1, 2), offs=ends_E)
+            outputs, inputs = weight_EOI.shape[1:]
+            # Zeros up to whole 16 bytes, which the kernel's strides must be; they add nothing.
+            more_inputs, more_outputs = -inputs % ALIGNMENT, -outputs % ALIGNMENT
+            weight_EOI = weight_EOI.to(dtype)
+            if more_inputs or more_outputs:
+                rows = F.pad(rows, (0, more_inputs))
+                weight_EOI = F.pad(weight_EOI, (0, more_inputs, 0, more_outputs))
+            out = F.grouped_mm(rows, weight_EOI.transpose(1, 2), offs=ends_E)
+            return out[:, :outputs]
 
         x_ND = x_SD.to(dtype)[order_N // top_k]
         inner_NI = F.silu(product(x_ND, self.gate_proj)) * product(x_ND, self.up_proj)

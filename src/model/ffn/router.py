@@ -59,6 +59,8 @@ class RouterConfig:
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(f"router.{field}={value}: must be one of {', '.join(allowed)}")
+        if self.balance != "bias" and self.bias_use != "select":
+            raise ValueError(f"router.bias_use={self.bias_use}: needs router.balance=bias")
         for field in ("bias_rate", "norm_eps", "aux_weight", "z_loss_weight"):
             value = getattr(self, field)
             if value is not None and not value >= 0:
@@ -201,14 +203,18 @@ class Router(nn.Module):
         mean = counts_E.mean()
         logits_SE, picked_SK = self._last
         picked_logits_SK = logits_SE.gather(-1, picked_SK)
+        sums_S = picked_logits_SK.sigmoid().sum(dim=-1)
         stats = {
             "max_violation": (counts_E.max() - mean) / mean,
             "load_min": counts_E.min() / mean * self.top_k / self.num_experts,
             "load_max": counts_E.max() / mean * self.top_k / self.num_experts,
             "bias_mean": self.bias_E.mean(),
             "bias_absmax": self.bias_E.abs().max(),
-            "topk_sum_min": picked_logits_SK.sigmoid().sum(dim=-1).min(),
+            "topk_sum_min": sums_S.min(),
             "picked_logit_min": picked_logits_SK.min(),
         }
+        stats["num_zero_sums"] = (sums_S == 0).sum()
+        stats["num_tokens"] = torch.tensor(len(sums_S), device=sums_S.device)
+        stats["top_k"] = torch.tensor(self.top_k, device=sums_S.device)
         values = torch.stack([value.float() for value in stats.values()]).tolist()
         return dict(zip(stats, values, strict=True))

@@ -1,0 +1,17 @@
+"""What holds before the heavy imports are done: Ctrl-C ends a command with one line."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def quiet_interrupt() -> Iterator[None]:
+    """Turns Ctrl-C into one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None

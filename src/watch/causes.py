@@ -1,0 +1,120 @@
+"""From a finding to a cause: a table of rules, each with the figures that support it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from src.watch.trace import Finding
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the rules may look at."""
+
+    finding: Finding | None
+    """None where running the step again was finite."""
+    router: Mapping[str, float]
+    """`router_stats` of the module that was named, if it is a router; else empty."""
+    second_moment_finite: bool
+    """Whether AdamW's second moments are all finite."""
+    last: Mapping[str, float]
+    """The latest figures: train/loss, val/loss and whatever else was logged."""
+
+
+def _router_underflow(evidence: Evidence) -> bool:
+    return evidence.router.get("topk_sum_min", 1.0) == 0.0
+
+
+def _second_moment(evidence: Evidence) -> bool:
+    return not evidence.second_moment_finite
+
+
+def _guard_failure(evidence: Evidence) -> bool:
+    return evidence.finding is not None and evidence.finding.phase == "weights"
+
+
+def _attention_overflow(evidence: Evidence) -> bool:
+    finding = evidence.finding
+    return finding is not None and finding.phase == "forward" and "attn" in _words(finding)
+
+
+def _output_divergence(evidence: Evidence) -> bool:
+    finding = evidence.finding
+    return finding is not None and finding.phase == "forward" and "head" in _words(finding)
+
+
+def _bad_gradient(evidence: Evidence) -> bool:
+    return evidence.finding is not None and evidence.finding.phase == "backward"
+
+
+def _overfitting(evidence: Evidence) -> bool:
+    train, val = evidence.last.get("train/loss"), evidence.last.get("val/loss")
+    no_operation = evidence.finding is None
+    return no_operation and train is not None and val is not None and val > 2 * train + 1
+
+
+RULES: list[tuple[str, Callable[[Evidence], bool]]] = [
+    ("router underflow", _router_underflow),
+    ("optimizer second moment", _second_moment),
+    ("guard failure", _guard_failure),
+    ("attention overflow", _attention_overflow),
+    ("output divergence", _output_divergence),
+    ("bad gradient", _bad_gradient),
+    ("overfitting rather than instability", _overfitting),
+]
+"""In order; the first that holds is the cause. A weight that is not finite got past the guard."""
+
+
+def cause(evidence: Evidence) -> str:
+    """The first rule that holds, or unknown."""
+    return next((name for name, holds in RULES if holds(evidence)), UNKNOWN)
+
+
+def _words(finding: Finding) -> set[str]:
+    """Kinds of place that the finding's names speak of."""
+    names = f"{finding.module}.{finding.operation}".lower().split(".")
+    words = set()
+    if any("attn" in name or "attention" in name for name in names):
+        words.add("attn")
+    if {"head", "lm_head", "cross_entropy", "log_softmax"} & set(names):
+        words.add("head")
+    return words
+
+
+def describe(finding: Finding | None, router: Mapping[str, float], drift: float | None) -> str:
+    """What happened, in one line.
+
+    Args:
+        finding: the operation, or None.
+        router: figures of the router that was named, or nothing.
+        drift: change of its mean bias a step, if known.
+    """
+    if finding is None:
+        return "the step run again is finite: it was not the model's arithmetic"
+    where = finding.module or "the module itself"
+    if router.get("topk_sum_min", 1.0) == 0.0:
+        line = (
+            f"{where}: {router['num_zero_sums']:.0f} of {router['num_tokens']:.0f} tokens have a"
+            f" top-{router['top_k']:.0f} score sum of exactly 0 (0/0);"
+            f" mean bias {router['bias_mean']:.1f}"
+        )
+        if drift:
+            line += f", {'falling' if drift < 0 else 'rising'} {abs(drift):.4f} a step"
+        return line
+    what = f"{finding.num_nonfinite} of {finding.num_elements} elements"
+    if finding.phase == "weights":
+        return f"{where}: {what} of {finding.operation} are not finite before the step"
+    inputs = (
+        "" if finding.input_absmax is None else f" from inputs up to {finding.input_absmax:.3g}"
+    )
+    return f"{where}: {finding.operation} ({finding.phase}) made {what} non-finite{inputs}"
+
+
+def figures(finding: Finding | None, router: Mapping[str, float]) -> dict[str, Any]:
+    """The figures that support the cause, by name."""
+    facts: dict[str, Any] = dict(router)
+    if finding is not None:
+        facts |= {"num_nonfinite": finding.num_nonfinite, "input_absmax": finding.input_absmax}
+    return facts

@@ -1,0 +1,316 @@
+"""The incident recorder: a step that is not finite is run again under watch, and written down."""
+
+import json
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from src.training.guard import StepGuard
+from src.training.steps import StepCallback
+from src.watch.causes import Evidence, cause, describe, figures
+from src.watch.page import write_page
+from src.watch.trace import Finding, trace
+
+logger = logging.getLogger(__name__)
+
+RING = 256
+"""Steps whose figures are kept for the page."""
+SPIKE_NORM, SPIKE_RATIO, SPIKE_WINDOW = 100.0, 5.0, 128
+"""A gradient norm above both, absolute and against the running median, is a large spike."""
+
+
+class IncidentRecorder(StepCallback):
+    """Names the first operation that was not finite, once a run, and a large spike, once.
+
+    Runs the step's batches again with the weights, router biases and random state that they had,
+    so that training goes on bitwise as if nobody had looked. Needs a StepGuard in the trainer.
+
+    Args:
+        folder: incidents go to <folder>/step-<n>/.
+        latest: the last value of each logged metric, for the rules of the causes.
+        say: shows one line to the user.
+        extras: plain values that the saved state carries, such as the configuration.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        latest: Mapping[str, float],
+        say: Callable[[str], None],
+        extras: Mapping[str, Any],
+    ) -> None:
+        self.folder, self.latest, self.say, self.extras = folder, latest, say, extras
+        self.incident: dict[str, Any] | None = None
+        self.spike_step: int | None = None
+        self.ring: deque[dict[str, float]] = deque(maxlen=RING)
+        self._batches: list[dict[str, Any]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Asks the guard to be told before it drops a step."""
+        guard = StepGuard.of(trainer)
+        if guard is None:
+            raise ValueError("the incident recorder needs a StepGuard among the callbacks")
+        guard.before_verdict = self._before_verdict
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps what the forward pass of this batch will see and somebody may change after it."""
+        if self.incident is None or self.spike_step is None:
+            cuda = torch.cuda.is_initialized()
+            self._batches.append(
+                {
+                    "batch": batch,
+                    "batch_idx": batch_idx,
+                    "rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
+                    "router_state": _router_state(pl_module),
+                }
+            )
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Adds the step to the ring."""
+        guard = StepGuard.of(trainer)
+        assert guard is not None
+        assert guard.loss is not None
+        assert guard.grad_norm is not None
+        loss, norm = torch.stack((guard.loss, guard.grad_norm)).tolist()
+        self.ring.append(
+            {"step": step, "loss": loss, "grad_norm": norm, **_router_means(pl_module)}
+        )
+        self._batches.clear()
+
+    def _before_verdict(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+        finite: bool,
+    ) -> None:
+        guard = StepGuard.of(trainer)
+        assert guard is not None
+        assert guard.grad_norm is not None
+        step = trainer.global_step + 1
+        if not finite and self.incident is None:
+            self.incident = self._record(trainer, pl_module, optimizer, step, kind="non-finite")
+        elif finite and self.spike_step is None and self._is_spike(guard.grad_norm.item()):
+            self.spike_step = step
+            self._record(trainer, pl_module, optimizer, step, kind="spike")
+
+    def _is_spike(self, norm: float) -> bool:
+        norms = sorted(e["grad_norm"] for e in list(self.ring)[-SPIKE_WINDOW:])
+        norms = [value for value in norms if math.isfinite(value)]
+        if norm <= SPIKE_NORM or len(norms) < SPIKE_WINDOW // 2:
+            return False
+        return norm > SPIKE_RATIO * norms[len(norms) // 2]
+
+    def _record(
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        *,
+        kind: str,
+    ) -> dict[str, Any]:
+        finding: Finding | None = None
+        router: dict[str, float] = {}
+        precision = trainer.precision_plugin.train_step_context
+        with _undisturbed(task):
+            for entry in self._batches:
+                finding = run_again(task, entry, precision, accumulate=len(self._batches))
+                if finding is not None:
+                    router = _router_at(task, finding.module)
+                    break
+        evidence = Evidence(
+            finding=finding,
+            router=router,
+            second_moment_finite=_second_moment_finite(optimizer),
+            last=self.latest,
+        )
+        line = describe(finding, router, self._drift(task, finding))
+        if kind == "spike":
+            line = f"gradient norm {trainer_norm(trainer):.1f} is a large spike"
+        incident: dict[str, Any] = {
+            "step": step,
+            "kind": kind,
+            "module": finding.module if finding is not None else None,
+            "cause": cause(evidence) if kind == "non-finite" else "spike",
+            "line": f"step {step}: {line}",
+            "finding": None if finding is None else finding.plain(),
+            "figures": figures(finding, router),
+            "largest_gradients": _largest_gradients(task),
+        }
+        self._write(trainer, task, incident)
+        self.say(incident["line"])
+        return incident
+
+    def _drift(self, task: pl.LightningModule, finding: Finding | None) -> float | None:
+        """Change of the named router's mean bias a step, over the ring."""
+        if finding is None or len(self.ring) < 2:
+            return None
+        key = f"bias_mean/{finding.module}"
+        series = [(e["step"], e[key]) for e in self.ring if key in e]
+        if len(series) < 2:
+            return None
+        (first, start), (last, end) = series[max(0, len(series) - 32)], series[-1]
+        return (end - start) / (last - first)
+
+    def _write(
+        self, trainer: pl.Trainer, task: pl.LightningModule, incident: dict[str, Any]
+    ) -> None:
+        folder = self.folder / f"step-{incident['step']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_jsonable(incident), indent=2, allow_nan=False)
+        (folder / "incident.json").write_text(text + "\n", encoding="utf-8")
+        state = {
+            **self.extras,
+            "incident": _jsonable(incident),
+            "state_dict": task.state_dict(),
+            "batches": list(self._batches),
+            "autocast": "mixed" in str(trainer.precision_plugin.precision),
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "threads": torch.get_num_threads(),
+        }
+        torch.save(state, folder / "state.pt")
+        write_page(folder / "incident.html", incident, list(self.ring))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been recorded, and the ring."""
+        return {
+            "incident": None if self.incident is None else _jsonable(self.incident),
+            "spike_step": self.spike_step,
+            "ring": list(self.ring),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them up again."""
+        self.incident, self.spike_step = state_dict["incident"], state_dict["spike_step"]
+        self.ring = deque(state_dict["ring"], maxlen=RING)
+
+
+def run_again(
+    task: nn.Module,
+    entry: Mapping[str, Any],
+    precision: Callable[[], AbstractContextManager[Any]],
+    *,
+    accumulate: int,
+) -> Finding | None:
+    """Runs one recorded batch again under watch, with what it saw.
+
+    Args:
+        task: has `training_step(batch, batch_idx)`, which returns the loss or a dict with it.
+        entry: the batch and the state around it, as the recorder keeps it.
+        precision: the context of the training step.
+        accumulate: micro-batches of the step.
+    """
+    torch.set_rng_state(entry["rng"])
+    if entry["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(entry["cuda_rng"])
+    with torch.no_grad():
+        for name, value in entry["router_state"].items():
+            _tensor_at(task, name).copy_(value)
+
+    def loss_of() -> Tensor:
+        with precision():
+            output = cast(Any, task).training_step(entry["batch"], entry["batch_idx"])
+        loss: Tensor = output["loss"] if isinstance(output, dict) else output
+        return loss / accumulate
+
+    return trace(task, loss_of)
+
+
+@contextmanager
+def _undisturbed(task: pl.LightningModule) -> Iterator[None]:
+    """Puts gradients, buffers, router biases, attributes and random state back afterwards."""
+    gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
+    routers = _router_state(task)
+    attributes = {module: dict(module.__dict__) for module in task.modules()}
+    rng = torch.get_rng_state()
+    for parameter in task.parameters():
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(rng)
+        for module, values in attributes.items():
+            # Hooks and tables of parameters live there too, and are the same objects still.
+            module.__dict__.update(values)
+        with torch.no_grad():
+            for name, value in {**buffers, **routers}.items():
+                _tensor_at(task, name).copy_(value)
+        for name, parameter in task.named_parameters():
+            parameter.grad = gradients[name]
+
+
+def _routers(task: nn.Module) -> list[tuple[str, Any]]:
+    return [(n, m) for n, m in task.named_modules() if hasattr(m, "router_stats")]
+
+
+def _router_state(task: nn.Module) -> dict[str, Tensor]:
+    """Copies of the small tensors of routers, which may change between forward and verdict."""
+    state = {}
+    for path, router in _routers(task):
+        for name, tensor in [*router.named_parameters(), *router.named_buffers()]:
+            if tensor.dim() <= 1:
+                state[f"{path}.{name}"] = tensor.detach().clone()
+    return state
+
+
+def _router_means(task: nn.Module) -> dict[str, float]:
+    """The mean bias of each router, where there is one."""
+    biases = {path: getattr(router, "bias_E", None) for path, router in _routers(task)}
+    known = {path: bias.detach().mean() for path, bias in biases.items() if bias is not None}
+    if not known:
+        return {}
+    values = torch.stack(tuple(known.values())).tolist()
+    return {f"bias_mean/{path}": v for path, v in zip(known, values, strict=True)}
+
+
+def _router_at(task: nn.Module, path: str) -> dict[str, float]:
+    """The figures of a router by its path; nothing where the module is none."""
+    return dict(next((r.router_stats() for p, r in _routers(task) if p == path), {}))
+
+
+def _tensor_at(task: nn.Module, name: str) -> Tensor:
+    path, _, field = name.rpartition(".")
+    return cast(Tensor, getattr(task.get_submodule(path), field))
+
+
+def _second_moment_finite(optimizer: torch.optim.Optimizer) -> bool:
+    moments = [s["exp_avg_sq"] for s in optimizer.state.values() if "exp_avg_sq" in s]
+    return all(bool(moment.isfinite().all()) for moment in moments)
+
+
+def _largest_gradients(task: nn.Module) -> dict[str, float | None]:
+    """The five parameters with the largest gradient norms; one that is not finite comes first."""
+    norms = {n: p.grad.norm().item() for n, p in task.named_parameters() if p.grad is not None}
+    ranked = sorted(norms, key=lambda n: norms[n] if math.isfinite(norms[n]) else math.inf)
+    return {name: norms[name] for name in ranked[::-1][:5]}
+
+
+def trainer_norm(trainer: pl.Trainer) -> float:
+    """The gradient norm that the guard has taken."""
+    guard = StepGuard.of(trainer)
+    assert guard is not None
+    assert guard.grad_norm is not None
+    return guard.grad_norm.item()
+
+
+def _jsonable(value: Any) -> Any:
+    """The same with null in place of numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

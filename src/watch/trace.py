@@ -1,0 +1,202 @@
+"""Finds the operation that turned finite numbers into others."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
+
+MAX_POSITIONS = 10
+
+_MAKES_INFINITIES_ON_PURPOSE = (
+    "masked_fill",
+    "masked_fill_",
+    "fill_",
+    "full",
+    "full_like",
+    "where",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "new_full",
+)
+"""Masks are made of infinities, and fresh memory holds anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The first place at which something was not finite."""
+
+    phase: str
+    """weights: before anything ran; forward; backward."""
+    module: str
+    """Path of the module whose code ran, or that owns the weight."""
+    operation: str
+    """Function or autograd node; for weights, the parameter's name."""
+    shape: list[int]
+    """Of the tensor that was not finite."""
+    num_elements: int
+    num_nonfinite: int
+    positions: list[list[int]]
+    """Indices of the first ten such elements."""
+    input_absmax: float | None
+    """Largest absolute value that went in."""
+    digest: str
+    """SHA-256 of the tensor's bytes: equal where it is bitwise the same."""
+
+    def plain(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+class Tracer(TorchFunctionMode):
+    """Watches every torch function inside a module's forward and backward pass."""
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.root = root
+        self.finding: Finding | None = None
+        self._path = [""]
+        self._owners: list[tuple[Any, str]] = []
+        self._handles: list[Any] = []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator["Tracer"]:
+        """Inside, the tracer knows which module is running."""
+        for path, module in self.root.named_modules():
+            self._handles.append(module.register_forward_pre_hook(self._enter(path)))
+            # always_call: a module that raises must not leave its path behind.
+            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        try:
+            with self:
+                yield self
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+
+    def _enter(self, path: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            self._path.append(path)
+
+        return enter
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._path.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the function and compares what went in with what came out."""
+        kwargs = kwargs or {}
+        inputs = _tensors((args, kwargs)) if self.finding is None else []
+        sound = bool(inputs) and _all_finite(inputs)
+        absmax = _absmax(inputs) if sound else None
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        for tensor in _tensors(result):
+            if tensor.grad_fn is not None:
+                self._owners.append((tensor.grad_fn, self._path[-1]))
+            if sound and self.finding is None and not _all_finite([tensor]):
+                if name in _MAKES_INFINITIES_ON_PURPOSE:
+                    continue
+                self._found("forward", self._path[-1], resolve_name(func) or name, tensor, absmax)
+        return result
+
+    def watch_backward(self, loss: Tensor) -> None:
+        """Hooks every node of the graph of a loss; each knows the module that made it."""
+        owners: dict[Any, str] = dict(self._owners)
+        todo = [(loss.grad_fn, "")]
+        seen = set()
+        while todo:
+            node, consumer = todo.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            owner = owners.get(node, consumer)
+            self._handles.append(node.register_hook(self._backward_hook(owner, node)))
+            todo += [(inner, owner) for inner, _ in node.next_functions]
+
+    def _backward_hook(self, owner: str, node: Any) -> Callable[..., None]:
+        def hook(grad_inputs: Any, grad_outputs: Any) -> None:
+            if self.finding is not None or not _all_finite(_tensors(grad_outputs)):
+                return
+            for gradient in _tensors(grad_inputs):
+                if not _all_finite([gradient]):
+                    absmax = _absmax(_tensors(grad_outputs))
+                    self._found("backward", owner, node.name(), gradient, absmax)
+                    return
+
+        return hook
+
+    def check_weights(self) -> None:
+        """Finds a parameter or buffer that is not finite before anything has run."""
+        named = [*self.root.named_parameters(), *self.root.named_buffers()]
+        for name, tensor in named:
+            if self.finding is None and not _all_finite([tensor]):
+                module, _, field = name.rpartition(".")
+                self._found("weights", module, field, tensor, None)
+
+    def check_gradients(self) -> None:
+        """Finds a gradient that is not finite though no operation made it so."""
+        for name, parameter in self.root.named_parameters():
+            gradient = parameter.grad
+            if self.finding is None and gradient is not None and not _all_finite([gradient]):
+                module, _, field = name.rpartition(".")
+                self._found("backward", module, f"gradient of {field}", gradient, None)
+
+    def _found(
+        self, phase: str, module: str, operation: str, tensor: Tensor, absmax: float | None
+    ) -> None:
+        tensor = tensor.detach()
+        bad = ~tensor.isfinite()
+        content = tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
+        self.finding = Finding(
+            phase=phase,
+            module=module,
+            operation=operation,
+            shape=list(tensor.shape),
+            num_elements=tensor.numel(),
+            num_nonfinite=int(bad.sum()),
+            positions=bad.nonzero()[:MAX_POSITIONS].tolist(),
+            input_absmax=absmax,
+            digest=hashlib.sha256(content).hexdigest(),
+        )
+
+
+def trace(root: nn.Module, loss_of: Callable[[], Tensor]) -> Finding | None:
+    """Runs forward and backward once and names the first operation that was not finite.
+
+    Gradients of `root` are left as the pass makes them.
+
+    Args:
+        root: the module that owns the weights.
+        loss_of: runs the forward pass and returns the loss.
+    """
+    tracer = Tracer(root)
+    tracer.check_weights()
+    if tracer.finding is not None:
+        return tracer.finding
+    with tracer.watching():
+        loss = loss_of()
+        if tracer.finding is None:
+            tracer.watch_backward(loss)
+            loss.backward()
+            tracer.check_gradients()
+    return tracer.finding
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _all_finite(tensors: list[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point() and t.numel())
+
+
+def _absmax(tensors: list[Tensor]) -> float:
+    values = [t.detach().abs().max().item() for t in tensors if t.is_floating_point() and t.numel()]
+    return float(max(values, default=0.0))
