@@ -7,13 +7,14 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import hydra.errors
 import omegaconf.errors
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import terminal
-from src.config import CONF, RunConfig, compose
+from src.config import CONF, RunConfig, compose, compose_plain
 from src.errors import InputError, nearest
 from src.overrides import GROUPS, parse, quote_free_text
 from src.stability import REMEDIES
@@ -41,10 +42,38 @@ def main(
         sweep: what to do with --multirun, given config name and arguments; None: refuse it.
         argv: arguments; None: those of the process.
     """
+
+    def act(arguments: list[str], multirun: bool) -> int:
+        if not multirun:
+            return command(checked(config_name, arguments))
+        if sweep is None:
+            raise InputError(f"--multirun: is not for src.{config_name}")
+        return sweep(config_name, arguments)
+
+    return _main(act, usage=usage, argv=argv)
+
+
+def plain_main(
+    config_name: str,
+    command: Callable[[dict[str, Any]], int],
+    *,
+    usage: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """The same for a command whose fields are its own, handed over as plain values."""
+
+    def act(arguments: list[str], multirun: bool) -> int:
+        if multirun:
+            raise InputError(f"--multirun: is not for src.{config_name}")
+        with readable(config_name, arguments):
+            return command(compose_plain(config_name, arguments))
+
+    return _main(act, usage=usage, argv=argv)
+
+
+def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[str] | None) -> int:
     raw = list(sys.argv[1:] if argv is None else argv)
-    arguments = [
-        quote_free_text(argument) for argument in raw if argument not in ("-m", "--multirun")
-    ]
+    arguments = [quote_free_text(a) for a in raw if a not in ("-m", "--multirun")]
     multirun = len(arguments) < len(raw)
     if any(argument in ("--help", "-h") for argument in arguments):
         terminal.say(usage.strip())
@@ -53,11 +82,7 @@ def main(
         flags = [argument for argument in arguments if argument.startswith("-")]
         if flags:
             raise InputError(f"{flags[0]}: unknown flag; {_GRAMMAR_HINT}")
-        if multirun:
-            if sweep is None:
-                raise InputError(f"--multirun: is not for src.{config_name}")
-            return sweep(config_name, arguments)
-        return command(checked(config_name, arguments))
+        return act(arguments, multirun)
     except InputError as error:
         terminal.error(str(error))
         return BAD_INPUT

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,10 @@ class RunConfig:
         fields = (*HASHED, "data", "trainer", "tracking", "paths")
         plain: dict[str, Any] = {name: self._section(name) for name in fields}
         plain["choices"] = dict(self.choices)
+        plain["kinds"] = {
+            "attention": _name_of(type(self.attention), ATTENTIONS),
+            "ffn": _name_of(type(self.ffn), FEED_FORWARDS),
+        }
         plain["seed"], plain["repeat"], plain["study"] = self.seed, self.repeat, self.study
         return plain
 
@@ -207,7 +211,7 @@ class RunConfig:
         # Sizes that no chosen part took change nothing.
         content["model"].pop("sizes")
         content["recipe"].pop("checkpoint_every")
-        content["kinds"] = [type(part).__name__ for part in (self.attention, self.ffn)]
+        content["kinds"] = self.plain()["kinds"]
         content["tokenizer"] = self.tokenizer.key()
         content["data"] = self.data.fingerprint(Path(self.paths.cache))
         content["device"] = self.trainer.device_type
@@ -215,6 +219,10 @@ class RunConfig:
         content["seed"], content["repeat"] = self.seed, self.repeat
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _name_of(kind: type, registry: Mapping[str, type]) -> str:
+    return next(name for name, known in registry.items() if known is kind)
 
 
 def register() -> None:
@@ -243,15 +251,8 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         InputError: in one line, whatever is wrong.
     """
     typed = parse(arguments)
-    for override in typed:
-        several = override.text.startswith("[")
-        if several and override.key in GROUPS and override.key != "stability":
-            raise InputError(f"{override.key}={override.text}: takes one option, not a list")
-        if several and override.key == "stability" and "none" in override.text[1:-1].split(","):
-            raise InputError(f"stability={override.text}: none goes with no other option")
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        composed = hydra.compose(config_name, overrides=list(arguments), return_hydra_config=True)
+    _check_groups(typed)
+    composed = _composed(config_name, arguments)
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)
     assert isinstance(choices, dict)
     parts = _to_objects(composed)
@@ -283,6 +284,37 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     )
     _check_across(config)
     return config
+
+
+def compose_plain(config_name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The fields of a command that has its own, as plain values.
+
+    Raises:
+        Hydra's and OmegaConf's exceptions, which the command line turns into one line.
+    """
+    composed = _composed(config_name, arguments)
+    del composed["hydra"]
+    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        composed = hydra.compose(config_name, overrides=list(arguments), return_hydra_config=True)
+    OmegaConf.set_struct(composed, False)
+    return composed
+
+
+def _check_groups(typed: Sequence[Override]) -> None:
+    """Raises InputError where a group is given a list that takes none."""
+    for override in typed:
+        several = override.text.startswith("[")
+        if several and override.key in GROUPS and override.key != "stability":
+            raise InputError(f"{override.key}={override.text}: takes one option, not a list")
+        if several and override.key == "stability" and "none" in override.text[1:-1].split(","):
+            raise InputError(f"stability={override.text}: none goes with no other option")
 
 
 def _to_objects(composed: DictConfig) -> dict[str, Any]:

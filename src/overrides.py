@@ -20,6 +20,7 @@ GROUPS = (
 """Fields whose value is the name of a file in conf/<field>/."""
 
 FREE_TEXT = (
+    "incident",
     "data.path",
     "data.val_path",
     "data.url",

@@ -61,6 +61,10 @@ def test_variant_names():
         "mlha+moe+clip03-ema"
     )
     assert name("recipe.learning_rate=0.003") == "mlha+moe+none@learning_rate-0.003"
+    assert name("seed=1", "recipe.eps=1e-7", "recipe.accumulate=2") == (
+        name("recipe.accumulate=2", "recipe.eps=1e-7")
+    )
+    assert name("recipe.checkpoint_every=7") == "mlha+moe+none"
     assert name("attention=gqa", "model=small") == "gqa+moe+none@model-small"
     assert name("recipe.clip_norm=null").endswith("@clip_norm-null")
     odd = name("data=text", "data.path=my file=1,2.txt")
@@ -77,7 +81,14 @@ def test_the_hash_covers_what_changes_numbers_and_nothing_else(tmp_path, monkeyp
         return compose("train", arguments).config_hash()
 
     base = hashed()
-    for same in ("paths.runs=x", "tracking=local", "study=y", "resume=never", "rerun=true"):
+    for same in (
+        "paths.runs=x",
+        "tracking=local",
+        "study=y",
+        "resume=never",
+        "rerun=true",
+        "recipe.checkpoint_every=7",
+    ):
         assert hashed(same) == base, same
     for other in (
         "seed=1",

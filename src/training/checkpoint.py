@@ -100,15 +100,32 @@ def save(trainer: pl.Trainer, path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint without running code from it.
+    """Reads a checkpoint of a run.
 
     Raises:
         InputError: it is missing, damaged, or no checkpoint of ours.
     """
+    checkpoint = read(path, field="resume")
+    needed = {"state_dict", "config", "config_hash", "global_step", "rng"}
+    if not needed <= set(checkpoint):
+        raise InputError(f"resume={path}: is no checkpoint of this project")
+    return checkpoint
+
+
+def read(path: Path, *, field: str) -> dict[str, Any]:
+    """Reads a file of tensors and plain containers without running code from it.
+
+    Args:
+        path: the file.
+        field: what the user typed it for, named in errors.
+
+    Raises:
+        InputError: it is missing, damaged, or something else.
+    """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise InputError(f"resume={path}: no such checkpoint") from error
+        raise InputError(f"{field}={path}: no such checkpoint") from error
     except (
         RuntimeError,
         EOFError,
@@ -118,11 +135,10 @@ def load(path: Path) -> dict[str, Any]:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
+        advice = "; resume=<another checkpoint> or rerun=true starts without it"
         raise InputError(
-            f"resume={path}: is damaged or no checkpoint; resume=<another checkpoint> or"
-            " rerun=true starts without it"
+            f"{field}={path}: is damaged or no checkpoint{advice if field == 'resume' else ''}"
         ) from error
-    needed = {"state_dict", "config", "config_hash", "global_step", "rng"}
-    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
-        raise InputError(f"resume={path}: is no checkpoint of this project")
-    return dict(checkpoint)
+    if not isinstance(content, dict):
+        raise InputError(f"{field}={path}: is no checkpoint of this project")
+    return content

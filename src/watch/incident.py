@@ -129,7 +129,7 @@ class IncidentRecorder(StepCallback):
             for entry in self._batches:
                 finding = run_again(task, entry, precision, accumulate=len(self._batches))
                 if finding is not None:
-                    router = _router_at(task, finding.module)
+                    router = router_figures(task, finding.module)
                     break
         evidence = Evidence(
             finding=finding,
@@ -139,7 +139,7 @@ class IncidentRecorder(StepCallback):
         )
         line = describe(finding, router, self._drift(task, finding))
         if kind == "spike":
-            line = f"gradient norm {trainer_norm(trainer):.1f} is a large spike"
+            line = f"gradient norm {_grad_norm(trainer):.1f} is a large spike"
         incident: dict[str, Any] = {
             "step": step,
             "kind": kind,
@@ -277,7 +277,7 @@ def _router_means(task: nn.Module) -> dict[str, float]:
     return {f"bias_mean/{path}": v for path, v in zip(known, values, strict=True)}
 
 
-def _router_at(task: nn.Module, path: str) -> dict[str, float]:
+def router_figures(task: nn.Module, path: str) -> dict[str, float]:
     """The figures of a router by its path; nothing where the module is none."""
     return dict(next((r.router_stats() for p, r in _routers(task) if p == path), {}))
 
@@ -299,7 +299,7 @@ def _largest_gradients(task: nn.Module) -> dict[str, float | None]:
     return {name: norms[name] for name in ranked[::-1][:5]}
 
 
-def trainer_norm(trainer: pl.Trainer) -> float:
+def _grad_norm(trainer: pl.Trainer) -> float:
     """The gradient norm that the guard has taken."""
     guard = StepGuard.of(trainer)
     assert guard is not None

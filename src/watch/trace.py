@@ -66,15 +66,14 @@ class Tracer(TorchFunctionMode):
         self._handles: list[Any] = []
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator["Tracer"]:
-        """Inside, the tracer knows which module is running."""
+    def hooked(self) -> Iterator[None]:
+        """Inside, the tracer knows which module is running; afterwards all hooks are gone."""
         for path, module in self.root.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(path)))
             # always_call: a module that raises must not leave its path behind.
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         try:
-            with self:
-                yield self
+            yield
         finally:
             for handle in self._handles:
                 handle.remove()
@@ -180,8 +179,10 @@ def trace(root: nn.Module, loss_of: Callable[[], Tensor]) -> Finding | None:
     tracer.check_weights()
     if tracer.finding is not None:
         return tracer.finding
-    with tracer.watching():
-        loss = loss_of()
+    with tracer.hooked():
+        with tracer:
+            loss = loss_of()
+        # Functions that run in the backward pass are hooks of somebody's; the nodes have their own.
         if tracer.finding is None:
             tracer.watch_backward(loss)
             loss.backward()

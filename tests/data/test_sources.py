@@ -89,6 +89,40 @@ def test_token_files_with_a_tail_or_a_file_for_validation(tmp_path):
     assert (len(corpus.train), corpus.val.tolist()) == (200, list(range(100, 200)))
 
 
+def test_token_files_are_known_by_all_their_content_and_by_their_split(tmp_path):
+    ids = np.zeros(400_000, dtype=np.uint16)
+    names = ("a", "b", "c")
+    for name in names:
+        ids.tofile(tmp_path / f"{name}.bin")
+    a, b, c = (str(tmp_path / f"{name}.bin") for name in names)
+
+    def fingerprint(path, val_path):
+        config = TokensConfig(path=path, val_path=val_path, dtype="uint16", val_frac=0.1)
+        return config.fingerprint(tmp_path / "cache")
+
+    assert fingerprint(a, None) == fingerprint(b, None)
+    assert fingerprint([a, b], c) != fingerprint(a, [b, c])
+    ids[123_456] = 1
+    ids.tofile(tmp_path / "b.bin")
+    assert fingerprint(a, None) != fingerprint(b, None)
+
+
+def test_several_token_files_are_joined_on_disk(tmp_path):
+    for name, first in (("a", 0), ("b", 100)):
+        np.arange(first, first + 100, dtype=np.uint16).tofile(tmp_path / f"{name}.bin")
+    config = TokensConfig(
+        path=str(tmp_path / "*.bin"), val_path=None, dtype="uint16", val_frac=0.25
+    )
+    corpus = load(config, tmp_path, IdsConfig(vocab_size=200))
+    assert isinstance(corpus.train, np.memmap)
+    assert corpus.train.tolist() + corpus.val.tolist() == list(range(200))
+    bad = TokensConfig(
+        path=str(tmp_path / "a.bin"), val_path=str(tmp_path / "b.bin"), dtype="uint16", val_frac=0.1
+    )
+    with pytest.raises(InputError, match=r"data.val_path=.*b.bin: token id 199"):
+        load(bad, tmp_path, IdsConfig(vocab_size=150))
+
+
 @pytest.fixture
 def server():
     content = b"verily, " * 100
@@ -119,6 +153,10 @@ def test_a_download_is_verified_and_happens_once(server, tmp_path):
         corpus = load(source, tmp_path)
     assert text_of(corpus, "train") + text_of(corpus, "val") == content.decode()
     assert handler.requests == 1
+    (kept,) = (tmp_path / "cache" / "downloads").iterdir()
+    kept.write_bytes(b"something else")
+    load(source, tmp_path)
+    assert handler.requests == 2
 
 
 def test_a_download_of_other_content_is_refused_and_not_kept(server, tmp_path):

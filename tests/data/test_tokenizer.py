@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tokenizers
 
 from src.data.tokenizer import (
     TOKENIZERS,
@@ -86,3 +87,19 @@ def test_a_folder_is_known_by_its_content(folder, tmp_path):
     assert here.key() == there.key()
     (tmp_path / "tokenizer.json").write_text(content.replace("▁", "_") + " ")
     assert here.key() != there.key()
+
+
+def test_settings_for_batches_do_not_cut_a_corpus(folder, tmp_path):
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(10)
+    backend.enable_padding(length=50)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    made = SmolLM2Config(path=str(tmp_path)).build(TEXT, TEXT)
+    assert made.decode(made.encode(TEXT).tolist()) == TEXT
+
+
+def test_a_tokenizer_that_loses_text_is_refused(tmp_path):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"to": 0, "?": 1}, unk_token="?"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match="does not give text back"):
+        SmolLM2Config(path=str(tmp_path)).build(TEXT, TEXT)

@@ -19,6 +19,26 @@ def x(tokens: int = 40) -> torch.Tensor:
     return torch.randn(2, tokens // 2, DIMS.hidden_dim, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("hidden", "inner"), [(10, 17), (8, 6), (7, 8)])
+def test_sizes_that_fill_no_whole_16_bytes_work_too(hidden, inner, dtype):
+    draw = torch.Generator().manual_seed(0)
+    x_SD = torch.randn(30, hidden, generator=draw)
+    weights_SK = torch.rand(30, 2, generator=draw)
+    picked_SK = torch.rand(30, 6, generator=draw).topk(2).indices
+    outputs = []
+    for dispatch in ("loop", "grouped"):
+        sizes = {"num_experts": 6, "hidden_dim": hidden, "inner_dim": inner}
+        experts = Experts(**sizes, dispatch=dispatch)
+        for index, parameter in enumerate(experts.parameters()):
+            nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(index))
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            outputs.append(experts(x_SD, weights_SK, picked_SK))
+    # bfloat16 has eight bits; each path rounds in its own order.
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(*outputs, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("picked", ["spread", "three experts without tokens"])
 def test_both_dispatch_paths_agree_in_outputs_and_gradients(picked):
     draw = torch.Generator().manual_seed(0)

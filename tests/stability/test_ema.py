@@ -4,7 +4,7 @@ import torch
 from src.stability import RunFacts
 from src.stability.ema import EmaConfig, WeightAverage
 from tests.runs import assert_same_tree, last_checkpoint, metrics, train, weights
-from tests.training.harness import Harness, Poison, recipe_config
+from tests.training.harness import Harness, Poison, guard_config, recipe_config
 
 FACTS = RunFacts(max_steps=6, log_every=1, seed=0, repeat=0, clip_norm=1.0)
 
@@ -54,6 +54,24 @@ def test_a_non_finite_step_never_reaches_the_shadow(what):
     Harness(callbacks=[callback, Poison({2, 5}, what=what)]).fit()
     assert callback.average.num_updates == 4
     assert all(shadow.isfinite().all() for shadow in callback.average.shadow_params)
+
+
+def test_nor_does_one_that_the_guard_let_through():
+    callback = average()
+    guard = guard_config(check=["loss"])
+    Harness(guard=guard, callbacks=[callback, Poison({4}, what="gradient")]).fit()
+    # Steps 5 and 6 have a non-finite loss, from the weights that step 4 spoilt.
+    assert callback.average.num_updates == 3
+    assert all(shadow.isfinite().all() for shadow in callback.average.shadow_params)
+
+
+def test_the_form_matched_to_scale_remembers_its_share_of_the_run():
+    matched = EmaConfig(decay=None, horizon_frac=1 / 11)
+    assert matched.decay_for(11_000) == pytest.approx(0.999)
+    assert matched.decay_for(440) == pytest.approx(0.975)
+    for both in ({"decay": 0.9, "horizon_frac": 0.1}, {"decay": None, "horizon_frac": None}):
+        with pytest.raises(ValueError, match="exactly one of decay"):
+            EmaConfig(**both)
 
 
 def test_averaged_weights_are_in_place_inside_the_context_only():

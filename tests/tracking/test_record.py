@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from src.tracking.record import last_values, outcome
+from src.tracking.record import final_values, outcome
 from tests.runs import record, train
 
 FIELDS = {
@@ -32,9 +32,31 @@ def test_outcomes(expected, facts):
     assert outcome(**{"stopped": False, "weights_finite": True, "val": 0.0, **facts}) == expected
 
 
-def test_last_values_are_the_latest_of_each_metric():
-    lines = [{"step": 1, "a": 1.0, "b": 2.0}, {"step": 2, "a": 3.0}]
-    assert last_values(lines) == {"a": 3.0, "b": 2.0}
+def test_final_values_are_those_of_the_end_and_never_older_ones():
+    lines = [
+        {"step": 1, "lr": 0.1, "train/loss": 4.0, "val/loss": 3.0},
+        {"step": 2, "lr": 0.2},
+        {"step": 3, "val/nonfinite_frac": 1.0},
+    ]
+    validation = {"val/nonfinite_frac": 1.0}
+    assert final_values(lines, validation) == {"lr": 0.2, "val/nonfinite_frac": 1.0}
+
+
+def test_a_collapsed_run_shows_no_healthy_loss(tiny, capsys):
+    # Nothing is checked, so the write-up's router takes the weights down with it.
+    folder = train(
+        tiny,
+        "ffn=moe_writeup_add",
+        "model.sizes.writeup_bias_rate=400.0",
+        "guard.check=[]",
+        "recipe.precision=32-true",
+    )
+    made = record(folder)
+    assert made["outcome"] == "collapsed"
+    assert made["final"]["val/nonfinite_frac"] == 1.0
+    assert "val/loss" not in made["final"]
+    assert "train/loss" not in made["final"]
+    assert "- (100% of windows non-finite)" in capsys.readouterr().out
 
 
 def test_a_record_has_its_fields_and_they_say_what_happened(tiny):

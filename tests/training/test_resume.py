@@ -130,6 +130,78 @@ def test_a_folder_that_is_being_written_is_left_alone(tiny, capsys):
     assert "is being written by another run" in capsys.readouterr().err
 
 
+DAMAGE = {
+    "config.yaml": [("", "is damaged"), ("a: [", "is damaged"), (None, "is missing")],
+    "record.json": [("", "is damaged"), ("{}", "is damaged"), ('{"status":', "is damaged")],
+    "metrics.jsonl": [('{"step": 1}\n{"st\n{"step": 3}\n', "is damaged"), (None, "ends before")],
+    "checkpoints/last.ckpt": [(None, "is missing; resume=")],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [(name, *case) for name, cases in DAMAGE.items() for case in cases],
+)
+def test_a_damaged_or_missing_file_is_named_and_nothing_is_lost(
+    name, content, message, tiny, capsys
+):
+    folder = train(tiny)
+    if name != "record.json":
+        (folder / "record.json").unlink()
+    file = folder / name
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(tiny) == 2
+    line = capsys.readouterr().err
+    assert name in line
+    assert message in line
+    assert line.count("\n") == 1
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == kept
+    # What the line advises works.
+    assert main([*tiny, "rerun=true"]) == 0
+
+
+def test_a_damaged_cache_is_made_anew(tiny, shared_cache, tmp_path):
+    arguments = [*(a for a in tiny if "paths.cache" not in a), "paths.cache=mine"]
+    whole = train(arguments, "study=a")
+    for number, (name, content) in enumerate(
+        [("train.npy", b"x"), ("val.npy", None), ("tokenizer.json", b"{")]
+    ):
+        (file,) = tmp_path.glob(f"mine/tokens/*/{name}")
+        file.unlink()
+        if content:
+            file.write_bytes(content)
+        assert metrics(train(arguments, f"study=b{number}")) == metrics(whole)
+
+
+def test_a_run_that_the_guard_ended_stays_ended(tiny):
+    arguments = [
+        *tiny,
+        "ffn=moe_writeup_add",
+        "model.sizes.writeup_bias_rate=400.0",
+        "recipe.precision=32-true",
+        "guard.on_nonfinite=stop",
+    ]
+    folder = train(arguments)
+    ended = record(folder)
+    assert ended["outcome"] == "stopped"
+    assert ended["steps"] < 12
+    assert ended["final"]["guard/skipped"] == ended["guard"]["skipped_steps"] == 1
+    lines = metrics(folder)
+    (folder / "record.json").unlink()
+    assert main(arguments) == 0
+    assert (record(folder)["outcome"], record(folder)["steps"]) == ("stopped", ended["steps"])
+    assert metrics(folder) == lines
+
+
+def test_an_explicit_checkpoint_for_a_finished_run_is_refused(tiny, capsys):
+    train(tiny)
+    assert main([*tiny, "resume=nowhere.ckpt"]) == 2
+    assert "is finished already" in capsys.readouterr().err
+
+
 LONGER = [
     *TINY,
     "stability=ema",
@@ -168,6 +240,32 @@ def test_killed_with_sigkill_at_a_random_step_and_resumed_equals_uninterrupted(t
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, out + err
     assert_same_run(first, folder)
+
+
+def test_two_interrupts_in_a_row_still_write_the_record(tmp_path):
+    process = start("train", [*LONGER, "recipe.batch_size=512"], tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/*/seed-0/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (folder,) = tmp_path.glob("runs/*/*/seed-0")
+    wait_for_step(folder, 1, process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.005)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in err
+    assert record(folder)["status"] == "killed"
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_ctrl_c_while_it_starts_is_one_line(seconds, tmp_path):
+    process = start("train", LONGER, tmp_path)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == "error: interrupted\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""Runs a recorded step again: in another process, and with other values where that is asked."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src import terminal
+from src.errors import InputError
+from src.model import build_model
+from src.run.restore import restore_parts
+from src.streams import generator
+from src.training import checkpoint
+from src.training.guard import StepGuard
+from src.training.recipe import GuardConfig
+from src.training.task import LanguageModelTask
+from src.watch.causes import describe
+from src.watch.incident import router_figures, run_again
+from src.watch.trace import Finding
+
+
+def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
+    """Shows what the step does now; returns the exit code.
+
+    Args:
+        incident: the folder that the recorder wrote.
+        changes: other values, nested as the configuration is; empty repeats the step as it was.
+        form: text or json.
+
+    Raises:
+        InputError: the folder holds no such incident, or a change is not allowed.
+    """
+    if form not in ("text", "json"):
+        raise InputError(f"format={form}: must be one of text, json")
+    state = checkpoint.read(incident / "state.pt", field="incident")
+    if "config" not in state:
+        raise InputError(f"incident={incident}: was recorded outside of src.train")
+    finding, router = _run(state, changes)
+    recorded = state["incident"]
+    answer = {
+        "recorded": recorded["line"],
+        "now": "all is finite" if finding is None else describe(finding, router, None),
+        "reproduced": _same(finding, recorded["finding"]),
+        "averted": finding is None and recorded["finding"] is not None,
+        "finding": None if finding is None else finding.plain(),
+    }
+    if form == "json":
+        print(json.dumps(answer))
+        return 0
+    terminal.say(f"recorded: {answer['recorded']}")
+    terminal.say(f"now:      {answer['now']}")
+    if answer["reproduced"]:
+        terminal.say("the same operation made the same tensor, bitwise")
+    elif answer["averted"]:
+        terminal.say("the step would have been averted")
+    else:
+        terminal.say("another operation, or other values, than recorded")
+    return 0
+
+
+def _run(
+    state: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[Finding | None, dict[str, float]]:
+    parts = restore_parts(state["config"], changes)
+    torch.set_num_threads(state["threads"])
+    torch.set_float32_matmul_precision(state["matmul_precision"])
+    weights = state["state_dict"]
+    model = build_model(
+        model=parts.model,
+        attention=parts.attention,
+        ffn=parts.ffn,
+        vocab_size=weights["model.embedding.weight"].shape[0],
+        max_seq_len=parts.recipe.seq_len,
+        generator_for=lambda name: generator(0, "init", name),
+    )
+    guard = StepGuard(
+        GuardConfig(check=[], on_nonfinite="skip", max_consecutive=None), max_steps=1, log_every=1
+    )
+    task = LanguageModelTask(
+        model=model,
+        recipe=parts.recipe,
+        guard=guard,
+        lr_factor=parts.recipe.lr_factor,
+        checkpoint_extras={},
+    )
+    try:
+        task.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            "with: changes the shape of the model, so its weights do not fit"
+        ) from error
+
+    def precision() -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=state["autocast"])
+
+    batches = state["batches"]
+    for entry in batches:
+        finding = run_again(task, entry, precision, accumulate=len(batches))
+        if finding is not None:
+            return finding, router_figures(task, finding.module)
+    return None, {}
+
+
+def _same(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:
+    if finding is None or recorded is None:
+        return False
+    return all(
+        finding.plain()[name] == recorded[name] for name in ("module", "operation", "digest")
+    )
