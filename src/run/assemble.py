@@ -24,7 +24,13 @@ from src.training.metrics import TrainMetrics
 from src.training.progress import ProgressBar
 from src.training.task import LanguageModelTask
 from src.training.validate import Validation
-from src.watch import IncidentRecorder, RouterWatch, SpikeWatch
+from src.watch import (
+    ActivationWatch,
+    GradientWatch,
+    IncidentRecorder,
+    RouterWatch,
+    SpikeWatch,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,6 @@ def assemble(
 ) -> Assembly:
     """Callbacks in the order in which they must act, the task and the trainer."""
     recipe = config.recipe
-    pace = {"max_steps": recipe.max_steps, "every": recipe.log_every}
     run = RunFacts(
         max_steps=recipe.max_steps,
         log_every=recipe.log_every,
@@ -89,7 +94,7 @@ def assemble(
         max_steps=recipe.max_steps,
         log_every=recipe.log_every,
     )
-    spikes = SpikeWatch(guard, **pace)
+    spikes = SpikeWatch(guard, every=recipe.log_every)
     validation = Validation(
         ValBatches(
             corpus.val,
@@ -120,7 +125,9 @@ def assemble(
         *(c for remedy in config.remedies.values() for c in remedy.callbacks(run)),
         metrics,
         spikes,
-        RouterWatch(**pace),
+        RouterWatch(every=recipe.log_every, say=terminal.warn),
+        GradientWatch(every=recipe.inspect_every),
+        ActivationWatch(every=recipe.inspect_every),
         incidents,
         validation,
         interrupt,

@@ -1,7 +1,15 @@
 """Instruments: Lightning callbacks that read and never change what they watch."""
 
+from src.watch.activations import ActivationWatch
+from src.watch.gradients import GradientWatch
 from src.watch.incident import IncidentRecorder
 from src.watch.router import RouterWatch
 from src.watch.spikes import SpikeWatch
 
-__all__ = ["IncidentRecorder", "RouterWatch", "SpikeWatch"]
+__all__ = [
+    "ActivationWatch",
+    "GradientWatch",
+    "IncidentRecorder",
+    "RouterWatch",
+    "SpikeWatch",
+]

@@ -1,7 +1,7 @@
 from torch import nn
 
-from src.watch import RouterWatch, SpikeWatch
-from tests.runs import assert_same_tree, metrics, train
+from src.watch import ActivationWatch, GradientWatch, RouterWatch, SpikeWatch
+from tests.runs import assert_same_tree, metrics, record, train
 from tests.training.harness import Harness, recipe_config
 
 FIGURES = {
@@ -12,6 +12,11 @@ FIGURES = {
     "bias_absmax",
     "topk_sum_min",
     "picked_logit_min",
+    "load_entropy",
+    "dead_experts",
+    "tiny_sum_frac",
+    "saturated_frac",
+    "bias_drift",
 }
 
 
@@ -40,7 +45,7 @@ def test_any_module_with_the_method_is_read():
 
     run = Harness(recipe=recipe_config(max_steps=1))
     run.task.foreign = Foreign()
-    run.callbacks = [RouterWatch(max_steps=1, every=1)]
+    run.callbacks = [RouterWatch(every=1)]
     run.fit()
     assert 0.25 in [v for k, v in run.recorder.lines[1].items() if k.endswith("max_violation")]
 
@@ -49,7 +54,18 @@ def test_instruments_change_nothing():
     blind = Harness().fit()
     watched = Harness()
     watched.callbacks = [
-        RouterWatch(max_steps=6, every=1),
-        SpikeWatch(watched.step_guard, max_steps=6, every=1),
+        RouterWatch(every=1),
+        GradientWatch(every=1),
+        ActivationWatch(every=1),
+        SpikeWatch(watched.step_guard, every=1),
     ]
     assert_same_tree(watched.fit().states, blind.states)
+
+
+def test_a_gate_on_its_way_to_underflow_is_announced_once_before_it_fails(tiny, capsys):
+    cache = [argument for argument in tiny if argument.startswith("paths.cache")]
+    folder = train(["preset=crash", "ffn=moe_writeup_add", "tracking=local", *cache])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "lowest picked" in line]
+    assert len(lines) == 1
+    step = int(lines[0].split("step ")[1].split(":")[0])
+    assert 20 < record(folder)["incident"]["step"] - step < 80

@@ -50,7 +50,7 @@ def test_the_state_makes_it_again():
 
 def test_the_watch_counts_every_step_whatever_the_interval():
     run = Harness(recipe=recipe_config(max_steps=7))
-    watch = SpikeWatch(run.step_guard, max_steps=7, every=3)
+    watch = SpikeWatch(run.step_guard, every=3)
     run.callbacks = [watch, Poison({4}, what="loss")]
     run.fit()
     summary = watch.summary()
@@ -60,3 +60,20 @@ def test_the_watch_counts_every_step_whatever_the_interval():
     assert summary["grad_norm_max_step"] == max(finite, key=finite.get)
     assert summary["grad_norm_max"] == pytest.approx(max(finite.values()))
     assert run.recorder.lines[7]["spike/loss_score"] == pytest.approx(1 / 7)
+
+
+def test_large_norms_are_counted_by_both_measures():
+    watch = SpikeWatch(Harness().step_guard, every=1)
+    for norm in noise(100):
+        assert not watch._is_large(norm)
+    assert watch._is_large(11.0)  # over 5 medians of 2
+    assert watch._is_large(101.0)
+    assert watch._is_large(math.inf)
+    assert (watch.num_over_median, watch.num_over_100) == (2, 1)
+
+
+def test_the_wide_definition_asks_for_more():
+    values = [*noise(300), 2.0 + 6.5 * 0.1]
+    narrow, wide = SpikeScore(), SpikeScore(sigmas=7.0, window=1000)
+    assert [narrow.add(v) for v in values][-1] != [wide.add(v) for v in values][-1]
+    assert len(wide.window) == 301

@@ -24,6 +24,10 @@ CHOICES = {
 }
 
 
+TINY_SUM = 1e-12
+"""Sums of picked scores below it are about to become 0."""
+
+
 @dataclass(kw_only=True)
 class RouterConfig:
     """How tokens are sent to experts."""
@@ -213,6 +217,12 @@ class Router(nn.Module):
             "topk_sum_min": sums_S.min(),
             "picked_logit_min": picked_logits_SK.min(),
         }
+        share_E = (counts_E / counts_E.sum()).clamp(min=1e-30)
+        scores_SE = logits_SE.sigmoid()
+        stats["load_entropy"] = -(share_E * share_E.log()).sum()
+        stats["dead_experts"] = (counts_E == 0).sum()
+        stats["tiny_sum_frac"] = (sums_S < TINY_SUM).float().mean()
+        stats["saturated_frac"] = ((scores_SE < TINY_SUM) | (scores_SE == 1)).float().mean()
         stats["num_zero_sums"] = (sums_S == 0).sum()
         stats["num_tokens"] = torch.tensor(len(sums_S), device=sums_S.device)
         stats["top_k"] = torch.tensor(self.top_k, device=sums_S.device)

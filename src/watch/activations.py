@@ -1,0 +1,123 @@
+"""Activations, attention and output on one batch, every so often."""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from src.training.steps import StepCallback, is_log_step, log
+
+
+class ActivationWatch(StepCallback):
+    """Looks at the training batch's own forward pass on logged steps.
+
+    `act/layer_<i>/rms` and `absmax` are those of what each block gives out, a block being an entry
+    of the longest module list; `attention/layer_<i>/max_logit` and `entropy` are taken of the first
+    row and the first 64 positions at each call of scaled_dot_product_attention, entropy in nats,
+    mean over heads and queries; `output/logsumexp` is the mean over the batch.
+    """
+
+    def __init__(self, *, every: int) -> None:
+        self.every = every
+        self.figures: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+        self._probe: _AttentionProbe | None = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Hooks the blocks for this batch where the step will be logged."""
+        if not is_log_step(trainer, trainer.global_step + 1, every=self.every) or self._handles:
+            return
+        for index, block in enumerate(_blocks(pl_module)):
+            self._handles.append(block.register_forward_hook(self._block_hook(index)))
+        self._handles.append(_model(pl_module).register_forward_hook(self._output_hook))
+        self._probe = _AttentionProbe(self.figures)
+        self._probe.__enter__()
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """The forward pass is over: takes the hooks away."""
+        self._unhook()
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._probe is not None:
+            self._probe.__exit__(None, None, None)
+            self._probe = None
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves nothing behind."""
+        self._unhook()
+
+    def _block_hook(self, index: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            x = (output[0] if isinstance(output, tuple) else output).detach().float()
+            self.figures[f"act/layer_{index}/rms"] = x.square().mean().sqrt()
+            self.figures[f"act/layer_{index}/absmax"] = x.abs().max()
+
+        return hook
+
+    def _output_hook(self, module: Any, args: Any, output: Any) -> None:
+        logits = output.logits if hasattr(output, "logits") else output
+        if isinstance(logits, Tensor):
+            self.figures["output/logsumexp"] = logits.detach().float().logsumexp(dim=-1).mean()
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Logs what was seen."""
+        if self.figures:
+            values = torch.stack([value.float() for value in self.figures.values()]).tolist()
+            seen = dict(zip(self.figures, values, strict=True))
+            log(trainer, {k: v for k, v in seen.items() if math.isfinite(v)}, step=step)
+            self.figures.clear()
+
+
+class _AttentionProbe(TorchFunctionMode):
+    """Computes scores anew, on a corner of them, at each attention call."""
+
+    CORNER = 64
+
+    def __init__(self, figures: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.figures, self.calls = figures, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention:
+            self._look(args[0], args[1], kwargs.get("scale"))
+        return func(*args, **kwargs)
+
+    @torch.no_grad()
+    def _look(self, query: Tensor, key: Tensor, scale: float | None) -> None:
+        q, k = (t[:1, :, : self.CORNER].detach().float() for t in (query, key))
+        if k.shape[1] != q.shape[1]:
+            k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        scores = q @ k.transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+        log_p = scores.log_softmax(dim=-1)
+        entropy = -(log_p.exp() * log_p.masked_fill(later, 0.0)).sum(dim=-1).mean()
+        self.figures[f"attention/layer_{self.calls}/max_logit"] = scores.max()
+        self.figures[f"attention/layer_{self.calls}/entropy"] = entropy
+        self.calls += 1
+
+
+def _blocks(task: torch.nn.Module) -> list[torch.nn.Module]:
+    """The entries of the longest module list, which in a transformer are its layers."""
+    lists = [list(m) for m in task.modules() if isinstance(m, torch.nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def _model(task: pl.LightningModule) -> torch.nn.Module:
+    """The model inside a LightningModule: its largest child."""
+    children = list(task.children())
+    return max(children, key=lambda c: sum(p.numel() for p in c.parameters()), default=task)

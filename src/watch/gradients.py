@@ -1,0 +1,135 @@
+"""Gradients, updates and AdamW's moments, by group of parameters."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from src.training.steps import StepCallback, is_log_step, log
+
+GROUPS = (
+    ("latents", ("q_down", "kv_down", "q_up", "k_up", "v_up", "k_rope", "latent_norm")),
+    ("router", ("router",)),
+    ("experts", ("experts",)),
+    ("attention", ("attention", "self_attn", "attn")),
+    ("embedding", ("embedding", "embed_tokens", "wte")),
+    ("head", ("head", "lm_head")),
+)
+"""The first group whose mark is part of a parameter's path; the rest goes by module prefix."""
+
+SMALL_MOMENT = 10.0
+"""Where sqrt(v) is below so many epsilons, epsilon rules and AdamW turns into SGD."""
+
+
+def group_of(name: str) -> str:
+    """The group of a parameter by its path: a part that the field knows, else the module prefix."""
+    path = name.split(".")
+    for group, marks in GROUPS:
+        if any(mark in part for part in path for mark in marks):
+            return group
+    return path[-2] if len(path) > 1 else path[0]
+
+
+class GradientWatch(StepCallback):
+    """On logged steps, for each group: norms, the size of the update, AdamW's RMS_t.
+
+    `grad/<group>/norm` and `clipped_norm` are those of the gradient before and after clipping;
+    `update/<group>/ratio` is RMS(update) / RMS(parameter); `adam/<group>/rms` is the square root of
+    mean(g^2 / max(v, eps^2)) (StableAdamW, arXiv 2304.13013, section 3.3), of which values above 2
+    to 3 come before a spike; `adam/<group>/small_frac` is the share of entries whose sqrt(v) is
+    below 10 eps. `grad/nonfinite_tensors` counts gradients that are not finite, before clipping.
+    """
+
+    def __init__(self, *, every: int) -> None:
+        self.every = every
+        self._before: dict[str, Tensor] = {}
+        self._figures: dict[str, Tensor] = {}
+        self._handle: Any = None
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        return is_log_step(trainer, trainer.global_step + 1, every=self.every)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Takes the norms before clipping; asks to be called again right before the update."""
+        self._figures = {}
+        if not self._is_due(trainer):
+            return
+        groups = _grouped(pl_module)
+        gradients = {g: _gradients(ps) for g, ps in groups.items()}
+        flat = [gradient for values in gradients.values() for gradient in values]
+        if not flat:
+            return
+        bad = torch.stack([~gradient.isfinite().all() for gradient in flat])
+        self._figures["grad/nonfinite_tensors"] = bad.sum()
+        for group, values in gradients.items():
+            if values:
+                norm = torch.nn.utils.get_total_norm(values)
+                self._figures[f"grad/{group}/norm"] = norm
+        self._handle = optimizer.register_step_post_hook(self._after_update(pl_module, optimizer))
+        self._before = {n: p.detach().clone() for n, p in pl_module.named_parameters()}
+
+    def _after_update(
+        self, task: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> Callable[..., None]:
+        def after(*args: Any) -> None:
+            self._handle.remove()
+            eps = {id(p): g.get("eps", 0.0) for g in optimizer.param_groups for p in g["params"]}
+            for group, params in _grouped(task).items():
+                self._measure(group, params, optimizer, eps)
+            self._before = {}
+
+        return after
+
+    def _measure(
+        self,
+        group: str,
+        params: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        eps: dict[int, float],
+    ) -> None:
+        gradients = _gradients(params)
+        if not gradients:
+            return
+        figures = self._figures
+        figures[f"grad/{group}/clipped_norm"] = torch.nn.utils.get_total_norm(gradients)
+        moved = [p.detach() - self._before[n] for n, p in params.items() if p.grad is not None]
+        held = [self._before[n] for n, p in params.items() if p.grad is not None]
+        ratio = torch.nn.utils.get_total_norm(moved) / torch.nn.utils.get_total_norm(held)
+        figures[f"update/{group}/ratio"] = ratio
+        squares, small, count = [], [], 0
+        for parameter in params.values():
+            moment = optimizer.state.get(parameter, {}).get("exp_avg_sq")
+            if parameter.grad is None or moment is None:
+                continue
+            floor = eps[id(parameter)]
+            scaled = parameter.grad.square() / moment.clamp(min=max(floor**2, 1e-38))
+            squares.append(scaled.sum())
+            small.append((moment < (SMALL_MOMENT * floor) ** 2).sum())
+            count += moment.numel()
+        if count:
+            figures[f"adam/{group}/rms"] = (torch.stack(squares).sum() / count).sqrt()
+            figures[f"adam/{group}/small_frac"] = torch.stack(small).sum() / count
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Logs what was taken, with one wait for the device."""
+        if self._figures:
+            values = torch.stack([value.float() for value in self._figures.values()]).tolist()
+            figures = dict(zip(self._figures, values, strict=True))
+            log(trainer, {k: v for k, v in figures.items() if math.isfinite(v)}, step=step)
+            self._figures = {}
+
+
+def _grouped(task: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    groups: dict[str, dict[str, nn.Parameter]] = {}
+    for name, parameter in task.named_parameters():
+        groups.setdefault(group_of(name), {})[name] = parameter
+    return groups
+
+
+def _gradients(params: dict[str, nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in params.values() if p.grad is not None]

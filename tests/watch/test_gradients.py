@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from src.watch import GradientWatch
+from src.watch.gradients import group_of
+from tests.runs import metrics, train
+from tests.training.harness import Harness, recipe_config
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("model.embedding.weight", "embedding"),
+        ("model.head.weight", "head"),
+        ("model.layers.0.attention.o_proj.weight", "attention"),
+        ("model.layers.0.attention.kv_down.weight", "latents"),
+        ("model.layers.0.ffn.router.weight", "router"),
+        ("model.layers.0.ffn.experts.up_proj", "experts"),
+        ("llama.model.layers.1.self_attn.q_proj.weight", "attention"),
+        ("llama.lm_head.weight", "head"),
+        ("encoder.blocks.3.mixer.weight", "mixer"),
+    ],
+)
+def test_groups(name, group):
+    assert group_of(name) == group
+
+
+def fitted(**recipe) -> tuple[Harness, dict[int, dict[str, float]]]:
+    run = Harness(recipe=recipe_config(**recipe), callbacks=[GradientWatch(every=1)])
+    return run, run.fit().recorder.lines
+
+
+def test_the_norms_of_the_groups_add_up_to_the_norm_of_all():
+    _, lines = fitted(max_steps=2)
+    for line in lines.values():
+        names = [k for k in line if k.startswith("grad/") and k.endswith("/norm")]
+        norms = [line[k] for k in names if k != "grad/norm"]
+        assert len(norms) >= 5
+        assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(line["grad/norm"], rel=1e-4)
+        assert line["grad/nonfinite_tensors"] == 0
+
+
+def test_clipped_norms_are_those_after_clipping():
+    _, lines = fitted(max_steps=1, clip_norm=1e-3)
+    norms = [v for k, v in lines[1].items() if k.endswith("/clipped_norm")]
+    assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_update_ratio_is_that_of_the_weights():
+    run = Harness(recipe=recipe_config(max_steps=1), callbacks=[GradientWatch(every=1)])
+    before = run.task.model.embedding.weight.detach().clone()
+    line = run.fit().recorder.lines[1]
+    after = run.task.model.embedding.weight.detach()
+    expected = (after - before).norm() / before.norm()
+    assert line["update/embedding/ratio"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_adams_first_step_has_the_rms_of_its_decay():
+    _, lines = fitted(max_steps=1, eps=1e-12)
+    # After one step v = (1 - beta2) g^2, so g^2 / v is 1 / 0.05 everywhere.
+    assert lines[1]["adam/attention/rms"] == pytest.approx((1 / 0.05) ** 0.5, rel=1e-3)
+    assert lines[1]["adam/attention/small_frac"] == 0.0
+    _, coarse = fitted(max_steps=1, eps=0.5)
+    assert coarse[1]["adam/attention/small_frac"] == 1.0
+
+
+def test_it_is_logged_at_its_interval(tiny):
+    folder = train(tiny, "recipe.inspect_every=8", "recipe.log_every=4")
+    steps = [line["step"] for line in metrics(folder) if "grad/attention/norm" in line]
+    assert steps == [1, 8, 12]
+    assert torch.is_grad_enabled()
