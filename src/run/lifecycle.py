@@ -153,13 +153,18 @@ def _train(
         save_sample(config, run.task.model, corpus, folder)
     record = build_record(config, run, folder, config_hash=config_hash, status=status)
     folder.write_record(record)
+    incident = record["incident"]
     if status == "finished" and config.study != "single":
         folder.drop_all_but_last_checkpoint()
     if mirror is not None:
         mirror.finish(
             status=MLFLOW_STATUS[status],
             metrics=final_and_best(record),
-            tags={"outcome": str(record["outcome"]), "status": status},
+            tags={
+                "outcome": str(record["outcome"]),
+                "status": status,
+                "incident": "none" if incident is None else incident["cause"],
+            },
         )
     show_record(record, folder)
     if status == "killed":

@@ -18,7 +18,8 @@ class ActivationWatch(StepCallback):
     `act/layer_<i>/rms` and `absmax` are those of what each block gives out, a block being an entry
     of the longest module list; `attention/layer_<i>/max_logit` and `entropy` are taken of the first
     row and the first 64 positions at each call of scaled_dot_product_attention, entropy in nats,
-    mean over heads and queries; `output/logsumexp` is the mean over the batch.
+    mean over heads and queries; `output/logsumexp` is the mean over the batch. Where a module has
+    children `experts` and `shared`, `moe/layer_<i>/experts_rms` and `shared_rms` compare the two.
     """
 
     def __init__(self, *, every: int) -> None:
@@ -35,6 +36,11 @@ class ActivationWatch(StepCallback):
             return
         for index, block in enumerate(_blocks(pl_module)):
             self._handles.append(block.register_forward_hook(self._block_hook(index)))
+        mixtures = [m for m in pl_module.modules() if _is_mixture(m)]
+        for index, mixture in enumerate(mixtures):
+            for part in ("experts", "shared"):
+                hook = self._rms_hook(f"moe/layer_{index}/{part}_rms")
+                self._handles.append(getattr(mixture, part).register_forward_hook(hook))
         self._handles.append(_model(pl_module).register_forward_hook(self._output_hook))
         self._probe = _AttentionProbe(self.figures)
         self._probe.__enter__()
@@ -64,6 +70,12 @@ class ActivationWatch(StepCallback):
             x = (output[0] if isinstance(output, tuple) else output).detach().float()
             self.figures[f"act/layer_{index}/rms"] = x.square().mean().sqrt()
             self.figures[f"act/layer_{index}/absmax"] = x.abs().max()
+
+        return hook
+
+    def _rms_hook(self, name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            self.figures[name] = output.detach().float().square().mean().sqrt()
 
         return hook
 
@@ -109,6 +121,12 @@ class _AttentionProbe(TorchFunctionMode):
         self.figures[f"attention/layer_{self.calls}/max_logit"] = scores.max()
         self.figures[f"attention/layer_{self.calls}/entropy"] = entropy
         self.calls += 1
+
+
+def _is_mixture(module: torch.nn.Module) -> bool:
+    """Whether it adds shared experts to routed ones, both of which are modules."""
+    parts = (getattr(module, name, None) for name in ("experts", "shared"))
+    return all(isinstance(part, torch.nn.Module) for part in parts)
 
 
 def _blocks(task: torch.nn.Module) -> list[torch.nn.Module]:

@@ -58,6 +58,8 @@ def test_a_run_stands_in_mlflow_with_all_its_metrics_and_training_is_the_same(te
     for axis, value in {"attention": "mlha", "stability": "ema", "seed": "0"}.items():
         assert tags[axis] == params[axis] == value
     assert (tags["outcome"], tags["baseline"]) == ("clean", "false")
+    assert tags["incident"] == "none"
+    assert tags["version.torch"] == record["versions"]["torch"]
     assert tags["config_hash"] == record["config_hash"]
     assert params["recipe.learning_rate"] == "0.005"
     artifacts = {path.name for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()}

@@ -19,11 +19,15 @@ def test_the_figures_are_those_of_the_forward_pass(attention):
     line = run.fit().recorder.lines[1]
     fresh = transformer(attention=config, max_seq_len=8)
     outputs = []
-    fresh.layers[1].register_forward_hook(lambda module, args, output: outputs.append(output))
+    for module in (fresh.layers[1], fresh.layers[1].ffn.experts, fresh.layers[1].ffn.shared):
+        module.register_forward_hook(lambda module, args, output: outputs.append(output))
     logits = fresh(seen[0])
     assert line["output/logsumexp"] == pytest.approx(logits.logsumexp(-1).mean().item(), rel=1e-5)
-    assert line["act/layer_1/rms"] == pytest.approx(outputs[0].square().mean().sqrt().item())
-    assert line["act/layer_1/absmax"] == pytest.approx(outputs[0].abs().max().item())
+    assert line["act/layer_1/absmax"] == pytest.approx(outputs[-1].abs().max().item())
+    experts, shared, block = (output.square().mean().sqrt().item() for output in outputs)
+    assert line["moe/layer_1/experts_rms"] == pytest.approx(experts)
+    assert line["moe/layer_1/shared_rms"] == pytest.approx(shared)
+    assert line["act/layer_1/rms"] == pytest.approx(block)
     for layer in (0, 1):
         # Entropies lie between 0 and that of an even spread over 1 to 8 positions.
         even = sum(torch.log(torch.tensor(float(n))).item() for n in range(1, 9)) / 8
