@@ -381,7 +381,14 @@ def _apply_claims(
                 parts[section] = _replaced(parts[section], path.split("."), value)
             except ValueError as error:
                 raise InputError(f"stability={option}: {section}.{error}") from error
-    reasons = {option: remedy.no_op(before) for option, remedy in remedies.items()}
+    reasons = {}
+    for option, remedy in remedies.items():
+        try:
+            remedy.check(parts)
+        except ValueError as error:
+            raise InputError(f"stability.{option}.{error}") from error
+        # A claim is compared with what stood there; anything else with what stands there now.
+        reasons[option] = remedy.no_op(before if remedy.claims(before) else parts)
     return [
         f"stability={option} changes nothing here: {reason}"
         for option, reason in reasons.items()

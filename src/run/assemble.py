@@ -122,11 +122,11 @@ def assemble(
         # First the guard, which measures the gradient before a remedy touches it; then remedies,
         # then instruments; what saves the state of all others comes last.
         guard,
+        GradientWatch(every=recipe.inspect_every),
         *(c for remedy in config.remedies.values() for c in remedy.callbacks(run)),
         metrics,
         spikes,
         RouterWatch(every=recipe.log_every, say=terminal.warn),
-        GradientWatch(every=recipe.inspect_every),
         ActivationWatch(every=recipe.inspect_every),
         incidents,
         validation,

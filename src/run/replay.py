@@ -21,6 +21,9 @@ from src.watch.causes import describe
 from src.watch.incident import router_figures, run_again
 from src.watch.trace import Finding
 
+REPLAYABLE = {"z_loss_weight"}
+"""Fields of the recipe that have a part in the loss of a step."""
+
 
 def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     """Shows what the step does now; returns the exit code.
@@ -43,7 +46,7 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     answer = {
         "recorded": recorded["line"],
         "now": "all is finite" if finding is None else describe(finding, router, None),
-        "reproduced": _same(finding, recorded["finding"]),
+        "reproduced": not changes and _same(finding, recorded["finding"]),
         "averted": finding is None and recorded["finding"] is not None,
         "finding": None if finding is None else finding.plain(),
     }
@@ -53,17 +56,25 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     terminal.say(f"recorded: {answer['recorded']}")
     terminal.say(f"now:      {answer['now']}")
     if answer["reproduced"]:
-        terminal.say("the same operation made the same tensor, bitwise")
+        same = "all was finite then, too" if finding is None else "the same tensor, bitwise"
+        terminal.say(f"reproduced: {same}")
     elif answer["averted"]:
         terminal.say("the step would have been averted")
     else:
-        terminal.say("another operation, or other values, than recorded")
+        terminal.say("the step fails with these values, too" if changes else "not as recorded")
     return 0
 
 
 def _run(
     state: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> tuple[Finding | None, dict[str, float]]:
+    recipe_changes = set(changes.get("recipe") or {}) - REPLAYABLE
+    if recipe_changes:
+        field = sorted(recipe_changes)[0]
+        raise InputError(
+            f"with.recipe.{field}: a replay repeats the step as it was computed;"
+            f" of recipe it can change {', '.join(sorted(REPLAYABLE))}"
+        )
     parts = restore_parts(state["config"], changes)
     torch.set_num_threads(state["threads"])
     torch.set_float32_matmul_precision(state["matmul_precision"])
@@ -93,6 +104,12 @@ def _run(
             "with: changes the shape of the model, so its weights do not fit"
         ) from error
 
+    typed = (changes.get("ffn") or {}).get("router") or {}
+    for path, values in state["router_values"].items():
+        for field, value in values.items():
+            if field not in typed:
+                setattr(task.get_submodule(path), field, value)
+
     def precision() -> contextlib.AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16, enabled=state["autocast"])
 
@@ -106,7 +123,8 @@ def _run(
 
 def _same(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:
     if finding is None or recorded is None:
-        return False
+        # A spike is finite, then and now.
+        return finding is None and recorded is None
     return all(
         finding.plain()[name] == recorded[name] for name in ("module", "operation", "digest")
     )

@@ -25,7 +25,6 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     # The write-up's.
     "clip03": ClipNormConfig,
     "clip05": ClipNormConfig,
-    "clip_value": ClipValueConfig,
     "early_stop": EarlyStopConfig,
     "ema": EmaConfig,
     "fp32": Fp32Config,
@@ -37,6 +36,8 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "router_eps": RouterEpsConfig,
     "router_freeze": RouterFreezeConfig,
     "shaken": ShakenConfig,
+    # After the noise, because it acts on all that comes before clipping.
+    "clip_value": ClipValueConfig,
     # The field's.
     "beta2": Beta2Config,
     "latent_norm": LatentNormConfig,

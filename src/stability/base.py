@@ -55,7 +55,16 @@ class RemedyConfig:
         claims = self.claims(parts)
         if claims and all(value_at(parts, field) == value for field, value in claims.items()):
             return ", ".join(f"{field} is {value} already" for field, value in claims.items())
+        if getattr(self, "start_frac", 0.0) == 1.0:
+            return "start_frac is 1, the end of the run"
         return None
+
+    def check(self, parts: Mapping[str, Any]) -> None:
+        """Raises ValueError where the option does not go with the rest of the configuration.
+
+        Args:
+            parts: the sections of the configuration, with all claims carried out.
+        """
 
     def lr_factor(self, step: int, max_steps: int) -> float:
         """A further factor on the learning rate of the optimizer step after `step` others."""

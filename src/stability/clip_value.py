@@ -36,14 +36,14 @@ class ClipValueConfig(RemedyConfig):
 
 
 class ClipValue(GradientRemedy):
-    """Logs the share of entries that the bound has bound in the step, and since the start."""
+    """Logs the share of entries that the bound has bound since the start."""
 
     name = "clip_value"
 
     def __init__(self, config: ClipValueConfig, run: RunFacts) -> None:
         super().__init__(run)
         self.config = config
-        self.num_bound, self.num_entries = torch.zeros(()), 0
+        self.num_bound, self.num_entries = torch.zeros((), dtype=torch.long), 0
 
     def change(self, gradients: list[Tensor], *, norm: Tensor, step: int) -> bool:
         """See GradientRemedy."""
@@ -51,7 +51,7 @@ class ClipValue(GradientRemedy):
             bound = torch.tensor(self.config.value, device=gradient.device)
             if self.config.scale == "gradient_rms":
                 bound = bound * gradient.square().mean().sqrt()
-            count = (gradient.abs() > bound).sum().float()
+            count = (gradient.abs() > bound).sum()
             self.num_bound = self.num_bound.to(count.device) + count
             self.num_entries += gradient.numel()
             gradient.clamp_(-bound, bound)

@@ -1,6 +1,8 @@
 """The end of a run before its end."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -22,6 +24,10 @@ class EarlyStopConfig(RemedyConfig):
         check_frac("stop_frac", self.stop_frac)
         if self.stop_frac == 0:
             raise ValueError("stop_frac=0.0: must be above 0")
+
+    def no_op(self, parts: Mapping[str, Any]) -> str | None:
+        """See RemedyConfig."""
+        return "stop_frac is 1" if self.stop_frac == 1.0 else super().no_op(parts)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""

@@ -31,7 +31,7 @@ class Fp32Config(RemedyConfig):
         recipe = parts["recipe"]
         if recipe.precision == "32-true" and recipe.matmul_precision == "highest":
             return "recipe.precision is 32-true already"
-        return None
+        return super().no_op(parts)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""

@@ -1,6 +1,8 @@
 """A lower learning rate throughout."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -21,6 +23,10 @@ class LowerLRConfig(RemedyConfig):
     def lr_factor(self, step: int, max_steps: int) -> float:
         """See RemedyConfig."""
         return self.factor
+
+    def no_op(self, parts: Mapping[str, Any]) -> str | None:
+        """See RemedyConfig."""
+        return "factor is 1" if self.factor == 1.0 else super().no_op(parts)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""

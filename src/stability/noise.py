@@ -1,7 +1,9 @@
 """Normal noise on the gradient."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -36,10 +38,13 @@ class NoiseConfig(RemedyConfig):
         if self.scale not in SCALES:
             raise ValueError(f"scale={self.scale}: must be one of {', '.join(SCALES)}")
 
+    def check(self, parts: Mapping[str, Any]) -> None:
+        """See RemedyConfig."""
+        if self.scale == "clip_norm" and parts["recipe"].clip_norm is None:
+            raise ValueError("scale=clip_norm: needs a bound, and recipe.clip_norm is null")
+
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""
-        if self.scale == "clip_norm" and run.clip_norm is None:
-            raise ValueError("scale=clip_norm: needs a bound, recipe.clip_norm is null")
         return [GradientNoise("noise", self, run)]
 
 

@@ -1,5 +1,6 @@
 """Steps that are outliers are not applied."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ from src.watch.spikes import SpikeScore
 class SpikeSkipConfig(RemedyConfig):
     """Skips a step whose loss or gradient norm stands out (as OLMo-core's SkipStepOptimizer).
 
-    Values that stand out or are not finite never enter the window, which in the published form one
-    NaN poisons for good.
+    Values that are not finite never enter the window, which in the published form one NaN poisons
+    for good.
     """
 
     sigmas: float
@@ -49,10 +50,18 @@ class SpikeSkip(StepCallback):
         assert guard.loss is not None
         assert guard.grad_norm is not None
         loss, norm = torch.stack((guard.loss, guard.grad_norm)).tolist()
-        spikes = [self.scores["loss"].add(loss), self.scores["norm"].add(norm)]
+        spikes = [self._judge("loss", loss), self._judge("norm", norm)]
         if any(spikes) and guard.applied:
             self.num_skipped += 1
             guard.drop_step(optimizer)
+
+    def _judge(self, name: str, value: float) -> bool:
+        spike = self.scores[name].add(value)
+        if spike and math.isfinite(value):
+            # Unlike the score, the remedy must get used to a new level: a skipped step changes no
+            # weight, so otherwise it would skip for ever.
+            self.scores[name].window.append(value)
+        return spike
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Logs how many it has skipped."""

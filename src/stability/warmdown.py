@@ -1,6 +1,8 @@
 """A learning rate that falls in the last part of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -26,6 +28,10 @@ class WarmdownConfig(RemedyConfig):
         start = round(self.start_frac * max_steps)
         progress = max(0, step + 1 - start) / max(1, max_steps - start)
         return 1.0 - (1.0 - self.final_factor) * min(1.0, progress)
+
+    def no_op(self, parts: Mapping[str, Any]) -> str | None:
+        """See RemedyConfig."""
+        return "final_factor is 1" if self.final_factor == 1.0 else super().no_op(parts)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""

@@ -28,8 +28,8 @@ class StepGuard(StepCallback):
         applied: whether the last step changed the weights.
         finite: whether its loss and gradient were finite, checked or not.
         stopped: whether the guard ended the run.
-        before_verdict: called with (trainer, module, optimizer, finite) while the gradients are
-            still there, whatever becomes of the step.
+        observers: called with (trainer, module, optimizer, finite) while the gradients are still
+            there, whatever becomes of the step.
     """
 
     def __init__(self, config: GuardConfig, *, max_steps: int, log_every: int) -> None:
@@ -47,7 +47,7 @@ class StepGuard(StepCallback):
             "consecutive": 0,
             "first_nonfinite_step": 0,
         }
-        self.before_verdict: Callable[..., None] | None = None
+        self.observers: list[Callable[..., None]] = []
         self._losses: list[Tensor] = []
 
     @staticmethod
@@ -85,7 +85,9 @@ class StepGuard(StepCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Decides about the step, on all ranks alike."""
-        self.loss = torch.stack(self._losses).sum()
+        # No loss at all is what a training_step that returns None leaves: no step to apply.
+        nothing = [torch.tensor(float("nan"), device=pl_module.device)]
+        self.loss = torch.stack(self._losses or nothing).sum()
         self._losses.clear()
         params = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in params if p.grad is not None]
@@ -96,8 +98,8 @@ class StepGuard(StepCallback):
         bad = dict(zip(("loss", "gradients"), (broken > 0).tolist(), strict=True))
         step = trainer.global_step + 1
         self.finite = not any(bad.values())
-        if self.before_verdict is not None:
-            self.before_verdict(trainer, pl_module, optimizer, self.finite)
+        for observer in self.observers:
+            observer(trainer, pl_module, optimizer, self.finite)
         self._count(bad, step)
         self.applied = not any(bad[check] for check in self.config.check)
         if self.applied:

@@ -19,7 +19,7 @@ class ActivationWatch(StepCallback):
     of the longest module list; `attention/layer_<i>/max_logit` and `entropy` are taken of the first
     row and the first 64 positions at each call of scaled_dot_product_attention, entropy in nats,
     mean over heads and queries; `output/logsumexp` is the mean over the batch. Where a module has
-    children `experts` and `shared`, `moe/layer_<i>/experts_rms` and `shared_rms` compare the two.
+    children `experts` and `shared`, `act/layer_<i>/experts_rms` and `shared_rms` compare the two.
     """
 
     def __init__(self, *, every: int) -> None:
@@ -39,7 +39,7 @@ class ActivationWatch(StepCallback):
         mixtures = [m for m in pl_module.modules() if _is_mixture(m)]
         for index, mixture in enumerate(mixtures):
             for part in ("experts", "shared"):
-                hook = self._rms_hook(f"moe/layer_{index}/{part}_rms")
+                hook = self._rms_hook(f"act/layer_{index}/{part}_rms")
                 self._handles.append(getattr(mixture, part).register_forward_hook(hook))
         self._handles.append(_model(pl_module).register_forward_hook(self._output_hook))
         self._probe = _AttentionProbe(self.figures)
@@ -50,6 +50,18 @@ class ActivationWatch(StepCallback):
     ) -> None:
         """The forward pass is over: takes the hooks away."""
         self._unhook()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Takes them away where there was no backward pass."""
+        self._unhook()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _unhook(self) -> None:
         for handle in self._handles:
@@ -67,7 +79,10 @@ class ActivationWatch(StepCallback):
 
     def _block_hook(self, index: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
-            x = (output[0] if isinstance(output, tuple) else output).detach().float()
+            x = output[0] if isinstance(output, tuple) else output
+            if not isinstance(x, Tensor):
+                return
+            x = x.detach().float()
             self.figures[f"act/layer_{index}/rms"] = x.square().mean().sqrt()
             self.figures[f"act/layer_{index}/absmax"] = x.abs().max()
 

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from src.training.guard import StepGuard
 from src.training.steps import StepCallback, is_log_step, log
 
 GROUPS = (
@@ -40,7 +41,8 @@ class GradientWatch(StepCallback):
     `update/<group>/ratio` is RMS(update) / RMS(parameter); `adam/<group>/rms` is the square root of
     mean(g^2 / max(v, eps^2)) (StableAdamW, arXiv 2304.13013, section 3.3), of which values above 2
     to 3 come before a spike; `adam/<group>/small_frac` is the share of entries whose sqrt(v) is
-    below 10 eps. `grad/nonfinite_tensors` counts gradients that are not finite, before clipping.
+    below 10 eps, v without its bias towards 0. `grad/nonfinite_tensors` counts gradient tensors
+    that were not finite, in all steps so far, those included that the guard dropped.
     """
 
     def __init__(self, *, every: int) -> None:
@@ -48,6 +50,32 @@ class GradientWatch(StepCallback):
         self._before: dict[str, Tensor] = {}
         self._figures: dict[str, Tensor] = {}
         self._handle: Any = None
+        self.num_nonfinite = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Asks the guard to show gradients that it is about to drop."""
+        guard = StepGuard.of(trainer)
+        if guard is not None:
+            guard.observers.append(self._count_nonfinite)
+
+    def _count_nonfinite(
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+        finite: bool,
+    ) -> None:
+        if not finite:
+            gradients = [p.grad for p in task.parameters() if p.grad is not None]
+            self.num_nonfinite += sum(not bool(g.isfinite().all()) for g in gradients)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count."""
+        return {"num_nonfinite": self.num_nonfinite}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it up again."""
+        self.num_nonfinite = state_dict["num_nonfinite"]
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         return is_log_step(trainer, trainer.global_step + 1, every=self.every)
@@ -64,8 +92,7 @@ class GradientWatch(StepCallback):
         flat = [gradient for values in gradients.values() for gradient in values]
         if not flat:
             return
-        bad = torch.stack([~gradient.isfinite().all() for gradient in flat])
-        self._figures["grad/nonfinite_tensors"] = bad.sum()
+        self._figures["grad/nonfinite_tensors"] = torch.tensor(float(self.num_nonfinite))
         for group, values in gradients.items():
             if values:
                 norm = torch.nn.utils.get_total_norm(values)
@@ -78,9 +105,9 @@ class GradientWatch(StepCallback):
     ) -> Callable[..., None]:
         def after(*args: Any) -> None:
             self._handle.remove()
-            eps = {id(p): g.get("eps", 0.0) for g in optimizer.param_groups for p in g["params"]}
+            settings = {id(p): g for g in optimizer.param_groups for p in g["params"]}
             for group, params in _grouped(task).items():
-                self._measure(group, params, optimizer, eps)
+                self._measure(group, params, optimizer, settings)
             self._before = {}
 
         return after
@@ -90,7 +117,7 @@ class GradientWatch(StepCallback):
         group: str,
         params: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
-        eps: dict[int, float],
+        settings: dict[int, dict[str, Any]],
     ) -> None:
         gradients = _gradients(params)
         if not gradients:
@@ -103,10 +130,12 @@ class GradientWatch(StepCallback):
         figures[f"update/{group}/ratio"] = ratio
         squares, small, count = [], [], 0
         for parameter in params.values():
-            moment = optimizer.state.get(parameter, {}).get("exp_avg_sq")
-            if parameter.grad is None or moment is None:
+            state = optimizer.state.get(parameter, {})
+            if parameter.grad is None or "exp_avg_sq" not in state:
                 continue
-            floor = eps[id(parameter)]
+            group_settings = settings[id(parameter)]
+            floor = group_settings["eps"]
+            moment = state["exp_avg_sq"] / (1 - group_settings["betas"][1] ** state["step"])
             scaled = parameter.grad.square() / moment.clamp(min=max(floor**2, 1e-38))
             squares.append(scaled.sum())
             small.append((moment < (SMALL_MOMENT * floor) ** 2).sum())

@@ -1,5 +1,6 @@
 """The incident recorder: a step that is not finite is run again under watch, and written down."""
 
+import inspect
 import json
 import logging
 import math
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 
 from src.training.guard import StepGuard
 from src.training.steps import StepCallback
-from src.watch.causes import Evidence, cause, describe, figures
+from src.watch.causes import UNKNOWN, Evidence, cause, describe, figures
 from src.watch.page import write_page
 from src.watch.trace import Finding, trace
 
 logger = logging.getLogger(__name__)
+
+OVERRIDABLE = ("norm_eps", "bias_frozen")
+"""What options set on routers while a run goes on."""
 
 RING = 256
 """Steps whose figures are kept for the page."""
@@ -59,7 +63,7 @@ class IncidentRecorder(StepCallback):
         guard = StepGuard.of(trainer)
         if guard is None:
             raise ValueError("the incident recorder needs a StepGuard among the callbacks")
-        guard.before_verdict = self._before_verdict
+        guard.observers.append(self._observe)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -89,22 +93,38 @@ class IncidentRecorder(StepCallback):
         )
         self._batches.clear()
 
-    def _before_verdict(
+    def _observe(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         optimizer: torch.optim.Optimizer,
         finite: bool,
     ) -> None:
-        guard = StepGuard.of(trainer)
-        assert guard is not None
-        assert guard.grad_norm is not None
         step = trainer.global_step + 1
         if not finite and self.incident is None:
-            self.incident = self._record(trainer, pl_module, optimizer, step, kind="non-finite")
-        elif finite and self.spike_step is None and self._is_spike(guard.grad_norm.item()):
+            self.incident = self._try_record(trainer, pl_module, optimizer, step, "non-finite")
+        elif finite and self.spike_step is None and self._is_spike(_grad_norm(trainer)):
             self.spike_step = step
-            self._record(trainer, pl_module, optimizer, step, kind="spike")
+            self._try_record(trainer, pl_module, optimizer, step, "spike")
+
+    def _try_record(
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        kind: str,
+    ) -> dict[str, Any]:
+        """An instrument that fails says so and lets the run go on."""
+        try:
+            return self._record(trainer, task, optimizer, step, kind=kind)
+        except Exception as error:
+            logger.exception("the incident could not be recorded")
+            line = (
+                f"step {step}: {kind}; it could not be recorded ({type(error).__name__}: {error})"
+            )
+            self.say(line)
+            return {"step": step, "kind": kind, "module": None, "cause": UNKNOWN, "line": line}
 
     def _is_spike(self, norm: float) -> bool:
         norms = sorted(e["grad_norm"] for e in list(self.ring)[-SPIKE_WINDOW:])
@@ -129,7 +149,8 @@ class IncidentRecorder(StepCallback):
             for entry in self._batches:
                 finding = run_again(task, entry, precision, accumulate=len(self._batches))
                 if finding is not None:
-                    router = router_figures(task, finding.module)
+                    if finding.phase == "forward":
+                        router = router_figures(task, finding.module)
                     break
         evidence = Evidence(
             finding=finding,
@@ -171,7 +192,8 @@ class IncidentRecorder(StepCallback):
         folder = self.folder / f"step-{incident['step']}"
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_jsonable(incident), indent=2, allow_nan=False)
-        (folder / "incident.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "incident.part").write_text(text + "\n", encoding="utf-8")
+        (folder / "incident.part").rename(folder / "incident.json")
         state = {
             **self.extras,
             "incident": _jsonable(incident),
@@ -180,8 +202,16 @@ class IncidentRecorder(StepCallback):
             "autocast": "mixed" in str(trainer.precision_plugin.precision),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "threads": torch.get_num_threads(),
+            # Values that an option may have set in the middle of the run.
+            "router_values": {
+                path: {
+                    field: getattr(router, field) for field in OVERRIDABLE if hasattr(router, field)
+                }
+                for path, router in _routers(task)
+            },
         }
-        torch.save(state, folder / "state.pt")
+        torch.save(state, folder / "state.part")
+        (folder / "state.part").rename(folder / "state.pt")
         write_page(folder / "incident.html", incident, list(self.ring))
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,11 +250,14 @@ def run_again(
         for name, value in entry["router_state"].items():
             _tensor_at(task, name).copy_(value)
 
-    def loss_of() -> Tensor:
+    def loss_of() -> Tensor | None:
+        step = cast(Any, task).training_step
+        # Lightning lets a training_step do without the index.
+        given = (entry["batch"], entry["batch_idx"])[: len(inspect.signature(step).parameters)]
         with precision():
-            output = cast(Any, task).training_step(entry["batch"], entry["batch_idx"])
-        loss: Tensor = output["loss"] if isinstance(output, dict) else output
-        return loss / accumulate
+            output = step(*given)
+        loss: Tensor | None = output["loss"] if isinstance(output, dict) else output
+        return None if loss is None else loss / accumulate
 
     return trace(task, loss_of)
 
@@ -237,12 +270,15 @@ def _undisturbed(task: pl.LightningModule) -> Iterator[None]:
     routers = _router_state(task)
     attributes = {module: dict(module.__dict__) for module in task.modules()}
     rng = torch.get_rng_state()
+    cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     for parameter in task.parameters():
         parameter.grad = None
     try:
         yield
     finally:
         torch.set_rng_state(rng)
+        if cuda_rng is not None:
+            torch.cuda.set_rng_state(cuda_rng)
         for module, values in attributes.items():
             # Hooks and tables of parameters live there too, and are the same objects still.
             module.__dict__.update(values)

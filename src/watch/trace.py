@@ -93,15 +93,17 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         inputs = _tensors((args, kwargs)) if self.finding is None else []
         sound = bool(inputs) and _all_finite(inputs)
+        # An infinity may be a mask; a NaN that comes of it is none.
+        masked = bool(inputs) and not sound and not _any_nan(inputs)
         absmax = _absmax(inputs) if sound else None
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         for tensor in _tensors(result):
             if tensor.grad_fn is not None:
                 self._owners.append((tensor.grad_fn, self._path[-1]))
-            if sound and self.finding is None and not _all_finite([tensor]):
-                if name in _MAKES_INFINITIES_ON_PURPOSE:
-                    continue
+            if self.finding is not None or name in _MAKES_INFINITIES_ON_PURPOSE:
+                continue
+            if (sound and not _all_finite([tensor])) or (masked and _any_nan([tensor])):
                 self._found("forward", self._path[-1], resolve_name(func) or name, tensor, absmax)
         return result
 
@@ -132,10 +134,15 @@ class Tracer(TorchFunctionMode):
         return hook
 
     def check_weights(self) -> None:
-        """Finds a parameter or buffer that is not finite before anything has run."""
-        named = [*self.root.named_parameters(), *self.root.named_buffers()]
-        for name, tensor in named:
-            if self.finding is None and not _all_finite([tensor]):
+        """Finds a parameter that is not finite, or a NaN in a buffer, before anything has run.
+
+        Infinities in a buffer may be a mask.
+        """
+        bad: list[tuple[str, Tensor]] = []
+        bad += [(n, p) for n, p in self.root.named_parameters() if not _all_finite([p])]
+        bad += [(n, b) for n, b in self.root.named_buffers() if _any_nan([b])]
+        for name, tensor in bad:
+            if self.finding is None:
                 module, _, field = name.rpartition(".")
                 self._found("weights", module, field, tensor, None)
 
@@ -166,14 +173,14 @@ class Tracer(TorchFunctionMode):
         )
 
 
-def trace(root: nn.Module, loss_of: Callable[[], Tensor]) -> Finding | None:
+def trace(root: nn.Module, loss_of: Callable[[], Tensor | None]) -> Finding | None:
     """Runs forward and backward once and names the first operation that was not finite.
 
     Gradients of `root` are left as the pass makes them.
 
     Args:
         root: the module that owns the weights.
-        loss_of: runs the forward pass and returns the loss.
+        loss_of: runs the forward pass and returns the loss; None where there is none.
     """
     tracer = Tracer(root)
     tracer.check_weights()
@@ -183,7 +190,9 @@ def trace(root: nn.Module, loss_of: Callable[[], Tensor]) -> Finding | None:
         with tracer:
             loss = loss_of()
         # Functions that run in the backward pass are hooks of somebody's; the nodes have their own.
-        if tracer.finding is None:
+        # A loss that is not finite though no operation made it so: the backward pass would only
+        # carry it on.
+        if tracer.finding is None and loss is not None and _all_finite([loss]):
             tracer.watch_backward(loss)
             loss.backward()
             tracer.check_gradients()
@@ -196,6 +205,10 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _all_finite(tensors: list[Tensor]) -> bool:
     return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point() and t.numel())
+
+
+def _any_nan(tensors: list[Tensor]) -> bool:
+    return any(bool(t.isnan().any()) for t in tensors if t.is_floating_point())
 
 
 def _absmax(tensors: list[Tensor]) -> float:

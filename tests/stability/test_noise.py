@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from src.config import compose
+from src.errors import InputError
 from src.stability import RunFacts
 from src.stability.noise import GradientNoise, NoiseConfig
 from tests.runs import record
@@ -73,6 +74,11 @@ def test_noise_comes_before_clipping(tiny):
 def test_every_number_can_be_typed_and_a_bound_is_needed_for_its_scale():
     made = compose("train", ["stability=noise", "stability.noise.std=0.5"]).remedies["noise"]
     assert (made.std, made.scale) == (0.5, "absolute")
-    no_bound = RunFacts(max_steps=11, log_every=1, seed=0, repeat=0, clip_norm=None)
-    with pytest.raises(ValueError, match=r"recipe.clip_norm is null"):
-        config(0.1, "clip_norm").callbacks(no_bound)
+    for more in (["recipe.clip_norm=null", "stability=noise"], ["stability=[noise,zclip]"]):
+        with pytest.raises(InputError, match=r"stability.noise.scale=clip_norm: needs a bound"):
+            compose("train", [*more, "stability.noise.scale=clip_norm"])
+
+
+def test_noise_that_never_starts_says_so():
+    notes = compose("train", ["stability=noise", "stability.noise.start_frac=1"]).notes
+    assert notes == ["stability=noise changes nothing here: start_frac is 1, the end of the run"]

@@ -65,3 +65,12 @@ def test_it_says_that_it_needs_the_guard():
     trainer = pl.Trainer(callbacks=[remedy()], logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match="needs a StepGuard"):
         remedy().on_before_optimizer_step(trainer, run.task, torch.optim.SGD(run.task.parameters()))
+
+
+def test_a_new_level_is_skipped_for_a_while_and_not_for_ever():
+    skipping = remedy()
+    for index in range(128):
+        skipping._judge("loss", 1.0 + 0.01 * (index % 2))
+    skipped = [skipping._judge("loss", 1.1 + 0.01 * (index % 2)) for index in range(200)]
+    assert skipped[0]
+    assert not any(skipped[-100:])

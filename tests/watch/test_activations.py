@@ -25,8 +25,8 @@ def test_the_figures_are_those_of_the_forward_pass(attention):
     assert line["output/logsumexp"] == pytest.approx(logits.logsumexp(-1).mean().item(), rel=1e-5)
     assert line["act/layer_1/absmax"] == pytest.approx(outputs[-1].abs().max().item())
     experts, shared, block = (output.square().mean().sqrt().item() for output in outputs)
-    assert line["moe/layer_1/experts_rms"] == pytest.approx(experts)
-    assert line["moe/layer_1/shared_rms"] == pytest.approx(shared)
+    assert line["act/layer_1/experts_rms"] == pytest.approx(experts)
+    assert line["act/layer_1/shared_rms"] == pytest.approx(shared)
     assert line["act/layer_1/rms"] == pytest.approx(block)
     for layer in (0, 1):
         # Entropies lie between 0 and that of an even spread over 1 to 8 positions.

@@ -4,7 +4,7 @@ import torch
 from src.watch import GradientWatch
 from src.watch.gradients import group_of
 from tests.runs import metrics, train
-from tests.training.harness import Harness, recipe_config
+from tests.training.harness import Harness, Poison, recipe_config
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,23 @@ def test_the_update_ratio_is_that_of_the_weights():
     assert line["update/embedding/ratio"] == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_adams_first_step_has_the_rms_of_its_decay():
-    _, lines = fitted(max_steps=1, eps=1e-12)
-    # After one step v = (1 - beta2) g^2, so g^2 / v is 1 / 0.05 everywhere.
-    assert lines[1]["adam/attention/rms"] == pytest.approx((1 / 0.05) ** 0.5, rel=1e-3)
+@pytest.mark.parametrize("beta2", [0.95, 0.999])
+def test_adams_rms_is_one_in_the_first_step_whatever_its_decay(beta2):
+    _, lines = fitted(max_steps=1, eps=1e-12, betas=[0.9, beta2])
+    # After one step v = (1 - beta2) g^2, whose bias towards 0 is taken out.
+    assert lines[1]["adam/attention/rms"] == pytest.approx(1.0, rel=1e-3)
     assert lines[1]["adam/attention/small_frac"] == 0.0
     _, coarse = fitted(max_steps=1, eps=0.5)
     assert coarse[1]["adam/attention/small_frac"] == 1.0
+
+
+def test_gradients_that_the_guard_drops_are_counted():
+    run = Harness(
+        recipe=recipe_config(max_steps=4),
+        callbacks=[Poison({2}, what="gradient"), GradientWatch(every=1)],
+    )
+    lines = run.fit().recorder.lines
+    assert [lines[step]["grad/nonfinite_tensors"] for step in (1, 3, 4)] == [0, 1, 1]
 
 
 def test_it_is_logged_at_its_interval(tiny):

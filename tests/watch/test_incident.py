@@ -80,7 +80,7 @@ FAILING = (
 
 def test_the_recorder_changes_nothing_of_the_run(tiny, monkeypatch):
     watched = train(tiny, *FAILING, "study=watched")
-    monkeypatch.setattr(IncidentRecorder, "_before_verdict", lambda *args: None)
+    monkeypatch.setattr(IncidentRecorder, "_observe", lambda *args: None)
     blind = train(tiny, *FAILING, "study=blind")
     assert metrics(watched) == metrics(blind)
     assert record(watched)["guard"] == record(blind)["guard"]
@@ -106,6 +106,17 @@ def test_one_line_is_shown_and_a_page_without_outside_parts_is_written(tiny, cap
 def test_under_accumulation_the_micro_batch_that_failed_is_found(tiny):
     folder = train(tiny, *FAILING, "recipe.accumulate=3")
     assert record(folder)["incident"]["cause"] == "router underflow"
+
+
+def test_a_recorder_that_fails_says_so_and_the_run_goes_on(tiny, monkeypatch, capsys):
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("src.watch.incident.write_page", full)
+    folder = train(tiny, *FAILING)
+    assert record(folder)["steps"] == 12
+    assert record(folder)["incident"]["cause"] == "unknown"
+    assert "could not be recorded (OSError: no space left)" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ replay
@@ -135,6 +146,32 @@ def test_replay_makes_the_same_tensor_bitwise_in_a_fresh_process(failed):
     )
 
 
+def test_replay_knows_what_an_option_had_changed_in_the_running_router(tiny, capsys):
+    # The epsilon is in force, so what fails in the end is not the gate.
+    class Overflow(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if trainer.global_step == 10:
+                with torch.no_grad():
+                    pl_module.model.final_norm.weight.fill_(3e38)
+
+    inner = pl.Trainer.__init__
+
+    def with_overflow(self, *args, **kwargs):
+        inner(self, *args, **(kwargs | {"callbacks": [Overflow(), *kwargs["callbacks"]]}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pl.Trainer, "__init__", with_overflow)
+        folder = train(
+            tiny, *FAILING, "stability=router_eps", "stability.router_eps.start_frac=0.0"
+        )
+    (incident,) = folder.glob("incidents/step-*")
+    assert record(folder)["incident"]["step"] == 11
+    assert not record(folder)["incident"]["module"].endswith("router")
+    capsys.readouterr()
+    assert replay([f"incident={incident}", "format=json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reproduced"]
+
+
 @pytest.mark.parametrize(
     ("change", "averted"),
     [
@@ -157,6 +194,7 @@ def test_replay_says_whether_a_change_would_have_averted_the_step(change, averte
         (["+with.ffn.router.foo=1"], ["with.ffn", "foo"]),
         (["+with.ffn.top_k=99"], ["with.ffn.top_k=99", "from 1 to"]),
         (["+with.model.hidden_dim=48"], ["with", "shape"]),
+        (["+with.recipe.precision=bf16-mixed"], ["with.recipe.precision", "z_loss_weight"]),
         (["+with.data.path=x"], ["with.data", "model, attention, ffn, recipe"]),
         (["format=xml"], ["format=xml", "text, json"]),
     ],
@@ -299,6 +337,29 @@ def test_planted_failures_in_our_model_are_found_and_skipped_bitwise(
         same = torch.equal(value.nan_to_num(), run.states[1]["weights"][name].nan_to_num())
         assert same, name
     assert_same_tree(run.states[0]["optimizer"], run.states[1]["optimizer"])
+
+
+def test_an_infinite_mask_in_a_buffer_is_not_taken_for_the_cause(tmp_path):
+    def plant(root) -> None:
+        root.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+        exploding(root, "llama.lm_head.weight")
+
+    watch, _ = fit_foreign(tmp_path, plant)
+    check(watch, "forward", "llama.lm_head", "output divergence")
+
+
+def test_a_training_step_without_an_index_is_run_again_too(tmp_path, monkeypatch):
+    two = Foreign.training_step
+    monkeypatch.setattr(Foreign, "training_step", lambda self, batch: two(self, batch, 0))
+    watch, _ = fit_foreign(tmp_path, lambda root: exploding(root, "llama.lm_head.weight"))
+    check(watch, "forward", "llama.lm_head", "output divergence")
+
+
+def test_a_training_step_that_returns_nothing_is_a_step_that_was_not_applied(tmp_path, monkeypatch):
+    monkeypatch.setattr(Foreign, "training_step", lambda self, batch: None)
+    watch, _ = fit_foreign(tmp_path, lambda root: None)
+    assert watch.incident["step"] == 1
+    assert watch.incident["module"] is None
 
 
 def test_the_recorder_says_that_it_needs_the_guard(tmp_path):
