@@ -20,30 +20,21 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from src.claims import apply_claims
 from src.data import SOURCES, TOKENIZERS, DataConfig, TokenizerConfig
 from src.errors import InputError
 from src.model import ModelConfig
 from src.model.attention import ATTENTIONS, AttentionConfig
 from src.model.ffn import FEED_FORWARDS, FeedForwardConfig
+from src.naming import Variant, variant_name
 from src.overrides import GROUPS, Override, parse
 from src.stability import REMEDIES, RemedyConfig
-from src.stability.base import value_at
 from src.training.recipe import GuardConfig, RecipeConfig
 
 CONF = Path(__file__).parent.parent / "conf"
 
 HASHED = ("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guard")
 """Sections that change numbers; data and tokenizer join by content, trainer by device, threads."""
-
-UNNAMED = re.compile(
-    r"(attention|ffn|stability|model|preset|tracking|seed|repeat|study|resume|rerun|format"
-    r"|recipe\.checkpoint_every|(paths|tracking)\..*)"
-)
-"""Typed fields that the name of a variant leaves out, or says elsewhere."""
-
-DEFAULTS = {"model": "proxy", "preset": "laptop"}
-"""Choices that a variant's name leaves out; all others are in it, whether typed or preset."""
-
 
 MAX_THREADS = 1024
 
@@ -133,17 +124,6 @@ class DescribeSchema(Schema):
     """The same and the form of the answer."""
 
     format: str = MISSING
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """Names of what was chosen."""
-
-    attention: str
-    ffn: str
-    stability: str
-    model: str
-    preset: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +244,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         for field in dataclasses.fields(stability)
         if getattr(stability, field.name) is not None
     }
-    notes = _apply_claims(parts, remedies, typed)
+    notes = apply_claims(parts, remedies, typed)
     parts["ffn"] = parts["ffn"].resolved(max_steps=parts["recipe"].max_steps)
     variant = Variant(
         attention=str(choices["attention"]),
@@ -277,7 +257,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         **parts,
         remedies=remedies,
         variant=variant,
-        variant_name=_variant_name(variant, choices, typed),
+        variant_name=variant_name(variant, choices, typed),
         choices={group: str(choices[group]) for group in GROUPS if choices.get(group)},
         notes=notes,
         extra=extra,
@@ -348,69 +328,6 @@ def _section_of(name: str, node: Any, error: ValueError) -> str:
     return name
 
 
-def _apply_claims(
-    parts: dict[str, Any], remedies: dict[str, RemedyConfig], typed: Sequence[Override]
-) -> list[str]:
-    """Sets what the options claim; two claims on one field, or a typed one, are an error.
-
-    Returns:
-        Notes on options that change nothing.
-    """
-    owner: dict[str, str] = {}
-    before = dict(parts)
-    for option, remedy in remedies.items():
-        for needed in (*remedy.needs(), *remedy.claims(before)):
-            if not _has_field(before, needed):
-                section = needed.partition(".")[0]
-                kind = type(before[section]).__name__.removesuffix("Config")
-                raise InputError(f"stability={option}: needs {needed}, which {kind} has not")
-        for field, value in remedy.claims(before).items():
-            if field in owner:
-                raise InputError(
-                    f"stability=[{owner[field]},{option}]: both set {field}; choose one of them"
-                )
-            for override in typed:
-                if override.key == field:
-                    raise InputError(
-                        f"{field}={override.text}: stability={option} sets it to {value};"
-                        " leave one of the two out"
-                    )
-            owner[field] = option
-            section, _, path = field.partition(".")
-            try:
-                parts[section] = _replaced(parts[section], path.split("."), value)
-            except ValueError as error:
-                raise InputError(f"stability={option}: {section}.{error}") from error
-    reasons = {}
-    for option, remedy in remedies.items():
-        try:
-            remedy.check(parts)
-        except ValueError as error:
-            raise InputError(f"stability.{option}.{error}") from error
-        # A claim is compared with what stood there; anything else with what stands there now.
-        reasons[option] = remedy.no_op(before if remedy.claims(before) else parts)
-    return [
-        f"stability={option} changes nothing here: {reason}"
-        for option, reason in reasons.items()
-        if reason is not None
-    ]
-
-
-def _has_field(parts: dict[str, Any], dotted: str) -> bool:
-    try:
-        value_at(parts, dotted)
-    except AttributeError:
-        return False
-    return True
-
-
-def _replaced(part: Any, path: list[str], value: Any) -> Any:
-    """A copy of a nested dataclass with one field changed, and checked again."""
-    name, *rest = path
-    inner = _replaced(getattr(part, name), rest, value) if rest else value
-    return dataclasses.replace(part, **{name: inner})
-
-
 def _check_across(config: RunConfig) -> None:
     """Rules that more than one part has a say in."""
     try:
@@ -422,33 +339,6 @@ def _check_across(config: RunConfig) -> None:
     for field in ("seed", "repeat"):
         if getattr(config, field) < 0:
             raise InputError(f"{field}={getattr(config, field)}: must be at least 0")
-
-
-def _variant_name(variant: Variant, choices: dict[Any, Any], typed: Sequence[Override]) -> str:
-    """`<attention>+<ffn>+<stability>`, then `@<field>-<value>` for whatever else was chosen."""
-    pieces = [f"{variant.attention}+{variant.ffn}+{variant.stability}"]
-    for group, default in DEFAULTS.items():
-        if choices[group] != default:
-            pieces.append(f"{group}-{choices[group]}")
-    # Of a field that is typed twice the last one counts, as it does for Hydra.
-    last = {override.key: override for override in typed}
-    # Sorted, because the order of typing makes no other variant.
-    fields = [last[key] for key in sorted(last) if not UNNAMED.fullmatch(key)]
-    shorts = [override.key.rpartition(".")[2] for override in fields]
-    for override, short in zip(fields, shorts, strict=True):
-        name = short if shorts.count(short) == 1 else override.key
-        pieces.append(f"{name}-{_path_safe(override.text)}")
-    name = "@".join(pieces)
-    # A file system takes 255 bytes; record and config.yaml say it all.
-    return name if len(name) <= 200 else _path_safe(name, limit=200)
-
-
-def _path_safe(text: str, *, limit: int = 40) -> str:
-    """Text as part of a path; what had to be changed is told apart by six digits of its hash."""
-    safe = re.sub(r"[^A-Za-z0-9._+@-]+", "_", text).strip("_")[:limit]
-    if safe == text:
-        return safe
-    return f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 register()

@@ -1,0 +1,56 @@
+"""The name of a variant, which is also its folder."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from src.overrides import Override
+
+UNNAMED = re.compile(
+    r"(attention|ffn|stability|model|preset|tracking|seed|repeat|study|resume|rerun|format"
+    r"|recipe\.checkpoint_every|(paths|tracking)\..*)"
+)
+"""Typed fields that the name of a variant leaves out, or says elsewhere."""
+
+DEFAULTS = {"model": "proxy", "preset": "laptop"}
+"""Choices that a variant's name leaves out; all others are in it, whether typed or preset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Names of what was chosen."""
+
+    attention: str
+    ffn: str
+    stability: str
+    model: str
+    preset: str
+
+
+def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[Override]) -> str:
+    """`<attention>+<ffn>+<stability>`, then `@<field>-<value>` for whatever else was chosen."""
+    pieces = [f"{variant.attention}+{variant.ffn}+{variant.stability}"]
+    for group, default in DEFAULTS.items():
+        if choices[group] != default:
+            pieces.append(f"{group}-{choices[group]}")
+    # Of a field that is typed twice the last one counts, as it does for Hydra.
+    last = {override.key: override for override in typed}
+    # Sorted, because the order of typing makes no other variant.
+    fields = [last[key] for key in sorted(last) if not UNNAMED.fullmatch(key)]
+    shorts = [override.key.rpartition(".")[2] for override in fields]
+    for override, short in zip(fields, shorts, strict=True):
+        name = short if shorts.count(short) == 1 else override.key
+        pieces.append(f"{name}-{_path_safe(override.text)}")
+    name = "@".join(pieces)
+    # A file system takes 255 bytes; record and config.yaml say it all.
+    return name if len(name) <= 200 else _path_safe(name, limit=200)
+
+
+def _path_safe(text: str, *, limit: int = 40) -> str:
+    """Text as part of a path; what had to be changed is told apart by six digits of its hash."""
+    safe = re.sub(r"[^A-Za-z0-9._+@-]+", "_", text).strip("_")[:limit]
+    if safe == text:
+        return safe
+    return f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
