@@ -1,6 +1,7 @@
 """What holds before the heavy imports are done: Ctrl-C ends a command with one line."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -13,5 +14,7 @@ def quiet_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        print("error: interrupted", file=sys.stderr, flush=True)
+        # Not sys.exit: an interrupt inside an import can leave the interpreter determined to die
+        # of the signal, whatever the exit code.
+        os._exit(INTERRUPTED)
