@@ -30,11 +30,15 @@ from src.naming import Variant, variant_name
 from src.overrides import GROUPS, Override, parse
 from src.stability import REMEDIES, RemedyConfig
 from src.training.recipe import GuardConfig, RecipeConfig
+from src.watch.config import WatchConfig
 
 CONF = Path(__file__).parent.parent / "conf"
 
 HASHED = ("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guard")
 """Sections that change numbers; data and tokenizer join by content, trainer by device, threads."""
+
+UNHASHED = ("watch", "tracking", "paths")
+"""Sections that change no number."""
 
 MAX_THREADS = 1024
 
@@ -109,6 +113,7 @@ class Schema:
     tokenizer: Any = MISSING
     recipe: RecipeConfig = MISSING
     guard: GuardConfig = MISSING
+    watch: WatchConfig = MISSING
     trainer: TrainerConfig = MISSING
     tracking: TrackingConfig = MISSING
     paths: PathsConfig = MISSING
@@ -139,6 +144,7 @@ class RunConfig:
     tokenizer: TokenizerConfig
     recipe: RecipeConfig
     guard: GuardConfig
+    watch: WatchConfig
     trainer: TrainerConfig
     tracking: TrackingConfig
     paths: PathsConfig
@@ -170,7 +176,7 @@ class RunConfig:
 
     def plain(self) -> dict[str, Any]:
         """The resolved configuration as plain values, for files."""
-        fields = (*HASHED, "data", "trainer", "tracking", "paths")
+        fields = (*HASHED, "data", "trainer", *UNHASHED)
         plain: dict[str, Any] = {name: self._section(name) for name in fields}
         plain["choices"] = dict(self.choices)
         plain["kinds"] = {

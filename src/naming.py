@@ -10,7 +10,7 @@ from src.overrides import Override
 
 UNNAMED = re.compile(
     r"(attention|ffn|stability|model|preset|tracking|seed|repeat|study|resume|rerun|format"
-    r"|recipe\.checkpoint_every|(paths|tracking)\..*)"
+    r"|recipe\.checkpoint_every|(paths|tracking|watch)\..*)"
 )
 """Typed fields that the name of a variant leaves out, or says elsewhere."""
 

@@ -45,7 +45,7 @@ class Assembly:
     spikes: SpikeWatch
     validation: Validation
     interrupt: Interrupt
-    incidents: IncidentRecorder
+    incidents: IncidentRecorder | None
 
 
 def model_for(config: RunConfig, corpus: Corpus) -> Transformer:
@@ -106,28 +106,31 @@ def assemble(
         token_bytes=corpus.tokenizer.token_bytes(),
     )
     interrupt = Interrupt()
-    incidents = IncidentRecorder(
-        folder.path / "incidents",
-        latest=writer.latest,
-        say=terminal.warn,
-        extras=checkpoint_extras,
-    )
+    incidents = None
+    if config.watch.incidents:
+        incidents = IncidentRecorder(
+            folder.path / "incidents",
+            latest=writer.latest,
+            say=terminal.warn,
+            extras=checkpoint_extras,
+        )
     checkpoints = Checkpoints(
         folder.checkpoints,
         validation=validation,
         every=recipe.checkpoint_every,
         flush=writer.save,
     )
-    callbacks = [
+    watch = config.watch
+    callbacks: list[pl.Callback | None] = [
         # First the guard, which measures the gradient before a remedy touches it; then remedies,
         # then instruments; what saves the state of all others comes last.
         guard,
-        GradientWatch(every=recipe.inspect_every),
+        GradientWatch(every=watch.gradients_every) if watch.gradients_every else None,
         *(c for remedy in config.remedies.values() for c in remedy.callbacks(run)),
         metrics,
         spikes,
-        RouterWatch(every=recipe.log_every, say=terminal.warn),
-        ActivationWatch(every=recipe.inspect_every),
+        RouterWatch(every=watch.routers_every, say=terminal.warn) if watch.routers_every else None,
+        ActivationWatch(every=watch.activations_every) if watch.activations_every else None,
         incidents,
         validation,
         interrupt,
@@ -141,7 +144,7 @@ def assemble(
         max_epochs=-1,
         max_steps=recipe.max_steps,
         accumulate_grad_batches=recipe.accumulate,
-        callbacks=callbacks,
+        callbacks=[callback for callback in callbacks if callback is not None],
         logger=writer,
         limit_val_batches=0,
         num_sanity_val_steps=0,

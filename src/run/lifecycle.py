@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from src import terminal
-from src.config import RunConfig
+from src.config import UNHASHED, RunConfig
 from src.data import Corpus
 from src.errors import InputError
 from src.run.assemble import Assembly, assemble, model_for, set_numerics
@@ -84,7 +84,7 @@ def _difference(old: Any, new: Any, prefix: str = "") -> str:
     """The first field in which two configurations differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key, value in new.items():
-            if key in ("paths", "tracking"):
+            if key in UNHASHED:
                 continue
             found = _difference(old.get(key), value, f"{prefix}.{key}" if prefix else key)
             if found:

@@ -74,7 +74,7 @@ def _outcome(run: Assembly, guard: dict[str, Any]) -> str:
 
 
 def _incident(run: Assembly) -> dict[str, Any] | None:
-    incident = run.incidents.incident
+    incident = None if run.incidents is None else run.incidents.incident
     if incident is None:
         return None
     return {name: incident[name] for name in ("step", "module", "cause", "line")}

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.stability.base import RemedyConfig
+import lightning.pytorch as pl
+
+from src.stability.base import RemedyConfig, RunFacts
+from src.stability.figure import Figure
 
 
 @dataclass(kw_only=True)
@@ -21,3 +24,11 @@ class Beta2Config(RemedyConfig):
     def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"recipe.betas": [parts["recipe"].betas[0], self.beta2]}
+
+    def callbacks(self, run: RunFacts) -> list[pl.Callback]:
+        """See RemedyConfig."""
+
+        def read(trainer: pl.Trainer, module: pl.LightningModule) -> float:
+            return float(trainer.optimizers[0].param_groups[0]["betas"][1])
+
+        return [Figure("beta2_value", read, run)]

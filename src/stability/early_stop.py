@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from src.stability.base import RemedyConfig, RunFacts, check_frac
 from src.training.steps import StepCallback, log
@@ -46,8 +47,14 @@ class EarlyStop(StepCallback):
         if trainer.global_step >= self.stop_step:
             trainer.should_stop = True
 
-    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Stops where it is time."""
-        if step >= self.stop_step:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Asks for the stop within the step, so that everybody logs it as the last."""
+        if trainer.global_step + 1 >= self.stop_step:
             trainer.should_stop = True
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Logs the step after which it stopped."""
+        if step >= self.stop_step:
             log(trainer, {"stability/early_stop_step": float(step)}, step=step)

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.stability.base import RemedyConfig
+import lightning.pytorch as pl
+
+from src.stability.base import RemedyConfig, RunFacts
+from src.stability.figure import Figure, count_norms
 
 
 @dataclass(kw_only=True)
@@ -14,3 +17,7 @@ class QKNormConfig(RemedyConfig):
     def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"attention.qk_norm": True}
+
+    def callbacks(self, run: RunFacts) -> list[pl.Callback]:
+        """See RemedyConfig."""
+        return [Figure("qk_norm_modules", lambda _, m: count_norms(m, "q_norm", "k_norm"), run)]

@@ -45,8 +45,8 @@ class StepGuard(StepCallback):
             "skipped_steps": 0,
             "skipped_tail_steps": 0,
             "consecutive": 0,
-            "first_nonfinite_step": 0,
         }
+        self.nonfinite_steps: list[int] = []
         self.observers: list[Callable[..., None]] = []
         self._losses: list[Tensor] = []
 
@@ -121,8 +121,8 @@ class StepGuard(StepCallback):
     def _count(self, bad: dict[str, bool], step: int) -> None:
         self.counts["nonfinite_loss_steps"] += bad["loss"]
         self.counts["nonfinite_grad_steps"] += bad["gradients"]
-        if any(bad.values()) and not self.counts["first_nonfinite_step"]:
-            self.counts["first_nonfinite_step"] = step
+        if any(bad.values()):
+            self.nonfinite_steps.append(step)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Logs the gradient norm and the counters."""
@@ -145,13 +145,19 @@ class StepGuard(StepCallback):
             "nonfinite_grad_steps": counts["nonfinite_grad_steps"],
             "skipped_steps": counts["skipped_steps"],
             "skipped_tail_frac": counts["skipped_tail_steps"] / tail_steps,
-            "first_nonfinite_step": counts["first_nonfinite_step"] or None,
+            "first_nonfinite_step": self.nonfinite_steps[0] if self.nonfinite_steps else None,
+            "nonfinite_steps": list(self.nonfinite_steps),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, and whether the run was ended."""
-        return {"counts": dict(self.counts), "stopped": self.stopped}
+        """The counters, the steps that were not finite, and whether the run was ended."""
+        return {
+            "counts": dict(self.counts),
+            "nonfinite_steps": list(self.nonfinite_steps),
+            "stopped": self.stopped,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the counters up again."""
+        """Takes them up again."""
         self.counts, self.stopped = dict(state_dict["counts"]), state_dict["stopped"]
+        self.nonfinite_steps = list(state_dict["nonfinite_steps"])

@@ -53,14 +53,12 @@ class RecipeConfig:
     """Validation windows of seq_len tokens used each time; null: all."""
     log_every: int
     """Steps between logged lines."""
-    inspect_every: int
-    """Steps between looks at gradients by group, updates, activations and attention."""
     checkpoint_every: int | None
     """Steps between saves besides those after validations; null: none."""
 
     def __post_init__(self) -> None:
         positive = "max_steps", "batch_size", "seq_len", "accumulate", "num_validations"
-        for field in (*positive, "log_every", "inspect_every"):
+        for field in (*positive, "log_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
         for field in ("val_windows", "checkpoint_every"):

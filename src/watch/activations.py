@@ -16,10 +16,10 @@ class ActivationWatch(StepCallback):
     """Looks at the training batch's own forward pass on logged steps.
 
     `act/layer_<i>/rms` and `absmax` are those of what each block gives out, a block being an entry
-    of the longest module list; `attention/layer_<i>/max_logit` and `entropy` are taken of the first
-    row and the first 64 positions at each call of scaled_dot_product_attention, entropy in nats,
-    mean over heads and queries; `output/logsumexp` is the mean over the batch. Where a module has
-    children `experts` and `shared`, `act/layer_<i>/experts_rms` and `shared_rms` compare the two.
+    of the longest outermost module list; `attention/layer_<i>/max_logit` and `entropy` are of the
+    first row and the first 64 positions at each call of scaled_dot_product_attention, entropy in
+    nats, mean over heads and queries; `output/logsumexp` is the mean over the batch. Where a module
+    has children `experts` and `shared`, `act/layer_<i>/experts_rms` and `shared_rms` compare them.
     """
 
     def __init__(self, *, every: int) -> None:
@@ -125,6 +125,8 @@ class _AttentionProbe(TorchFunctionMode):
 
     @torch.no_grad()
     def _look(self, query: Tensor, key: Tensor, scale: float | None) -> None:
+        if query.dim() != 4:
+            return  # not (batch, heads, time, head): whose axes are which is not known here
         q, k = (t[:1, :, : self.CORNER].detach().float() for t in (query, key))
         if k.shape[1] != q.shape[1]:
             k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -145,8 +147,13 @@ def _is_mixture(module: torch.nn.Module) -> bool:
 
 
 def _blocks(task: torch.nn.Module) -> list[torch.nn.Module]:
-    """The entries of the longest module list, which in a transformer are its layers."""
-    lists = [list(m) for m in task.modules() if isinstance(m, torch.nn.ModuleList)]
+    """The entries of the longest module list, which in a transformer are its layers.
+
+    Lists inside others, such as the experts of a layer, do not count, however long.
+    """
+    paths = [n for n, m in task.named_modules() if isinstance(m, torch.nn.ModuleList)]
+    outer = [p for p in paths if not any(p.startswith(f"{other}.") for other in paths)]
+    lists = [list(task.get_submodule(path).children()) for path in outer]
     return max(lists, key=len, default=[])
 
 

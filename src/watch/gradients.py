@@ -21,6 +21,8 @@ GROUPS = (
 )
 """The first group whose mark is part of a parameter's path; the rest goes by module prefix."""
 
+MAX_SAMPLED = 2**20
+
 SMALL_MOMENT = 10.0
 """Where sqrt(v) is below so many epsilons, epsilon rules and AdamW turns into SGD."""
 
@@ -41,8 +43,10 @@ class GradientWatch(StepCallback):
     `update/<group>/ratio` is RMS(update) / RMS(parameter); `adam/<group>/rms` is the square root of
     mean(g^2 / max(v, eps^2)) (StableAdamW, arXiv 2304.13013, section 3.3), of which values above 2
     to 3 come before a spike; `adam/<group>/small_frac` is the share of entries whose sqrt(v) is
-    below 10 eps, v without its bias towards 0. `grad/nonfinite_tensors` counts gradient tensors
-    that were not finite, in all steps so far, those included that the guard dropped.
+    below 10 eps, v without its bias towards 0. The ratio is taken on at most about a million
+    entries of each tensor, evenly spread, so that no second copy of a large model is held.
+    `grad/nonfinite_tensors` counts gradient tensors that were not finite, in all steps so far,
+    those included that the guard dropped.
     """
 
     def __init__(self, *, every: int) -> None:
@@ -98,7 +102,7 @@ class GradientWatch(StepCallback):
                 norm = torch.nn.utils.get_total_norm(values)
                 self._figures[f"grad/{group}/norm"] = norm
         self._handle = optimizer.register_step_post_hook(self._after_update(pl_module, optimizer))
-        self._before = {n: p.detach().clone() for n, p in pl_module.named_parameters()}
+        self._before = {n: _sample(p).clone() for n, p in pl_module.named_parameters()}
 
     def _after_update(
         self, task: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -124,8 +128,13 @@ class GradientWatch(StepCallback):
             return
         figures = self._figures
         figures[f"grad/{group}/clipped_norm"] = torch.nn.utils.get_total_norm(gradients)
-        moved = [p.detach() - self._before[n] for n, p in params.items() if p.grad is not None]
-        held = [self._before[n] for n, p in params.items() if p.grad is not None]
+        moved, held = [], []
+        for name, parameter in params.items():
+            if parameter.grad is not None:
+                # A sample stands for so many entries.
+                weight = math.sqrt(_stride(parameter))
+                moved.append((_sample(parameter) - self._before[name]) * weight)
+                held.append(self._before[name] * weight)
         ratio = torch.nn.utils.get_total_norm(moved) / torch.nn.utils.get_total_norm(held)
         figures[f"update/{group}/ratio"] = ratio
         squares, small, count = [], [], 0
@@ -158,6 +167,15 @@ def _grouped(task: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     for name, parameter in task.named_parameters():
         groups.setdefault(group_of(name), {})[name] = parameter
     return groups
+
+
+def _stride(parameter: Tensor) -> int:
+    """Odd, so that it does not fall in step with rows whose lengths are powers of two."""
+    return math.ceil(parameter.numel() / MAX_SAMPLED) | 1
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    return parameter.detach().reshape(-1)[:: _stride(parameter)]
 
 
 def _gradients(params: dict[str, nn.Parameter]) -> list[Tensor]:

@@ -83,7 +83,7 @@ class SpikeWatch(StepCallback):
             for what in ("loss", "grad")
             for suffix, (sigmas, window) in DEFINITIONS.items()
         }
-        self.first_step = 0
+        self.steps: list[int] = []
         self.num_over_median = self.num_over_100 = 0
         self._norms: deque[float] = deque(maxlen=128)
         self.grad_norm_max, self.grad_norm_max_step = 0.0, 0
@@ -114,8 +114,8 @@ class SpikeWatch(StepCallback):
                 for name, score in self.scores.items()
             ]
             large = self._is_large(norm)
-            if (any(spikes) or large) and not self.first_step:
-                self.first_step = step
+            if any(spikes) or large:
+                self.steps.append(step)
             if math.isfinite(norm) and norm > self.grad_norm_max:
                 self.grad_norm_max, self.grad_norm_max_step = norm, step
         self._pending.clear()
@@ -137,7 +137,8 @@ class SpikeWatch(StepCallback):
         self._drain()
         return {
             **{name: score.score for name, score in self.scores.items()},
-            "first_step": self.first_step or None,
+            "first_step": self.steps[0] if self.steps else None,
+            "steps": list(self.steps),
             "norm_over_5_medians": self.num_over_median,
             "norm_over_100": self.num_over_100,
             "grad_norm_max": self.grad_norm_max,
@@ -151,7 +152,7 @@ class SpikeWatch(StepCallback):
             "scores": {name: score.state_dict() for name, score in self.scores.items()},
             "grad_norm_max": self.grad_norm_max,
             "grad_norm_max_step": self.grad_norm_max_step,
-            "first_step": self.first_step,
+            "steps": list(self.steps),
             "large": [self.num_over_median, self.num_over_100],
             "norms": list(self._norms),
         }
@@ -162,6 +163,6 @@ class SpikeWatch(StepCallback):
             self.scores[name].load_state_dict(state)
         self.grad_norm_max = state_dict["grad_norm_max"]
         self.grad_norm_max_step = state_dict["grad_norm_max_step"]
-        self.first_step = state_dict["first_step"]
+        self.steps = list(state_dict["steps"])
         self.num_over_median, self.num_over_100 = state_dict["large"]
         self._norms = deque(state_dict["norms"], maxlen=128)

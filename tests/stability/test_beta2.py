@@ -19,3 +19,4 @@ def test_it_acts(tiny):
     # AdamW's first step does not depend on its decays; the second does, and the third shows it.
     one, two = (figure(run, "train/loss") for run in (plain, treated))
     assert next(step for step in one if one[step] != two[step]) == 3
+    assert set(figure(treated, "stability/beta2_value").values()) == {0.5}

@@ -2,12 +2,14 @@ import pytest
 
 from src.config import compose
 from src.errors import InputError
-from tests.stability.harnessed import first_difference, runs
+from tests.stability.harnessed import figure, first_difference, runs
 
 
 def test_latent_norm_acts_from_the_first_step(tiny):
     assert compose("train", ["stability=latent_norm"]).attention.latent_norm
-    assert first_difference(*runs(tiny, "latent_norm")) == 1
+    plain, treated = runs(tiny, "latent_norm")
+    assert first_difference(plain, treated) == 1
+    assert set(figure(treated, "stability/latent_norm_modules").values()) == {2.0}
 
 
 def test_an_attention_without_latents_is_refused_by_name():

@@ -1,7 +1,7 @@
 import pytest
 
 from src.config import compose
-from tests.stability.harnessed import first_difference, runs
+from tests.stability.harnessed import figure, first_difference, runs
 
 
 @pytest.mark.parametrize("attention", ["gqa", "mlha"])
@@ -11,4 +11,8 @@ def test_qk_norm_sets_the_field_for_both_attentions(attention):
 
 
 def test_it_acts_from_the_first_step(tiny):
-    assert first_difference(*runs(tiny, "qk_norm")) == 1
+    plain, treated = runs(tiny, "qk_norm")
+    assert first_difference(plain, treated) == 1
+    # One norm on queries and one on keys, in the one layer.
+    assert set(figure(treated, "stability/qk_norm_modules").values()) == {2.0}
+    assert figure(plain, "stability/qk_norm_modules") == {}

@@ -38,7 +38,6 @@ def recipe_config(**changes: Any) -> RecipeConfig:
         "num_validations": 1,
         "val_windows": None,
         "log_every": 1,
-        "inspect_every": 1,
         "checkpoint_every": None,
     }
     return RecipeConfig(**(values | changes))

@@ -75,7 +75,16 @@ def test_gradients_that_the_guard_drops_are_counted():
 
 
 def test_it_is_logged_at_its_interval(tiny):
-    folder = train(tiny, "recipe.inspect_every=8", "recipe.log_every=4")
+    folder = train(tiny, "watch.gradients_every=8", "recipe.log_every=4")
     steps = [line["step"] for line in metrics(folder) if "grad/attention/norm" in line]
     assert steps == [1, 8, 12]
     assert torch.is_grad_enabled()
+
+
+def test_of_a_large_tensor_a_sample_gives_the_ratio(monkeypatch):
+    _, whole = fitted(max_steps=2)
+    monkeypatch.setattr("src.watch.gradients.MAX_SAMPLED", 16)
+    _, sampled = fitted(max_steps=2)
+    for name in ("update/attention/ratio", "update/embedding/ratio"):
+        assert sampled[2][name] != whole[2][name]
+        assert sampled[2][name] == pytest.approx(whole[2][name], rel=0.5)

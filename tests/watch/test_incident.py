@@ -71,6 +71,30 @@ def test_the_control_fails_within_two_percent_of_its_step(seed, tiny):
     assert record(folder)["incident"]["cause"] == "router underflow"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_additive_gate_at_stress_length_fails_within_two_percent_of_its_step(seed, tiny):
+    cache = [argument for argument in tiny if argument.startswith("paths.cache")]
+    arguments = ["preset=stress", "tracking=local", f"seed={seed}", "recipe.max_steps=440", *cache]
+    folder = train([*arguments, "ffn=moe_writeup_add"])
+    step = record(folder)["guard"]["first_nonfinite_step"]
+    assert step == pytest.approx(88.72 * 5 / 1.785, rel=0.02)
+    incident = record(folder)["incident"]
+    assert incident["step"] == step
+    assert incident["module"].endswith("ffn.router")
+    assert "score sum of exactly 0 (0/0)" in incident["line"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["stress", "control"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_with_the_correct_router_no_incident_comes_at_that_length(preset, seed, tiny):
+    cache = [argument for argument in tiny if argument.startswith("paths.cache")]
+    folder = train([f"preset={preset}", "ffn=moe", "tracking=local", f"seed={seed}", *cache])
+    assert record(folder)["incident"] is None
+    assert record(folder)["outcome"] == "clean"
+
+
 FAILING = (
     "ffn=moe_writeup_add",
     "recipe.precision=32-true",

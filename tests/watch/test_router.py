@@ -1,3 +1,4 @@
+import pytest
 from torch import nn
 
 from src.watch import ActivationWatch, GradientWatch, RouterWatch, SpikeWatch
@@ -7,6 +8,7 @@ from tests.training.harness import Harness, recipe_config
 FIGURES = {
     "max_violation",
     "load_min",
+    "load_expected",
     "load_max",
     "bias_mean",
     "bias_absmax",
@@ -26,6 +28,7 @@ def test_every_router_is_logged_by_layer(tiny):
         for layer in (0, 1):
             names = {n.rpartition("/")[2] for n in line if n.startswith(f"moe/layer_{layer}/")}
             assert names == FIGURES
+        assert line["moe/layer_0/load_expected"] == pytest.approx(2 / 7)
         assert line["moe/layer_0/load_min"] <= 2 / 7 <= line["moe/layer_0/load_max"]
         # The loads have a mean of top_k / E by construction.
         largest = (line["moe/layer_0/max_violation"] + 1) * 2 / 7

@@ -212,6 +212,7 @@ class Router(nn.Module):
             "max_violation": (counts_E.max() - mean) / mean,
             "load_min": counts_E.min() / mean * self.top_k / self.num_experts,
             "load_max": counts_E.max() / mean * self.top_k / self.num_experts,
+            "load_expected": torch.tensor(self.top_k / self.num_experts, device=mean.device),
             "bias_mean": self.bias_E.mean(),
             "bias_absmax": self.bias_E.abs().max(),
             "topk_sum_min": sums_S.min(),

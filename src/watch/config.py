@@ -1,0 +1,26 @@
+"""Which instruments look, and how often."""
+
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
+class WatchConfig:
+    """Intervals of the instruments in optimizer steps; null leaves one out.
+
+    The watch for spikes is always there: every record states what it saw.
+    """
+
+    gradients_every: int | None
+    """Gradients, updates and AdamW's moments by group of parameters."""
+    activations_every: int | None
+    """Activations, attention scores and output."""
+    routers_every: int | None
+    """Load, bias and gate of every router."""
+    incidents: bool
+    """Record the first non-finite step, and a large spike."""
+
+    def __post_init__(self) -> None:
+        for field in ("gradients_every", "activations_every", "routers_every"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field}={value}: must be at least 1, or null for off")

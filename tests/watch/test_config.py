@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from src.config import compose
+from src.errors import InputError
+from tests.runs import metrics, train, weights
+from tests.watch.test_incident import FAILING
+
+OFF = ("watch.gradients_every=null", "watch.activations_every=null", "watch.routers_every=null")
+ALWAYS = ("watch.gradients_every=1", "watch.activations_every=1", "watch.routers_every=1")
+EYES = ("grad/attention", "update/", "adam/", "act/", "attention/", "output/", "moe/")
+
+
+@pytest.mark.parametrize("case", [(), FAILING])
+def test_with_all_instruments_off_or_at_every_step_the_run_is_bitwise_the_same(case, tiny):
+    blind = train(tiny, *case, *OFF, "watch.incidents=false", "study=blind")
+    watched = train(tiny, *case, *ALWAYS, "study=watched")
+    assert all(torch.equal(weights(watched)[n], w) for n, w in weights(blind).items())
+    for dark, bright in zip(metrics(blind), metrics(watched), strict=False):
+        if dark["step"] == bright["step"]:
+            assert dark.items() <= bright.items()
+    assert not any(name.startswith(EYES) for line in metrics(blind) for name in line)
+    assert {name.split("/")[0] for line in metrics(watched) for name in line} > {"act", "moe"}
+
+
+def test_they_are_no_part_of_the_hash_nor_of_the_name(tiny):
+    plain, watched = (compose("train", [*tiny, *more]) for more in ((), ALWAYS))
+    assert plain.config_hash() == watched.config_hash()
+    assert plain.folder == watched.folder
+
+
+def test_an_interval_below_one_is_refused():
+    with pytest.raises(InputError, match=r"watch.routers_every=0: must be at least 1, or null"):
+        compose("train", ["watch.routers_every=0"])
