@@ -1,0 +1,101 @@
+"""What an analysis of a study says: the types that statistics fill and reports show."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over seeds with its interval."""
+
+    mean: float
+    low: float
+    high: float
+    """Ends of the 95 % interval; equal to the mean where there is one seed alone."""
+    num_seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proportion:
+    """Seeds with an event among seeds that could have had it."""
+
+    events: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An arm against its baseline, paired by seed, on one endpoint."""
+
+    endpoint: str
+    """nonfinite, nonfinite_batches, first_nonfinite, spikes or loss."""
+    difference: Estimate | None
+    """Arm minus baseline; None where no seed allows it."""
+    null_range: tuple[float, float] | None
+    """Least and greatest difference that the null arms show on their seeds; None without them."""
+    p_value: float | None
+    """Adjusted over the arms of the study; None where nothing could be tested."""
+    smallest_p: float | None
+    """The smallest adjusted p that this number of seeds could have reached."""
+    smallest_effect: float | None
+    """The smallest difference that it would have found 8 times of 10, in units of the endpoint."""
+    verdict: str
+    """A clause: what the comparison says, or that this design cannot tell."""
+    detected: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """All that a table says of one variant."""
+
+    variant: str
+    label: str
+    """Short: the stability part, or what tells it from the others of its study."""
+    baseline: str | None
+    is_null: bool
+    """Shaken by chance alone."""
+    is_known_good: bool
+    num_seeds: int
+    num_runs: int
+    outcomes: dict[str, int]
+    """Runs by outcome."""
+    acts_from: int
+    num_failed_before: int
+    """Seeds that were non-finite before the arm could act; they are no part of its comparison."""
+    censored_at: int | None
+    """The step after which the arm does not train: its zeros are exposure, not effect."""
+    nonfinite: Proportion
+    """Seeds that went non-finite after `acts_from`."""
+    baseline_nonfinite: Proportion | None
+    """The same of the baseline, from the same step on, on the same seeds."""
+    nonfinite_batches: Estimate | None
+    """After `acts_from`, per seed."""
+    first_nonfinite: list[int]
+    """The first such step of every seed that has one, in order of seeds."""
+    spikes: Estimate | None
+    """Spikes per seed after `acts_from`."""
+    loss: Estimate | None
+    """Final val/loss (of averaged weights for ema) of seeds that are clean."""
+    loss_metric: str
+    comparisons: dict[str, Comparison]
+    """By endpoint; empty for a baseline."""
+    tokens: float
+    active_flops: float
+    seconds: float
+    """Cost of one run, mean; from nothing, whatever was shared."""
+    own_steps: float
+    """Steps of one run that were not taken from another's state, mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What a study has shown."""
+
+    study: str
+    arms: list[ArmResult]
+    """Baselines first, in the order of the sweep."""
+    answer: list[str]
+    """Sentences with which the report begins; the first is a warning where no arm can be ranked."""
+    can_rank: bool
+    """False where the known-good arm was not detected."""
+    warnings: list[str]
+    """What a reader must know: missing runs, mixed code versions, differing configurations."""
