@@ -23,6 +23,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from src.claims import apply_claims
 from src.data import SOURCES, TOKENIZERS, DataConfig, TokenizerConfig
 from src.errors import InputError
+from src.forks import Fork, inherited, parse_fork
 from src.model import ModelConfig
 from src.model.attention import ATTENTIONS, AttentionConfig
 from src.model.ffn import FEED_FORWARDS, FeedForwardConfig
@@ -39,6 +40,9 @@ HASHED = ("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guar
 
 UNHASHED = ("watch", "tracking", "paths")
 """Sections that change no number."""
+
+UNCOMPARED = (*UNHASHED, "arguments", "fork", "save_at", "observe", "study")
+"""Entries of config.yaml in which runs of one hash may differ."""
 
 MAX_THREADS = 1024
 
@@ -122,6 +126,9 @@ class Schema:
     study: str = MISSING
     resume: str = MISSING
     rerun: bool = MISSING
+    fork: str | None = MISSING
+    save_at: list[int] = MISSING
+    observe: Any = MISSING
 
 
 @dataclass
@@ -154,6 +161,14 @@ class RunConfig:
     resume: str
     """auto, never, or the path of a checkpoint."""
     rerun: bool
+    fork: Fork | None
+    """The saved state from which it begins; None: from nothing."""
+    save_at: list[int]
+    """Steps after which the whole state is kept, for forks."""
+    observers: dict[str, RemedyConfig]
+    """Options that look on without being part of the run, by name."""
+    arguments: list[str]
+    """What was typed, or inherited from the run that is forked."""
     variant: Variant
     variant_name: str
     choices: dict[str, str]
@@ -168,6 +183,34 @@ class RunConfig:
         """The run folder."""
         run = f"seed-{self.seed}" + (f"-repeat-{self.repeat}" if self.repeat else "")
         return Path(self.paths.runs) / self.study / self.variant_name / run
+
+    @property
+    def natural_start(self) -> int:
+        """Steps that the options leave as they are in a run from nothing; all where none is on."""
+        parts = {"recipe": self.recipe}
+        starts = [remedy.acts_from(parts) for remedy in self.remedies.values()]
+        return min(starts, default=self.recipe.max_steps)
+
+    @property
+    def last_step(self) -> int:
+        """The step after which the run ends; before max_steps where an option stops it."""
+        parts = {"recipe": self.recipe}
+        ends = [remedy.last_step(parts) for remedy in self.remedies.values()]
+        return min(ends, default=self.recipe.max_steps)
+
+    @property
+    def is_counterfactual(self) -> bool:
+        """Whether the fork makes another run than its options would make from nothing."""
+        return self.fork is not None and self.fork.step > self.natural_start
+
+    @property
+    def acts_from(self) -> int:
+        """Steps that are bitwise the baseline's; 0 for a baseline, which acts nowhere."""
+        if not self.remedies:
+            return 0
+        if self.fork is not None and self.is_counterfactual:
+            return self.fork.step
+        return self.natural_start
 
     def lr_factor(self, step: int) -> float:
         """Factor on the learning rate of the optimizer step after `step` others."""
@@ -184,6 +227,10 @@ class RunConfig:
             "ffn": _name_of(type(self.ffn), FEED_FORWARDS),
         }
         plain["seed"], plain["repeat"], plain["study"] = self.seed, self.repeat, self.study
+        plain["fork"] = None if self.fork is None else f"{self.fork.source}@{self.fork.step}"
+        plain["save_at"] = list(self.save_at)
+        plain["observe"] = {k: dataclasses.asdict(v) for k, v in self.observers.items()}
+        plain["arguments"] = list(self.arguments)
         return plain
 
     def _section(self, name: str) -> dict[str, Any]:
@@ -203,6 +250,8 @@ class RunConfig:
         content["device"] = self.trainer.device_type
         content["threads"] = self.trainer.threads
         content["seed"], content["repeat"] = self.seed, self.repeat
+        if self.fork is not None and self.is_counterfactual:
+            content["fork"] = [self.fork.source_config()["config_hash"], self.fork.step]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -236,6 +285,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     Raises:
         InputError: in one line, whatever is wrong.
     """
+    arguments = inherited(parse(arguments), arguments)
     typed = parse(arguments)
     _check_groups(typed)
     composed = _composed(config_name, arguments)
@@ -252,6 +302,8 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     }
     notes = apply_claims(parts, remedies, typed)
     parts["ffn"] = parts["ffn"].resolved(max_steps=parts["recipe"].max_steps)
+    parts["fork"] = parse_fork(parts["fork"])
+    parts["observers"] = _observers(parts.pop("observe"), remedies)
     variant = Variant(
         attention=str(choices["attention"]),
         ffn=str(choices["ffn"]),
@@ -263,13 +315,35 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         **parts,
         remedies=remedies,
         variant=variant,
+        arguments=arguments,
         variant_name=variant_name(variant, choices, typed),
         choices={group: str(choices[group]) for group in GROUPS if choices.get(group)},
         notes=notes,
         extra=extra,
     )
     _check_across(config)
+    if config.fork is not None and config.is_counterfactual:
+        name = f"{config.variant_name}@fork-{config.fork.step}"
+        return dataclasses.replace(config, variant_name=name)
     return config
+
+
+def _observers(values: Any, remedies: Mapping[str, RemedyConfig]) -> dict[str, RemedyConfig]:
+    """The options that look on, from {name: fields}."""
+    allowed = [name for name, kind in REMEDIES.items() if kind.observes]
+    observers: dict[str, RemedyConfig] = {}
+    for name, fields in dict(values or {}).items():
+        if name not in allowed:
+            raise InputError(f"observe={name}: must be one of {', '.join(allowed)}")
+        if name in remedies:
+            raise InputError(f"observe={name}: stability={name} is on already; choose one of them")
+        try:
+            observers[name] = REMEDIES[name](**fields)
+        except TypeError as error:
+            raise InputError(f"observe.{name}: {error}") from error
+        except ValueError as error:
+            raise InputError(f"observe.{name}.{error}") from error
+    return observers
 
 
 def compose_plain(config_name: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -342,6 +416,11 @@ def _check_across(config: RunConfig) -> None:
         raise InputError(f"attention.{error}") from error
     if config.study in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", config.study):
         raise InputError(f"study={config.study}: may hold letters, digits and . _ + - only")
+    for step in config.save_at:
+        if not 1 <= step <= config.recipe.max_steps:
+            raise InputError(
+                f"save_at={config.save_at}: must be steps from 1 to {config.recipe.max_steps}"
+            )
     for field in ("seed", "repeat"):
         if getattr(config, field) < 0:
             raise InputError(f"{field}={getattr(config, field)}: must be at least 0")

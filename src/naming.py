@@ -9,8 +9,8 @@ from typing import Any
 from src.overrides import Override
 
 UNNAMED = re.compile(
-    r"(attention|ffn|stability|model|preset|tracking|seed|repeat|study|resume|rerun|format"
-    r"|recipe\.checkpoint_every|(paths|tracking|watch)\..*)"
+    r"(attention|ffn|stability|model|preset|tracking|seed|repeat|study|resume|rerun|format|fork|save_at"
+    r"|recipe\.checkpoint_every|(paths|tracking|watch|observe)(\..*)?)"
 )
 """Typed fields that the name of a variant leaves out, or says elsewhere."""
 

@@ -28,6 +28,7 @@ FREE_TEXT = (
     "paths.runs",
     "paths.cache",
     "resume",
+    "fork",
     "tracking.uri",
 )
 """Fields that take any text, so that nobody has to know Hydra's escapes."""

@@ -14,6 +14,7 @@ from src.config import RunConfig
 from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
 from src.model import Transformer, build_model
+from src.run.forking import state_key
 from src.stability import RunFacts
 from src.streams import generator, stream_seed
 from src.tracking.folder import MetricsWriter, RunFolder
@@ -118,6 +119,8 @@ def assemble(
         folder.checkpoints,
         validation=validation,
         every=recipe.checkpoint_every,
+        keep=config.save_at,
+        keys=lambda step: state_key(str(checkpoint_extras["config_hash"]), step),
         flush=writer.save,
     )
     watch = config.watch
@@ -127,6 +130,7 @@ def assemble(
         guard,
         GradientWatch(every=watch.gradients_every) if watch.gradients_every else None,
         *(c for remedy in config.remedies.values() for c in remedy.callbacks(run)),
+        *(c for remedy in config.observers.values() for c in remedy.callbacks(run)),
         metrics,
         spikes,
         RouterWatch(every=watch.routers_every, say=terminal.warn) if watch.routers_every else None,

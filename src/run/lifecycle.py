@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from src import terminal
-from src.config import UNHASHED, RunConfig
+from src.config import UNCOMPARED, RunConfig
 from src.data import Corpus
 from src.errors import InputError
+from src.run import forking
 from src.run.assemble import Assembly, assemble, model_for, set_numerics
 from src.run.outcome import build_record, final_and_best, save_sample, show_record
 from src.tracking import record as records
@@ -51,7 +52,11 @@ def run(config: RunConfig) -> int:
             terminal.say(f"{folder.path} is finished already; rerun=true trains it again")
             show_record(finished, folder)
             return 0
-    start = None if config.rerun else _checkpoint_to_resume(folder, config, config_hash)
+    # Before anything is written, so that bad input leaves nothing behind.
+    if not config.rerun:
+        _checkpoint_to_resume(folder, config, config_hash)
+    if config.fork is not None:
+        forking.check(config, config.fork)
     if config.rerun:
         aside = folder.move_aside()
         if aside is not None:
@@ -60,6 +65,10 @@ def run(config: RunConfig) -> int:
         terminal.warn(note)
     folder.open()
     try:
+        if config.fork is not None and folder.read_config() is None:
+            forking.begin(config, config.fork, folder, config_hash=config_hash)
+        # Once more: only now no other process can write here.
+        start = _checkpoint_to_resume(folder, config, config_hash)
         return _train(config, model, corpus, folder, config_hash, start)
     finally:
         folder.close()
@@ -84,7 +93,7 @@ def _difference(old: Any, new: Any, prefix: str = "") -> str:
     """The first field in which two configurations differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key, value in new.items():
-            if key in UNHASHED:
+            if key in UNCOMPARED:
                 continue
             found = _difference(old.get(key), value, f"{prefix}.{key}" if prefix else key)
             if found:
@@ -131,13 +140,18 @@ def _train(
     folder.write_config(plain, config_hash=config_hash)
     # The record of an earlier, unfinished process would outlive a kill of this one.
     (folder.path / "record.json").unlink(missing_ok=True)
-    folder.cut_metrics(step=0 if start is None else checkpoint.load(start)["global_step"])
+    saved = None if start is None else checkpoint.load(start)
+    folder.cut_metrics(step=0 if saved is None else saved["global_step"])
     writer = MetricsWriter(folder.metrics)
+    derived_from = None if saved is None else saved["derived_from"]
     extras = {
         "config": plain,
         "config_hash": config_hash,
         "tokenizer": corpus.tokenizer.state(),
+        "derived_from": derived_from,
     }
+    # Weights and moments of a large model are not to be held twice.
+    del saved
     run = assemble(
         config,
         model=model,
@@ -151,7 +165,14 @@ def _train(
     writer.close()
     if status == "finished":
         save_sample(config, run.task.model, corpus, folder)
-    record = build_record(config, run, folder, config_hash=config_hash, status=status)
+    record = build_record(
+        config,
+        run,
+        folder,
+        config_hash=config_hash,
+        status=status,
+        derived_from=derived_from,
+    )
     folder.write_record(record)
     incident = record["incident"]
     if status == "finished" and config.study != "single":

@@ -9,10 +9,11 @@ from src.config import RunConfig
 from src.data import Corpus
 from src.generation.sample import sample
 from src.model import Transformer
+from src.model.size import measure
 from src.run.assemble import Assembly
 from src.streams import generator
 from src.tracking import record as records
-from src.tracking.facts import device_facts, git_facts, versions
+from src.tracking.facts import code_digest, device_facts, git_facts, versions
 from src.tracking.folder import RunFolder, read_metrics
 
 SAMPLE_TOKENS = 300
@@ -27,6 +28,7 @@ def build_record(
     *,
     config_hash: str,
     status: str,
+    derived_from: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The content of record.json."""
     model, recipe = run.task.model, config.recipe
@@ -45,6 +47,7 @@ def build_record(
         "repeat": config.repeat,
         "config_hash": config_hash,
         **git_facts(),
+        "code": code_digest(),
         "versions": versions(),
         "device": device_facts(torch.device(config.trainer.device_type)),
         "params_total": model.num_params(),
@@ -53,7 +56,10 @@ def build_record(
         "tokens": tokens,
         "wall_seconds": run.metrics.wall_seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
-        "derived_from": None,
+        "derived_from": derived_from,
+        "own_steps": steps - (0 if derived_from is None else derived_from["step"]),
+        "acts_from": config.acts_from,
+        "active_flops": tokens * _flops_per_token(config, model),
         "notes": config.notes,
         "final": records.final_values(read_metrics(folder.metrics), run.validation.last),
         "best": run.validation.best,
@@ -61,6 +67,17 @@ def build_record(
         "spikes": run.spikes.summary(),
         "incident": _incident(run),
     }
+
+
+def _flops_per_token(config: RunConfig, model: Transformer) -> int:
+    size = measure(
+        model=config.model,
+        attention=config.attention,
+        ffn=config.ffn,
+        vocab_size=model.embedding.num_embeddings,
+        seq_len=config.recipe.seq_len,
+    )
+    return size.flops_per_token
 
 
 def _outcome(run: Assembly, guard: dict[str, Any]) -> str:

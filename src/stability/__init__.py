@@ -15,7 +15,7 @@ from src.stability.qk_norm import QKNormConfig
 from src.stability.router_eps import RouterEpsConfig
 from src.stability.router_freeze import RouterFreezeConfig
 from src.stability.router_z_loss import RouterZLossConfig
-from src.stability.shaken import ShakenConfig
+from src.stability.shaken import ShakenConfig, ShakenFullConfig
 from src.stability.spike_skip import SpikeSkipConfig
 from src.stability.warmdown import WarmdownConfig
 from src.stability.z_loss import ZLossConfig
@@ -36,6 +36,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "router_eps": RouterEpsConfig,
     "router_freeze": RouterFreezeConfig,
     "shaken": ShakenConfig,
+    "shaken_full": ShakenFullConfig,
     # After the noise, because it acts on all that comes before clipping.
     "clip_value": ClipValueConfig,
     # The field's.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 
@@ -31,6 +31,28 @@ class RunFacts:
 @dataclass(kw_only=True)
 class RemedyConfig:
     """One stability option. Absent from the config, it is absent from the run, bitwise."""
+
+    observes: ClassVar[bool] = False
+    """Whether it only looks on: training is bitwise the baseline's, and a baseline can carry it."""
+    draws: ClassVar[bool] = False
+    """Whether it draws random numbers, so that another `repeat` is another run."""
+
+    def acts_from(self, parts: Mapping[str, Any]) -> int:
+        """Steps of a run that are bitwise the baseline's, before the option changes anything.
+
+        The default: those before `start_frac` where there is such a field, else none.
+
+        Args:
+            parts: the sections of the configuration.
+        """
+        max_steps = int(parts["recipe"].max_steps)
+        if self.observes:
+            return max_steps
+        return round(getattr(self, "start_frac", 0.0) * max_steps)
+
+    def last_step(self, parts: Mapping[str, Any]) -> int:
+        """The step after which a run with this option ends."""
+        return int(parts["recipe"].max_steps)
 
     def needs(self) -> tuple[str, ...]:
         """Parts of the configuration, by dotted name, without which the option means nothing."""

@@ -26,6 +26,14 @@ class EarlyStopConfig(RemedyConfig):
         if self.stop_frac == 0:
             raise ValueError("stop_frac=0.0: must be above 0")
 
+    def acts_from(self, parts: Mapping[str, Any]) -> int:
+        """All its steps are the baseline's."""
+        return self.last_step(parts)
+
+    def last_step(self, parts: Mapping[str, Any]) -> int:
+        """See RemedyConfig."""
+        return max(1, round(self.stop_frac * parts["recipe"].max_steps))
+
     def no_op(self, parts: Mapping[str, Any]) -> str | None:
         """See RemedyConfig."""
         return "stop_frac is 1" if self.stop_frac == 1.0 else super().no_op(parts)

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from torch import nn
@@ -16,6 +16,8 @@ from src.training.steps import StepCallback, is_log_step, log
 @dataclass(kw_only=True)
 class EmaConfig(RemedyConfig):
     """torch-ema as in the write-up's option 6; training itself is untouched."""
+
+    observes: ClassVar[bool] = True
 
     decay: float | None
     """Weight of the past in each update; from 0 to below 1; null where horizon_frac says it."""

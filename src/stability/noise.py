@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -23,6 +23,8 @@ class NoiseConfig(RemedyConfig):
     The write-up's option 5. Its literal form has a norm of std * sqrt(number of parameters), 30 at
     916M, so that clipping then cuts the signal thirty-fold: hence the scales.
     """
+
+    draws: ClassVar[bool] = True
 
     std: float
     """Standard deviation, in units of `scale`; above 0."""
@@ -45,7 +47,8 @@ class NoiseConfig(RemedyConfig):
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""
-        return [GradientNoise("noise", self, run)]
+        repeat = (run.repeat,) if run.repeat else ()
+        return [GradientNoise("noise", self, run, *repeat)]
 
 
 class GradientNoise(GradientRemedy):

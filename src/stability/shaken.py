@@ -1,6 +1,7 @@
 """The null arm: what differs from the baseline by chance alone."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import lightning.pytorch as pl
 
@@ -16,6 +17,15 @@ class ShakenConfig(NoiseConfig):
     `repeat` shakes anew.
     """
 
+    name: ClassVar[str] = "shaken"
+
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""
-        return [GradientNoise("shaken", self, run, run.repeat)]
+        return [GradientNoise(self.name, self, run, run.repeat)]
+
+
+@dataclass(kw_only=True)
+class ShakenFullConfig(ShakenConfig):
+    """The same from the start, for arms that act from the start."""
+
+    name: ClassVar[str] = "shaken_full"

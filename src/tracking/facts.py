@@ -1,5 +1,7 @@
 """Facts about code and machine that a record states."""
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -26,6 +28,16 @@ def git_facts() -> dict[str, str | bool | None]:
     sha = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "--untracked-files=no")
     return {"git_sha": sha, "git_dirty": None if status is None else bool(status)}
+
+
+@functools.cache
+def code_digest() -> str:
+    """A hash of every source file of this package, committed or not."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

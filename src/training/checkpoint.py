@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Checkpoints(StepCallback):
         folder: where the files go.
         validation: gives the rank of a step.
         every: steps between saves of the last state, besides those after validation; null: none.
+        keep: steps whose state is kept whatever comes later, for forks.
+        keys: what the state of a step hangs on, written beside it.
         flush: called before a save, so that the metrics on disk reach as far as the checkpoint.
     """
 
@@ -39,23 +41,30 @@ class Checkpoints(StepCallback):
         *,
         validation: Validation,
         every: int | None,
+        keep: Collection[int],
+        keys: Callable[[int], str],
         flush: Callable[[], None],
     ) -> None:
         self.folder, self.validation = folder, validation
-        self.every, self.flush = every, flush
+        self.every, self.keep, self.keys, self.flush = every, keep, keys, flush
         self.best: list[tuple[float, float, int]] = []
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Saves where it is time."""
         validated = self.validation.last_step == step
         due = self.every is not None and step % self.every == 0
-        if not (validated or due or trainer.should_stop):
+        kept = step in self.keep
+        if not (validated or due or kept or trainer.should_stop):
             return
         self.flush()
         stale = self._rank(step) if validated else []
         save(trainer, self.folder / LAST)
         if validated and step in {entry[2] for entry in self.best}:
             _replace_by_copy(self.folder / LAST, self.folder / _name(step))
+        if kept:
+            name = state_name(step)
+            _replace_by_copy(self.folder / LAST, self.folder / name)
+            (self.folder / name).with_suffix(".key").write_text(self.keys(step), encoding="utf-8")
         for old in stale:
             (self.folder / _name(old)).unlink(missing_ok=True)
 
@@ -74,6 +83,11 @@ class Checkpoints(StepCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up again."""
         self.best = [(entry[0], entry[1], entry[2]) for entry in state_dict["best"]]
+
+
+def state_name(step: int) -> str:
+    """File of a state kept for forks; what its content hangs on is in the .key beside it."""
+    return f"state-{step}.ckpt"
 
 
 def _name(step: int) -> str:
@@ -99,16 +113,20 @@ def save(trainer: pl.Trainer, path: Path) -> None:
         os.replace(draft, path)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, field: str = "resume") -> dict[str, Any]:
     """Reads a checkpoint of a run.
+
+    Args:
+        path: the file.
+        field: what the user typed it for, named in errors.
 
     Raises:
         InputError: it is missing, damaged, or no checkpoint of ours.
     """
-    checkpoint = read(path, field="resume")
-    needed = {"state_dict", "config", "config_hash", "global_step", "rng"}
+    checkpoint = read(path, field=field)
+    needed = {"state_dict", "config", "config_hash", "global_step", "rng", "derived_from"}
     if not needed <= set(checkpoint):
-        raise InputError(f"resume={path}: is no checkpoint of this project")
+        raise InputError(f"{field}={path}: is no checkpoint of this project")
     return checkpoint
 
 

@@ -32,3 +32,11 @@ def test_repeats_differ_and_lie_in_folders_of_their_own(tiny):
 def test_it_can_start_with_the_run():
     config = compose("train", ["stability=shaken", "stability.shaken.start_frac=0"])
     assert config.remedies["shaken"].start_frac == 0
+
+
+def test_shaken_full_starts_with_the_run_on_a_stream_of_its_own(tiny):
+    plain, shaken = runs(tiny, "shaken_full")
+    assert first_difference(plain, shaken) in (1, 2)
+    config = ShakenConfig(std=1e-7, scale="absolute", start_frac=0.0)
+    late, full = (added(config, name=n, index=(0,))[0] for n in ("shaken", "shaken_full"))
+    assert not torch.equal(late, full)

@@ -1,0 +1,110 @@
+"""Begins a run from a state that another run has saved.
+
+The folder is made to look as if the run itself had been interrupted there; all the rest is the
+ordinary way of going on after an interruption, which is bitwise.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from src.config import RunConfig
+from src.errors import InputError
+from src.forks import Fork
+from src.tracking.facts import code_digest
+from src.tracking.folder import RunFolder, read_metrics
+from src.training import checkpoint
+
+FIXED = ("attention", "ffn", "model", "tokenizer", "data", "seed")
+"""Sections in which source and fork must agree, so that the state fits; but not ffn.router."""
+FIXED_RECIPE = ("max_steps", "weight_decay", "decay_params", "fused")
+
+
+def state_key(config_hash: str, step: int) -> str:
+    """What the state of a run after a step hangs on: its configuration, the code, torch."""
+    text = "/".join((config_hash, str(step), code_digest(), str(torch.__version__)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check(config: RunConfig, fork: Fork) -> None:
+    """Raises InputError unless the state is there and fits the configuration."""
+    fork.check(last_step=config.last_step)
+    source, ours = fork.source_config(), config.plain()
+    for section in FIXED:
+        _compare(fork, section, source[section], ours[section])
+    for field in FIXED_RECIPE:
+        _compare(fork, f"recipe.{field}", source["recipe"][field], ours["recipe"][field])
+
+
+def _compare(fork: Fork, name: str, theirs: Any, ours: Any) -> None:
+    if name in ("ffn.router", "model.sizes"):
+        return
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in {**theirs, **ours}:
+            _compare(fork, f"{name}.{key}", theirs.get(key), ours.get(key))
+    elif theirs != ours:
+        raise InputError(
+            f"fork={fork.source}@{fork.step}: {name} was {theirs} there and is {ours} here;"
+            " the state does not fit"
+        )
+
+
+def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str) -> None:
+    """Fills a new folder with what the run would have left after the fork's step."""
+    state = checkpoint.load(fork.state, field="fork")
+    foreign = _foreign(config, state["config"])
+    state |= {
+        "config": config.plain(),
+        "config_hash": config_hash,
+        "derived_from": {"run": "/".join(fork.source.parts[-3:]), "step": fork.step},
+    }
+    _set_optimizer(state, config, fork.step)
+    for callback in state["callbacks"].values():
+        if isinstance(callback, dict) and {"last", "best"} <= set(callback):
+            for figures in (callback["last"], callback["best"]):
+                for name in [n for n in figures if _is_foreign(n, foreign)]:
+                    del figures[name]
+    lines = [
+        {name: value for name, value in line.items() if not _is_foreign(name, foreign)}
+        for line in read_metrics(fork.source / "metrics.jsonl")
+        if line["step"] <= fork.step
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    folder.metrics.write_text(text, encoding="utf-8")
+    for incident in (fork.source / "incidents").glob("step-*"):
+        if int(incident.name.partition("-")[2]) <= fork.step:
+            shutil.copytree(incident, folder.path / "incidents" / incident.name, dirs_exist_ok=True)
+    draft = folder.checkpoints / "last.part"
+    torch.save(state, draft)
+    draft.replace(folder.checkpoints / checkpoint.LAST)
+    # Last: a folder with a config is one that goes on.
+    folder.write_config(config.plain(), config_hash=config_hash)
+
+
+def _foreign(config: RunConfig, source: Mapping[str, Any]) -> list[str]:
+    """Options that the source had, or carried, and this run has not."""
+    theirs = {*source["stability"], *source["observe"]}
+    return sorted(theirs - {*config.remedies, *config.observers})
+
+
+def _is_foreign(metric: str, foreign: list[str]) -> bool:
+    return any(metric.startswith((f"val_{o}/", f"stability/{o}_")) for o in foreign)
+
+
+def _set_optimizer(state: dict[str, Any], config: RunConfig, step: int) -> None:
+    """The settings of AdamW and the rate of the next step, as this run's own schedule has them."""
+    base, rate = config.recipe.learning_rate, config.recipe.learning_rate * config.lr_factor(step)
+    for group in state["optimizer_states"][0]["param_groups"]:
+        group |= {
+            "lr": rate,
+            "initial_lr": base,
+            "betas": tuple(config.recipe.betas),
+            "eps": config.recipe.eps,
+        }
+    schedule = state["lr_schedulers"][0]
+    schedule["_last_lr"] = [rate] * len(schedule["_last_lr"])
+    schedule["base_lrs"] = [base] * len(schedule["base_lrs"])

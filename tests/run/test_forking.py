@@ -1,0 +1,154 @@
+"""A run that begins from another's saved state."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from src.config import compose
+from src.stability import REMEDIES
+from src.train import main
+from tests.runs import (
+    assert_same_tree,
+    comparable,
+    last_checkpoint,
+    metrics,
+    record,
+    stop_after,
+    train,
+)
+from tests.stability.harnessed import PACE, START, STEPS
+
+EMA = "observe={ema:{decay:0.999,horizon_frac:null}}"
+FAILING = ("ffn=moe_writeup_add", "recipe.precision=32-true", "model.sizes.writeup_bias_rate=400.0")
+LATE = sorted(
+    name
+    for name in REMEDIES
+    if compose("train", [f"stability={name}", "ffn=moe_writeup"]).natural_start > 0
+)
+
+
+def own_figures(lines):
+    """What an option logs of itself starts with it, and a fork starts there."""
+    return [
+        {n: v for n, v in line.items() if not n.startswith("stability/") or line["step"] > START}
+        for line in lines
+    ]
+
+
+def assert_same(forked: Path, whole: Path) -> None:
+    assert own_figures(metrics(forked)) == own_figures(metrics(whole))
+    one, two = (comparable(last_checkpoint(folder)) for folder in (forked, whole))
+    assert_same_tree(one, two)
+    left, right = record(forked), record(whole)
+    for name in ("outcome", "steps", "tokens", "guard", "spikes", "best", "acts_from"):
+        assert left[name] == right[name], name
+    assert left["config_hash"] == right["config_hash"]
+    assert left["variant_name"] == right["variant_name"]
+
+
+def test_the_options_that_start_late_are_those_one_expects():
+    late = {"early_stop", "ema", "fp32", "noise", "router_eps", "router_freeze", "shaken"}
+    assert set(LATE) == late | {"warmdown"}
+
+
+@pytest.mark.parametrize("option", LATE)
+def test_from_a_shared_beginning_every_late_option_is_bitwise_as_from_nothing(option, tiny):
+    arguments = [*tiny, *PACE, "ffn=moe_writeup"]
+    step = {"ema": STEPS - 1, "early_stop": 13}.get(option, START)
+    whole = train(arguments, f"stability={option}", "study=whole")
+    base = train(arguments, "study=base", f"save_at=[{step}]", EMA)
+    forked = train(arguments, f"stability={option}", "study=forked", f"fork={base}@{step}")
+    assert_same(forked, whole)
+    made = record(forked)
+    assert made["derived_from"] == {"run": "/".join(base.parts[-3:]), "step": step}
+    assert made["own_steps"] == made["steps"] - step
+    assert record(whole)["own_steps"] == made["steps"]
+
+
+def test_two_options_share_the_beginning_of_the_first_and_averages_come_along(tiny):
+    arguments = [*tiny, *PACE]
+    base = train(arguments, "study=base", f"save_at=[{START}]", EMA)
+    options = "stability=[ema,warmdown]"
+    whole = train(arguments, options, "study=whole")
+    forked = train(arguments, options, "study=forked", f"fork={base}@{START}")
+    assert_same_tree(*(comparable(last_checkpoint(f)) for f in (forked, whole)))
+    assert [line.get("val_ema/loss") for line in metrics(forked)] == [
+        line.get("val_ema/loss") for line in metrics(whole)
+    ]
+
+
+def test_a_baseline_that_saves_and_observes_is_bitwise_one_that_does_not(tiny):
+    plain = train([*tiny, *PACE, "study=plain"])
+    used = train([*tiny, *PACE, "study=used", "save_at=[5,12]", EMA])
+    assert record(plain)["config_hash"] == record(used)["config_hash"]
+    for one, two in zip(metrics(plain), metrics(used), strict=True):
+        assert one.items() <= two.items()
+    assert_same_tree(last_checkpoint(plain)["state_dict"], last_checkpoint(used)["state_dict"])
+    states = sorted(file.name for file in (used / "checkpoints").glob("state-*"))
+    assert states == ["state-12.ckpt", "state-12.key", "state-5.ckpt", "state-5.key"]
+
+
+def test_a_fork_that_is_interrupted_goes_on(tiny, monkeypatch):
+    base = train([*tiny, *PACE, "study=base", f"save_at=[{START}]"])
+    arguments = [*tiny, *PACE, "stability=warmdown", f"fork={base}@{START}"]
+    whole = train(arguments, "study=whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 16)
+        assert main([*arguments, "study=cut"]) == 143
+    assert main([*arguments, "study=cut"]) == 0
+    (cut,) = Path("runs/cut").glob("*/seed-0")
+    assert_same_tree(comparable(last_checkpoint(cut)), comparable(last_checkpoint(whole)))
+    assert record(cut)["derived_from"] == record(whole)["derived_from"]
+
+
+def test_a_fork_takes_over_what_its_source_was_told_and_the_incidents_before_it(tiny):
+    base = train([*tiny, *PACE, *FAILING, "study=base", "save_at=[20]", "seed=3"])
+    step = record(base)["incident"]["step"]
+    assert step <= 20
+    forked = train([f"fork={base}@20", "stability=none", "study=again", tiny[-1], tiny[1]])
+    assert forked.parent.name == base.parent.name
+    assert forked.name == "seed-3"
+    assert record(forked)["incident"] == record(base)["incident"]
+    assert (forked / "incidents" / f"step-{step}" / "incident.json").is_file()
+    assert record(forked)["guard"] == record(base)["guard"]
+
+
+def test_an_option_that_acts_earlier_than_the_fork_is_another_run_by_name_and_hash(tiny):
+    base = train([*tiny, *PACE, "study=base", "save_at=[15]"])
+    forked = train([*tiny, *PACE, f"fork={base}@15", "stability=clip03", "study=forked"])
+    from_nothing = train([*tiny, *PACE, "stability=clip03", "study=whole"])
+    assert forked.parent.name == f"{from_nothing.parent.name}@fork-15"
+    assert record(forked)["config_hash"] != record(from_nothing)["config_hash"]
+    assert record(forked)["acts_from"] == 15
+    # The rate of a lower learning rate holds from the first step after the fork.
+    lower = train([*tiny, *PACE, f"fork={base}@15", "stability=lower_lr", "study=lower"])
+    rates = {int(line["step"]): line["lr"] for line in metrics(lower)}
+    assert rates[16] == pytest.approx(0.3 * rates[15])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["fork=nowhere@3"], r"fork=nowhere@3: nowhere is no run folder"),
+        (["fork=nowhere"], r"fork=nowhere: must be <run folder>@<step>"),
+        (["fork={base}@7"], r"@7: no state is saved at that step \(saved: 15\)"),
+        (["fork={base}@15", "seed=4"], r"seed was 0 there and is 4 here"),
+        (["fork={base}@15", "stability=qk_norm"], r"attention.qk_norm was False there"),
+        (["fork={base}@15", "recipe.max_steps=30"], r"recipe.max_steps was 22 there"),
+        (["fork={base}@15", "stability=early_stop"], r"must be before step 14, the run's last"),
+        (["save_at=[23]"], r"save_at=\[23\]: must be steps from 1 to 22"),
+        (["observe={clip03:{norm:0.3}}"], r"observe=clip03: must be one of ema"),
+        (["observe={ema:{decay:2.0,horizon_frac:null}}"], r"observe.ema.decay=2.0"),
+        (["observe={ema:{rate:2.0}}"], r"observe.ema: .*rate"),
+        (["stability=ema", EMA], r"observe=ema: stability=ema is on already"),
+    ],
+)
+def test_bad_forks_are_one_line(more, message, tiny, capsys):
+    base = train([*tiny, *PACE, "study=base", "save_at=[15]"])
+    arguments = [a.format(base=base) if a.startswith("fork") else a for a in more]
+    assert main([*tiny, *PACE, "study=other", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") <= 2
+    assert re.search(message, error), error
+    assert not Path("runs/other").exists()
