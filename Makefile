@@ -7,9 +7,14 @@ READY := $(VENV)/ready
 JOBS ?= 2
 PORT ?= 5000
 TRAIN ?= attention=mlha ffn=moe stability=ema
+EXPERIMENT ?= stability precision
+N_JOBS ?= 2
+comma := ,
+# One study for all that one command sweeps; its name is the experiment's where there is one alone.
+STUDY ?= $(if $(word 2,$(EXPERIMENT)),ablate,$(EXPERIMENT))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock test test-all check smoke train ui clean
+.PHONY: help setup lock test test-all check smoke train ablate report ui clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,9 +52,19 @@ smoke: $(READY)  ## train for seconds, to see that everything is in place
 train: $(READY)  ## train for a few minutes; TRAIN='attention=gqa ffn=mlp' for another composition
 	$(BIN)/python -m src.train $(TRAIN)
 
+# Every experiment is tried, whatever became of the one before; Ctrl-C (130) ends them all.
+ablate: $(READY)  ## the study: EXPERIMENT='stability precision' SEEDS=0,1,2,3,4,5 N_JOBS=2 MODEL=small
+	@status=0; for experiment in $(subst $(comma), ,$(EXPERIMENT)); do \
+		$(BIN)/python -m src.train --multirun experiment=$$experiment study=$(STUDY) n_jobs=$(N_JOBS) \
+			$(if $(SEEDS),seed=$(SEEDS)) $(if $(MODEL),model=$(MODEL)) $(ARGS); \
+		code=$$?; [ $$code -lt 128 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
+	done; exit $$status
+
+report: $(READY)  ## the report of a study anew; STUDY=ablate
+	$(BIN)/python -m src.report study=$(STUDY)
+
 ui: $(READY)  ## show the runs in MLflow, on this machine only; PORT=5000
-	$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	$(BIN)/python -m src.ui port=$(PORT)
 
 clean:  ## remove .venv and caches; runs and databases stay
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -21,8 +21,20 @@ from src.stability import REMEDIES
 
 OK, FAILURE, BAD_INPUT = 0, 1, 2
 
+COMPOSED = ("train", "describe")
+"""Commands that compose a run; all others have fields of their own."""
+
+SWEEP_FIELDS = ("experiment", "n_jobs", "timeout", "share_prefix", "plan")
+"""Fields of conf/sweep.yaml, which belong to a sweep and to none of its cells."""
+
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
 _GRAMMAR_HINT = "arguments have the form field=value; values with blanks or signs need quotes"
+
+
+def is_sweep_field(argument: str) -> bool:
+    """Whether an argument is for the sweep, or for Hydra's launcher, and not for its cells."""
+    key = argument.partition("=")[0].lstrip("+~").strip()
+    return key in SWEEP_FIELDS or key.startswith(("hydra/launcher", "hydra.launcher"))
 
 
 def main(
@@ -66,6 +78,9 @@ def plain_main(
         if multirun:
             raise InputError(f"--multirun: is not for src.{config_name}")
         with readable(config_name, arguments):
+            for override in OverridesParser.create().parse_overrides(arguments):
+                if override.is_sweep_override():
+                    raise InputError(f"{override.input_line}: takes one value here")
             return command(compose_plain(config_name, arguments))
 
     return _main(act, usage=usage, argv=argv)
@@ -95,6 +110,10 @@ def checked(config_name: str, arguments: Sequence[str]) -> RunConfig:
             if override.is_add() or override.is_force_add() or override.is_delete():
                 raise InputError(
                     f"{override.input_line}: fields are set as field=value, without + and ~"
+                )
+            if is_sweep_field(override.input_line or ""):
+                raise InputError(
+                    f"{override.input_line}: is a field of sweeps; add --multirun to have one"
                 )
             if override.key_or_group.startswith("hydra"):
                 raise InputError(f"{override.input_line}: Hydra's own settings are fixed here")
@@ -168,7 +187,8 @@ def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> 
             groups = [a for a in arguments if a.partition("=")[0] in GROUPS]
             fields = known_fields(config_name, [a for a in groups if a != argument])
             group = key.partition(".")[0]
-            siblings = [f for f in fields if f.startswith(f"{group}.")] or list(GROUPS)
+            top = list(GROUPS) if config_name in COMPOSED else [f for f in fields if "." not in f]
+            siblings = [f for f in fields if f.startswith(f"{group}.")] or top
             hint = nearest(key, fields)
             return InputError(f"{key}: unknown field; {hint}allowed: {', '.join(siblings)}")
     return InputError(str(chain[0]))
@@ -210,7 +230,8 @@ def _type_reason(text: str) -> str | None:
 
 def known_fields(config_name: str, groups: Sequence[str]) -> list[str]:
     """Every field and group that a command knows, with these choices of groups."""
-    fields = list(GROUPS)
+    composed = config_name in COMPOSED
+    fields = list(GROUPS) if composed else []
 
     def walk(prefix: str, value: object) -> None:
         fields.append(prefix)
@@ -219,6 +240,10 @@ def known_fields(config_name: str, groups: Sequence[str]) -> list[str]:
                 walk(f"{prefix}.{key}" if prefix else str(key), inner)
 
     with contextlib.suppress(Exception):  # a hint is no reason for another error
-        for key, value in compose(config_name, groups).plain().items():
-            walk(key, value)
-    return [*fields, "resume", "rerun"]
+        plain = (
+            compose(config_name, groups).plain() if composed else compose_plain(config_name, None)
+        )
+        for key, value in plain.items():
+            if key not in ("choices", "kinds", "arguments"):
+                walk(key, value)
+    return [*fields, "resume", "rerun"] if composed else fields

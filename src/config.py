@@ -86,6 +86,14 @@ class TrackingConfig:
     """Mirror into MLflow."""
     uri: str | None
     """Server or database; null: MLFLOW_TRACKING_URI, else mlflow.db here."""
+    parent_run_id: str | None
+    """The MLflow run of the sweep that starts this run; null: none."""
+    sweep_id: str | None
+    """Of that sweep; also where it has no MLflow run."""
+
+    def __post_init__(self) -> None:
+        if self.sweep_id is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.sweep_id):
+            raise ValueError(f"sweep_id={self.sweep_id}: may hold letters, digits, _ and - only")
 
 
 @dataclass(kw_only=True)
@@ -346,15 +354,20 @@ def _observers(values: Any, remedies: Mapping[str, RemedyConfig]) -> dict[str, R
     return observers
 
 
-def compose_plain(config_name: str, arguments: Sequence[str]) -> dict[str, Any]:
+def compose_plain(config_name: str, arguments: Sequence[str] | None) -> dict[str, Any]:
     """The fields of a command that has its own, as plain values.
+
+    Args:
+        config_name: the command's file in conf/.
+        arguments: overrides; None: none, and a field without a value is no error.
 
     Raises:
         Hydra's and OmegaConf's exceptions, which the command line turns into one line.
     """
-    composed = _composed(config_name, arguments)
+    composed = _composed(config_name, arguments or [])
     del composed["hydra"]
-    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    must = arguments is not None
+    plain = OmegaConf.to_container(composed, resolve=must, throw_on_missing=must)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -48,6 +48,18 @@ def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[O
     return name if len(name) <= 200 else _path_safe(name, limit=200)
 
 
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Names of variants without the fields in which none of them differs, for tables."""
+    split = {name: name.split("@") for name in dict.fromkeys(names)}
+    if len(split) < 2:
+        return {name: pieces[0] for name, pieces in split.items()}
+    common = set.intersection(*(set(pieces) for pieces in split.values()))
+    return {
+        name: "@".join(p for p in pieces if p not in common) or pieces[0]
+        for name, pieces in split.items()
+    }
+
+
 def _path_safe(text: str, *, limit: int = 40) -> str:
     """Text as part of a path; what had to be changed is told apart by six digits of its hash."""
     safe = re.sub(r"[^A-Za-z0-9._+@-]+", "_", text).strip("_")[:limit]

@@ -29,7 +29,10 @@ FREE_TEXT = (
     "paths.cache",
     "resume",
     "fork",
+    "out",
     "tracking.uri",
+    "tracking.sweep_id",
+    "tracking.parent_run_id",
 )
 """Fields that take any text, so that nobody has to know Hydra's escapes."""
 

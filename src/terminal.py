@@ -3,8 +3,10 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -83,3 +85,66 @@ class StepProgress:
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._bar.stop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobProgress:
+    """How far a job of a sweep is."""
+
+    step: int
+    total: int
+    loss: float | None
+    left: float | None
+    """Seconds."""
+
+
+class JobBoard:
+    """A line a running job on a terminal, and everywhere a line a job that has ended."""
+
+    def __init__(self) -> None:
+        self.total = self.num_ended = 0
+        self._live: Live | None = None
+
+    def open(self) -> None:
+        """Starts to draw."""
+        out = console()
+        if out.is_terminal:
+            self._live = Live(console=out, refresh_per_second=2, transient=True)
+            self._live.start()
+
+    def ended(self, name: str, state: str, reason: str, seconds: float) -> None:
+        """Says once how a job went."""
+        self.num_ended += 1
+        why = f" ({reason})" if reason else ""
+        line = f"[{self.num_ended}/{self.total}] {name}: {state} after {duration(seconds)}{why}"
+        # Above what is drawn, not through it.
+        (self._live.console if self._live else console()).print(escape(line))
+
+    def show(self, running: Mapping[str, JobProgress], *, left: float | None) -> None:
+        """Draws the jobs that run."""
+        if self._live is None:
+            return
+        table = Table.grid(padding=(0, 2))
+        for name, job in running.items():
+            percent = f"{job.step:,}/{job.total:,}"
+            rest = "" if job.left is None else f"{duration(job.left)} left"
+            table.add_row(escape(name), percent, f"loss {number(job.loss)}", rest)
+        whole = "" if left is None else f", about {duration(left)} left"
+        table.add_row(f"{self.num_ended} of {self.total} jobs ended{whole}")
+        self._live.update(table)
+
+    def close(self) -> None:
+        """Ends the drawing."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 42 s, 3:05 min, 2:10 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"

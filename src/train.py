@@ -17,6 +17,9 @@ python -m src.train --multirun field=a,b,c ...     a run for each value
   seed=0  study=name  resume=auto|never|CHECKPOINT  rerun=true  tracking=mlflow|local
   recipe.max_steps=440  recipe.learning_rate=3e-3  recipe.precision=32-true|bf16-mixed  ...
 
+Sweeps: experiment=stability|precision|... n_jobs=2 timeout=SECONDS plan=true share_prefix=false
+Counterfactuals: fork=RUN_FOLDER@STEP from a state that save_at=[STEP,...] has kept
+
 All fields with their meaning: conf/ and the dataclasses it names. Results: runs/, make ui.
 """
 

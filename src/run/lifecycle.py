@@ -13,16 +13,15 @@ from src.data import Corpus
 from src.errors import InputError
 from src.run import forking
 from src.run.assemble import Assembly, assemble, model_for, set_numerics
-from src.run.outcome import build_record, final_and_best, save_sample, show_record
-from src.tracking import record as records
-from src.tracking.facts import device_facts, git_facts, versions
+from src.run.outcome import build_record, save_sample, show_record
+from src.tracking.client import default_uri
+from src.tracking.facts import device_facts
 from src.tracking.folder import MetricsWriter, RunFolder, read_metrics
-from src.tracking.mirror import MlflowMirror, default_uri
+from src.tracking.mirror import MlflowMirror
 from src.training import checkpoint
 
 logger = logging.getLogger(__name__)
 
-MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 FAILURE = 1
 SIGNAL_BASE = 128
 
@@ -45,7 +44,7 @@ def run(config: RunConfig) -> int:
     config_hash = config.config_hash()
     folder = RunFolder(config.folder)
     if not config.rerun:
-        finished = _finished(folder, config, config_hash)
+        finished = finished_record(config, config_hash)
         if finished is not None:
             if explicit:
                 raise InputError(f"resume={config.resume}: {folder.path} is finished already")
@@ -74,8 +73,13 @@ def run(config: RunConfig) -> int:
         folder.close()
 
 
-def _finished(folder: RunFolder, config: RunConfig, config_hash: str) -> dict[str, Any] | None:
-    """The record of a finished run of this configuration; an error where it is of another."""
+def finished_record(config: RunConfig, config_hash: str) -> dict[str, Any] | None:
+    """The record of a finished run of this configuration; None where it has not finished.
+
+    Raises:
+        InputError: the folder holds a run of another configuration, or is damaged.
+    """
+    folder = RunFolder(config.folder)
     known = folder.read_config()
     if known is None:
         return None
@@ -160,7 +164,7 @@ def _train(
         writer=writer,
         checkpoint_extras=extras,
     )
-    mirror = _mirror(config, folder, config_hash)
+    mirror = _mirror(config, folder)
     status = _fit(run, start)
     writer.close()
     if status == "finished":
@@ -174,19 +178,10 @@ def _train(
         derived_from=derived_from,
     )
     folder.write_record(record)
-    incident = record["incident"]
     if status == "finished" and config.study != "single":
         folder.drop_all_but_last_checkpoint()
     if mirror is not None:
-        mirror.finish(
-            status=MLFLOW_STATUS[status],
-            metrics=final_and_best(record),
-            tags={
-                "outcome": str(record["outcome"]),
-                "status": status,
-                "incident": "none" if incident is None else incident["cause"],
-            },
-        )
+        mirror.finish()
     show_record(record, folder)
     if status == "killed":
         assert run.interrupt.signal is not None
@@ -211,38 +206,15 @@ def _fit(run: Assembly, start: Path | None) -> str:
     return "killed" if run.interrupt.stopped else "finished"
 
 
-def _mirror(config: RunConfig, folder: RunFolder, config_hash: str) -> MlflowMirror | None:
+def _mirror(config: RunConfig, folder: RunFolder) -> MlflowMirror | None:
     if not config.tracking.mlflow:
         return None
-    axes = {name: str(value) for name, value in records.axes(config).items()}
-    flat = _flat({k: v for k, v in config.plain().items() if k not in ("paths", "tracking")})
     mirror = MlflowMirror(
         folder.path,
         uri=config.tracking.uri or default_uri(),
-        experiment=config.study,
-        run_name=f"{config.variant_name}/{folder.path.name}",
-        tags={
-            **axes,
-            "config_hash": config_hash,
-            "baseline": str(config.variant.stability == "none").lower(),
-            **{key: str(value) for key, value in git_facts().items()},
-            **{f"version.{key}": value for key, value in versions().items()},
-            **{f"device.{key}": str(value) for key, value in _device(config).items()},
-        },
-        params={**flat, **axes},
+        device=device_facts(torch.device(config.trainer.device_type)),
+        parent_run_id=config.tracking.parent_run_id,
         warn=terminal.warn,
     )
     mirror.start()
     return mirror
-
-
-def _device(config: RunConfig) -> dict[str, Any]:
-    return device_facts(torch.device(config.trainer.device_type))
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        name = f"{prefix}.{key}" if prefix else key
-        flat |= _flat(inner, name) if isinstance(inner, dict) else {name: inner}
-    return flat

@@ -97,16 +97,6 @@ def _incident(run: Assembly) -> dict[str, Any] | None:
     return {name: incident[name] for name in ("step", "module", "cause", "line")}
 
 
-def final_and_best(record: dict[str, Any]) -> dict[str, float]:
-    """`final/*` and `best/*`, which make columns in MLflow's table of runs."""
-    return {
-        f"{when}/{name}": float(value)
-        for when in ("final", "best")
-        for name, value in record[when].items()
-        if value is not None
-    }
-
-
 def save_sample(config: RunConfig, model: Transformer, corpus: Corpus, folder: RunFolder) -> None:
     """Writes samples.md: a continuation of how the validation text begins."""
     if not corpus.tokenizer.token_bytes().any():

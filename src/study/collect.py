@@ -11,9 +11,10 @@ import yaml
 
 from src.errors import InputError
 from src.tracking.folder import damaged, read_json, read_metrics
+from src.tracking.state import SWEEPS
 
-SWEEPS = ".sweeps"
-"""Folder of a study in which every sweep leaves <sweep_id>.json: what it ran and how it ended."""
+SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""In C where PyYAML was built so: ten times faster over hundreds of runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ def _sweeps(folder: Path) -> list[dict[str, Any]]:
 def _read(folder: Path, *, baseline: str | None) -> Run:
     file = folder / "config.yaml"
     with damaged(file):
-        config: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config: Mapping[str, Any] = yaml.load(file.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
         seed, repeat = int(config["seed"]), int(config["repeat"])
     with damaged(folder / "record.json"):
         record = read_json(folder / "record.json") or {}

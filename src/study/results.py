@@ -29,15 +29,17 @@ class Comparison:
     endpoint: str
     """nonfinite, nonfinite_batches, first_nonfinite, spikes or loss."""
     difference: Estimate | None
-    """Arm minus baseline; None where no seed allows it."""
+    """Arm minus baseline; None where no seed allows it, of loss fewer than two."""
     null_range: tuple[float, float] | None
-    """Least and greatest difference that the null arms show on their seeds; None without them."""
+    """Least and greatest difference that the null arm shows on single seeds, every run of it by
+    itself; of nonfinite, in the share of seeds, by repeat. None without one."""
     p_value: float | None
     """Adjusted over the arms of the study; None where nothing could be tested."""
     smallest_p: float | None
     """The smallest adjusted p that this number of seeds could have reached."""
     smallest_effect: float | None
-    """The smallest difference that it would have found 8 times of 10, in units of the endpoint."""
+    """The smallest difference, as a magnitude in units of the endpoint, that it would have found 8
+    times of 10; of nonfinite, the smallest fall in the share that it calls. None where none is."""
     verdict: str
     """A clause: what the comparison says, or that this design cannot tell."""
     detected: bool
@@ -59,29 +61,40 @@ class ArmResult:
     outcomes: dict[str, int]
     """Runs by outcome."""
     acts_from: int
+    """The step after which it is compared: until then its runs are bitwise the baseline's."""
     num_failed_before: int
     """Seeds that were non-finite before the arm could act; they are no part of its comparison."""
     censored_at: int | None
     """The step after which the arm does not train: its zeros are exposure, not effect."""
     nonfinite: Proportion
-    """Seeds that went non-finite after `acts_from`."""
+    """Seeds that went non-finite after `acts_from`; one with repeats as most of its runs did."""
     baseline_nonfinite: Proportion | None
     """The same of the baseline, from the same step on, on the same seeds."""
     nonfinite_batches: Estimate | None
     """After `acts_from`, per seed."""
     first_nonfinite: list[int]
-    """The first such step of every seed that has one, in order of seeds."""
+    """The first such step of every seed among those events, in order of seeds."""
     spikes: Estimate | None
     """Spikes per seed after `acts_from`."""
     loss: Estimate | None
     """Final val/loss (of averaged weights for ema) of seeds that are clean."""
     loss_metric: str
+    num_marked: int
+    """Runs with val/nonfinite_frac above 0: their loss is a mean over the windows that are left,
+    and stands in no comparison."""
+    loss_at_equal: dict[str, float | None]
+    """Mean loss of clean seeds by axis (steps, tokens, active_flops, seconds), each at the
+    smallest total of any clean run of the study; None where the curve does not reach."""
+    loss_difference_at_equal: dict[str, float | None]
+    """The same minus the baseline's, over the seeds of which both are clean."""
+    null_arm: str | None
+    """The null arm that stands beside its differences, by label."""
     comparisons: dict[str, Comparison]
     """By endpoint; empty for a baseline."""
     tokens: float
     active_flops: float
     seconds: float
-    """Cost of one run, mean; from nothing, whatever was shared."""
+    """Cost of one run, mean; from nothing, whatever was shared. NaN where no record tells it."""
     own_steps: float
     """Steps of one run that were not taken from another's state, mean."""
 

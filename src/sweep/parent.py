@@ -1,29 +1,278 @@
-"""Runs the cells of a sweep one after the other."""
+"""Carries a sweep out: skips what is finished, runs the rest in waves, reports."""
 
-from collections.abc import Sequence
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import filelock
 
 from src import cli, terminal
 from src.errors import InputError
-from src.run.lifecycle import run
-from src.sweep.plan import expand
+from src.run.forking import state_key
+from src.run.lifecycle import finished_record
+from src.sweep.child import Job
+from src.sweep.launch import launch
+from src.sweep.manifest import Manifest
+from src.sweep.monitor import Monitor
+from src.sweep.plan import Cell, Plan, make_plan
+from src.sweep.preview import show_plan
+from src.tracking.client import default_uri
+from src.tracking.folder import read_json
+from src.tracking.parent import SweepRun, close_child, lock_file
+from src.tracking.state import SWEEPS, is_held, writer_lock
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+MAX_LAUNCHES = 3
+"""Starts of one wave, where a launcher loses its workers."""
 
 
 def sweep(config_name: str, arguments: Sequence[str]) -> int:
-    """Trains every cell; one that fails does not keep the others from running."""
-    configs = expand(config_name, arguments)
-    failed = []
-    for number, config in enumerate(configs, start=1):
-        terminal.say(f"[{number}/{len(configs)}] {config.folder}")
+    """Trains every cell that is not finished; one that fails keeps no other from running.
+
+    Returns:
+        The exit code: 0 when all cells are finished, however they went; 1 when some are not; that
+        of the signal when one ended the sweep.
+
+    Raises:
+        InputError: any cell is bad input; nothing has been trained or written then.
+    """
+    plan = make_plan(config_name, arguments)
+    finished = {cell.folder: _finished(plan, cell) for cell in plan.cells}
+    show_plan(plan, finished)
+    if plan.settings.plan:
+        return cli.OK
+    return Sweep(plan, finished, command=_command(arguments)).run()
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "src.train", "--multirun", *arguments])
+
+
+def _finished(plan: Plan, cell: Cell) -> bool:
+    """Whether a cell needs no training; raises InputError where its folder holds another run."""
+    if plan.rerun:
+        return False
+    return finished_record(cell.config, cell.config.config_hash()) is not None
+
+
+class Sweep:
+    """One sweep under way."""
+
+    def __init__(self, plan: Plan, finished: dict[Path, bool], *, command: str) -> None:
+        self.plan = plan
+        self.folder = plan.folder / SWEEPS
+        self.jobs = self.folder / plan.sweep_id
+        self.stop_file = self.jobs / "stop"
+        self.signal: int | None = None
+        self.board = terminal.JobBoard()
+        self.report_failed = False
+        self.manifest = Manifest(plan, finished, command=command)
+        tracking = plan.cells[0].config.tracking
+        self.mlflow: SweepRun | None = None
+        if tracking.mlflow:
+            self.mlflow = SweepRun(
+                uri=tracking.uri or default_uri(),
+                experiment=plan.study,
+                sweep_id=plan.sweep_id,
+                folder=self.folder,
+            )
+        self.parent_run_id: str | None = None
+
+    def run(self) -> int:
+        """Everything from the first wave to the report; returns the exit code."""
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(lock_file(self.folder, self.plan.sweep_id), timeout=0)
         try:
-            code = run(config)
-        except InputError as error:
-            terminal.error(str(error))
-            code = cli.BAD_INPUT
-        if code > cli.BAD_INPUT:
-            return code
-        if code != cli.OK:
-            failed.append(str(config.folder))
-    if failed:
-        terminal.error(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
-        return cli.FAILURE
-    return cli.OK
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise InputError(
+                f"study={self.plan.study}: this sweep ({self.plan.sweep_id}) is running already"
+            ) from error
+        try:
+            with self._signals():
+                return self._run()
+        finally:
+            lock.release()
+
+    def _run(self) -> int:
+        for name in ("stop", "stop.now"):
+            (self.jobs / name).unlink(missing_ok=True)
+        self.manifest.write(self.folder)
+        if self.mlflow is not None:
+            self.parent_run_id = self.mlflow.open(command=self.manifest.command)
+            for cell in self.plan.cells:
+                if self.manifest.is_finished(cell):
+                    self.mlflow.adopt(cell.folder)
+        self.board.total = sum(not self.manifest.is_finished(c) for c in self.plan.cells)
+        for wave in self.plan.waves():
+            self._run_wave([cell for cell in wave if not self.manifest.is_finished(cell)])
+        self._wait_for_others()
+        self.manifest.close(self.folder, self._status())
+        report = self._report()
+        if self.mlflow is not None:
+            self._close_mlflow(self.mlflow, report)
+        return self._exit_code()
+
+    # ------------------------------------------------------------------ jobs
+
+    def _run_wave(self, cells: Sequence[Cell]) -> None:
+        """Launches until every cell has ended; a launcher may lose workers on its way."""
+        waiting = list(cells)
+        for _ in range(MAX_LAUNCHES):
+            if not waiting or self.signal is not None:
+                return
+            files = [self._write_job(cell) for cell in waiting]
+            try:
+                n_jobs = self.plan.settings.n_jobs
+                with Monitor(waiting, self._status_file, board=self.board, n_jobs=n_jobs):
+                    launch(files, self.plan.settings.typed)
+            except Exception as error:  # a launcher that breaks must not take the sweep with it
+                if self.signal is None:
+                    terminal.warn(f"the launcher lost a worker ({type(error).__name__}: {error})")
+            for cell in waiting:
+                self._take_state(cell)
+            waiting = [cell for cell in waiting if self.manifest.state(cell) == "waiting"]
+
+    def _write_job(self, cell: Cell) -> Path:
+        number = self.plan.cells.index(cell)
+        file = self.jobs / f"job-{number}.json"
+        self._status_file(cell).unlink(missing_ok=True)
+        tracking = [f"tracking.sweep_id='{self.plan.sweep_id}'"]
+        if self.parent_run_id is not None:
+            tracking.append(f"tracking.parent_run_id='{self.parent_run_id}'")
+        start = None
+        if cell.start is not None:
+            source = next(c for c in self.plan.cells if c.folder == cell.start.folder)
+            key = state_key(source.config.config_hash(), cell.start.step)
+            start = [str(cell.start.folder), cell.start.step, key]
+        Job(
+            folder=str(cell.folder),
+            arguments=[*cell.arguments, *tracking],
+            start=start,
+            rerun=self.plan.rerun,
+            timeout=self.plan.settings.timeout,
+            stop_file=str(self.stop_file),
+            status_file=str(self._status_file(cell)),
+            owner=[socket.gethostname(), os.getpid()],
+            mlflow=self.mlflow is not None,
+        ).write(file)
+        return file.resolve()
+
+    def _status_file(self, cell: Cell) -> Path:
+        return self.jobs / f"status-{self.plan.cells.index(cell)}.json"
+
+    def _take_state(self, cell: Cell) -> None:
+        status = read_json(self._status_file(cell)) or {"state": "waiting", "reason": ""}
+        state, reason = status["state"], status["reason"]
+        if state == "running":
+            # Its worker is gone without a word, and the process with it or soon.
+            state, reason = "killed", "lost with the launcher's worker"
+            if status["pid"] is not None:
+                _kill_group(status["pid"])
+        self.manifest.set(cell, state, reason)
+        self.manifest.write(self.folder)
+        if self.mlflow is not None and state not in ("finished", "busy", "waiting"):
+            close_child(cell.folder, "FAILED" if state == "failed" else "KILLED")
+
+    def _wait_for_others(self) -> None:
+        """Cells that another sweep was training: done by it, or else still to be done here."""
+        said = False
+        while self.signal is None:
+            busy = [c for c in self.plan.cells if self.manifest.state(c) == "busy"]
+            if not busy:
+                return
+            if not said:
+                terminal.say(f"waiting for {len(busy)} runs that another sweep trains")
+                said = True
+            time.sleep(POLL_SECONDS)
+            free = [cell for cell in busy if not is_held(writer_lock(cell.folder))]
+            for cell in free:
+                if finished_record(cell.config, cell.config.config_hash()) is not None:
+                    self.manifest.set(cell, "finished", "by another sweep")
+            self._run_wave([c for c in free if self.manifest.state(c) == "busy"])
+
+    # ------------------------------------------------------------------ the end
+
+    def _status(self) -> str:
+        if self.signal is not None:
+            return "killed"
+        done = all(self.manifest.state(cell) == "finished" for cell in self.plan.cells)
+        return "finished" if done else "failed"
+
+    def _report(self) -> Any:
+        from src.study.report import write_report
+
+        if not any(self.manifest.is_finished(cell) for cell in self.plan.cells):
+            return None
+        try:
+            return write_report(self.plan.folder)
+        except Exception as error:  # the runs are made, and MLflow's parent is still to be closed
+            logger.exception("the report could not be written")
+            self.report_failed = True
+            terminal.error(
+                f"the report could not be written ({type(error).__name__}: {error});"
+                f" python -m src.report study={self.plan.study} tries again"
+            )
+            return None
+
+    def _close_mlflow(self, mlflow: SweepRun, report: Any) -> None:
+        statuses = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+        mlflow.close(
+            statuses[self._status()],
+            metrics={} if report is None else report.headline,
+            artifacts=[] if report is None else report.files,
+            tags={"status": self._status(), **self.manifest.counts()},
+        )
+
+    def _exit_code(self) -> int:
+        states = self.manifest.counts()
+        terminal.say(", ".join(f"{count} {state}" for state, count in states.items()))
+        for cell in self.plan.cells:
+            if self.manifest.state(cell) != "finished":
+                reason = self.manifest.reason(cell)
+                terminal.error(f"{cell.folder}: {self.manifest.state(cell)} ({reason})")
+        if self.signal is not None:
+            terminal.say("stopped by a signal; the same command continues")
+            return 128 + self.signal
+        done = self._status() == "finished" and not self.report_failed
+        return cli.OK if done else cli.FAILURE
+
+    # ------------------------------------------------------------------ signals
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first signal ends all jobs in order, with checkpoints; a second one at once."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            self.stop_file.with_suffix(".now").touch()
+            return
+        self.signal = number
+        # Written whole before it appears, because workers read it at once.
+        draft = self.jobs / "stop.part"
+        draft.write_text(signal.Signals(number).name, encoding="utf-8")
+        draft.replace(self.stop_file)
+        print("ending all jobs with a checkpoint; once more ends them at once", file=sys.stderr)
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,7 +1,12 @@
-"""From a command line with several values to the list of its runs."""
+"""From a command line with several values to the cells of a sweep, in the order they must run."""
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -10,30 +15,222 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import cli
 from src.config import CONF, RunConfig
+from src.sweep.settings import SweepSettings, compose_settings
+
+UNCELLED = ("rerun", "study", "paths", "tracking", "watch")
+"""Typed fields that make no other sweep."""
 
 
-def expand(config_name: str, arguments: Sequence[str]) -> list[RunConfig]:
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The saved state of a baseline, from which a cell can begin."""
+
+    folder: Path
+    """The baseline's run folder."""
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a sweep."""
+
+    config: RunConfig
+    arguments: list[str]
+    """All that its command is given."""
+    baseline: str | None
+    """Name of the variant that it is compared with."""
+    added: bool
+    """Whether it was added as somebody's baseline."""
+    start: Start | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.config.folder
+
+    @property
+    def own_steps(self) -> int:
+        """Steps that it trains itself."""
+        return self.config.last_step - (0 if self.start is None else self.start.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A whole sweep, checked."""
+
+    study: str
+    sweep_id: str
+    settings: SweepSettings
+    rerun: bool
+    cells: list[Cell]
+    """As they were swept, each baseline before the first that is compared with it."""
+    dropped: list[str]
+    """Cells that would repeat another bit by bit, by name."""
+
+    @property
+    def folder(self) -> Path:
+        """runs/<study>."""
+        return Path(self.cells[0].config.paths.runs) / self.study
+
+    def waves(self) -> list[list[Cell]]:
+        """Those that others start from, and then all others."""
+        sources = {cell.start.folder for cell in self.cells if cell.start is not None}
+        first = [cell for cell in self.cells if cell.folder in sources]
+        rest = [cell for cell in self.cells if cell.folder not in sources]
+        return [wave for wave in (first, rest) if wave]
+
+
+def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     """Every cell of a sweep, composed and checked, before anything is trained.
-
-    Unless it is typed, the study is named after the cells.
 
     Raises:
         InputError: any cell is bad input.
     """
+    own = [a for a in arguments if cli.is_sweep_field(a)]
+    settings = compose_settings(own)
+    typed = [a for a in arguments if a not in own]
+    keys = {_key(a) for a in typed}
+    swept = [a for a in settings.axes if _key(a) not in keys] + typed
+    rerun = any(a.replace(" ", "") == "rerun=true" for a in swept)
+    expanded = _fields_where_they_belong(_expand(config_name, swept))
+    identity = "\n".join(sorted(" ".join(_identity(cell)) for cell in expanded))
+    sweep_id = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    study = settings.experiment or f"sweep-{sweep_id}"
+    if "study" not in keys and not any(_key(a) == "study" for a in settings.axes):
+        expanded = [[*cell, f"study={study}"] for cell in expanded]
+    cells, dropped = _with_baselines(config_name, expanded)
+    if settings.share_prefix:
+        cells = _sharing(cells)
+    for cell in cells:
+        cell.config.trainer.check_device()
+    return Plan(
+        study=cells[0].config.study,
+        sweep_id=sweep_id,
+        settings=settings,
+        rerun=rerun,
+        cells=cells,
+        dropped=dropped,
+    )
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].strip()
+
+
+def _identity(cell: Sequence[str]) -> list[str]:
+    return sorted(a for a in cell if _key(a).partition(".")[0] not in UNCELLED)
+
+
+def _expand(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         # The loader lets glob(*) list a group's options.
         with cli.readable(config_name, arguments):
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(
-                list(arguments)
+                [a for a in arguments if _key(a) != "rerun"]
             )
             batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    cells = [list(cell) for batch in batches for cell in batch]
-    if not any(argument.startswith("study=") for argument in arguments):
-        digest = hashlib.sha256("\n".join(" ".join(cell) for cell in cells).encode()).hexdigest()
-        cells = [[*cell, f"study=sweep-{digest[:8]}"] for cell in cells]
-    configs = [cli.checked(config_name, cell) for cell in cells]
-    for config in configs:
-        config.trainer.check_device()
-    return configs
+    return [list(cell) for batch in batches for cell in batch]
+
+
+def _options(cell: Sequence[str]) -> set[str]:
+    """The stability options that a cell chooses."""
+    chosen = [a.partition("=")[2] for a in cell if _key(a) == "stability"]
+    return set(chosen[-1].strip("[]").replace(" ", "").split(",")) if chosen else set()
+
+
+def _fields_where_they_belong(cells: list[list[str]]) -> list[list[str]]:
+    """A field of an option goes to the cells that have the option, where any has."""
+    swept = set().union(*map(_options, cells))
+
+    def belongs(argument: str, cell: Sequence[str]) -> bool:
+        section, _, rest = _key(argument).partition(".")
+        option = rest.partition(".")[0]
+        return section != "stability" or option not in swept or option in _options(cell)
+
+    kept = [[a for a in cell if belongs(a, cell)] for cell in cells]
+    return [list(cell) for cell in dict.fromkeys(tuple(cell) for cell in kept)]
+
+
+def _with_baselines(
+    config_name: str, expanded: Sequence[Sequence[str]]
+) -> tuple[list[Cell], list[str]]:
+    """Composes all cells and adds the untreated one of each that is missing."""
+    cells: dict[Path, Cell] = {}
+    dropped: list[str] = []
+    # Composing takes a tenth of a second, and all arms of a seed have one baseline.
+    baselines: dict[tuple[str, ...], RunConfig] = {}
+    composed = [(list(a), cli.checked(config_name, a)) for a in expanded]
+    treated = any(config.remedies for _, config in composed)
+    reference = None if treated else composed[0][1].variant_name
+    given = {config.folder for _, config in composed}
+    for arguments, config in composed:
+        if config.repeat and not any(remedy.draws for remedy in config.remedies.values()):
+            dropped.append(f"{config.variant_name}/{config.folder.name}")
+            continue
+        baseline = reference if config.variant_name != reference else None
+        if config.remedies:
+            plain = [a for a in arguments if _key(a).partition(".")[0] != "stability"]
+            plain = [a for a in plain if _key(a) != "repeat"]
+            plain.append("stability=none")
+            if tuple(plain) not in baselines:
+                baselines[tuple(plain)] = cli.checked(config_name, plain)
+            untreated = baselines[tuple(plain)]
+            baseline = untreated.variant_name
+            if untreated.folder not in cells:
+                cells[untreated.folder] = Cell(
+                    config=untreated,
+                    arguments=plain,
+                    baseline=None,
+                    added=untreated.folder not in given,
+                )
+        if config.folder not in cells:
+            cells[config.folder] = Cell(
+                config=config, arguments=arguments, baseline=baseline, added=False
+            )
+    return list(cells.values()), dropped
+
+
+def _sharing(cells: Sequence[Cell]) -> list[Cell]:
+    """Has baselines save the states, and carry the observers, that later cells start from."""
+    by_place = {(c.config.variant_name, c.config.seed): c for c in cells if not c.config.remedies}
+    states: dict[Path, set[int]] = {}
+    observers: dict[Path, dict[str, Any]] = {}
+    starts: dict[Path, Start] = {}
+    for cell in cells:
+        source = by_place.get((cell.baseline or "", cell.config.seed))
+        step = min(cell.config.natural_start, cell.config.last_step - 1)
+        if source is None or not cell.config.remedies or step < 1 or cell.config.fork is not None:
+            continue
+        watching = {
+            name: dataclasses.asdict(remedy)
+            for name, remedy in cell.config.remedies.items()
+            if remedy.observes
+        }
+        carried = observers.setdefault(source.folder, {})
+        if any(carried.get(name, values) != values for name, values in watching.items()):
+            continue  # one baseline carries one average
+        carried |= watching
+        states.setdefault(source.folder, set()).add(step)
+        starts[cell.folder] = Start(folder=source.folder, step=step)
+    shared = []
+    for cell in cells:
+        more = []
+        if cell.folder in states:
+            more.append(f"save_at={sorted(states[cell.folder])}".replace(" ", ""))
+        if observers.get(cell.folder):
+            more.append(f"observe={_grammar(observers[cell.folder])}")
+        shared.append(
+            dataclasses.replace(
+                cell, arguments=[*cell.arguments, *more], start=starts.get(cell.folder)
+            )
+        )
+    return shared
+
+
+def _grammar(value: Any) -> str:
+    """A nested mapping in Hydra's grammar."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_grammar(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value)

@@ -26,7 +26,8 @@ class RunFolder:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
-        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+        # Who looks whether a lock is held holds it for a moment.
+        self._lock = filelock.FileLock(path / ".lock", timeout=0.3)
         self._log_handler: logging.Handler | None = None
 
     def open(self) -> None:

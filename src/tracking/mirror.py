@@ -5,40 +5,35 @@ slows or stops training, and what it missed is still on disk.
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from src.tracking.folder import read_json, read_metrics, write_json
+from src.tracking.client import LATER, Server
+from src.tracking.delivery import begin, deliver
+from src.tracking.facts import git_facts, versions
+from src.tracking.mend import catch_up, mend
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 3.0
+MAX_POLL_SECONDS = 60.0
 FINISH_SECONDS = 60.0
-MAX_METRICS = 1000
-MAX_PARAMS = 100
-MAX_VALUE = 6000
-
-
-def default_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a database at the root of the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+"""That a run waits at its end for a server that is slow."""
+CATCH_UP_SECONDS = 10.0
+"""Of these, what earlier runs may take."""
 
 
 class MlflowMirror:
-    """Brings one run folder into MLflow.
+    """Brings one run folder into MLflow while it is written.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, with its config.yaml; its lock is held.
         uri: the tracking server or database.
-        experiment: its name; the study.
-        run_name: of the run.
-        tags, params: set once, at the start.
+        device: facts about it.
+        parent_run_id: the run of the sweep that this run belongs to.
         warn: shows one line to the user.
     """
 
@@ -47,147 +42,70 @@ class MlflowMirror:
         folder: Path,
         *,
         uri: str,
-        experiment: str,
-        run_name: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, Any],
+        device: Mapping[str, Any],
+        parent_run_id: str | None,
         warn: Callable[[str], None],
     ) -> None:
-        self.folder, self.uri = folder, uri
-        self.experiment, self.run_name = experiment, run_name
-        self.tags, self.params, self.warn = tags, params, warn
-        self._client: Any = None
-        self._state: dict[str, Any] = {}
-        self._stop = threading.Event()
-        self._failed = False
+        self.folder, self.device, self.parent_run_id = folder, device, parent_run_id
+        self.server = Server(uri)
+        self.warn = warn
+        self._over = threading.Event()
+        self._latest_end = float("inf")
+        self._warned = False
         self._thread = threading.Thread(target=self._follow, name="mlflow-mirror", daemon=True)
 
     def start(self) -> None:
-        """Connects and follows, in the background."""
+        """Follows the run, in the background."""
         self._thread.start()
 
-    def finish(self, *, status: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """Sends the rest and closes the run; gives up after a minute.
-
-        `status` is MLflow's: FINISHED, FAILED or KILLED.
-        """
-        self._stop.set()
+    def finish(self) -> None:
+        """Sends the rest, once record.json is written, and closes the run; within a minute."""
+        self._latest_end = time.monotonic() + CATCH_UP_SECONDS
+        self._over.set()
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            self._complain("did not take all metrics in time")
-        if self._failed or self._thread.is_alive():
-            return
-        try:
-            self._send([{"step": 0, **metrics}])
-            for key, value in tags.items():
-                self._client.set_tag(self._state["run_id"], key, value)
-            for name in ("config.yaml", "record.json", "samples.md"):
-                if (self.folder / name).is_file():
-                    self._client.log_artifact(self._state["run_id"], str(self.folder / name))
-            self._client.set_terminated(self._state["run_id"], status=status)
-        except Exception as error:  # whatever goes wrong there, training is done and on disk
-            self._complain(str(error))
+            self._complain(TimeoutError("it did not take everything in time"))
 
     def _follow(self) -> None:
         try:
-            self._connect()
-            while not self._stop.wait(POLL_SECONDS):
-                self._catch_up()
-            self._catch_up()
+            facts = {**git_facts(), "versions": versions(), "device": self.device}
+            state = begin(
+                self.folder, self.server.uri, facts=facts, parent_run_id=self.parent_run_id
+            )
         except Exception as error:  # a tracker never stops training, whatever its trouble
-            self._complain(str(error))
+            self._complain(error)
+            return
+        delay = POLL_SECONDS
+        is_first = True
+        while True:
+            over = self._over.is_set()
+            try:
+                deliver(self.folder, self.server, over=over)
+            except Exception as error:
+                self._complain(error)
+                delay = min(2 * delay, MAX_POLL_SECONDS)
+            else:
+                delay = POLL_SECONDS
+                if is_first:
+                    is_first = False
+                    self._look_after_others(state.experiment)
+            if over:
+                return
+            self._over.wait(delay)
 
-    def _complain(self, reason: str) -> None:
-        self._failed = True
-        line = reason.strip().splitlines()[0][:200] if reason.strip() else "no reason given"
-        logger.warning("mlflow: %s", reason)
-        self.warn(f"MLflow at {self.uri} cannot be reached or written ({line}); the run goes on")
-
-    def _connect(self) -> None:
-        # Without these an unreachable server is tried for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        client, experiment_id = prepare(self.uri, self.experiment)
-        self._client = client
-        file = self.folder / "mlflow.json"
-        known = read_json(file) or {}
-        if known.get("uri") == self.uri and self._exists(known["run_id"]):
-            self._state = known
-            client.update_run(known["run_id"], status="RUNNING")
-        else:
-            run = client.create_run(experiment_id, run_name=self.run_name)
-            self._state = {"uri": self.uri, "run_id": run.info.run_id, "lines_sent": 0}
-            self._send_params()
-            write_json(file, self._state)
-        for key, value in self.tags.items():
-            client.set_tag(self._state["run_id"], key, value)
-
-    def _exists(self, run_id: str) -> bool:
-        """Whether a run that was begun is still there; a database may have been deleted."""
-        from mlflow.exceptions import MlflowException
-
+    def _look_after_others(self, experiment: str) -> None:
+        runs = self.folder.parents[2]
         try:
-            self._client.get_run(run_id)
-        except MlflowException:
-            return False
-        return True
+            mend(self.server, experiment)
+            if self.parent_run_id is None:
+                # Otherwise the sweep does it for all its runs.
+                catch_up(runs, self.server, go_on=lambda: time.monotonic() < self._latest_end)
+        except Exception:  # their trouble is not this run's
+            logger.exception("mlflow: earlier runs")
 
-    def _send_params(self) -> None:
-        from mlflow.entities import Param
-
-        params = [Param(key, str(value)[:MAX_VALUE]) for key, value in self.params.items()]
-        for begin in range(0, len(params), MAX_PARAMS):
-            batch = params[begin : begin + MAX_PARAMS]
-            self._client.log_batch(self._state["run_id"], params=batch)
-
-    def _catch_up(self) -> None:
-        lines = read_metrics(self.folder / "metrics.jsonl")
-        # A resumed run has cut its metrics; the same steps come again with the same values.
-        self._send(lines[self._state["lines_sent"] :])
-        if len(lines) != self._state["lines_sent"]:
-            self._state["lines_sent"] = len(lines)
-            write_json(self.folder / "mlflow.json", self._state)
-
-    def _send(self, lines: list[dict[str, float]]) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        entries = [
-            Metric(name, value, now, int(line["step"]))
-            for line in lines
-            for name, value in line.items()
-            if name != "step"
-        ]
-        for begin in range(0, len(entries), MAX_METRICS):
-            batch = entries[begin : begin + MAX_METRICS]
-            self._client.log_batch(self._state["run_id"], metrics=batch)
-
-
-def prepare(uri: str, experiment: str) -> tuple[Any, str]:
-    """A client and the experiment's id; creates database and experiment where they are missing.
-
-    Under a lock, because processes that migrate one fresh database together all crash.
-    """
-    # Quiet before the import: creating a database is no news.
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    import mlflow
-
-    # And after it, because the import sets the level anew.
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    if not uri.startswith("sqlite:///"):
-        client = mlflow.MlflowClient(tracking_uri=uri)
-        return client, _experiment_id(client, experiment, artifacts=None)
-    database = Path(uri.removeprefix("sqlite:///"))
-    with filelock.FileLock(database.with_suffix(".lock")):
-        client = mlflow.MlflowClient(tracking_uri=uri)
-        artifacts = database.parent / "mlartifacts"
-        return client, _experiment_id(client, experiment, artifacts=artifacts)
-
-
-def _experiment_id(client: Any, name: str, *, artifacts: Path | None) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = None if artifacts is None else f"{artifacts.as_uri()}/{name}"
-    return str(client.create_experiment(name, artifact_location=location))
+    def _complain(self, error: Exception) -> None:
+        line = self.server.trouble(error)
+        logger.warning("%s", line, exc_info=error)
+        if not self._warned:
+            self._warned = True
+            self.warn(f"{line}; {LATER}")

@@ -1,29 +1,12 @@
 """MLflow as users have it: a process of its own, because mlflow behaves otherwise under pytest."""
 
 import json
-import shutil
-import sqlite3
-import subprocess
-import sys
+import signal
 
-import pytest
-
-from src.tracking.folder import read_metrics
 from tests.conftest import TINY
-from tests.runs import metrics, start
-
-WITH_MLFLOW = [argument for argument in TINY if argument != "tracking=local"]
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory):
-    """An empty database, made once: creating one takes seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    code = (
-        f"from src.tracking.mirror import prepare;prepare('sqlite:///{folder}/mlflow.db', 'single')"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-    return folder / "mlflow.db"
+from tests.runs import metrics, record, start
+from tests.tracking.folders import name_of, points, points_on_disk, query, run_ids, runs, tags
+from tests.tracking.waiting import WITH_MLFLOW, start_waiting, until
 
 
 def finish(process):
@@ -31,54 +14,78 @@ def finish(process):
     return process.returncode, out, err
 
 
-def query(database, sql):
-    with sqlite3.connect(database) as connection:
-        return connection.execute(sql).fetchall()
+def folder_of(study, tmp_path):
+    (folder,) = (tmp_path / "runs" / study).glob("*/seed-0")
+    return folder
 
 
-def test_a_run_stands_in_mlflow_with_all_its_metrics_and_training_is_the_same(template, tmp_path):
-    shutil.copy(template, tmp_path / "mlflow.db")
+def test_a_run_stands_in_mlflow_with_all_its_metrics_and_training_is_the_same(database, tmp_path):
     code, _, err = finish(start("train", ["stability=ema", "study=a", *WITH_MLFLOW], tmp_path))
     assert (code, err) == (0, "")
-    database = tmp_path / "mlflow.db"
-    ((name, status),) = query(database, "select name, status from runs")
-    (folder,) = (tmp_path / "runs" / "a").glob("*/seed-0")
-    assert name == f"{folder.parent.name}/seed-0"
-    assert status == "FINISHED"
-    stored = query(database, "select key, step, value from metrics")
-    lines = read_metrics(folder / "metrics.jsonl")
-    expected = {(k, line["step"], v) for line in lines for k, v in line.items() if k != "step"}
-    assert expected <= set(stored)
-    record = json.loads((folder / "record.json").read_text())
+    folder = folder_of("a", tmp_path)
+    assert runs(database) == {name_of(folder): "FINISHED"}
+    assert points(database, name_of(folder)) == points_on_disk(folder)
+    made = record(folder)
     latest = dict(query(database, "select key, value from latest_metrics"))
-    assert latest["final/val/loss"] == record["final"]["val/loss"]
-    assert latest["best/step"] == record["best"]["step"]
-    tags = dict(query(database, "select key, value from tags"))
+    assert latest["final/val/loss"] == made["final"]["val/loss"]
+    assert latest["best/step"] == made["best"]["step"]
+    known = tags(database, name_of(folder))
     params = dict(query(database, "select key, value from params"))
     for axis, value in {"attention": "mlha", "stability": "ema", "seed": "0"}.items():
-        assert tags[axis] == params[axis] == value
-    assert (tags["outcome"], tags["baseline"]) == ("clean", "false")
-    assert tags["incident"] == "none"
-    assert tags["version.torch"] == record["versions"]["torch"]
-    assert tags["config_hash"] == record["config_hash"]
+        assert known[axis] == params[axis] == value
+    assert (known["outcome"], known["baseline"]) == ("clean", "false")
+    assert known["incident"] == "none"
+    assert known["version.torch"] == made["versions"]["torch"]
+    assert known["device.type"] == made["device"]["type"]
+    assert known["git_sha"] == str(made["git_sha"])
+    assert known["config_hash"] == made["config_hash"]
     assert params["recipe.learning_rate"] == "0.005"
     artifacts = {path.name for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()}
     assert artifacts == {"config.yaml", "record.json", "samples.md"}
     # Trackers on or off: equal.
     local = ["stability=ema", "study=b", *TINY]
     assert finish(start("train", local, tmp_path))[0] == 0
-    (other,) = (tmp_path / "runs" / "b").glob("*/seed-0")
-    assert metrics(other) == metrics(folder)
+    assert metrics(folder_of("b", tmp_path)) == metrics(folder)
 
 
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run(template, tmp_path):
-    shutil.copy(template, tmp_path / "mlflow.db")
-    arguments = ["study=a", *WITH_MLFLOW]
+def test_a_terminated_run_is_killed_and_goes_on_in_the_same_mlflow_run(database, tmp_path):
+    process = start_waiting(["study=a"], tmp_path)
+    until(lambda: any(points(database, name) for name in runs(database)))
+    process.send_signal(signal.SIGTERM)
+    (tmp_path / "go").touch()
+    assert finish(process)[0] == 143
+    folder = folder_of("a", tmp_path)
+    name = name_of(folder)
+    assert runs(database) == {name: "KILLED"}
+    assert tags(database, name)["outcome"] == "killed"
+    first = run_ids(database)
+    arguments = ["study=a", "tracking.parent_run_id=p1", "tracking.sweep_id=s1", *WITH_MLFLOW]
     assert finish(start("train", arguments, tmp_path))[0] == 0
-    (folder,) = (tmp_path / "runs" / "a").glob("*/seed-0")
-    (folder / "record.json").unlink()
-    assert finish(start("train", arguments, tmp_path))[0] == 0
-    assert query(tmp_path / "mlflow.db", "select status from runs") == [("FINISHED",)]
+    assert run_ids(database) == first
+    assert runs(database) == {name: "FINISHED"}
+    # A sweep made it its own.
+    known = tags(database, name)
+    assert (known["mlflow.parentRunId"], known["sweep_id"]) == ("p1", "s1")
+    stored, expected = points(database, name), points_on_disk(folder)
+    assert expected - stored == {}
+    assert all(metric.startswith("speed/") for metric, _, _ in stored - expected)
+
+
+def test_a_run_killed_by_force_is_mended_and_completed_by_the_next_one(database, tmp_path):
+    process = start_waiting(["study=a"], tmp_path)
+    until(lambda: any(points(database, name) for name in runs(database)))
+    process.kill()
+    process.communicate()
+    folder = folder_of("a", tmp_path)
+    name = name_of(folder)
+    assert runs(database) == {name: "RUNNING"}
+    with (folder / "metrics.jsonl").open("a") as file:
+        # What the server had missed by then, and a line that the kill has torn.
+        file.write('{"step": 9, "train/loss": 3.5}\n{"step": 10, "tra')
+    assert finish(start("train", ["study=b", "seed=1", *WITH_MLFLOW], tmp_path))[0] == 0
+    assert set(runs(database).values()) == {"KILLED", "FINISHED"}
+    assert runs(database)[name] == "KILLED"
+    assert points(database, name)[("train/loss", 9, 3.5)] == 1
 
 
 def test_a_server_that_is_away_is_named_and_training_goes_on(tmp_path):
@@ -89,5 +96,6 @@ def test_a_server_that_is_away_is_named_and_training_goes_on(tmp_path):
     assert code == 0
     assert err.startswith("warning: MLflow at http://127.0.0.1:9 cannot be reached")
     assert err.count("\n") == 1
-    (record,) = (tmp_path / "runs" / "a").glob("*/seed-0/record.json")
-    assert json.loads(record.read_text())["status"] == "finished"
+    assert (
+        json.loads((folder_of("a", tmp_path) / "record.json").read_text())["status"] == "finished"
+    )

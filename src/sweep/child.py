@@ -1,0 +1,224 @@
+"""One job of a sweep: a training process of its own, whatever launcher brought it here.
+
+A worker of Hydra's launcher only waits: for the end of the process, for the time-out, for the
+sweep's wish to stop, for the sweep's death. A training process that raises, calls sys.exit or is
+killed takes nothing with it. It is forked from a server that has done the imports, which take
+seconds, and nothing else.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from src.errors import InputError
+from src.tracking.folder import RunFolder, read_json, write_json
+
+POLL_SECONDS = 0.2
+MIN_GRACE_SECONDS, MAX_GRACE_SECONDS = 5.0, 60.0
+"""Between the wish that a process ends in order, with a checkpoint, and its end by force."""
+
+BUSY = "another sweep has it"
+
+IMPORTS = ("src.cli", "src.run.lifecycle", "src.sweep.parent")
+"""What every training process needs; imported once a worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker is told; a file, so that it reaches every launcher's workers."""
+
+    folder: str
+    """The run folder."""
+    arguments: list[str]
+    """Of src.train."""
+    start: list[Any] | None
+    """Baseline's folder, step and key of the state from which the run can begin."""
+    rerun: bool
+    timeout: float | None
+    stop_file: str
+    """Appears when the sweep wants to end; holds the name of the signal that ends its jobs."""
+    status_file: str
+    owner: list[Any]
+    """Host and process of the sweep."""
+    mlflow: bool
+    """Whether runs are mirrored, so that MLflow is worth importing beforehand."""
+
+    def write(self, path: Path) -> None:
+        """To be read by `run_job`."""
+        write_json(path, asdict(self))
+
+
+def run_job(config: DictConfig) -> str:
+    """The function that Hydra's launcher calls with conf/sweep.yaml; returns the state."""
+    # Ctrl-C reaches every process of the terminal; the sweep alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = Job(**json.loads(Path(config.job).read_text(encoding="utf-8")))
+    return Child(job).run()
+
+
+class Child:
+    """A training process and the file that tells the sweep how it fares."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.folder = Path(job.folder)
+        self.status: dict[str, Any] = {"state": "waiting", "reason": "", "pid": None}
+
+    def run(self) -> str:
+        """Trains; returns finished, failed, killed, timed out, stopped or busy."""
+        if Path(self.job.stop_file).exists():
+            return self._end("stopped", "the sweep ended before it began")
+        try:
+            arguments = self._arguments()
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (InputError, OSError) as error:
+            return self._end("failed", str(error))
+        self.status["started"] = time.time()
+        # Whether a GPU is there must not be asked in a way that a fork does not survive.
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        # By force, because joblib's workers have a method of their own that others do not know.
+        multiprocessing.set_start_method("forkserver", force=True)
+        multiprocessing.set_forkserver_preload([*IMPORTS, *(["mlflow"] if self.job.mlflow else [])])
+        process = multiprocessing.Process(
+            target=train, args=(arguments, str(self.folder / "train.log"))
+        )
+        process.start()
+        self._tell("running", "", pid=process.pid)
+        wish = self._wait(process)
+        assert process.exitcode is not None
+        return self._end(*self._verdict(process.exitcode, wish))
+
+    def _arguments(self) -> list[str]:
+        """Begins from the baseline's state where the run is new and the state the right one."""
+        arguments = list(self.job.arguments)
+        if self.job.rerun:
+            RunFolder(self.folder).move_aside()
+        if self.job.start is None or (self.folder / "config.yaml").exists():
+            return arguments
+        source, step, key = self.job.start
+        found = Path(source) / "checkpoints" / f"state-{step}.key"
+        if found.is_file() and found.read_text(encoding="utf-8") == key:
+            return [*arguments, f"fork='{source}@{step}'"]
+        self.status["reason"] = f"no state of this code at step {step} in {source}: from nothing"
+        return arguments
+
+    def _wait(self, process: BaseProcess) -> str | None:
+        """Waits for the end; returns why it was brought about, None where it came of itself."""
+        wish: str | None = None
+        deadline = 0.0
+        begin = time.monotonic()
+        while True:
+            process.join(POLL_SECONDS)
+            if process.exitcode is not None:
+                return wish
+            now = time.monotonic()
+            if wish is None:
+                wish = self._wish(now - begin)
+                if wish is not None:
+                    deadline = now + self._grace(wish)
+                    _signal(process, self._signal_number())
+            elif now > deadline or self._hurry():
+                _signal(process, signal.SIGKILL)
+
+    def _wish(self, seconds: float) -> str | None:
+        if Path(self.job.stop_file).exists():
+            return "stopped"
+        if self.job.timeout is not None and seconds > self.job.timeout:
+            return "timed out"
+        host, pid = self.job.owner
+        if host == socket.gethostname() and not _is_alive(pid):
+            return "stopped"
+        return None
+
+    def _grace(self, wish: str) -> float:
+        """A tenth of the time-out for a job that has overrun it, which may hang."""
+        if wish != "timed out" or self.job.timeout is None:
+            return MAX_GRACE_SECONDS
+        return min(MAX_GRACE_SECONDS, max(MIN_GRACE_SECONDS, self.job.timeout / 10))
+
+    def _signal_number(self) -> int:
+        """What the sweep itself was sent, so that the run ends with the same exit code."""
+        try:
+            return signal.Signals[Path(self.job.stop_file).read_text(encoding="utf-8").strip()]
+        except (OSError, KeyError):
+            return signal.SIGTERM
+
+    def _hurry(self) -> bool:
+        return Path(self.job.stop_file).with_suffix(".now").exists()
+
+    def _verdict(self, code: int, wish: str | None) -> tuple[str, str]:
+        if wish == "timed out":
+            return "timed out", f"took longer than timeout={self.job.timeout}"
+        record = read_json(self.folder / "record.json") or {}
+        if code == 0 and record.get("status") == "finished":
+            return "finished", self.status["reason"]
+        if wish == "stopped":
+            return "stopped", "the same command continues it"
+        if code < 0:
+            return "killed", f"by signal {signal.Signals(-code).name}"
+        line = _reason(self.folder / "train.log")
+        if code == 2 and "is being written by another run" in line:
+            return "busy", BUSY
+        return "failed", f"exit code {code}: {line}"
+
+    def _tell(self, state: str, reason: str, **more: Any) -> None:
+        self.status |= {"state": state, "reason": reason or self.status["reason"], **more}
+        write_json(Path(self.job.status_file), self.status)
+
+    def _end(self, state: str, reason: str) -> str:
+        self._tell(state, reason, pid=None, ended=time.time())
+        return state
+
+
+def train(arguments: list[str], log: str) -> None:
+    """What the training process does: src.train, with all its output in the log."""
+    # A group of its own: no Ctrl-C of the terminal reaches it, only what the worker sends.
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    from src.train import main
+
+    sys.exit(main(arguments))
+
+
+def _signal(process: BaseProcess, number: int) -> None:
+    assert process.pid is not None
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        # Gone, or so young that it has no group of its own yet.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _reason(log: Path) -> str:
+    """The last error that a log names, else its last line that is not blank."""
+    lines = [
+        line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
+    lines = [line for line in reversed(lines) if line]
+    errors = [line for line in lines if line.startswith("error:")]
+    return next(iter(errors or lines), "no output")[:300]

@@ -1,0 +1,56 @@
+"""How long a run will take, from a few steps of its model on this machine."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+from src.config import RunConfig
+from src.model import build_model
+from src.streams import generator
+
+STEPS = 2
+START_SECONDS = 8.0
+"""What a process takes before its first step, and after its last."""
+TOO_MANY_FLOPS = 1e13
+"""Of one step; above, the few steps would take longer than their answer is worth."""
+
+
+def step_seconds(config: RunConfig, *, vocab_size: int, flops_per_token: int) -> float | None:
+    """Seconds of one step, forward and backward; None for a model too large to try."""
+    recipe = config.recipe
+    flops = flops_per_token * recipe.batch_size * recipe.seq_len * recipe.accumulate
+    if flops > TOO_MANY_FLOPS:
+        return None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.trainer.threads)
+    try:
+        return _measure(config, vocab_size) * recipe.accumulate
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(config: RunConfig, vocab_size: int) -> float:
+    recipe, device = config.recipe, torch.device(config.trainer.device_type)
+    model = build_model(
+        model=config.model,
+        attention=config.attention,
+        ffn=config.ffn,
+        vocab_size=vocab_size,
+        max_seq_len=recipe.seq_len,
+        generator_for=lambda name: generator(0, "init", name),
+    ).to(device)
+    shape = recipe.batch_size, recipe.seq_len
+    tokens_BT = torch.randint(vocab_size, shape, generator=generator(0, "cost")).to(device)
+    autocast = recipe.precision == "bf16-mixed"
+    begin = 0.0
+    for step in range(1 + STEPS):
+        if step == 1:
+            begin = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            logits_BTV = model(tokens_BT)
+        F.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BT.flatten()).backward()
+        model.zero_grad()
+        # Waits for a GPU to be done.
+        float(logits_BTV.detach()[0, 0, 0])
+    return (time.perf_counter() - begin) / STEPS

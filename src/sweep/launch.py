@@ -1,0 +1,45 @@
+"""Hands jobs to a launcher of Hydra's."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import open_dict
+
+from src.config import CONF
+from src.sweep.child import run_job
+
+
+def launch(jobs: Sequence[Path], settings: Sequence[str]) -> None:
+    """Runs all jobs and returns when all have ended, each with its state in its status file.
+
+    Args:
+        jobs: files that `Job.write` has made.
+        settings: overrides of conf/sweep.yaml, those of the launcher included.
+
+    Raises:
+        Exception: whatever the launcher raises when a worker of its own is lost.
+    """
+    from hydra._internal.callbacks import Callbacks
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration(
+            config_name="sweep", overrides=list(settings), run_mode=RunMode.MULTIRUN
+        )
+        with open_dict(config):
+            config.hydra.job.name = "sweep"
+        HydraConfig.instance().set_config(config)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),
+            task_function=run_job,
+            config=config,
+        )
+        logging.getLogger("hydra").setLevel(logging.WARNING)
+        launcher.launch([[f"job='{job}'"] for job in jobs], initial_job_idx=0)

@@ -1,0 +1,95 @@
+"""What a sweep leaves beside its runs: what it was, and how each cell ended."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from src.sweep.plan import Cell, Plan
+from src.tracking.facts import code_digest, git_facts
+from src.tracking.folder import write_json
+
+SCHEMA = 1
+
+
+class Manifest:
+    """runs/<study>/.sweeps/<sweep_id>.json, kept up to date as cells end.
+
+    States: waiting, finished, failed, killed, timed out, stopped (by the sweep's own end), busy
+    (another sweep trains it).
+    """
+
+    def __init__(self, plan: Plan, finished: dict[Path, bool], *, command: str) -> None:
+        self.plan, self.command = plan, command
+        self.status = "running"
+        self.started = time.time()
+        self.ended: float | None = None
+        self._states = {
+            cell.folder: ("finished", "before") if finished[cell.folder] else ("waiting", "")
+            for cell in plan.cells
+        }
+
+    def state(self, cell: Cell) -> str:
+        """How the cell fares."""
+        return self._states[cell.folder][0]
+
+    def reason(self, cell: Cell) -> str:
+        """Why, in a few words."""
+        return self._states[cell.folder][1]
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether nothing is to be done for it."""
+        return self.state(cell) == "finished"
+
+    def set(self, cell: Cell, state: str, reason: str) -> None:
+        """How it has ended."""
+        self._states[cell.folder] = (state, reason)
+
+    def counts(self) -> dict[str, str]:
+        """Cells by state; those finished before counted apart."""
+        states = Counter(
+            "skipped, finished before" if entry == ("finished", "before") else entry[0]
+            for entry in self._states.values()
+        )
+        return {state: str(count) for state, count in sorted(states.items())}
+
+    def close(self, folder: Path, status: str) -> None:
+        """Writes it for the last time."""
+        self.status, self.ended = status, time.time()
+        self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Writes it, whole or not at all."""
+        write_json(folder / f"{self.plan.sweep_id}.json", self._plain())
+
+    def _plain(self) -> dict[str, Any]:
+        settings = self.plan.settings
+        return {
+            "schema": SCHEMA,
+            "study": self.plan.study,
+            "sweep_id": self.plan.sweep_id,
+            "experiment": settings.experiment,
+            "command": self.command,
+            "share_prefix": settings.share_prefix,
+            "status": self.status,
+            "started": self.started,
+            "ended": self.ended,
+            "code": code_digest(),
+            **git_facts(),
+            "dropped": self.plan.dropped,
+            "cells": [self._cell(cell) for cell in self.plan.cells],
+        }
+
+    def _cell(self, cell: Cell) -> dict[str, Any]:
+        state, reason = self._states[cell.folder]
+        return {
+            "folder": "/".join(cell.folder.parts[-2:]),
+            "variant": cell.config.variant_name,
+            "seed": cell.config.seed,
+            "repeat": cell.config.repeat,
+            "baseline": cell.baseline,
+            "added": cell.added,
+            "start_step": None if cell.start is None else cell.start.step,
+            "state": state,
+            "reason": reason,
+        }

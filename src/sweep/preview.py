@@ -1,0 +1,125 @@
+"""What a sweep is about to do, and what it will cost, before it does it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from src import terminal
+from src.config import RunConfig
+from src.describe import vocab_size
+from src.model.size import Size, measure
+from src.naming import short_names
+from src.sweep.cost import START_SECONDS, step_seconds
+from src.sweep.plan import Cell, Plan
+
+
+@dataclass
+class Cost:
+    """What is still to be done for some cells."""
+
+    runs: int = 0
+    steps: int = 0
+    shared_steps: int = 0
+    tokens: int = 0
+    flops: int = 0
+    seconds: float | None = 0.0
+    """Of one job after the other; None where it cannot be said beforehand."""
+
+    def add(self, other: "Cost") -> None:
+        """Adds up."""
+        for field in ("runs", "steps", "shared_steps", "tokens", "flops"):
+            setattr(self, field, getattr(self, field) + getattr(other, field))
+        unknown = self.seconds is None or other.seconds is None
+        self.seconds = None if unknown else (self.seconds or 0.0) + (other.seconds or 0.0)
+
+
+class Estimator:
+    """Sizes and times each distinct shape once."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, Size] = {}
+        self._seconds: dict[str, float | None] = {}
+
+    def size(self, config: RunConfig) -> Size:
+        """Parameters and FLOPs."""
+        shape = repr((config.model, config.attention, config.ffn, config.recipe.seq_len))
+        if shape not in self._sizes:
+            self._sizes[shape] = measure(
+                model=config.model,
+                attention=config.attention,
+                ffn=config.ffn,
+                vocab_size=vocab_size(config),
+                seq_len=config.recipe.seq_len,
+            )
+        return self._sizes[shape]
+
+    def cost(self, cell: Cell) -> Cost:
+        """Of one cell."""
+        config, recipe = cell.config, cell.config.recipe
+        size = self.size(config)
+        shape = repr(
+            (size, recipe.batch_size, recipe.accumulate, recipe.precision, config.trainer.threads)
+        )
+        if shape not in self._seconds:
+            self._seconds[shape] = step_seconds(
+                config, vocab_size=size.vocab_size, flops_per_token=size.flops_per_token
+            )
+        tokens = cell.own_steps * recipe.batch_size * recipe.seq_len * recipe.accumulate
+        a_step = self._seconds[shape]
+        return Cost(
+            runs=1,
+            steps=cell.own_steps,
+            shared_steps=config.last_step - cell.own_steps,
+            tokens=tokens,
+            flops=tokens * size.flops_per_token,
+            seconds=None if a_step is None else START_SECONDS + a_step * cell.own_steps,
+        )
+
+
+def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
+    """Prints a line a variant and the whole cost."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        groups.setdefault(cell.config.variant_name, []).append(cell)
+    shorts = short_names(list(groups))
+    estimator, whole, rows = Estimator(), Cost(), []
+    for name, cells in groups.items():
+        size, cost = estimator.size(cells[0].config), Cost()
+        for cell in cells:
+            if not finished[cell.folder]:
+                cost.add(estimator.cost(cell))
+        whole.add(cost)
+        rows.append(
+            [
+                f"{shorts[name]} (added)" if cells[0].added else shorts[name],
+                f"{cost.runs} of {len(cells)}",
+                f"{size.params_total:,} ({size.params_active:,})",
+                f"{cost.steps:,}",
+                f"{cost.shared_steps:,}",
+            ]
+        )
+    variant = plan.cells[0].config.variant
+    terminal.table(
+        f"study {plan.study} (ffn {variant.ffn}, preset {variant.preset}), sweep {plan.sweep_id}",
+        ["variant", "runs to do", "parameters (active)", "steps", "steps shared"],
+        rows,
+    )
+    _show_whole(plan, whole)
+
+
+def _show_whole(plan: Plan, whole: Cost) -> None:
+    if whole.runs:
+        n_jobs = plan.settings.n_jobs
+        time = "time unknown beforehand"
+        if whole.seconds is not None:
+            time = f"about {terminal.duration(whole.seconds / n_jobs)} with n_jobs={n_jobs}"
+        terminal.say(
+            f"to train: {whole.runs} runs, {whole.steps:,} steps, {whole.tokens:,} tokens,"
+            f" {whole.flops:.2g} FLOPs, {time}; {whole.shared_steps:,} steps come from baselines"
+        )
+    else:
+        terminal.say("nothing to train: every run is finished; rerun=true trains them again")
+    for name in plan.dropped:
+        terminal.say(f"left out: {name} would repeat another run bit by bit")
+    for note in dict.fromkeys(note for cell in plan.cells for note in cell.config.notes):
+        terminal.warn(note)

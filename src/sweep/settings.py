@@ -1,0 +1,85 @@
+"""What a sweep has besides its cells, from conf/sweep.yaml."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from src import cli
+from src.config import CONF
+from src.errors import InputError
+from src.overrides import quote_free_text
+
+MAX_JOBS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """How a sweep is carried out."""
+
+    experiment: str | None
+    """Name of the study in conf/experiment whose axes are swept."""
+    n_jobs: int
+    """Jobs at a time."""
+    timeout: float | None
+    """Seconds after which a job is ended; None: never."""
+    share_prefix: bool
+    """Whether arms that act late start from their baseline's state."""
+    plan: bool
+    """Whether to print what would be run, and stop."""
+    axes: list[str]
+    """The experiment's overrides."""
+    typed: list[str]
+    """What was typed of all this."""
+
+    def __post_init__(self) -> None:
+        if type(self.n_jobs) is not int or not 1 <= self.n_jobs <= MAX_JOBS:
+            raise InputError(f"n_jobs={self.n_jobs}: must be an integer from 1 to {MAX_JOBS}")
+        if self.timeout is not None and (
+            type(self.timeout) not in (int, float) or not 0 < self.timeout < math.inf
+        ):
+            raise InputError(f"timeout={self.timeout}: must be seconds above 0, or null")
+        for field in ("share_prefix", "plan"):
+            value = getattr(self, field)
+            if type(value) is not bool:
+                raise InputError(f"{field}={value}: must be true or false")
+
+
+def compose_settings(arguments: Sequence[str]) -> SweepSettings:
+    """Reads conf/sweep.yaml with the sweep's own arguments, those of Hydra's launcher included.
+
+    Raises:
+        InputError: in one line, whatever is wrong.
+    """
+    with cli.readable("sweep", arguments):
+        composed = compose_sweep(arguments)
+        params: dict[str, Any] = dict(composed.hydra.sweeper.params or {})
+        experiment = composed.hydra.runtime.choices.get("experiment")
+    return SweepSettings(
+        experiment=experiment,
+        n_jobs=composed.n_jobs,
+        timeout=composed.timeout,
+        share_prefix=composed.share_prefix,
+        plan=composed.plan,
+        axes=[quote_free_text(f"{key}={_text(value)}") for key, value in params.items()],
+        typed=list(arguments),
+    )
+
+
+def compose_sweep(arguments: Sequence[str]) -> DictConfig:
+    """The composed conf/sweep.yaml, with Hydra's own part."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        composed = hydra.compose("sweep", overrides=list(arguments), return_hydra_config=True)
+    OmegaConf.set_struct(composed, False)
+    return composed
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

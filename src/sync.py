@@ -1,0 +1,41 @@
+"""`python -m src.sync`: brings into MLflow what it has missed."""
+
+import sys
+
+from src import startup
+
+USAGE = """
+python -m src.sync [study=NAME] [paths.runs=FOLDER] [tracking.uri=URI]
+
+Brings into MLflow what a server that was away has missed of the runs in FOLDER: metrics, ends,
+files. The run folders say what that is; what is there already is not sent again, and a run in
+progress is left to itself.
+
+  study=NAME          that study alone
+  tracking.uri=URI    everything to that server or database, runs with tracking=local too;
+                      without it each run goes where it was meant to go
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    with startup.quiet_interrupt():
+        from pathlib import Path
+
+        from src import cli
+        from src.tracking.sync import sync
+
+        return cli.plain_main(
+            "sync",
+            lambda given: sync(
+                runs=Path(str(given["paths"]["runs"])),
+                study=None if given["study"] is None else str(given["study"]),
+                uri=None if given["tracking"]["uri"] is None else str(given["tracking"]["uri"]),
+            ),
+            usage=USAGE,
+            argv=argv,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

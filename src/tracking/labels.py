@@ -1,0 +1,89 @@
+"""Tags and params by which MLflow finds a run, taken from its config.yaml and facts."""
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PARENT = "mlflow.parentRunId"
+"""The tag by which MLflow nests runs."""
+
+
+UNNAMED = {
+    *("paths", "tracking", "watch", "config_hash", "arguments", "fork", "save_at", "observe"),
+    *("choices", "kinds", "study", "notes"),
+}
+"""Entries of config.yaml that are no params."""
+
+
+def host() -> str:
+    """This machine: locks of others cannot be seen from here."""
+    return socket.gethostname()
+
+
+def axes(config: Mapping[str, Any]) -> dict[str, str]:
+    """attention, ffn, stability, model, preset, seed, repeat, from config.yaml's content."""
+    choices = config["choices"]
+    named = {name: choices[name] for name in ("attention", "ffn", "model", "preset")}
+    stability = "-".join(sorted(config["stability"])) or "none"
+    values = {**named, "stability": stability, "seed": config["seed"], "repeat": config["repeat"]}
+    return {name: str(value) for name, value in values.items()}
+
+
+def run_tags(
+    config: Mapping[str, Any], folder: Path, *, facts: Mapping[str, Any]
+) -> dict[str, str]:
+    """The tags of a run.
+
+    Args:
+        config: config.yaml's content.
+        folder: the run folder.
+        facts: git_sha, git_dirty, versions, device, as record.json has them; what is not known is
+            absent.
+    """
+    chosen = axes(config)
+    tags = {
+        **chosen,
+        "kind": "run",
+        "config_hash": config["config_hash"],
+        "baseline": str(chosen["stability"] == "none").lower(),
+        "run_folder": folder.resolve(),
+        "host": host(),
+        **{name: facts[name] for name in ("git_sha", "git_dirty") if name in facts},
+        **{f"version.{name}": value for name, value in facts.get("versions", {}).items()},
+        **{f"device.{name}": value for name, value in facts.get("device", {}).items()},
+    }
+    sweep_id = config["tracking"].get("sweep_id")
+    if sweep_id is not None:
+        tags["sweep_id"] = sweep_id
+    return {name: str(value) for name, value in tags.items()}
+
+
+def sweep_tags(folder: Path, *, command: str, description: str) -> dict[str, str]:
+    """The tags of a sweep, whose folder is runs/<study>/.sweeps/<sweep_id>."""
+    return {
+        "kind": "sweep",
+        "sweep_id": folder.name,
+        "command": command,
+        "mlflow.note.content": description,
+        "run_folder": str(folder.resolve()),
+        "host": host(),
+    }
+
+
+def run_params(config: Mapping[str, Any]) -> dict[str, str]:
+    """The params of a run: all of its configuration that makes it another run, flat, and the axes.
+
+    What was typed and where it began are in config.yaml; in MLflow's tables they would hide what
+    tells the arms apart.
+    """
+    flat = _flat({name: value for name, value in config.items() if name not in UNNAMED})
+    return {name: str(value) for name, value in flat.items()} | axes(config)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        name = f"{prefix}.{key}" if prefix else key
+        flat |= _flat(inner, name) if isinstance(inner, dict) else {name: inner}
+    return flat

@@ -1,0 +1,55 @@
+from src.study.averted import averted, averted_table
+from src.study.collect import Run, Study
+
+
+def run(tmp_path, stability, repeat, *, bad, step=20, acts_from=20, name="@fork-20"):
+    variant = f"mlha+moe_writeup+{stability}{name}"
+    return Run(
+        folder=tmp_path / variant / f"seed-3-repeat-{repeat}",
+        variant=variant,
+        seed=3,
+        repeat=repeat,
+        config={
+            "choices": dict.fromkeys(("attention", "ffn", "model", "preset"), "x"),
+            "stability": {option: {} for option in stability.split("-")},
+        },
+        record={
+            "status": "finished",
+            "acts_from": acts_from,
+            "derived_from": {"run": "single/base/seed-3", "step": step},
+            "guard": {"nonfinite_steps": bad},
+        },
+        baseline=None,
+    )
+
+
+def study(tmp_path, runs):
+    return Study(name="forks", folder=tmp_path, runs=runs, sweeps=[])
+
+
+def test_repeats_without_a_failure_after_the_state_are_counted_against_the_nulls(tmp_path):
+    runs = [
+        # A failure before the state is the source's and counts for nothing.
+        *(run(tmp_path, "clip03-shaken_full", r, bad=[5]) for r in range(4)),
+        *(run(tmp_path, "shaken_full", r, bad=[5, 30]) for r in range(3)),
+        run(tmp_path, "shaken_full", 3, bad=[]),
+    ]
+    null, treated = averted(study(tmp_path, runs))
+    assert (null.is_null, null.averted.events, null.averted.total) == (True, 1, 4)
+    assert (treated.averted.events, treated.averted.total) == (4, 4)
+    assert treated.null == null.averted
+    # Fisher's exact test of 4 of 4 against 1 of 4, by hand: (1 + 1 + ... ) = 2 * 4 / 56.
+    assert treated.p_value is not None
+    assert abs(treated.p_value - 1 / 7) < 1e-12
+    table = averted_table(study(tmp_path, runs), title="t")
+    assert [cell.text for cell in table.rows[1]][2:4] == ["4 of 4", "1 of 4"]
+
+
+def test_shared_beginnings_are_no_counterfactuals(tmp_path):
+    assert averted(study(tmp_path, [run(tmp_path, "warmdown", 0, bad=[], name="")])) == []
+
+
+def test_without_null_repeats_nothing_is_compared(tmp_path):
+    (line,) = averted(study(tmp_path, [run(tmp_path, "clip03", 0, bad=[])]))
+    assert line.null is None
+    assert line.p_value is None

@@ -1,0 +1,153 @@
+import dataclasses
+
+import pytest
+
+from src.study.analysis import analyse
+from src.study.collect import Study
+from tests.study import synthetic
+from tests.study.synthetic import Arm
+
+CONTROLS = {"none": Arm(num_failing=6), "router_eps": Arm(), "shaken": Arm(num_failing=6)}
+
+
+def warnings(arms, **kwargs) -> list[str]:
+    return analyse(synthetic.in_memory(arms, **kwargs)).warnings
+
+
+def recorded(study: Study, number: int, **entries) -> Study:
+    """The study with other entries in one record."""
+    runs = list(study.runs)
+    runs[number] = dataclasses.replace(runs[number], record=runs[number].record | entries)
+    return dataclasses.replace(study, runs=runs)
+
+
+def test_a_complete_study_warns_of_nothing():
+    assert warnings(CONTROLS) == []
+
+
+def test_a_study_of_remedies_without_controls_is_told_so():
+    found = warnings({"none": Arm(), "clip03": Arm()})
+
+    assert found[0].startswith("no known-good arm") and found[1].startswith("no null arm")
+    assert len(found) == 2
+
+
+def test_seeds_that_only_one_side_has_are_listed():
+    found = warnings(CONTROLS | {"clip03": Arm(seeds=[0, 1, 2, 9])})
+
+    assert "clip03: seeds 3, 4, 5 of its baseline not run" in found
+    assert "clip03: seed 9 not run in its baseline, so in no comparison" in found
+
+
+def test_an_arm_whose_baseline_is_not_there_is_named():
+    found = warnings({"none": Arm(seeds=[]), "clip03": Arm()})
+
+    assert any("clip03: its baseline mlha+moe_writeup_add+none" in each for each in found)
+
+
+@pytest.mark.parametrize("status", ["failed", "killed", "unfinished"])
+def test_runs_that_have_not_ended_are_listed(status):
+    found = warnings(CONTROLS | {"clip03": Arm(status=status)}, seeds=2)
+
+    assert f"clip03: {status}, so in no comparison: seed-0, seed-1" in found
+
+
+def test_runs_that_the_guard_stopped_have_lower_bounds_for_counts():
+    found = warnings(CONTROLS | {"clip03": Arm(outcome="stopped", num_failing=6, steps=330)})
+
+    assert any("clip03: stopped by the guard" in each and "seed-5" in each for each in found)
+
+
+def test_seeds_that_failed_early_are_told_once_for_all_arms_that_start_there():
+    early = [[100], [300], [300], [300], [300], [300]]
+    arms = {
+        "none": Arm(nonfinite=early),
+        "router_eps": Arm(nonfinite=[[100], [], [], [], [], []], acts_from=240),
+        "shaken": Arm(nonfinite=early, acts_from=240),
+        "ema": Arm(nonfinite=early, acts_from=440),
+    }
+
+    (told,) = [each for each in warnings(arms) if "non-finite on" in each]
+
+    assert told.startswith("router_eps, shaken: non-finite on")
+
+
+def test_mixed_code_libraries_and_devices_are_told():
+    study = synthetic.in_memory(CONTROLS)
+    assert (
+        "runs of 2 commits (0123456789, abc)"
+        in analyse(recorded(study, 3, git_sha="abc", code="d" * 16)).warnings
+    )
+    assert (
+        "runs of 2 commits (0123456789, abc), with the same code in all"
+        in analyse(recorded(study, 3, git_sha="abc")).warnings
+    )
+    assert (
+        "1 of 18 runs come from a checkout with uncommitted changes"
+        in analyse(recorded(study, 3, git_dirty=True)).warnings
+    )
+    other = {"python": "3.11.7", "torch": "2.14.0"}
+    assert (
+        "runs of several versions of torch: 2.13.0+cpu, 2.14.0"
+        in analyse(recorded(study, 3, versions=other)).warnings
+    )
+    device = {"type": "cuda", "name": "H100"}
+    assert (
+        "runs on several devices: H100, cpu" in analyse(recorded(study, 3, device=device)).warnings
+    )
+
+
+def test_of_runs_that_tell_no_code_nothing_is_said_of_it():
+    study = synthetic.in_memory(CONTROLS)
+    runs = [dataclasses.replace(r, record=r.record | {"code": None}) for r in study.runs]
+
+    older = recorded(dataclasses.replace(study, runs=runs), 3, git_sha="abc")
+
+    assert analyse(older).warnings == ["runs of 2 commits (0123456789, abc)"]
+
+
+def test_a_field_that_differs_without_being_named_is_told():
+    odd = Arm(config={"recipe.learning_rate": 3e-3, "ffn.router.norm_eps": 1e-9})
+
+    found = warnings(CONTROLS | {"zclip": odd})
+
+    assert found == [
+        "zclip: differs from its baseline in more than it says:"
+        " recipe.learning_rate (0.003 against 0.0015), ffn.router.norm_eps (1e-09 against 0.0)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        # What the variant's name says, in the short and in the long form.
+        Arm(fields="@learning_rate-0.003", config={"recipe.learning_rate": 3e-3}),
+        Arm(fields="@recipe.learning_rate-0.003", config={"recipe.learning_rate": 3e-3}),
+        Arm(fields="@bias_rate-4", config={"ffn.router.bias_rate": 4.0}),
+        # What another option of a group brings with it.
+        Arm(ffn="mlp", config={"ffn": {"inner_dim": 192}}),
+        Arm(preset="hot", config={"recipe.betas": [0.9, 0.999]}),
+        Arm(model="proxy", config={"model.hidden_dim": 128, "attention.q_latent_dim": 16}),
+    ],
+)
+def test_a_field_that_differs_as_the_name_says_is_not_told(arm):
+    assert warnings(CONTROLS | {"zclip": dataclasses.replace(arm, stability=["zclip"])}) == []
+
+
+def test_what_an_option_claims_is_expected_to_differ_and_nothing_else():
+    clipped = {"stability.clip03": {"norm": 0.3}, "recipe.clip_norm": 0.3}
+    shorter = {"stability.beta2": {"beta2": 0.99}, "recipe.betas": [0.9, 0.99]}
+
+    arms = CONTROLS | {"clip03": Arm(config=clipped), "beta2": Arm(config=shorter)}
+    assert warnings(arms) == []
+    also = Arm(config=clipped | {"recipe.weight_decay": 0.1})
+    (told,) = warnings(CONTROLS | {"clip03": also})
+    assert "recipe.weight_decay" in told and "clip_norm" not in told
+
+
+def test_notes_of_records_are_told_once_an_arm():
+    noted = Arm(record={"notes": ["stability=clip03 changes nothing here"]})
+
+    assert warnings(CONTROLS | {"clip03": noted}) == [
+        "clip03: stability=clip03 changes nothing here"
+    ]

@@ -1,0 +1,186 @@
+"""Cells, baselines, shared beginnings: what a sweep would run."""
+
+from pathlib import Path
+
+import pytest
+
+from src.config import CONF
+from src.errors import InputError
+from src.sweep.plan import make_plan
+from src.train import main
+from tests.conftest import TINY
+
+PACE = ("recipe.max_steps=22", "recipe.log_every=1")
+
+
+def plan(*arguments):
+    return make_plan("train", [*TINY, *PACE, *arguments])
+
+
+def options(made):
+    return [(cell.config.variant.stability, cell.config.seed) for cell in made.cells]
+
+
+def test_the_baseline_is_added_once_a_seed_where_it_is_missing():
+    made = plan("stability=clip03,warmdown", "seed=0,1")
+    assert sorted(options(made)) == sorted(
+        (option, seed) for option in ("none", "clip03", "warmdown") for seed in (0, 1)
+    )
+    none = [cell for cell in made.cells if not cell.config.remedies]
+    assert all(cell.added and cell.baseline is None for cell in none)
+    treated = [cell for cell in made.cells if cell.config.remedies]
+    assert {cell.baseline for cell in treated} == {none[0].config.variant_name}
+    # And it stands before whatever is compared with it.
+    assert options(made)[0] == ("none", 0)
+
+
+def test_a_baseline_that_was_asked_for_is_not_doubled():
+    made = plan("stability=none,clip03")
+    assert options(made) == [("none", 0), ("clip03", 0)]
+    assert not any(cell.added for cell in made.cells)
+
+
+def test_glob_lists_and_repeats():
+    every = {file.stem for file in (CONF / "stability").glob("*.yaml")}
+    assert {option for option, _ in options(plan("stability=glob(*)"))} == every
+    made = plan("stability=[ema,warmdown],[clip03]")
+    assert [option for option, _ in options(made)] == ["none", "ema-warmdown", "clip03"]
+    shaken = plan("stability=shaken,clip03", "repeat=0,1,2")
+    assert [cell.config.repeat for cell in shaken.cells] == [0, 0, 1, 2, 0]
+    # Repeats of what draws nothing would be the same run again, and are said to be left out.
+    assert len(shaken.dropped) == 2
+    assert all("clip03" in name for name in shaken.dropped)
+
+
+def test_a_field_of_an_option_goes_to_the_cells_that_have_it():
+    made = plan("stability=none,noise,clip03", "stability.noise.std=0.1")
+    by_option = {cell.config.variant.stability: cell.config for cell in made.cells}
+    assert by_option["noise"].remedies["noise"].std == 0.1
+    assert set(by_option) == {"none", "noise", "clip03"}
+    assert by_option["none"].variant_name.count("std") == 0
+    with pytest.raises(InputError, match=r"stability.noise.std=0.1: stability=noise is not on"):
+        plan("stability=none,clip03", "stability.noise.std=0.1")
+
+
+def test_without_options_all_are_compared_with_the_first():
+    made = plan("ffn=moe,mlp", "attention=mlha,gqa")
+    names = [cell.config.variant_name for cell in made.cells]
+    assert [cell.baseline for cell in made.cells] == [None, *[names[0]] * 3]
+
+
+def test_each_composition_has_a_baseline_of_its_own():
+    made = plan("ffn=moe,moe_writeup", "stability=none,clip03")
+    pairs = {(c.config.variant.ffn, c.config.variant.stability): c.baseline for c in made.cells}
+    for ffn in ("moe", "moe_writeup"):
+        assert pairs[ffn, "none"] is None
+        assert pairs[ffn, "clip03"].startswith(f"mlha+{ffn}+none")
+
+
+def test_late_arms_start_from_their_baseline_and_it_runs_first():
+    made = plan("stability=clip03,warmdown,ema,early_stop,[ema,fp32]", "seed=0,1")
+    starts = {cell.config.variant.stability: cell.start and cell.start.step for cell in made.cells}
+    # 6/11 of 22 is 12, 7/11 is 14; the last step of an arm is its own.
+    assert starts == {
+        "none": None,
+        "clip03": None,
+        "warmdown": 12,
+        "ema": 21,
+        "early_stop": 13,
+        "ema-fp32": 12,
+    }
+    first, rest = made.waves()
+    assert {c.config.variant.stability for c in first} == {"none"}
+    assert len(first) == 2
+    assert len(rest) == 10
+    assert "save_at=[12,13,21]" in first[0].arguments
+    assert "observe={ema:{decay:0.999,horizon_frac:null}}" in first[0].arguments
+    for cell in rest:
+        if cell.start is not None:
+            assert cell.start.folder.name == cell.folder.name
+
+
+def test_share_prefix_false_trains_everything_from_nothing():
+    made = plan("stability=none,warmdown,ema", "share_prefix=false")
+    assert all(cell.start is None for cell in made.cells)
+    assert not any(a.startswith(("save_at", "observe")) for c in made.cells for a in c.arguments)
+    assert len(made.waves()) == 1
+
+
+def test_two_averages_are_not_carried_by_one_baseline():
+    made = plan("stability=ema", "stability.ema.decay=0.9,0.99")
+    starts = {cell.config.variant_name: cell.start for cell in made.cells if cell.config.remedies}
+    assert [start is None for start in starts.values()] == [False, True]
+
+
+def test_the_study_is_named_by_its_cells_whatever_their_order():
+    one = plan("stability=clip03,ema", "seed=0,1")
+    two = plan("seed=0,1", "stability=clip03,ema")
+    assert one.study == two.study == f"sweep-{one.sweep_id}"
+    assert plan("stability=clip03", "seed=0,1").sweep_id != one.sweep_id
+    assert plan("stability=clip03,ema", "seed=0,1", "rerun=true").sweep_id == one.sweep_id
+    assert plan("stability=clip03,ema", "seed=0,1", "study=mine").study == "mine"
+
+
+@pytest.mark.parametrize("name", sorted(f.stem for f in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_composes_and_what_is_typed_wins(name):
+    made = make_plan("train", [f"experiment={name}", "seed=7", "tracking=local"])
+    assert made.study == name
+    assert {cell.config.seed for cell in made.cells} == {7}
+    assert any(cell.baseline is None for cell in made.cells)
+    folders = [cell.folder for cell in made.cells]
+    assert len(set(folders)) == len(folders)
+    # No study holds an arm that is bitwise its baseline.
+    assert not [note for cell in made.cells for note in cell.config.notes]
+
+
+@pytest.mark.parametrize("name", sorted(f.stem for f in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_says_what_it_asks_and_costs(name):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    for part in ("Question:", f"make ablate EXPERIMENT={name}", "Cost:", "Expect:"):
+        assert part in text
+
+
+def test_the_stability_study_has_the_writeups_options_the_null_arms_and_the_known_good_one():
+    made = make_plan("train", ["experiment=stability", "seed=0"])
+    arms = {cell.config.variant.stability for cell in made.cells}
+    writeup = {"clip03", "clip05", "clip_value", "early_stop", "warmdown", "noise", "ema"}
+    assert arms == writeup | {"lower_lr", "none", "shaken", "shaken_full", "router_eps"}
+    default = make_plan("train", ["experiment=stability"])
+    assert {cell.config.seed for cell in default.cells} == set(range(6))
+
+
+def test_plan_true_prints_cells_and_cost_and_writes_nothing(tiny, capsys):
+    arguments = ["--multirun", *tiny, *PACE, "stability=ema,warmdown", "plan=true"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "(added)" in shown
+    assert "to train: 3 runs, 33 steps" in shown
+    assert "33 steps come from baselines" in shown
+    assert not Path("runs").exists()
+
+
+CASES = {
+    "n_jobs=0": "n_jobs=0: must be an integer from 1",
+    "n_jobs=many": "n_jobs=many: must be an integer from 1",
+    "timeout=-1": "timeout=-1: must be seconds above 0, or null",
+    "share_prefix=perhaps": "share_prefix=perhaps: must be true or false",
+    "experiment=stabilty": "experiment=stabilty: unknown option; did you mean stability?",
+    "hydra/launcher=cloud": "hydra/launcher=cloud",
+    "stability=clip03,clip04": "stability=clip04: unknown option; did you mean clip0",
+    "recipe.max_steps=5,abc": "recipe.max_steps=abc: must be an integer",
+}
+
+
+@pytest.mark.parametrize("argument", sorted(CASES))
+def test_bad_sweeps_are_one_line_before_anything_is_written(argument, tiny, capsys):
+    assert main(["--multirun", *tiny, "seed=0,1", argument]) == 2
+    error = capsys.readouterr().err
+    assert CASES[argument] in error
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("argument", ["n_jobs=2", "experiment=smoke", "plan=true"])
+def test_a_field_of_sweeps_without_multirun_is_said_to_be_one(argument, tiny, capsys):
+    assert main([*tiny, argument]) == 2
+    assert f"{argument}: is a field of sweeps; add --multirun" in capsys.readouterr().err

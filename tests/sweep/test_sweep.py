@@ -1,0 +1,248 @@
+"""Sweeps as processes: isolation, states, skipping, continuing, ending."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from src.sweep.child import Child, Job
+from tests.runs import ROOT, metrics, record, start
+
+WAIT_SECONDS = 240
+SLOW = ("recipe.max_steps=2000", "recipe.num_validations=1")
+"""Some seconds in a tiny run: time to be killed in."""
+
+
+def sweep(tiny, cwd, *more):
+    """Runs a sweep to its end in a process of its own; its code and what it said."""
+    process = start("train", ["--multirun", *tiny, *more], cwd)
+    out, err = process.communicate(timeout=WAIT_SECONDS)
+    return process.returncode, out, err
+
+
+def manifest(study: str) -> dict:
+    (file,) = Path("runs", study, ".sweeps").glob("*.json")
+    return json.loads(file.read_text())
+
+
+def states(study: str) -> dict[str, str]:
+    return {
+        f"{cell['variant'].split('@')[0].rpartition('+')[2]}/{cell['seed']}": cell["state"]
+        for cell in manifest(study)["cells"]
+    }
+
+
+def folder(study: str, option: str, seed: int = 0) -> Path:
+    (found,) = Path("runs", study).glob(f"*+{option}@*/seed-{seed}")
+    return found
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not come")
+
+
+def pid_of(study: str, option: str, seed: int = 0) -> int | None:
+    """The training process of a cell that has made steps."""
+    for file in Path("runs", study, ".sweeps").glob("*/status-*.json"):
+        status = json.loads(file.read_text())
+        job = json.loads(file.with_name(file.name.replace("status", "job")).read_text())
+        path = Path(job["folder"])
+        named = path.parent.name.split("@")[0].endswith(f"+{option}")
+        lines = path / "metrics.jsonl"
+        if named and path.name == f"seed-{seed}" and status["pid"] and lines.is_file():
+            return status["pid"] if lines.stat().st_size else None
+    return None
+
+
+def test_good_jobs_finish_beside_one_that_raises_one_that_is_killed_and_one_that_hangs(tiny):
+    """And the second start repeats the bad ones alone."""
+    # The guard raises in the run that fails; the other two are struck from outside.
+    arguments = [
+        "stability=clip03,warmdown,lower_lr",
+        "stability.lower_lr.factor=1e30",
+        "guard.on_nonfinite=raise",
+        "share_prefix=false",
+        "recipe.log_every=1",
+        "n_jobs=2",
+        "timeout=45",
+        "study=mixed",
+    ]
+    process = start("train", ["--multirun", *tiny, *SLOW, *arguments], Path.cwd())
+    killed = wait_for(lambda: pid_of("mixed", "clip03"))
+    os.kill(killed, signal.SIGKILL)
+    hanging = wait_for(lambda: pid_of("mixed", "warmdown"))
+    os.kill(hanging, signal.SIGSTOP)
+    _, err = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 1, err
+    seen = states("mixed")
+    assert seen["none/0"] == "finished"
+    assert seen["lower_lr/0"] == "failed"
+    assert seen["clip03/0"] == "killed"
+    assert seen["warmdown/0"] == "timed out"
+    assert "FloatingPointError" in err
+    assert "by signal SIGKILL" in err
+    assert "took longer than timeout=45" in err
+    log = (folder("mixed", "lower_lr") / "train.log").read_text()
+    assert "FloatingPointError" in log
+    good = folder("mixed", "none") / "record.json"
+    before = good.stat().st_mtime_ns
+    code, out, err = sweep(tiny, Path.cwd(), *SLOW, *arguments, "timeout=null")
+    assert code == 1
+    assert states("mixed") == {
+        "none/0": "finished",
+        "clip03/0": "finished",
+        "warmdown/0": "finished",
+        "lower_lr/0": "failed",
+    }
+    assert good.stat().st_mtime_ns == before
+    assert "2 finished" in out
+    assert "1 skipped, finished before" in out
+
+
+def test_a_second_start_skips_what_is_finished_and_repeats_what_is_not(tiny):
+    arguments = ["stability=warmdown,ema", "seed=0,1", "n_jobs=2", "study=twice"]
+    code, out, err = sweep(tiny, Path.cwd(), *arguments)
+    assert code == 0, err
+    assert set(states("twice").values()) == {"finished"}
+    before = {f: f.stat().st_mtime_ns for f in Path("runs/twice").glob("*/seed-*/record.json")}
+    assert len(before) == 6
+    report = Path("runs/twice/report/report.html")
+    assert report.is_file()
+    assert str(report) in out
+    shared = record(folder("twice", "warmdown", seed=1))
+    assert shared["derived_from"]["step"] == 7
+    assert shared["own_steps"] == 5
+    # One run is lost, as if it had been killed before its record.
+    lost = folder("twice", "ema", seed=1)
+    (lost / "record.json").unlink()
+    begin = time.monotonic()
+    code, out, err = sweep(tiny, Path.cwd(), *arguments)
+    assert code == 0, err
+    assert time.monotonic() - begin < 90
+    after = {f: f.stat().st_mtime_ns for f in Path("runs/twice").glob("*/seed-*/record.json")}
+    changed = {file for file in after if after[file] != before[file]}
+    assert changed == {lost / "record.json"}
+    assert "1 finished, 5 skipped" in out
+    assert manifest("twice")["cells"][0]["reason"] == "before"
+
+
+def test_ctrl_c_ends_all_jobs_with_a_checkpoint_and_the_same_command_continues(tiny):
+    arguments = ["stability=none", "seed=0,1,2", "n_jobs=2", "study=cut", "recipe.max_steps=600"]
+    slow = ["recipe.log_every=1", "recipe.checkpoint_every=500"]
+    process = start("train", ["--multirun", *tiny, *arguments, *slow], Path.cwd())
+    wait_for(lambda: pid_of("cut", "none", 0) and pid_of("cut", "none", 1))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 130, err
+    assert "the same command continues" in out
+    assert set(states("cut").values()) <= {"stopped", "finished", "waiting"}
+    assert manifest("cut")["status"] == "killed"
+    stopped = folder("cut", "none", 0)
+    assert record(stopped)["status"] == "killed"
+    made = metrics(stopped)[-1]["step"]
+    assert 0 < made < 600
+    code, out, err = sweep(tiny, Path.cwd(), *arguments, *slow)
+    assert code == 0, err
+    assert [line["step"] for line in metrics(stopped)] == list(range(1, 601))
+    whole, _, _ = sweep(tiny, Path.cwd(), *arguments, *slow, "study=whole", "seed=0")
+    assert whole == 0
+    assert metrics(folder("whole", "none")) == metrics(stopped)
+
+
+def test_two_sweeps_at_once_share_the_work(tiny):
+    arguments = ["stability=none", "study=both", "recipe.max_steps=300"]
+    first = start("train", ["--multirun", *tiny, *arguments, "seed=0,1,2"], Path.cwd())
+    second = start("train", ["--multirun", *tiny, *arguments, "seed=2,1,0,3"], Path.cwd())
+    for process in (first, second):
+        _, err = process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode == 0, err
+    records = list(Path("runs/both").glob("*/seed-*/record.json"))
+    assert len(records) == 4
+    for file in records:
+        steps = [line["step"] for line in metrics(file.parent)]
+        assert steps == sorted(set(steps))
+        assert record(file.parent)["status"] == "finished"
+
+
+def test_the_same_sweep_twice_at_once_is_refused(tiny):
+    arguments = ["--multirun", *tiny, "stability=none", "study=same", "recipe.max_steps=2000"]
+    first = start("train", arguments, Path.cwd())
+    wait_for(lambda: list(Path("runs/same/.sweeps").glob("*.lock")))
+    second = start("train", arguments, Path.cwd())
+    _, err = second.communicate(timeout=WAIT_SECONDS)
+    assert second.returncode == 2
+    assert "is running already" in err
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=WAIT_SECONDS)
+    assert first.returncode == 143
+
+
+def test_a_sweep_whose_parent_is_killed_leaves_no_process_and_loses_little(tiny):
+    arguments = ["stability=none", "study=orphan", *SLOW, "recipe.max_steps=20000"]
+    arguments += ["recipe.log_every=1", "recipe.checkpoint_every=100"]
+    process = start("train", ["--multirun", *tiny, *arguments], Path.cwd())
+    child = wait_for(lambda: pid_of("orphan", "none"))
+    process.kill()
+    process.communicate(timeout=WAIT_SECONDS)
+    wait_for(lambda: not Path(f"/proc/{child}").exists(), seconds=60)
+    left = folder("orphan", "none")
+    assert record(left)["status"] == "killed"
+    assert (left / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_rerun_moves_the_old_runs_aside(tiny):
+    arguments = ["stability=none", "study=again"]
+    assert sweep(tiny, Path.cwd(), *arguments)[0] == 0
+    assert sweep(tiny, Path.cwd(), *arguments, "rerun=true")[0] == 0
+    assert len(list(Path("runs/again").glob("*/seed-0*"))) == 2
+
+
+def job(tmp_path, **changes) -> Job:
+    values = {
+        "folder": str(tmp_path / "run"),
+        "arguments": [],
+        "start": None,
+        "rerun": False,
+        "timeout": None,
+        "stop_file": str(tmp_path / "stop"),
+        "status_file": str(tmp_path / "status.json"),
+        "owner": ["elsewhere", 1],
+        "mlflow": False,
+    }
+    return Job(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "begins"), [("right", True), ("of other code", False), (None, False)]
+)
+def test_a_state_is_used_only_where_its_key_is_the_right_one(key, begins, tmp_path):
+    checkpoints = tmp_path / "base" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    if key is not None:
+        (checkpoints / "state-7.key").write_text(key)
+    child = Child(job(tmp_path, start=[str(tmp_path / "base"), 7, "right"]))
+    arguments = child._arguments()
+    assert any(a.startswith("fork=") for a in arguments) is begins
+    assert ("from nothing" in child.status["reason"]) is not begins
+
+
+def test_a_job_whose_sweep_has_ended_does_not_begin(tmp_path):
+    (tmp_path / "stop").write_text("SIGTERM")
+    assert Child(job(tmp_path)).run() == "stopped"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_tells_why_it_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert Child(job(tmp_path, arguments=["recipe.max_steps=0"])).run() == "failed"
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert "recipe.max_steps=0: must be at least 1" in status["reason"]

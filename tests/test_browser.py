@@ -1,0 +1,123 @@
+"""What a user sees: MLflow's comparison of a sweep, and the report, in a real browser."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.runs import ROOT, start
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARMS = ("none", "warmdown", "clip03")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A folder in which a sweep of three arms and two seeds has ended."""
+    folder = tmp_path_factory.mktemp("swept")
+    arguments = ["preset=smoke", "recipe.max_steps=60", "recipe.log_every=5", "seed=0,1"]
+    arguments += [f"stability={','.join(ARMS)}", "study=seen", "n_jobs=2"]
+    process = start("train", ["--multirun", *arguments], folder, MLFLOW_TRACKING_URI="")
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(swept):
+    """The addresses that `python -m src.ui` prints, by name, with its server running."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""}
+    log = swept / "ui.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "src.ui", f"port={port}"],
+            cwd=swept,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        for _ in range(240):
+            time.sleep(0.5)
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).read()
+                break
+            except OSError:
+                continue
+        found = dict(re.findall(r"seen, ([\w ]+): (\S+)", log.read_text()))
+        assert {"arms compared", "curves of validation loss"} <= set(found), log.read_text()
+        yield found
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def test_mlflows_comparison_shows_the_arms_and_a_chart(pages, browser, swept):
+    page = browser.new_page(viewport={"width": 1500, "height": 1100})
+    page.goto(pages["arms compared"])
+    page.get_by_text("mlha+moe+warmdown", exact=False).first.wait_for(timeout=90_000)
+    text = page.inner_text("body")
+    for arm in ARMS:
+        assert f"mlha+moe+{arm}" in text, arm
+    for column in ("best/val/loss", "final/val/loss"):
+        assert column in text
+    page.locator("svg.main-svg").first.wait_for(timeout=60_000)
+    page.screenshot(path=str(swept / "compare.png"))
+    page.close()
+
+
+def test_mlflows_page_of_curves_shows_one_an_arm(pages, browser, swept):
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page.goto(pages["curves of validation loss"])
+    page.locator(".scatterlayer .trace").first.wait_for(timeout=90_000)
+    page.screenshot(path=str(swept / "curves.png"))
+    assert page.locator(".scatterlayer .trace").count() == len(ARMS)
+    page.close()
+
+
+def test_the_report_opens_without_an_error_and_asks_nobody_for_anything(swept, browser):
+    report = swept / "runs" / "seen" / "report" / "report.html"
+    page = browser.new_page(viewport={"width": 1280, "height": 2000})
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(report.as_uri())
+    page.wait_for_load_state("networkidle")
+    assert errors == []
+    assert asked == [report.as_uri()]
+    assert page.locator("svg").count() >= 4
+    text = page.inner_text("body")
+    assert all(arm in text for arm in ARMS)
+    # Nothing wider than the window: no reader scrolls sideways.
+    page.set_viewport_size({"width": 500, "height": 900})
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0
+    page.screenshot(path=str(swept / "report.png"), full_page=True)
+    page.close()
