@@ -14,9 +14,10 @@ import omegaconf.errors
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import terminal
-from src.config import CONF, RunConfig, compose, compose_plain
+from src.config import RunConfig, compose, compose_plain
 from src.errors import InputError, nearest
 from src.overrides import GROUPS, parse, quote_free_text
+from src.schema import CONF
 from src.stability import REMEDIES
 
 OK, FAILURE, BAD_INPUT = 0, 1, 2

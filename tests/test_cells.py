@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from src.config import CONF, compose
+from src.config import compose
 from src.overrides import quote_free_text
+from src.schema import CONF
 from tests.conftest import TINY
 from tests.runs import metrics, record, train
 

@@ -37,6 +37,8 @@ def run(config: RunConfig) -> int:
     explicit = config.resume not in ("auto", "never")
     if config.rerun and explicit:
         raise InputError(f"resume={config.resume}: rerun=true starts anew; leave one of them out")
+    if config.fork is not None and config.resume != "auto":
+        raise InputError(f"resume={config.resume}: a fork begins from its own state; leave it out")
     corpus = config.data.load(
         config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
     )

@@ -13,8 +13,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ MIN_GRACE_SECONDS, MAX_GRACE_SECONDS = 5.0, 60.0
 
 BUSY = "another sweep has it"
 
-IMPORTS = ("src.cli", "src.run.lifecycle", "src.sweep.parent")
+IMPORTS = ("src.cli", "src.run.lifecycle")
 """What every training process needs; imported once a worker."""
 
 
@@ -186,12 +188,22 @@ def train(arguments: list[str], log: str) -> None:
     # A group of its own: no Ctrl-C of the terminal reaches it, only what the worker sends.
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_worker, name="worker-watch", daemon=True).start()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(file, stream)
-    from src.train import main
+    from src import cli
+    from src.run.lifecycle import run
 
-    sys.exit(main(arguments))
+    sys.exit(cli.main("train", run, usage="", argv=arguments))
+
+
+def _end_with_worker() -> None:
+    """Where the worker is gone nobody waits for this process: it ends in order."""
+    worker = multiprocessing.parent_process()
+    assert worker is not None
+    connection.wait([worker.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _signal(process: BaseProcess, number: int) -> None:

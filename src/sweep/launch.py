@@ -11,7 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import open_dict
 
-from src.config import CONF
+from src.schema import CONF
 from src.sweep.child import run_job
 
 

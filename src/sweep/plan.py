@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import cli
-from src.config import CONF, RunConfig
+from src.config import RunConfig
+from src.schema import CONF
 from src.sweep.settings import SweepSettings, compose_settings
 
 UNCELLED = ("rerun", "study", "paths", "tracking", "watch")

@@ -10,9 +10,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
-from src.config import CONF
 from src.errors import InputError
 from src.overrides import quote_free_text
+from src.schema import CONF
 
 MAX_JOBS = 1024
 

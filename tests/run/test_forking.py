@@ -137,6 +137,7 @@ def test_an_option_that_acts_earlier_than_the_fork_is_another_run_by_name_and_ha
         (["fork={base}@15", "stability=qk_norm"], r"attention.qk_norm was False there"),
         (["fork={base}@15", "recipe.max_steps=30"], r"recipe.max_steps was 22 there"),
         (["fork={base}@15", "stability=early_stop"], r"must be before step 14, the run's last"),
+        (["fork={base}@15", "resume=never"], r"resume=never: a fork begins from its own state"),
         (["save_at=[23]"], r"save_at=\[23\]: must be steps from 1 to 22"),
         (["observe={clip03:{norm:0.3}}"], r"observe=clip03: must be one of ema"),
         (["observe={ema:{decay:2.0,horizon_frac:null}}"], r"observe.ema.decay=2.0"),

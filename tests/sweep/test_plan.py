@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from src.config import CONF
 from src.errors import InputError
+from src.schema import CONF
 from src.sweep.plan import make_plan
 from src.train import main
 from tests.conftest import TINY

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.sweep.child import Child, Job
-from tests.runs import ROOT, metrics, record, start
+from tests.runs import ROOT, metrics, record, start, train
 
 WAIT_SECONDS = 240
 SLOW = ("recipe.max_steps=2000", "recipe.num_validations=1")
@@ -63,6 +63,7 @@ def pid_of(study: str, option: str, seed: int = 0) -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_good_jobs_finish_beside_one_that_raises_one_that_is_killed_and_one_that_hangs(tiny):
     """And the second start repeats the bad ones alone."""
     # The guard raises in the run that fails; the other two are struck from outside.
@@ -153,11 +154,11 @@ def test_ctrl_c_ends_all_jobs_with_a_checkpoint_and_the_same_command_continues(t
     code, out, err = sweep(tiny, Path.cwd(), *arguments, *slow)
     assert code == 0, err
     assert [line["step"] for line in metrics(stopped)] == list(range(1, 601))
-    whole, _, _ = sweep(tiny, Path.cwd(), *arguments, *slow, "study=whole", "seed=0")
-    assert whole == 0
-    assert metrics(folder("whole", "none")) == metrics(stopped)
+    whole = train(tiny, "study=whole", "recipe.max_steps=600", *slow)
+    assert metrics(whole) == metrics(stopped)
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(tiny):
     arguments = ["stability=none", "study=both", "recipe.max_steps=300"]
     first = start("train", ["--multirun", *tiny, *arguments, "seed=0,1,2"], Path.cwd())
@@ -173,6 +174,7 @@ def test_two_sweeps_at_once_share_the_work(tiny):
         assert record(file.parent)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_same_sweep_twice_at_once_is_refused(tiny):
     arguments = ["--multirun", *tiny, "stability=none", "study=same", "recipe.max_steps=2000"]
     first = start("train", arguments, Path.cwd())
@@ -199,6 +201,7 @@ def test_a_sweep_whose_parent_is_killed_leaves_no_process_and_loses_little(tiny)
     assert (left / "checkpoints" / "last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_rerun_moves_the_old_runs_aside(tiny):
     arguments = ["stability=none", "study=again"]
     assert sweep(tiny, Path.cwd(), *arguments)[0] == 0

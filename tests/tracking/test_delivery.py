@@ -165,11 +165,11 @@ def test_a_run_deleted_in_mlflow_stays_so_unless_it_is_trained_again(server, dat
 
 def test_a_changed_field_that_changes_no_number_keeps_no_run_from_being_resumed(server, database):
     for every in (4, 5):
-        folder = make_run("study=a", f"watch.routers_every={every}", status=None)
+        folder = make_run("study=a", f"recipe.checkpoint_every={every}", status=None)
         start(folder, server)
         deliver(folder, server, over=False)
     params = dict(query(database, "select key, value from params"))
-    assert params["watch.routers_every"] == "4"
+    assert params["recipe.checkpoint_every"] == "4"
 
 
 def test_each_place_has_a_state_of_its_own(server, database, template, tmp_path):

@@ -1,0 +1,144 @@
+"""What may be in a composed configuration, made known to Hydra once, here.
+
+A part's own schema is the dataclass that stands beside the part.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from src.data import SOURCES, TOKENIZERS
+from src.errors import InputError
+from src.model import ModelConfig
+from src.model.attention import ATTENTIONS
+from src.model.ffn import FEED_FORWARDS
+from src.stability import REMEDIES
+from src.training.recipe import GuardConfig, RecipeConfig
+from src.watch.config import WatchConfig
+
+CONF = Path(__file__).parent.parent / "conf"
+
+MAX_THREADS = 1024
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """On what it runs."""
+
+    accelerator: str
+    """auto (a GPU where there is one), cpu or gpu."""
+    devices: int
+    """Devices of one run."""
+    threads: int
+    """CPU threads of PyTorch; the last bits of every number depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"accelerator={self.accelerator}: must be one of auto, cpu, gpu")
+        if self.devices != 1:
+            raise ValueError(f"devices={self.devices}: must be 1")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise ValueError(f"threads={self.threads}: must be from 1 to {MAX_THREADS}")
+
+    def check_device(self) -> None:
+        """Raises InputError unless the device is there; a description does without it."""
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise InputError("trainer.accelerator=gpu: no GPU is available here; use cpu or auto")
+
+    @property
+    def device_type(self) -> str:
+        """cpu or cuda."""
+        wants_gpu = self.accelerator != "cpu" and torch.cuda.is_available()
+        return "cuda" if wants_gpu else "cpu"
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Where a run is mirrored; its folder is always written."""
+
+    mlflow: bool
+    """Mirror into MLflow."""
+    uri: str | None
+    """Server or database; null: MLFLOW_TRACKING_URI, else mlflow.db here."""
+    parent_run_id: str | None
+    """The MLflow run of the sweep that starts this run; null: none."""
+    sweep_id: str | None
+    """Of that sweep; also where it has no MLflow run."""
+
+    def __post_init__(self) -> None:
+        if self.sweep_id is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.sweep_id):
+            raise ValueError(f"sweep_id={self.sweep_id}: may hold letters, digits, _ and - only")
+
+
+@dataclass(kw_only=True)
+class PathsConfig:
+    """Folders, relative to where the command runs."""
+
+    runs: str
+    """Run folders go to <runs>/<study>/<variant>/seed-<n>."""
+    cache: str
+    """Downloads and tokenised corpora."""
+
+
+StabilityConfig = dataclasses.make_dataclass(
+    "StabilityConfig",
+    [(name, config | None, dataclasses.field(default=None)) for name, config in REMEDIES.items()],
+)
+"""A field for each registered option, null where it is off."""
+
+
+@dataclass
+class Schema:
+    """What may be in a composed configuration."""
+
+    attention: Any = MISSING
+    ffn: Any = MISSING
+    stability: StabilityConfig = dataclasses.field(default_factory=StabilityConfig)  # type: ignore[valid-type]
+    model: ModelConfig = MISSING
+    data: Any = MISSING
+    tokenizer: Any = MISSING
+    recipe: RecipeConfig = MISSING
+    guard: GuardConfig = MISSING
+    watch: WatchConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    paths: PathsConfig = MISSING
+    seed: int = MISSING
+    repeat: int = MISSING
+    study: str = MISSING
+    resume: str = MISSING
+    rerun: bool = MISSING
+    fork: str | None = MISSING
+    save_at: list[int] = MISSING
+    observe: Any = MISSING
+
+
+@dataclass
+class DescribeSchema(Schema):
+    """The same and the form of the answer."""
+
+    format: str = MISSING
+
+
+def register() -> None:
+    """Makes the schema known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema_train", node=Schema)
+    store.store(name="schema_describe", node=DescribeSchema)
+    for group, options in (
+        ("attention", ATTENTIONS),
+        ("ffn", FEED_FORWARDS),
+        ("data", SOURCES),
+        ("tokenizer", TOKENIZERS),
+    ):
+        for name, node in options.items():
+            store.store(group=f"schema/{group}", name=name, node=node)
+
+
+register()
