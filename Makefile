@@ -11,7 +11,7 @@ EXPERIMENT ?= stability precision
 N_JOBS ?= 2
 comma := ,
 # One study for all that one command sweeps; its name is the experiment's where there is one alone.
-STUDY ?= $(if $(word 2,$(EXPERIMENT)),ablate,$(EXPERIMENT))
+STUDY ?= $(if $(word 2,$(subst $(comma), ,$(EXPERIMENT))),ablate,$(EXPERIMENT))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock test test-all check smoke train ablate report ui clean

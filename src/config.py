@@ -103,8 +103,24 @@ class RunConfig:
 
     @property
     def is_counterfactual(self) -> bool:
-        """Whether the fork makes another run than its options would make from nothing."""
-        return self.fork is not None and self.fork.step > self.natural_start
+        """Whether the fork makes another run than the same configuration makes from nothing.
+
+        It does not where no option, of this run or of its source, acts before the fork's step, and
+        all else is the same.
+        """
+        if self.fork is None:
+            return False
+        source, ours = self.fork.source_config(), self.plain()
+        theirs = [
+            REMEDIES[name](**fields).acts_from({"recipe": self.recipe})
+            for name, fields in source["stability"].items()
+        ]
+        same = all(
+            _that_counts(source[name]) == _that_counts(ours[name])
+            for name in (*HASHED, "trainer", "kinds")
+            if name != "stability"
+        )
+        return not same or self.fork.step > min([self.natural_start, *theirs])
 
     @property
     def acts_from(self) -> int:
@@ -157,6 +173,11 @@ class RunConfig:
             content["fork"] = [self.fork.source_config()["config_hash"], self.fork.step]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _that_counts(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of config.yaml without what changes no number."""
+    return {k: v for k, v in section.items() if k not in ("sizes", "checkpoint_every", "devices")}
 
 
 def _name_of(kind: type, registry: Mapping[str, type]) -> str:

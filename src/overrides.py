@@ -21,6 +21,7 @@ GROUPS = (
 
 FREE_TEXT = (
     "incident",
+    "job",
     "data.path",
     "data.val_path",
     "data.url",

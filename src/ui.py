@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,16 +52,12 @@ def ui(fields: dict[str, Any]) -> int:
         return cli.OK
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--backend-store-uri", server.uri]
-    # In this process' place, so that Ctrl-C and signals reach it.
-    return _serve(command)
-
-
-def _serve(command: list[str]) -> int:
     sys.stdout.flush()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Of its models of language, which nothing here asks for; it starts three times faster without.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    return subprocess.call(command)
+    # In this process' place, so that Ctrl-C and signals reach it.
+    os.execv(command[0], command)
 
 
 def _study(runs: Path, name: str | None) -> Study | None:

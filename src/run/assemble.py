@@ -124,7 +124,9 @@ def assemble(
         validation=validation,
         every=recipe.checkpoint_every,
         keep=config.save_at,
-        keys=lambda step: state_key(str(checkpoint_extras["config_hash"]), step),
+        keys=lambda step: state_key(
+            checkpoint_extras["config_hash"], checkpoint_extras["observed"], step
+        ),
         flush=writer.save,
     )
     watch = config.watch

@@ -4,6 +4,7 @@ The folder is made to look as if the run itself had been interrupted there; all 
 ordinary way of going on after an interruption, which is bitwise.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -24,9 +25,16 @@ FIXED = ("attention", "ffn", "model", "tokenizer", "data", "seed")
 FIXED_RECIPE = ("max_steps", "weight_decay", "decay_params", "fused")
 
 
-def state_key(config_hash: str, step: int) -> str:
-    """What the state of a run after a step hangs on: its configuration, the code, torch."""
-    text = "/".join((config_hash, str(step), code_digest(), str(torch.__version__)))
+def state_key(config_hash: str, observed: Mapping[str, Any], step: int) -> str:
+    """What the state of a run after a step hangs on.
+
+    Args:
+        config_hash: of the run.
+        observed: options that have looked on from its first step, with their fields.
+        step: after which it was saved.
+    """
+    seen = json.dumps(observed, sort_keys=True)
+    text = "/".join((config_hash, seen, str(step), code_digest(), str(torch.__version__)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -34,6 +42,13 @@ def check(config: RunConfig, fork: Fork) -> None:
     """Raises InputError unless the state is there and fits the configuration."""
     fork.check(last_step=config.last_step)
     source, ours = fork.source_config(), config.plain()
+    for name, remedy in config.remedies.items():
+        theirs = {**source["stability"], **source["observe"]}.get(name)
+        if remedy.observes and theirs != dataclasses.asdict(remedy):
+            raise InputError(
+                f"fork={fork.source}@{fork.step}: stability={name} looks on from the first step,"
+                f" and that run did not carry it with these fields (observe={{{name}:...}})"
+            )
     for section in FIXED:
         _compare(fork, section, source[section], ours[section])
     for field in FIXED_RECIPE:
@@ -60,6 +75,7 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
     state |= {
         "config": config.plain(),
         "config_hash": config_hash,
+        "observed": {k: v for k, v in state["observed"].items() if k not in foreign},
         "derived_from": {"run": "/".join(fork.source.parts[-3:]), "step": fork.step},
     }
     _set_optimizer(state, config, fork.step)
@@ -74,6 +90,7 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
         if line["step"] <= fork.step
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
+    folder.begin_fork()
     folder.metrics.write_text(text, encoding="utf-8")
     for incident in (fork.source / "incidents").glob("step-*"):
         if int(incident.name.partition("-")[2]) <= fork.step:
@@ -81,8 +98,8 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
     draft = folder.checkpoints / "last.part"
     torch.save(state, draft)
     draft.replace(folder.checkpoints / checkpoint.LAST)
-    # Last: a folder with a config is one that goes on.
     folder.write_config(config.plain(), config_hash=config_hash)
+    folder.end_fork()
 
 
 def _foreign(config: RunConfig, source: Mapping[str, Any]) -> list[str]:

@@ -150,11 +150,18 @@ def _train(
     folder.cut_metrics(step=0 if saved is None else saved["global_step"])
     writer = MetricsWriter(folder.metrics)
     derived_from = None if saved is None else saved["derived_from"]
+    # What a resumed run newly carries has not seen its first steps.
+    observed = {
+        name: fields
+        for name, fields in plain["observe"].items()
+        if saved is None or saved["observed"].get(name) == fields
+    }
     extras = {
         "config": plain,
         "config_hash": config_hash,
         "tokenizer": corpus.tokenizer.state(),
         "derived_from": derived_from,
+        "observed": observed,
     }
     # Weights and moments of a large model are not to be held twice.
     del saved

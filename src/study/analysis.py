@@ -52,8 +52,9 @@ def analyse(study: Study) -> Analysis:
 
 
 def _budgets(arms: Sequence[Arm]) -> dict[str, float]:
-    """By axis, the smallest total of any run that has a loss at its end."""
-    runs = [run for arm in arms for each in arm.paired.arm.values() for run in each]
+    """By axis, the smallest total of any run that has a loss at its end, and was not cut short."""
+    whole = [arm for arm in arms if arm.censored_at is None] or arms
+    runs = [run for arm in whole for each in arm.paired.arm.values() for run in each]
     clean = [run for run in runs if clean_loss(run, step=run.steps) is not None]
     totals = {axis: values(clean, lambda run, axis=axis: total(run, axis)) for axis in AXES}  # type: ignore[misc]
     return {axis: min(found) for axis, found in totals.items() if found}

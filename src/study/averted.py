@@ -6,8 +6,10 @@ repeats are the unit: the answer is about that one failure, and not about others
 
 from dataclasses import dataclass
 
+from src.naming import short_names
 from src.study.collect import Run, Study
 from src.study.digits import NONE
+from src.study.endpoints import has_ended
 from src.study.results import Proportion
 from src.study.stats import fisher
 from src.study.table import Cell, Column, Table, cell
@@ -21,7 +23,7 @@ class Averted:
     source: str
     """The run whose state it is, as <study>/<variant>/seed-<n>."""
     step: int
-    stability: str
+    label: str
     is_null: bool
     """Shaken, and nothing else."""
     averted: Proportion
@@ -40,33 +42,38 @@ class Averted:
 def averted(study: Study) -> list[Averted]:
     """A line for each option and state, null repeats first; empty where nothing was forked."""
     groups: dict[tuple[str, int, str], list[Run]] = {}
+    origins = set()
     for run in study.runs:
         origin = run.record.get("derived_from")
         # A shared beginning is no counterfactual: the option would not have acted before.
-        if not origin or run.status != "finished" or run.acts_from != origin["step"]:
+        if not origin or not has_ended(run) or run.acts_from != origin["step"]:
             continue
+        groups.setdefault((origin["run"], origin["step"], run.variant), []).append(run)
         if f"@fork-{origin['step']}" in run.variant:
-            key = origin["run"], origin["step"], run.axes["stability"]
-            groups.setdefault(key, []).append(run)
+            origins.add((origin["run"], origin["step"]))
+    # An option whose own start is the fork's step is another run from nothing in name only.
+    groups = {key: runs for key, runs in groups.items() if key[:2] in origins}
+    options = {variant: runs[0].axes["stability"] for (_, _, variant), runs in groups.items()}
+    shorts = short_names(list(options))
     counted = {key: _count(runs, step=key[1]) for key, runs in groups.items()}
     lines = []
-    for (source, step, stability), proportion in counted.items():
+    for (source, step, variant), proportion in counted.items():
         nulls = [
             other
-            for (where, when, option), other in counted.items()
-            if (where, when) == (source, step) and option in NULL_ARMS
+            for (where, when, name), other in counted.items()
+            if (where, when) == (source, step) and options[name] in NULL_ARMS
         ]
         lines.append(
             Averted(
                 source=source,
                 step=step,
-                stability=stability,
-                is_null=stability in NULL_ARMS,
+                label=shorts[variant],
+                is_null=options[variant] in NULL_ARMS,
                 averted=proportion,
                 null=_sum(nulls) if nulls else None,
             )
         )
-    return sorted(lines, key=lambda a: (a.source, a.step, not a.is_null, a.stability))
+    return sorted(lines, key=lambda a: (a.source, a.step, not a.is_null, a.label))
 
 
 def _count(runs: list[Run], *, step: int) -> Proportion:
@@ -88,7 +95,7 @@ def averted_table(study: Study, *, title: str) -> Table:
         p_value = line.p_value
         rows.append(
             [
-                cell(line.stability, "null: shaken alone" if line.is_null else ""),
+                cell(line.label, "null: shaken alone" if line.is_null else ""),
                 cell(f"step {line.step}", line.source),
                 Cell(f"{line.averted.events} of {line.averted.total}"),
                 Cell(against),

@@ -128,9 +128,10 @@ def _mixed(runs: Sequence[Run]) -> Iterator[str]:
             found[str(value)] = None
         return sorted(found)
 
-    commits = kinds("git_sha")
+    commits, code = kinds("git_sha"), kinds("code")
+    if len(commits) == 1 and len(code) > 1:
+        yield f"runs of {len(code)} states of the code: it was changed between them"
     if len(commits) > 1:
-        code = kinds("code")
         same = ", with the same code in all" if len(code) == 1 and code != ["None"] else ""
         listed = ", ".join(commit[:10] for commit in commits)
         yield f"runs of {len(commits)} commits ({listed}){same}"

@@ -170,12 +170,13 @@ def headline(analysis: Analysis) -> dict[str, float]:
     for arm in analysis.arms:
         name = f"report/{digits.metric_safe(arm.label)}"
         figures[f"{name}/seeds"] = float(arm.num_seeds)
-        figures[f"{name}/nonfinite_seeds"] = float(arm.nonfinite.events)
-        for key, estimate in (
-            ("nonfinite_batches", arm.nonfinite_batches),
-            ("spikes", arm.spikes),
-            ("val_loss", arm.loss),
-        ):
+        counts = [("nonfinite_batches", arm.nonfinite_batches), ("spikes", arm.spikes)]
+        if arm.censored_at is not None or not arm.nonfinite.total:
+            # Zeros of steps that the arm has not, or that are its baseline's, would look best.
+            counts = []
+        else:
+            figures[f"{name}/nonfinite_seeds"] = float(arm.nonfinite.events)
+        for key, estimate in (*counts, ("val_loss", arm.loss)):
             if estimate is not None:
                 figures[f"{name}/{key}"] = estimate.mean
         loss = arm.comparisons.get("loss")

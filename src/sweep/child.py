@@ -63,9 +63,11 @@ class Job:
 
 def run_job(config: DictConfig) -> str:
     """The function that Hydra's launcher calls with conf/sweep.yaml; returns the state."""
-    # Ctrl-C reaches every process of the terminal; the sweep alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = Job(**json.loads(Path(config.job).read_text(encoding="utf-8")))
+    if os.getpid() != job.owner[1]:
+        # Ctrl-C reaches every process of the terminal; the sweep alone decides what it means. A
+        # launcher of one job at a time runs this in the sweep's own process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     return Child(job).run()
 
 
@@ -75,6 +77,7 @@ class Child:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.folder = Path(job.folder)
+        self.log_begin = 0
         self.status: dict[str, Any] = {"state": "waiting", "reason": "", "pid": None}
 
     def run(self) -> str:
@@ -84,17 +87,20 @@ class Child:
         try:
             arguments = self._arguments()
             self.folder.mkdir(parents=True, exist_ok=True)
-        except (InputError, OSError) as error:
+        except InputError as error:
+            busy = "is being written by another run" in str(error)
+            return self._end("busy" if busy else "failed", BUSY if busy else str(error))
+        except OSError as error:
             return self._end("failed", str(error))
         self.status["started"] = time.time()
+        log = self.folder / "train.log"
+        self.log_begin = log.stat().st_size if log.exists() else 0
         # Whether a GPU is there must not be asked in a way that a fork does not survive.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         # By force, because joblib's workers have a method of their own that others do not know.
         multiprocessing.set_start_method("forkserver", force=True)
         multiprocessing.set_forkserver_preload([*IMPORTS, *(["mlflow"] if self.job.mlflow else [])])
-        process = multiprocessing.Process(
-            target=train, args=(arguments, str(self.folder / "train.log"))
-        )
+        process = multiprocessing.Process(target=train, args=(arguments, str(log)))
         process.start()
         self._tell("running", "", pid=process.pid)
         wish = self._wait(process)
@@ -111,7 +117,7 @@ class Child:
         source, step, key = self.job.start
         found = Path(source) / "checkpoints" / f"state-{step}.key"
         if found.is_file() and found.read_text(encoding="utf-8") == key:
-            return [*arguments, f"fork='{source}@{step}'"]
+            return [*arguments, f"fork={source}@{step}"]
         self.status["reason"] = f"no state of this code at step {step} in {source}: from nothing"
         return arguments
 
@@ -139,7 +145,7 @@ class Child:
         if self.job.timeout is not None and seconds > self.job.timeout:
             return "timed out"
         host, pid = self.job.owner
-        if host == socket.gethostname() and not _is_alive(pid):
+        if host == socket.gethostname() and not is_alive(pid):
             return "stopped"
         return None
 
@@ -160,16 +166,16 @@ class Child:
         return Path(self.job.stop_file).with_suffix(".now").exists()
 
     def _verdict(self, code: int, wish: str | None) -> tuple[str, str]:
-        if wish == "timed out":
-            return "timed out", f"took longer than timeout={self.job.timeout}"
         record = read_json(self.folder / "record.json") or {}
         if code == 0 and record.get("status") == "finished":
             return "finished", self.status["reason"]
+        if wish == "timed out":
+            return "timed out", f"took longer than timeout={self.job.timeout}"
         if wish == "stopped":
-            return "stopped", "the same command continues it"
+            return "stopped", "it continues where it was"
         if code < 0:
             return "killed", f"by signal {signal.Signals(-code).name}"
-        line = _reason(self.folder / "train.log")
+        line = _reason(self.folder / "train.log", begin=self.log_begin)
         if code == 2 and "is being written by another run" in line:
             return "busy", BUSY
         return "failed", f"exit code {code}: {line}"
@@ -216,7 +222,8 @@ def _signal(process: BaseProcess, number: int) -> None:
             os.kill(process.pid, number)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -226,11 +233,11 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _reason(log: Path) -> str:
-    """The last error that a log names, else its last line that is not blank."""
-    lines = [
-        line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-    ]
-    lines = [line for line in reversed(lines) if line]
+def _reason(log: Path, *, begin: int) -> str:
+    """The last error that a log names after so many bytes, else its last line not blank."""
+    with log.open("rb") as stream:
+        stream.seek(begin)
+        text = stream.read().decode(errors="replace")
+    lines = [line.strip() for line in reversed(text.splitlines()) if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return next(iter(errors or lines), "no output")[:300]

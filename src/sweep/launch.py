@@ -11,6 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import open_dict
 
+from src.overrides import quote_free_text
 from src.schema import CONF
 from src.sweep.child import run_job
 
@@ -42,4 +43,4 @@ def launch(jobs: Sequence[Path], settings: Sequence[str]) -> None:
             config=config,
         )
         logging.getLogger("hydra").setLevel(logging.WARNING)
-        launcher.launch([[f"job='{job}'"] for job in jobs], initial_job_idx=0)
+        launcher.launch([[quote_free_text(f"job={job}")] for job in jobs], initial_job_idx=0)

@@ -13,7 +13,7 @@ SCHEMA = 1
 
 
 class Manifest:
-    """runs/<study>/.sweeps/<sweep_id>.json, kept up to date as cells end.
+    """runs/<study>/.sweeps/<sweep_id>.json, kept up to date as waves end.
 
     States: waiting, finished, failed, killed, timed out, stopped (by the sweep's own end), busy
     (another sweep trains it).

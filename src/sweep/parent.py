@@ -17,9 +17,8 @@ import filelock
 
 from src import cli, terminal
 from src.errors import InputError
-from src.run.forking import state_key
 from src.run.lifecycle import finished_record
-from src.sweep.child import Job
+from src.sweep.child import MAX_GRACE_SECONDS, Job, is_alive
 from src.sweep.launch import launch
 from src.sweep.manifest import Manifest
 from src.sweep.monitor import Monitor
@@ -49,6 +48,7 @@ def sweep(config_name: str, arguments: Sequence[str]) -> int:
     """
     plan = make_plan(config_name, arguments)
     finished = {cell.folder: _finished(plan, cell) for cell in plan.cells}
+    plan = plan.with_states_that_will_be(finished)
     show_plan(plan, finished)
     if plan.settings.plan:
         return cli.OK
@@ -92,7 +92,8 @@ class Sweep:
     def run(self) -> int:
         """Everything from the first wave to the report; returns the exit code."""
         self.jobs.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(lock_file(self.folder, self.plan.sweep_id), timeout=0)
+        # Who looks whether a sweep is alive holds its lock for a moment.
+        lock = filelock.FileLock(lock_file(self.folder, self.plan.sweep_id), timeout=1.0)
         try:
             lock.acquire()
         except filelock.Timeout as error:
@@ -109,6 +110,18 @@ class Sweep:
         for name in ("stop", "stop.now"):
             (self.jobs / name).unlink(missing_ok=True)
         self.manifest.write(self.folder)
+        try:
+            self._run_waves()
+        finally:
+            # Whatever has come between, nothing is left open.
+            status = self._status()
+            self.manifest.close(self.folder, status)
+            report = self._report()
+            if self.mlflow is not None:
+                self._close_mlflow(self.mlflow, status, report)
+        return self._exit_code(status)
+
+    def _run_waves(self) -> None:
         if self.mlflow is not None:
             self.parent_run_id = self.mlflow.open(command=self.manifest.command)
             for cell in self.plan.cells:
@@ -117,12 +130,8 @@ class Sweep:
         self.board.total = sum(not self.manifest.is_finished(c) for c in self.plan.cells)
         for wave in self.plan.waves():
             self._run_wave([cell for cell in wave if not self.manifest.is_finished(cell)])
-        self._wait_for_others()
-        self.manifest.close(self.folder, self._status())
-        report = self._report()
-        if self.mlflow is not None:
-            self._close_mlflow(self.mlflow, report)
-        return self._exit_code()
+            # Before the next wave, which may start from what another sweep is training.
+            self._wait_for_others()
 
     # ------------------------------------------------------------------ jobs
 
@@ -154,8 +163,7 @@ class Sweep:
         start = None
         if cell.start is not None:
             source = next(c for c in self.plan.cells if c.folder == cell.start.folder)
-            key = state_key(source.config.config_hash(), cell.start.step)
-            start = [str(cell.start.folder), cell.start.step, key]
+            start = [str(cell.start.folder), cell.start.step, source.key(cell.start.step)]
         Job(
             folder=str(cell.folder),
             arguments=[*cell.arguments, *tracking],
@@ -176,10 +184,10 @@ class Sweep:
         status = read_json(self._status_file(cell)) or {"state": "waiting", "reason": ""}
         state, reason = status["state"], status["reason"]
         if state == "running":
-            # Its worker is gone without a word, and the process with it or soon.
-            state, reason = "killed", "lost with the launcher's worker"
+            # Its worker is gone without a word; the process notices, and ends with a checkpoint.
+            state, reason = "waiting", "lost with the launcher's worker"
             if status["pid"] is not None:
-                _kill_group(status["pid"])
+                _await_end(status["pid"])
         self.manifest.set(cell, state, reason)
         self.manifest.write(self.folder)
         if self.mlflow is not None and state not in ("finished", "busy", "waiting"):
@@ -205,15 +213,14 @@ class Sweep:
     # ------------------------------------------------------------------ the end
 
     def _status(self) -> str:
-        if self.signal is not None:
-            return "killed"
-        done = all(self.manifest.state(cell) == "finished" for cell in self.plan.cells)
-        return "finished" if done else "failed"
+        if all(self.manifest.is_finished(cell) for cell in self.plan.cells):
+            return "finished"
+        return "failed" if self.signal is None else "killed"
 
     def _report(self) -> Any:
         from src.study.report import write_report
 
-        if not any(self.manifest.is_finished(cell) for cell in self.plan.cells):
+        if not any((cell.folder / "record.json").is_file() for cell in self.plan.cells):
             return None
         try:
             return write_report(self.plan.folder)
@@ -226,27 +233,28 @@ class Sweep:
             )
             return None
 
-    def _close_mlflow(self, mlflow: SweepRun, report: Any) -> None:
+    def _close_mlflow(self, mlflow: SweepRun, status: str, report: Any) -> None:
         statuses = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
         mlflow.close(
-            statuses[self._status()],
+            statuses[status],
             metrics={} if report is None else report.headline,
             artifacts=[] if report is None else report.files,
-            tags={"status": self._status(), **self.manifest.counts()},
+            tags={"status": status, **self.manifest.counts()},
         )
 
-    def _exit_code(self) -> int:
+    def _exit_code(self, status: str) -> int:
         states = self.manifest.counts()
         terminal.say(", ".join(f"{count} {state}" for state, count in states.items()))
         for cell in self.plan.cells:
-            if self.manifest.state(cell) != "finished":
+            if self.manifest.state(cell) not in ("finished", "stopped", "waiting"):
                 reason = self.manifest.reason(cell)
                 terminal.error(f"{cell.folder}: {self.manifest.state(cell)} ({reason})")
-        if self.signal is not None:
-            terminal.say("stopped by a signal; the same command continues")
+        if status == "killed":
+            assert self.signal is not None
+            how = "the same command without rerun=true" if self.plan.rerun else "the same command"
+            terminal.say(f"stopped by a signal; {how} continues")
             return 128 + self.signal
-        done = self._status() == "finished" and not self.report_failed
-        return cli.OK if done else cli.FAILURE
+        return cli.OK if status == "finished" and not self.report_failed else cli.FAILURE
 
     # ------------------------------------------------------------------ signals
 
@@ -273,6 +281,12 @@ class Sweep:
         print("ending all jobs with a checkpoint; once more ends them at once", file=sys.stderr)
 
 
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+def _await_end(pid: int) -> None:
+    """Waits for a process that ends in order; ends it by force where it does not."""
+    deadline = time.monotonic() + MAX_GRACE_SECONDS
+    while is_alive(pid):
+        if time.monotonic() > deadline:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+            return
+        time.sleep(POLL_SECONDS)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import cli
 from src.config import RunConfig
+from src.errors import InputError
+from src.forks import state_file
+from src.overrides import parse
+from src.run.forking import state_key
 from src.schema import CONF
 from src.sweep.settings import SweepSettings, compose_settings
 
@@ -43,11 +47,17 @@ class Cell:
     added: bool
     """Whether it was added as somebody's baseline."""
     start: Start | None = None
+    observe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Options that it carries for others, with their fields."""
 
     @property
     def folder(self) -> Path:
         """Its run folder."""
         return self.config.folder
+
+    def key(self, step: int) -> str:
+        """What the state that it saves after a step must hang on."""
+        return state_key(self.config.config_hash(), self.observe, step)
 
     @property
     def own_steps(self) -> int:
@@ -73,6 +83,25 @@ class Plan:
         """runs/<study>."""
         return Path(self.cells[0].config.paths.runs) / self.study
 
+    def with_states_that_will_be(self, finished: Mapping[Path, bool]) -> "Plan":
+        """Without starts from a baseline that is finished and has not saved the right state."""
+        by_folder = {cell.folder: cell for cell in self.cells}
+
+        def will_be(start: Start) -> bool:
+            source = by_folder[start.folder]
+            file = state_file(start.folder, start.step).with_suffix(".key")
+            if not finished[start.folder]:
+                return True
+            return file.is_file() and file.read_text(encoding="utf-8") == source.key(start.step)
+
+        cells = [
+            cell
+            if cell.start is None or will_be(cell.start)
+            else dataclasses.replace(cell, start=None)
+            for cell in self.cells
+        ]
+        return dataclasses.replace(self, cells=cells)
+
     def waves(self) -> list[list[Cell]]:
         """Those that others start from, and then all others."""
         sources = {cell.start.folder for cell in self.cells if cell.start is not None}
@@ -92,7 +121,7 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     typed = [a for a in arguments if a not in own]
     keys = {_key(a) for a in typed}
     swept = [a for a in settings.axes if _key(a) not in keys] + typed
-    rerun = any(a.replace(" ", "") == "rerun=true" for a in swept)
+    rerun = _rerun([a for a in swept if _key(a) == "rerun"])
     expanded = _fields_where_they_belong(_expand(config_name, swept))
     identity = "\n".join(sorted(" ".join(_identity(cell)) for cell in expanded))
     sweep_id = hashlib.sha256(identity.encode()).hexdigest()[:8]
@@ -100,6 +129,10 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     if "study" not in keys and not any(_key(a) == "study" for a in settings.axes):
         expanded = [[*cell, f"study={study}"] for cell in expanded]
     cells, dropped = _with_baselines(config_name, expanded)
+    for field in ("study", "paths", "tracking"):
+        values = dict.fromkeys(str(getattr(cell.config, field)) for cell in cells)
+        if len(values) > 1:
+            raise InputError(f"{field}: a sweep has one, not {len(values)}")
     if settings.share_prefix:
         cells = _sharing(cells)
     for cell in cells:
@@ -112,6 +145,15 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
         cells=cells,
         dropped=dropped,
     )
+
+
+def _rerun(arguments: Sequence[str]) -> bool:
+    if not arguments:
+        return False
+    text = parse(arguments)[-1].text
+    if text not in ("true", "false"):
+        raise InputError(f"rerun={text}: must be true or false")
+    return text == "true"
 
 
 def _key(argument: str) -> str:
@@ -137,8 +179,8 @@ def _expand(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
 
 def _options(cell: Sequence[str]) -> set[str]:
     """The stability options that a cell chooses."""
-    chosen = [a.partition("=")[2] for a in cell if _key(a) == "stability"]
-    return set(chosen[-1].strip("[]").replace(" ", "").split(",")) if chosen else set()
+    chosen = [override.text for override in parse(cell) if override.key == "stability"]
+    return set(chosen[-1].strip("[]").split(",")) if chosen else set()
 
 
 def _fields_where_they_belong(cells: list[list[str]]) -> list[list[str]]:
@@ -224,7 +266,10 @@ def _sharing(cells: Sequence[Cell]) -> list[Cell]:
             more.append(f"observe={_grammar(observers[cell.folder])}")
         shared.append(
             dataclasses.replace(
-                cell, arguments=[*cell.arguments, *more], start=starts.get(cell.folder)
+                cell,
+                arguments=[*cell.arguments, *more],
+                start=starts.get(cell.folder),
+                observe=observers.get(cell.folder, {}),
             )
         )
     return shared

@@ -40,6 +40,10 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+# Now, because files may change while the code that was imported runs on.
+code_digest()
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and the libraries that numbers depend on."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}

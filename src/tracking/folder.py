@@ -75,6 +75,9 @@ class RunFolder:
     def read_config(self) -> dict[str, Any] | None:
         """config.yaml with its hash, or None in a new folder. Raises InputError where damaged."""
         file = self.path / "config.yaml"
+        if self._forking.exists():
+            # A kill came while the folder was filled with another run's state: as good as new.
+            return None
         if not file.is_file():
             if (self.path / "record.json").exists() or self.metrics.exists():
                 raise InputError(f"{file}: is missing; rerun=true moves the folder aside")
@@ -91,6 +94,18 @@ class RunFolder:
         text = yaml.safe_dump({**config, "config_hash": config_hash}, sort_keys=False)
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, self.path / "config.yaml")
+
+    @property
+    def _forking(self) -> Path:
+        return self.path / ".forking"
+
+    def begin_fork(self) -> None:
+        """From here on the folder is incomplete, until `end_fork`."""
+        self._forking.touch()
+
+    def end_fork(self) -> None:
+        """The folder is whole."""
+        self._forking.unlink()
 
     def last_checkpoint(self) -> Path | None:
         """The checkpoint of the last saved state, if any was saved.
@@ -129,7 +144,7 @@ class RunFolder:
         while aside.exists():
             aside = aside.with_name(f"{aside.name}+")
         try:
-            with filelock.FileLock(self.path / ".lock", timeout=0):
+            with filelock.FileLock(self.path / ".lock", timeout=0.3):
                 shutil.move(self.path, aside)
         except filelock.Timeout as error:
             raise InputError(f"rerun=true: {self.path} is being written by another run") from error

@@ -124,7 +124,8 @@ def load(path: Path, *, field: str = "resume") -> dict[str, Any]:
         InputError: it is missing, damaged, or no checkpoint of ours.
     """
     checkpoint = read(path, field=field)
-    needed = {"state_dict", "config", "config_hash", "global_step", "rng", "derived_from"}
+    needed = {"state_dict", "config", "config_hash", "global_step", "rng"}
+    needed |= {"derived_from", "observed"}
     if not needed <= set(checkpoint):
         raise InputError(f"{field}={path}: is no checkpoint of this project")
     return checkpoint

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from src.config import compose
+from src.run.forking import state_key
 from src.stability import REMEDIES
 from src.train import main
 from tests.runs import (
@@ -19,6 +20,7 @@ from tests.runs import (
 )
 from tests.stability.harnessed import PACE, START, STEPS
 
+EMA_FIELDS = {"decay": 0.999, "horizon_frac": None}
 EMA = "observe={ema:{decay:0.999,horizon_frac:null}}"
 FAILING = ("ffn=moe_writeup_add", "recipe.precision=32-true", "model.sizes.writeup_bias_rate=400.0")
 LATE = sorted(
@@ -128,6 +130,58 @@ def test_an_option_that_acts_earlier_than_the_fork_is_another_run_by_name_and_ha
 
 
 @pytest.mark.parametrize(
+    ("source", "more"),
+    [
+        ((), ("recipe.learning_rate=1e-4",)),
+        ((), ("recipe.batch_size=2",)),
+        ((), ("guard.on_nonfinite=stop",)),
+        (("stability=clip03",), ("stability=none",)),
+        (("recipe.clip_norm=0.5",), ("recipe.clip_norm=1.0", "stability=warmdown")),
+    ],
+)
+def test_a_fork_of_another_configuration_never_passes_for_a_run_from_nothing(source, more, tiny):
+    base = train([*tiny, *PACE, "study=base", f"save_at=[{START}]", *source])
+    forked = compose("train", [*tiny, *PACE, *more, f"fork={base}@{START}"])
+    from_nothing = compose("train", [*tiny, *PACE, *more])
+    assert forked.is_counterfactual
+    assert forked.variant_name.endswith(f"@fork-{START}")
+    assert forked.config_hash() != from_nothing.config_hash()
+
+
+def test_a_kill_while_a_fork_begins_leaves_a_folder_that_is_as_good_as_new(tiny):
+    base = train([*tiny, *PACE, "study=base", f"save_at=[{START}]"])
+    arguments = [*tiny, *PACE, "stability=warmdown", f"fork={base}@{START}"]
+    whole = train(arguments, "study=whole")
+    torn = Path("runs/torn") / whole.parent.name / whole.name
+    torn.mkdir(parents=True)
+    (torn / ".forking").touch()
+    (torn / "metrics.jsonl").write_text('{"step": 1, "train/loss"')
+    assert_same(train(arguments, "study=torn"), whole)
+
+
+def test_states_of_a_run_that_took_up_an_average_on_its_way_have_another_key(tiny, monkeypatch):
+    arguments = [*tiny, *PACE, f"save_at=[{START}]"]
+    config = compose("train", arguments)
+    keys = {
+        seen: state_key(config.config_hash(), observed, START)
+        for seen, observed in (("nothing", {}), ("all", {"ema": EMA_FIELDS}))
+    }
+    assert len(set(keys.values())) == 2
+
+    def key(study):
+        (file,) = Path("runs", study).glob(f"*/seed-0/checkpoints/state-{START}.key")
+        return file.read_text()
+
+    train(arguments, EMA, "study=from-the-start")
+    assert key("from-the-start") == keys["all"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        assert main([*arguments, "study=later"]) == 143
+    assert main([*arguments, EMA, "study=later"]) == 0
+    assert key("later") == keys["nothing"]
+
+
+@pytest.mark.parametrize(
     ("more", "message"),
     [
         (["fork=nowhere@3"], r"fork=nowhere@3: nowhere is no run folder"),
@@ -137,6 +191,7 @@ def test_an_option_that_acts_earlier_than_the_fork_is_another_run_by_name_and_ha
         (["fork={base}@15", "stability=qk_norm"], r"attention.qk_norm was False there"),
         (["fork={base}@15", "recipe.max_steps=30"], r"recipe.max_steps was 22 there"),
         (["fork={base}@15", "stability=early_stop"], r"must be before step 14, the run's last"),
+        (["fork={base}@15", "stability=ema"], r"stability=ema looks on from the first step"),
         (["fork={base}@15", "resume=never"], r"resume=never: a fork begins from its own state"),
         (["save_at=[23]"], r"save_at=\[23\]: must be steps from 1 to 22"),
         (["observe={clip03:{norm:0.3}}"], r"observe=clip03: must be one of ema"),

@@ -162,6 +162,8 @@ def test_plan_true_prints_cells_and_cost_and_writes_nothing(tiny, capsys):
 CASES = {
     "n_jobs=0": "n_jobs=0: must be an integer from 1",
     "n_jobs=many": "n_jobs=many: must be an integer from 1",
+    "study=one,two": "study: a sweep has one, not 2",
+    "rerun=yess": "rerun=yess: must be true or false",
     "timeout=-1": "timeout=-1: must be seconds above 0, or null",
     "share_prefix=perhaps": "share_prefix=perhaps: must be true or false",
     "experiment=stabilty": "experiment=stabilty: unknown option; did you mean stability?",
@@ -184,3 +186,23 @@ def test_bad_sweeps_are_one_line_before_anything_is_written(argument, tiny, caps
 def test_a_field_of_sweeps_without_multirun_is_said_to_be_one(argument, tiny, capsys):
     assert main([*tiny, argument]) == 2
     assert f"{argument}: is a field of sweeps; add --multirun" in capsys.readouterr().err
+
+
+def test_a_finished_baseline_without_the_right_state_is_no_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = plan("stability=warmdown", f"paths.cache={tmp_path}")
+    base, arm = made.cells
+    finished = {base.folder: True, arm.folder: False}
+    assert made.with_states_that_will_be({base.folder: False, arm.folder: False}) == made
+    assert made.with_states_that_will_be(finished).cells[1].start is None
+    state = base.folder / "checkpoints" / "state-12.key"
+    state.parent.mkdir(parents=True)
+    state.write_text("of other code")
+    assert made.with_states_that_will_be(finished).cells[1].start is None
+    state.write_text(base.key(12))
+    assert made.with_states_that_will_be(finished).cells[1].start is not None
+
+
+def test_rerun_is_read_as_true_in_any_spelling():
+    assert plan("stability=none", "rerun=True").rerun
+    assert not plan("stability=none", "rerun=true", "rerun=false").rerun

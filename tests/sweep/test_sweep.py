@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def states(study: str) -> dict[str, str]:
 def folder(study: str, option: str, seed: int = 0) -> Path:
     (found,) = Path("runs", study).glob(f"*+{option}@*/seed-{seed}")
     return found
+
+
+def mlflow_states() -> dict[str, str]:
+    """MLflow's status of the sweep and of each option's run."""
+    with sqlite3.connect("mlflow.db") as database:
+        rows = database.execute("select name, status from runs").fetchall()
+    return {
+        name.split()[0] if name.startswith("sweep") else name.split("@")[0].rpartition("+")[2]: s
+        for name, s in rows
+    }
 
 
 def wait_for(condition, seconds=120):
@@ -77,6 +88,7 @@ def test_good_jobs_finish_beside_one_that_raises_one_that_is_killed_and_one_that
         "timeout=45",
         "study=mixed",
     ]
+    arguments += ["tracking=mlflow", "tracking.uri=sqlite:///mlflow.db"]
     process = start("train", ["--multirun", *tiny, *SLOW, *arguments], Path.cwd())
     killed = wait_for(lambda: pid_of("mixed", "clip03"))
     os.kill(killed, signal.SIGKILL)
@@ -94,6 +106,13 @@ def test_good_jobs_finish_beside_one_that_raises_one_that_is_killed_and_one_that
     assert "took longer than timeout=45" in err
     log = (folder("mixed", "lower_lr") / "train.log").read_text()
     assert "FloatingPointError" in log
+    assert mlflow_states() == {
+        "sweep": "FAILED",
+        "none": "FINISHED",
+        "lower_lr": "FAILED",
+        "clip03": "KILLED",
+        "warmdown": "KILLED",
+    }
     good = folder("mixed", "none") / "record.json"
     before = good.stat().st_mtime_ns
     code, out, err = sweep(tiny, Path.cwd(), *SLOW, *arguments, "timeout=null")
@@ -136,11 +155,13 @@ def test_a_second_start_skips_what_is_finished_and_repeats_what_is_not(tiny):
     assert manifest("twice")["cells"][0]["reason"] == "before"
 
 
-def test_ctrl_c_ends_all_jobs_with_a_checkpoint_and_the_same_command_continues(tiny):
-    arguments = ["stability=none", "seed=0,1,2", "n_jobs=2", "study=cut", "recipe.max_steps=600"]
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ctrl_c_ends_all_jobs_with_a_checkpoint_and_the_same_command_continues(n_jobs, tiny):
+    arguments = ["stability=none", "seed=0,1", f"n_jobs={n_jobs}", "study=cut"]
+    arguments.append("recipe.max_steps=600")
     slow = ["recipe.log_every=1", "recipe.checkpoint_every=500"]
     process = start("train", ["--multirun", *tiny, *arguments, *slow], Path.cwd())
-    wait_for(lambda: pid_of("cut", "none", 0) and pid_of("cut", "none", 1))
+    wait_for(lambda: all(pid_of("cut", "none", seed) for seed in range(n_jobs)))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130, err
