@@ -239,7 +239,12 @@ class Sweep:
             statuses[status],
             metrics={} if report is None else report.headline,
             artifacts=[] if report is None else report.files,
-            tags={"status": status, **self.manifest.counts()},
+            # MLflow takes no comma in the name of a tag.
+            tags={"status": status}
+            | {
+                f"jobs.{state.partition(',')[0].replace(' ', '_')}": count
+                for state, count in self.manifest.counts().items()
+            },
         )
 
     def _exit_code(self, status: str) -> int:

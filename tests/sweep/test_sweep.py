@@ -126,10 +126,14 @@ def test_good_jobs_finish_beside_one_that_raises_one_that_is_killed_and_one_that
     assert good.stat().st_mtime_ns == before
     assert "2 finished" in out
     assert "1 skipped, finished before" in out
+    ends = {**mlflow_states(), "clip03": "FINISHED", "warmdown": "FINISHED"}
+    assert mlflow_states() == ends
+    assert ends["sweep"] == "FAILED"
 
 
 def test_a_second_start_skips_what_is_finished_and_repeats_what_is_not(tiny):
     arguments = ["stability=warmdown,ema", "seed=0,1", "n_jobs=2", "study=twice"]
+    arguments += ["tracking=mlflow", "tracking.uri=sqlite:///mlflow.db"]
     code, out, err = sweep(tiny, Path.cwd(), *arguments)
     assert code == 0, err
     assert set(states("twice").values()) == {"finished"}
@@ -147,11 +151,13 @@ def test_a_second_start_skips_what_is_finished_and_repeats_what_is_not(tiny):
     begin = time.monotonic()
     code, out, err = sweep(tiny, Path.cwd(), *arguments)
     assert code == 0, err
+    assert "MLflow" not in err
     assert time.monotonic() - begin < 90
     after = {f: f.stat().st_mtime_ns for f in Path("runs/twice").glob("*/seed-*/record.json")}
     changed = {file for file in after if after[file] != before[file]}
     assert changed == {lost / "record.json"}
     assert "1 finished, 5 skipped" in out
+    assert mlflow_states()["sweep"] == "FINISHED"
     assert manifest("twice")["cells"][0]["reason"] == "before"
 
 

@@ -1,0 +1,46 @@
+"""What the laboratory book says is what its results say."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ROOT
+
+STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_every_study_says_how_it_is_repeated_and_has_its_results(study):
+    text = (study / "README.md").read_text()
+    for part in ("**Question.**", "**Command.**", "**Machine and cost.**", "**Answer.**"):
+        assert part in text
+    assert (study / "results.csv").is_file()
+    for drawing in (study / "figures").glob("*.svg"):
+        assert drawing.name in text
+
+
+def failing(name: str) -> dict[str, list[int]]:
+    """Non-finite batches of each arm's seeds, counted from where it acts."""
+    with (ROOT / "experiments" / name / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    arms: dict[str, list[int]] = {}
+    for row in rows:
+        arms.setdefault(row["label"], []).append(int(row["nonfinite_batches_after"]))
+    return arms
+
+
+def test_the_numbers_of_ablate_are_those_of_its_results():
+    arms = failing("ablate")
+    seeds = {arm: sum(count > 0 for count in counts) for arm, counts in arms.items()}
+    assert all(len(counts) == 6 for counts in arms.values())
+    assert (seeds["none@preset-stress"], seeds["none@preset-stress_bf16"]) == (6, 5)
+    assert seeds["router_eps"] == 0
+    assert {seeds[arm] for arm in ("clip03", "clip05", "clip_value", "warmdown")} == {6}
+    assert {seeds[arm] for arm in ("noise", "lower_lr", "fp32")} == {5}
+    assert seeds["fp32_full"] == 6
+    shaken = ("shaken_full", "shaken@preset-stress", "shaken@preset-stress_bf16")
+    assert sorted(seeds[arm] for arm in shaken) == [4, 5, 5]
+    assert arms["fp32_full"] == arms["none@preset-stress"] == [140, 21, 4, 63, 52, 18]
+    text = (Path(ROOT) / "experiments" / "ablate" / "README.md").read_text()
+    assert "140, 21, 4, 63, 52 and 18" in text
