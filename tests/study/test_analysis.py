@@ -427,7 +427,8 @@ def test_fewer_than_two_clean_seeds_give_no_difference_of_losses():
     loss = arm(analyse(synthetic.in_memory(arms)), "zclip").comparisons["loss"]
 
     assert loss.difference is None and loss.p_value is None
-    assert loss.verdict == f"{CANNOT_TELL}: both are clean on 1 of 6 seeds"
+    stated = "both are clean, and have a loss at its last step, on 1 of 6 seeds"
+    assert loss.verdict == f"{CANNOT_TELL}: {stated}"
 
 
 def test_a_loss_over_the_windows_that_are_left_is_marked_and_not_compared():
