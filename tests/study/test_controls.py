@@ -1,0 +1,156 @@
+"""Null arms are the yardstick, and known-good arms the proof that a study can see."""
+
+import pytest
+
+from src.study.analysis import analyse
+from src.study.verdicts import CANNOT_TELL
+from tests.study import synthetic
+from tests.study.remedies import FAILS, REMEDIES, SHAKEN, START, arm, everything_said
+from tests.study.synthetic import Arm
+
+
+def test_the_range_of_the_null_arm_stands_beside_every_difference():
+    found = arm(analyse(synthetic.in_memory(REMEDIES)), "warmdown")
+
+    assert found.null_arm == "shaken"
+    # Shaken has 1, 2, 0, 1, 1, 1 non-finite batches where the baseline has 2, 1, 3, 1, 2, 1.
+    assert found.comparisons["nonfinite_batches"].null_range == (-3, 1)
+    assert found.comparisons["nonfinite"].null_range == pytest.approx((-1 / 6, -1 / 6))
+
+
+def test_repeats_of_the_null_arm_widen_its_range():
+    null = Arm(
+        nonfinite=[steps for each in FAILS for steps in (each, [])], acts_from=START, repeats=2
+    )
+    arms = {"none": Arm(nonfinite=FAILS), "shaken": null, "fp32": Arm(nonfinite=FAILS)}
+
+    found = arm(analyse(synthetic.in_memory(arms)), "fp32")
+
+    assert found.comparisons["nonfinite"].null_range == (-1, 0)
+
+
+def test_the_range_of_the_null_arm_is_that_of_single_runs_inside_the_arms_own_window():
+    null = Arm(spikes=[[100, 200], [100, 200, 300, 400, 420]], acts_from=START, repeats=2)
+    arms = {"none": Arm(), "shaken": null, "zclip": Arm(), "warmdown": Arm(acts_from=START)}
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert arm(analysis, "zclip").comparisons["spikes"].null_range == (2, 5)
+    assert arm(analysis, "warmdown").comparisons["spikes"].null_range == (0, 3)
+
+
+def test_the_null_arm_stands_in_with_the_seeds_that_the_arms_own_window_has():
+    arms = {
+        "none": Arm(nonfinite=[[100], [], [], [], [], []]),
+        "shaken": Arm(nonfinite=[[100, 300, 301], [], [], [], [], []], acts_from=START),
+        "zclip": Arm(),
+        "warmdown": Arm(acts_from=START),
+    }
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert arm(analysis, "zclip").comparisons["nonfinite_batches"].null_range == (0, 2)
+    assert arm(analysis, "warmdown").comparisons["nonfinite_batches"].null_range == (0, 0)
+
+
+def test_a_null_arm_of_another_baseline_is_no_yardstick():
+    arms = {
+        "none": Arm(),
+        "shaken": Arm(acts_from=START),
+        "clip03": Arm(),
+        "sound": Arm(ffn="moe", stability=[], baseline=None),
+        "sound_shaken": Arm(ffn="moe", stability=["shaken"], baseline="sound"),
+    }
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert arm(analysis, "moe_writeup_add+clip03").null_arm == "moe_writeup_add+shaken"
+
+
+def test_the_null_arm_that_starts_nearest_is_taken():
+    arms = REMEDIES | {"shaken_full": Arm(nonfinite=SHAKEN)}
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert arm(analysis, "clip03").null_arm == "shaken_full"
+    assert arm(analysis, "warmdown").null_arm == "shaken"
+    assert arm(analysis, "none").null_arm is None
+
+
+def test_a_null_arm_is_never_a_finding_and_costs_the_others_nothing():
+    clean = {"none": Arm(num_failing=6), "shaken": Arm(), "shaken_full": Arm(), "router_eps": Arm()}
+
+    analysis = analyse(synthetic.in_memory(clean))
+
+    null = arm(analysis, "shaken").comparisons["nonfinite"]
+    assert null.p_value == pytest.approx(2 * 2 / 924) and not null.detected
+    assert null.verdict.startswith("chance alone: ")
+    assert any("shaken is a null arm and stands out in nonfinite" in w for w in analysis.warnings)
+    cure = arm(analysis, "router_eps").comparisons["nonfinite"]
+    assert cure.p_value == pytest.approx(2 / 924)
+    assert "shaken" not in analysis.answer[1]
+
+
+def test_without_the_known_good_arm_found_no_remedy_can_be_ranked():
+    arms = REMEDIES | {"router_eps": Arm(nonfinite=SHAKEN, acts_from=START)}
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert not analysis.can_rank
+    assert analysis.answer[0] == (
+        "This study cannot rank remedies: what is known to work was not found, router_eps"
+        " (5 of 6 seeds against 6 of 6, p = 1.000)."
+    )
+
+
+def test_ranking_hangs_on_router_eps_alone():
+    arms = REMEDIES | {"router_freeze": Arm(nonfinite=SHAKEN, acts_from=START)}
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert analysis.can_rank
+    assert [each.label for each in analysis.arms if each.is_known_good] == [
+        "router_eps",
+        "router_freeze",
+    ]
+
+
+def test_where_nothing_fails_nothing_can_be_prevented():
+    primary = arm(analyse(synthetic.in_memory({"none": Arm(), "zclip": Arm()})), "zclip")
+
+    verdict = primary.comparisons["nonfinite"].verdict
+    assert verdict.startswith(CANNOT_TELL) and "nothing could be prevented" in verdict
+
+
+def test_a_known_good_arm_that_makes_it_worse_is_not_found():
+    arms = {"none": Arm(), "router_eps": Arm(num_failing=6)}
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert arm(analysis, "router_eps").comparisons["nonfinite"].detected
+    assert not analysis.can_rank
+    assert "made worse by router_eps (6 of 6 seeds against 0 of 6)" in analysis.answer[2]
+
+
+def test_a_study_without_a_known_good_arm_says_so_and_ranks():
+    arms = {name: each for name, each in REMEDIES.items() if name != "router_eps"}
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert analysis.can_rank
+    assert any(warning.startswith("no known-good arm") for warning in analysis.warnings)
+    assert "no known-good arm" not in everything_said(analyse(synthetic.in_memory(REMEDIES)))
+
+
+def test_of_two_baselines_the_one_without_the_known_good_found_is_named():
+    arms = {
+        "none": Arm(num_failing=6),
+        "router_eps": Arm(),
+        "sound": Arm(ffn="moe", stability=[], baseline=None),
+        "sound_eps": Arm(ffn="moe", stability=["router_eps"], baseline="sound"),
+    }
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert not analysis.can_rank
+    assert analysis.answer[0].startswith("This study cannot rank remedies against moe+none: ")
