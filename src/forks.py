@@ -27,7 +27,13 @@ class Fork:
     @property
     def state(self) -> Path:
         """The saved state."""
-        return state_file(self.source, self.step)
+        return self.source / "checkpoints" / state_name(self.step)
+
+    @property
+    def key(self) -> str | None:
+        """What the saved state hangs on; None where none is saved."""
+        file = self.state.with_suffix(".key")
+        return file.read_text(encoding="utf-8") if file.is_file() else None
 
     def source_config(self) -> dict[str, Any]:
         """config.yaml of the source.
@@ -55,11 +61,6 @@ class Fork:
             )
         if self.step >= last_step:
             raise InputError(f"{text}: must be before step {last_step}, the run's last")
-
-
-def state_file(folder: Path, step: int) -> Path:
-    """Where a run saves the whole state after a step, for forks."""
-    return folder / "checkpoints" / state_name(step)
 
 
 def parse_fork(text: str | None) -> Fork | None:

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Corpus:
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(ABC):
     """What every corpus option declares."""
 
     val_frac: float
@@ -48,13 +49,13 @@ class DataConfig:
         if not 0 < self.val_frac < 1:
             raise ValueError(f"val_frac={self.val_frac}: must be between 0 and 1")
 
+    @abstractmethod
     def fingerprint(self, cache: Path) -> str:
         """A hash of the content and the split, whatever the path. Raises InputError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
         """The corpus in tokens. Raises InputError where it is unusable, before it writes."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)
@@ -69,13 +70,13 @@ class TextConfig(DataConfig):
         if self.max_chars is not None and self.max_chars < 1:
             raise ValueError(f"max_chars={self.max_chars}: must be at least 1")
 
+    @abstractmethod
     def raw(self, cache: Path) -> bytes:
         """The bytes that the text is made of, by which the cache is keyed. Raises InputError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text(self, raw: bytes) -> str:
         """The text, from `raw`. Raises InputError."""
-        raise NotImplementedError
 
     def fingerprint(self, cache: Path) -> str:
         """See DataConfig."""

@@ -6,6 +6,7 @@ A new one: a class and a config here, its YAML in conf/tokenizer, a line in TOKE
 import hashlib
 import socket
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,16 +174,16 @@ def restore_tokenizer(state: dict[str, Any]) -> Tokenizer:
 
 
 @dataclass(kw_only=True)
-class TokenizerConfig:
+class TokenizerConfig(ABC):
     """What every tokenizer option declares."""
 
     def key(self) -> str:
         """Tells apart two configs that would tokenise one text differently."""
         return repr(self)
 
+    @abstractmethod
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
         """The tokenizer, made from the corpus where it needs one."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)

@@ -89,9 +89,8 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
         for line in read_metrics(fork.source / "metrics.jsonl")
         if line["step"] <= fork.step
     ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
     folder.begin_fork()
-    folder.metrics.write_text(text, encoding="utf-8")
+    folder.write_metrics(lines)
     for incident in (fork.source / "incidents").glob("step-*"):
         if int(incident.name.partition("-")[2]) <= fork.step:
             shutil.copytree(incident, folder.path / "incidents" / incident.name, dirs_exist_ok=True)

@@ -15,6 +15,7 @@ from src.streams import generator
 from src.tracking import record as records
 from src.tracking.facts import code_digest, device_facts, git_facts, versions
 from src.tracking.folder import RunFolder, read_metrics
+from src.tracking.labels import variant_of
 
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.8
@@ -41,7 +42,7 @@ def build_record(
         "status": status,
         "outcome": _outcome(run, guard) if status == "finished" else None,
         "study": config.study,
-        "variant": {k: v for k, v in records.axes(config).items() if k not in ("seed", "repeat")},
+        "variant": variant_of(config.plain()),
         "variant_name": config.variant_name,
         "seed": config.seed,
         "repeat": config.repeat,

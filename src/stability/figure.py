@@ -5,7 +5,7 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 from torch import nn
 
-from src.stability.base import RunFacts
+from src.stability.base import RemedyConfig, RunFacts
 from src.training.steps import StepCallback, is_log_step, log
 
 
@@ -36,3 +36,12 @@ def count_norms(module: nn.Module, *names: str) -> float:
     """How many submodules of these names normalise, which those with a gain do."""
     parts = (m for path, m in module.named_modules() if path.rpartition(".")[2] in names)
     return float(sum(any(True for _ in part.parameters()) for part in parts))
+
+
+def factor_figure(option: str, config: RemedyConfig, run: RunFacts) -> Figure:
+    """The factor that an option has put on the rate of the last step."""
+    return Figure(
+        f"{option}_factor",
+        lambda trainer, _: config.lr_factor(trainer.global_step - 1, run.max_steps),
+        run,
+    )

@@ -1,5 +1,7 @@
 """What remedies on the gradient share."""
 
+from abc import ABC, abstractmethod
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from src.training.guard import StepGuard
 from src.training.steps import StepCallback, is_log_step, log
 
 
-class GradientRemedy(StepCallback):
+class GradientRemedy(StepCallback, ABC):
     """Calls `change` with the gradients of each step that will be applied, before norm clipping.
 
     A step that the guard has dropped has no gradients, and the remedy sees none of it.
@@ -21,6 +23,7 @@ class GradientRemedy(StepCallback):
         self.run = run
         self.figures: dict[str, Tensor | float] = {}
 
+    @abstractmethod
     def change(self, gradients: list[Tensor], *, norm: Tensor, step: int) -> bool:
         """Changes gradients in place; returns whether it did.
 
@@ -29,7 +32,6 @@ class GradientRemedy(StepCallback):
             norm: of all of them together.
             step: number of the step, from 1.
         """
-        raise NotImplementedError
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from src.stability.base import RemedyConfig, RunFacts, check_positive
-from src.stability.warmdown import FactorLog
+from src.stability.figure import factor_figure
 
 
 @dataclass(kw_only=True)
@@ -30,4 +30,4 @@ class LowerLRConfig(RemedyConfig):
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""
-        return [FactorLog("lower_lr", self, run)]
+        return [factor_figure("lower_lr", self, run)]

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from src.stability.base import RemedyConfig, RunFacts, check_frac
-from src.training.steps import StepCallback, is_log_step, log
+from src.stability.figure import factor_figure
 
 
 @dataclass(kw_only=True)
@@ -35,17 +35,4 @@ class WarmdownConfig(RemedyConfig):
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""
-        return [FactorLog("warmdown", self, run)]
-
-
-class FactorLog(StepCallback):
-    """Logs the factor that an option puts on the learning rate, as stability/<name>_factor."""
-
-    def __init__(self, name: str, config: RemedyConfig, run: RunFacts) -> None:
-        self.name, self.config, self.run = name, config, run
-
-    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Logs the factor of the step that has just been done."""
-        if is_log_step(trainer, step, every=self.run.log_every):
-            factor = self.config.lr_factor(step - 1, self.run.max_steps)
-            log(trainer, {f"stability/{self.name}_factor": factor}, step=step)
+        return [factor_figure("warmdown", self, run)]

@@ -11,6 +11,7 @@ import yaml
 
 from src.errors import InputError
 from src.tracking.folder import damaged, read_json, read_metrics
+from src.tracking.labels import variant_of
 from src.tracking.state import SWEEPS
 
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -51,10 +52,7 @@ class Run:
     @property
     def axes(self) -> dict[str, str]:
         """attention, ffn, stability, model, preset."""
-        choices = self.config["choices"]
-        stability = "-".join(sorted(self.config["stability"])) or "none"
-        names = ("attention", "ffn", "model", "preset")
-        return {name: str(choices[name]) for name in names} | {"stability": stability}
+        return variant_of(self.config)
 
     @property
     def max_steps(self) -> int:

@@ -24,6 +24,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src.errors import InputError
+from src.forks import Fork
 from src.tracking.folder import RunFolder, read_json, write_json
 
 POLL_SECONDS = 0.2
@@ -115,8 +116,7 @@ class Child:
         if self.job.start is None or (self.folder / "config.yaml").exists():
             return arguments
         source, step, key = self.job.start
-        found = Path(source) / "checkpoints" / f"state-{step}.key"
-        if found.is_file() and found.read_text(encoding="utf-8") == key:
+        if Fork(source=Path(source), step=step).key == key:
             return [*arguments, f"fork={source}@{step}"]
         self.status["reason"] = f"no state of this code at step {step} in {source}: from nothing"
         return arguments

@@ -162,8 +162,8 @@ class Sweep:
             tracking.append(f"tracking.parent_run_id='{self.parent_run_id}'")
         start = None
         if cell.start is not None:
-            source = next(c for c in self.plan.cells if c.folder == cell.start.folder)
-            start = [str(cell.start.folder), cell.start.step, source.key(cell.start.step)]
+            source = next(c for c in self.plan.cells if c.folder == cell.start.source)
+            start = [str(cell.start.source), cell.start.step, source.key(cell.start.step)]
         Job(
             folder=str(cell.folder),
             arguments=[*cell.arguments, *tracking],

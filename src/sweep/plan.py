@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from src import cli
 from src.config import RunConfig
 from src.errors import InputError
-from src.forks import state_file
+from src.forks import Fork
 from src.overrides import parse
 from src.run.forking import state_key
 from src.schema import CONF
@@ -24,15 +24,6 @@ from src.sweep.settings import SweepSettings, compose_settings
 
 UNCELLED = ("rerun", "study", "paths", "tracking", "watch")
 """Typed fields that make no other sweep."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """The saved state of a baseline, from which a cell can begin."""
-
-    folder: Path
-    """The baseline's run folder."""
-    step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +37,8 @@ class Cell:
     """Name of the variant that it is compared with."""
     added: bool
     """Whether it was added as somebody's baseline."""
-    start: Start | None = None
+    start: Fork | None = None
+    """The saved state of its baseline, from which it can begin."""
     observe: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options that it carries for others, with their fields."""
 
@@ -87,12 +79,9 @@ class Plan:
         """Without starts from a baseline that is finished and has not saved the right state."""
         by_folder = {cell.folder: cell for cell in self.cells}
 
-        def will_be(start: Start) -> bool:
-            source = by_folder[start.folder]
-            file = state_file(start.folder, start.step).with_suffix(".key")
-            if not finished[start.folder]:
-                return True
-            return file.is_file() and file.read_text(encoding="utf-8") == source.key(start.step)
+        def will_be(start: Fork) -> bool:
+            right = by_folder[start.source].key(start.step)
+            return not finished[start.source] or start.key == right
 
         cells = [
             cell
@@ -104,7 +93,7 @@ class Plan:
 
     def waves(self) -> list[list[Cell]]:
         """Those that others start from, and then all others."""
-        sources = {cell.start.folder for cell in self.cells if cell.start is not None}
+        sources = {cell.start.source for cell in self.cells if cell.start is not None}
         first = [cell for cell in self.cells if cell.folder in sources]
         rest = [cell for cell in self.cells if cell.folder not in sources]
         return [wave for wave in (first, rest) if wave]
@@ -240,7 +229,7 @@ def _sharing(cells: Sequence[Cell]) -> list[Cell]:
     by_place = {(c.config.variant_name, c.config.seed): c for c in cells if not c.config.remedies}
     states: dict[Path, set[int]] = {}
     observers: dict[Path, dict[str, Any]] = {}
-    starts: dict[Path, Start] = {}
+    starts: dict[Path, Fork] = {}
     for cell in cells:
         source = by_place.get((cell.baseline or "", cell.config.seed))
         step = min(cell.config.natural_start, cell.config.last_step - 1)
@@ -256,7 +245,7 @@ def _sharing(cells: Sequence[Cell]) -> list[Cell]:
             continue  # one baseline carries one average
         carried |= watching
         states.setdefault(source.folder, set()).add(step)
-        starts[cell.folder] = Start(folder=source.folder, step=step)
+        starts[cell.folder] = Fork(source=source.folder, step=step)
     shared = []
     for cell in cells:
         more = []

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,12 @@ class RunFolder:
     def cut_metrics(self, *, step: int) -> None:
         """Drops the lines after `step`, and a last line that a kill left half-written."""
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
+        self.write_metrics(kept)
+
+    def write_metrics(self, lines: Sequence[Mapping[str, float]]) -> None:
+        """Writes metrics.jsonl anew, whole or not at all."""
         draft = self.metrics.with_suffix(".part")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(draft, self.metrics)
 
     def move_aside(self) -> Path | None:

@@ -21,13 +21,21 @@ def host() -> str:
     return socket.gethostname()
 
 
-def axes(config: Mapping[str, Any]) -> dict[str, str]:
-    """attention, ffn, stability, model, preset, seed, repeat, from config.yaml's content."""
+def variant_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """attention, ffn, stability, model, preset, from config.yaml's content."""
     choices = config["choices"]
-    named = {name: choices[name] for name in ("attention", "ffn", "model", "preset")}
-    stability = "-".join(sorted(config["stability"])) or "none"
-    values = {**named, "stability": stability, "seed": config["seed"], "repeat": config["repeat"]}
-    return {name: str(value) for name, value in values.items()}
+    return {
+        "attention": str(choices["attention"]),
+        "ffn": str(choices["ffn"]),
+        "stability": "-".join(sorted(config["stability"])) or "none",
+        "model": str(choices["model"]),
+        "preset": str(choices["preset"]),
+    }
+
+
+def axes(config: Mapping[str, Any]) -> dict[str, str]:
+    """The variant, seed and repeat: what tells a run from others of its study."""
+    return variant_of(config) | {name: str(config[name]) for name in ("seed", "repeat")}
 
 
 def run_tags(

@@ -50,7 +50,7 @@ CATCH_UP_SECONDS = 10.0
 
 def lock_file(folder: Path, sweep_id: str) -> Path:
     """What the process of a sweep holds (a filelock) as long as it lives; `folder` is .sweeps."""
-    return folder / f"{sweep_id}.lock"
+    return writer_lock(folder / sweep_id)
 
 
 class SweepRun:

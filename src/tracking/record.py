@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.config import RunConfig
-
 SCHEMA = 1
 
 
@@ -38,17 +36,3 @@ def final_values(
     training = next((line for line in reversed(lines) if "lr" in line), {})
     values = {k: v for k, v in training.items() if k != "step" and not k.startswith("val")}
     return values | dict(validation)
-
-
-def axes(config: RunConfig) -> dict[str, Any]:
-    """What tells this run from others of its study."""
-    variant = config.variant
-    return {
-        "attention": variant.attention,
-        "ffn": variant.ffn,
-        "stability": variant.stability,
-        "model": variant.model,
-        "preset": variant.preset,
-        "seed": config.seed,
-        "repeat": config.repeat,
-    }

@@ -96,7 +96,7 @@ def test_late_arms_start_from_their_baseline_and_it_runs_first():
     assert "observe={ema:{decay:0.999,horizon_frac:null}}" in first[0].arguments
     for cell in rest:
         if cell.start is not None:
-            assert cell.start.folder.name == cell.folder.name
+            assert cell.start.source.name == cell.folder.name
 
 
 def test_share_prefix_false_trains_everything_from_nothing():

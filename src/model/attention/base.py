@@ -3,6 +3,7 @@
 Axes: B batch, T time, D hidden.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from src.model.dims import Dims
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """Causal self-attention.
 
     `residual_projections` names the Linear layers that write into the residual stream: the
@@ -19,29 +20,29 @@ class Attention(nn.Module):
 
     residual_projections: tuple[str, ...] = ("o_proj",)
 
+    @abstractmethod
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Attends within each sequence; returns (B, T, D) in the dtype of the projections.
 
         `rope` holds cosines and sines, (T, rope_dim) each.
         """
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)
-class AttentionConfig:
+class AttentionConfig(ABC):
     """What every attention option declares."""
 
     rope_dim: int
     """Rotated dimensions of a head; even, at most head_dim."""
 
+    @abstractmethod
     def check(self, dims: Dims) -> None:
         """Raises ValueError, naming field and value, where the sizes do not go together."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, dims: Dims) -> Attention:
         """The module for one layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cache_numbers_per_token(self, dims: Dims) -> int:
         """Numbers that decoding keeps for each token and layer."""
-        raise NotImplementedError

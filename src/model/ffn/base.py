@@ -3,6 +3,7 @@
 Axes: B batch, T time, D hidden.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from src.model.dims import Dims
 
 
-class FeedForward(nn.Module):
+class FeedForward(nn.Module, ABC):
     """A map of each token on its own.
 
     `residual_projections` names the weights that write into the residual stream: the depth-scaled
@@ -19,9 +20,9 @@ class FeedForward(nn.Module):
 
     residual_projections: tuple[str, ...] = ()
 
+    @abstractmethod
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Maps each token; returns (B, T, D)."""
-        raise NotImplementedError
 
     def extra_losses(self) -> dict[str, Tensor]:
         """Scalars of the last forward pass that join the loss, weighted, by metric name."""
@@ -33,7 +34,7 @@ class FeedForward(nn.Module):
 
 
 @dataclass(kw_only=True)
-class FeedForwardConfig:
+class FeedForwardConfig(ABC):
     """What every feed-forward option declares."""
 
     inner_dim: int
@@ -47,6 +48,6 @@ class FeedForwardConfig:
         """The same with every value filled in that depends on the length of the run."""
         return self
 
+    @abstractmethod
     def build(self, dims: Dims) -> FeedForward:
         """The module for one layer."""
-        raise NotImplementedError
