@@ -90,7 +90,7 @@ class Monitor:
 
 def _progress(cell: Cell, status: dict[str, Any]) -> terminal.JobProgress:
     line = _last_metrics(cell.folder / "metrics.jsonl")
-    first = 0 if cell.start is None else cell.start.step
+    first = cell.first_step
     step, total = int(line.get("step", first)), cell.config.last_step
     seconds = time.time() - status["started"]
     done = step - first

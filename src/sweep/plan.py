@@ -52,9 +52,15 @@ class Cell:
         return state_key(self.config.config_hash(), self.observe, step)
 
     @property
+    def first_step(self) -> int:
+        """Steps that it takes from a saved state, its baseline's or that of the fork typed."""
+        origin = self.start or self.config.fork
+        return 0 if origin is None else origin.step
+
+    @property
     def own_steps(self) -> int:
         """Steps that it trains itself."""
-        return self.config.last_step - (0 if self.start is None else self.start.step)
+        return self.config.last_step - self.first_step
 
 
 @dataclass(frozen=True, kw_only=True)

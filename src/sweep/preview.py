@@ -69,7 +69,7 @@ class Estimator:
         return Cost(
             runs=1,
             steps=cell.own_steps,
-            shared_steps=config.last_step - cell.own_steps,
+            shared_steps=cell.first_step,
             tokens=tokens,
             flops=tokens * size.flops_per_token,
             seconds=None if a_step is None else START_SECONDS + a_step * cell.own_steps,
@@ -115,7 +115,7 @@ def _show_whole(plan: Plan, whole: Cost) -> None:
             time = f"about {terminal.duration(whole.seconds / n_jobs)} with n_jobs={n_jobs}"
         terminal.say(
             f"to train: {whole.runs} runs, {whole.steps:,} steps, {whole.tokens:,} tokens,"
-            f" {whole.flops:.2g} FLOPs, {time}; {whole.shared_steps:,} steps come from baselines"
+            f" {whole.flops:.2g} FLOPs, {time}; {whole.shared_steps:,} steps come from saved states"
         )
     else:
         terminal.say("nothing to train: every run is finished; rerun=true trains them again")

@@ -9,6 +9,7 @@ from src.schema import CONF
 from src.sweep.plan import make_plan
 from src.train import main
 from tests.conftest import TINY
+from tests.runs import train as train_run
 
 PACE = ("recipe.max_steps=22", "recipe.log_every=1")
 
@@ -155,7 +156,7 @@ def test_plan_true_prints_cells_and_cost_and_writes_nothing(tiny, capsys):
     shown = capsys.readouterr().out
     assert "(added)" in shown
     assert "to train: 3 runs, 33 steps" in shown
-    assert "33 steps come from baselines" in shown
+    assert "33 steps come from saved states" in shown
     assert not Path("runs").exists()
 
 
@@ -206,3 +207,9 @@ def test_a_finished_baseline_without_the_right_state_is_no_start(tmp_path, monke
 def test_rerun_is_read_as_true_in_any_spelling():
     assert plan("stability=none", "rerun=True").rerun
     assert not plan("stability=none", "rerun=true", "rerun=false").rerun
+
+
+def test_a_fork_that_is_typed_costs_what_comes_after_it(tiny):
+    base = train_run([*tiny, *PACE, "study=base", "save_at=[9]"])
+    made = make_plan("train", [*tiny, *PACE, f"fork='{base}@9'", "stability=none,clip03"])
+    assert [(cell.first_step, cell.own_steps) for cell in made.cells] == [(9, 13), (9, 13)]
