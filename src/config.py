@@ -37,7 +37,7 @@ HASHED = ("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guar
 UNHASHED = ("watch", "tracking", "paths")
 """Sections that change no number."""
 
-UNCOMPARED = (*UNHASHED, "arguments", "fork", "save_at", "observe", "study")
+UNCOMPARED = (*UNHASHED, "arguments", "fork", "save_at", "validate_at", "observe", "study")
 """Entries of config.yaml in which runs of one hash may differ."""
 
 
@@ -68,6 +68,8 @@ class RunConfig:
     """The saved state from which it begins; None: from nothing."""
     save_at: list[int]
     """Steps after which the whole state is kept, for forks."""
+    validate_at: list[int]
+    """Steps after which it validates for others, beside its own: no part of best or final."""
     observers: dict[str, RemedyConfig]
     """Options that look on without being part of the run, by name."""
     arguments: list[str]
@@ -147,7 +149,7 @@ class RunConfig:
         }
         plain["seed"], plain["repeat"], plain["study"] = self.seed, self.repeat, self.study
         plain["fork"] = None if self.fork is None else f"{self.fork.source}@{self.fork.step}"
-        plain["save_at"] = list(self.save_at)
+        plain["save_at"], plain["validate_at"] = list(self.save_at), list(self.validate_at)
         plain["observe"] = {k: dataclasses.asdict(v) for k, v in self.observers.items()}
         plain["arguments"] = list(self.arguments)
         return plain
@@ -246,10 +248,13 @@ def _observers(values: Any, remedies: Mapping[str, RemedyConfig]) -> dict[str, R
             raise InputError(f"observe={name}: must be one of {', '.join(allowed)}")
         if name in remedies:
             raise InputError(f"observe={name}: stability={name} is on already; choose one of them")
+        known = {field.name for field in dataclasses.fields(REMEDIES[name])}
+        if not isinstance(fields, Mapping) or set(fields) != known:
+            raise InputError(
+                f"observe.{name}={fields}: must have the fields {', '.join(sorted(known))}"
+            )
         try:
             observers[name] = REMEDIES[name](**fields)
-        except TypeError as error:
-            raise InputError(f"observe.{name}: {error}") from error
         except ValueError as error:
             raise InputError(f"observe.{name}.{error}") from error
     return observers
@@ -330,11 +335,10 @@ def _check_across(config: RunConfig) -> None:
         raise InputError(f"attention.{error}") from error
     if config.study in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", config.study):
         raise InputError(f"study={config.study}: may hold letters, digits and . _ + - only")
-    for step in config.save_at:
-        if not 1 <= step <= config.recipe.max_steps:
-            raise InputError(
-                f"save_at={config.save_at}: must be steps from 1 to {config.recipe.max_steps}"
-            )
+    for field in ("save_at", "validate_at"):
+        steps = getattr(config, field)
+        if any(not 1 <= step <= config.recipe.max_steps for step in steps):
+            raise InputError(f"{field}={steps}: must be steps from 1 to {config.recipe.max_steps}")
     for field in ("seed", "repeat"):
         if getattr(config, field) < 0:
             raise InputError(f"{field}={getattr(config, field)}: must be at least 0")

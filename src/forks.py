@@ -9,9 +9,11 @@ import yaml
 
 from src.errors import InputError
 from src.overrides import Override
-from src.training.checkpoint import state_name
 
-OWN = ("stability", "study", "repeat", "fork", "save_at", "observe", "resume", "rerun", "format")
+OWN = (
+    *("stability", "study", "repeat", "resume", "rerun", "format"),
+    *("fork", "save_at", "validate_at", "observe"),
+)
 """Fields that a fork does not take over from its source; paths and tracking neither."""
 
 
@@ -26,8 +28,8 @@ class Fork:
 
     @property
     def state(self) -> Path:
-        """The saved state."""
-        return self.source / "checkpoints" / state_name(self.step)
+        """The saved state; what its content hangs on is in the .key beside it."""
+        return self.source / "checkpoints" / f"state-{self.step}.ckpt"
 
     @property
     def key(self) -> str | None:

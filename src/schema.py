@@ -116,6 +116,7 @@ class Schema:
     rerun: bool = MISSING
     fork: str | None = MISSING
     save_at: list[int] = MISSING
+    validate_at: list[int] = MISSING
     observe: Any = MISSING
 
 

@@ -131,6 +131,8 @@ class Transformer(nn.Module):
         self.rope = RotaryTable(
             rope_dim=attention.rope_dim, max_seq_len=max_seq_len, theta=model.rope_theta
         )
+        # Found once: a walk over all modules at every step takes a hundredth of a small one.
+        self._routers = tuple(m for m in self.modules() if isinstance(m, Router))
 
     @property
     def max_seq_len(self) -> int:
@@ -153,9 +155,9 @@ class Transformer(nn.Module):
         """The layers, first one first."""
         return cast(list[Block], list(self.layers))
 
-    def routers(self) -> list[Router]:
+    def routers(self) -> tuple[Router, ...]:
         """The routers, first layer first."""
-        return [module for module in self.modules() if isinstance(module, Router)]
+        return self._routers
 
     def extra_losses(self) -> dict[str, Tensor]:
         """Weighted loss terms of the last forward pass, summed over layers, by metric name."""

@@ -13,11 +13,13 @@ from src import terminal
 from src.config import RunConfig
 from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
+from src.forks import Fork
 from src.model import Transformer, build_model
 from src.run.forking import state_key
 from src.stability import RunFacts
 from src.streams import generator, stream_seed
-from src.tracking.folder import MetricsWriter, RunFolder
+from src.tracking.folder import RunFolder
+from src.tracking.writer import MetricsWriter
 from src.training.checkpoint import Checkpoints
 from src.training.guard import StepGuard
 from src.training.interrupt import Interrupt
@@ -108,6 +110,7 @@ def assemble(
             max_windows=recipe.val_windows,
         ),
         at_steps=recipe.validation_steps(),
+        for_others=set(config.validate_at),
         token_bytes=corpus.tokenizer.token_bytes(),
     )
     interrupt = Interrupt()
@@ -120,10 +123,10 @@ def assemble(
             extras=checkpoint_extras,
         )
     checkpoints = Checkpoints(
-        folder.checkpoints,
+        folder.last,
         validation=validation,
         every=recipe.checkpoint_every,
-        keep=config.save_at,
+        keep={step: Fork(source=folder.path, step=step).state for step in config.save_at},
         keys=lambda step: state_key(
             checkpoint_extras["config_hash"], checkpoint_extras["observed"], step
         ),

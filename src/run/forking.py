@@ -72,6 +72,8 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
     """Fills a new folder with what the run would have left after the fork's step."""
     state = checkpoint.load(fork.state, field="fork")
     foreign = _foreign(config, state["config"])
+    own = config.recipe.validation_steps() | set(config.validate_at)
+    for_others = set(state["config"].get("validate_at", [])) - own
     state |= {
         "config": config.plain(),
         "config_hash": config_hash,
@@ -85,10 +87,16 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
                 for name in [n for n in figures if _is_foreign(n, foreign)]:
                     del figures[name]
     lines = [
-        {name: value for name, value in line.items() if not _is_foreign(name, foreign)}
+        {
+            name: value
+            for name, value in line.items()
+            if not _is_foreign(name, foreign)
+            and not (name.startswith("val") and line["step"] in for_others)
+        }
         for line in read_metrics(fork.source / "metrics.jsonl")
         if line["step"] <= fork.step
     ]
+    lines = [line for line in lines if line.keys() != {"step"}]
     folder.begin_fork()
     folder.write_metrics(lines)
     for incident in (fork.source / "incidents").glob("step-*"):
@@ -96,7 +104,7 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
             shutil.copytree(incident, folder.path / "incidents" / incident.name, dirs_exist_ok=True)
     draft = folder.checkpoints / "last.part"
     torch.save(state, draft)
-    draft.replace(folder.checkpoints / checkpoint.LAST)
+    draft.replace(folder.last)
     folder.write_config(config.plain(), config_hash=config_hash)
     folder.end_fork()
 

@@ -16,8 +16,9 @@ from src.run.assemble import Assembly, assemble, model_for, set_numerics
 from src.run.outcome import build_record, save_sample, show_record
 from src.tracking.client import default_uri
 from src.tracking.facts import device_facts
-from src.tracking.folder import MetricsWriter, RunFolder, read_metrics
+from src.tracking.folder import RunFolder, read_metrics
 from src.tracking.mirror import MlflowMirror
+from src.tracking.writer import MetricsWriter
 from src.training import checkpoint
 
 logger = logging.getLogger(__name__)

@@ -51,6 +51,7 @@ def build_record(
         "code": code_digest(),
         "versions": versions(),
         "device": device_facts(torch.device(config.trainer.device_type)),
+        "vocab_size": model.embedding.num_embeddings,
         "params_total": model.num_params(),
         "params_active": model.num_active_params(),
         "steps": steps,

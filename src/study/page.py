@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from src.study import figures, provenance
+from src.study import figures, provenance, rates
 from src.study.averted import averted_table
 from src.study.collect import Study
 from src.study.curves import loss_curves
@@ -43,6 +43,7 @@ class Content:
     tables: Mapping[str, Table]
     failures: Drawing
     losses: Drawing | None
+    rates: Drawing | None
     curves: Sequence[Drawing]
     timeline: Drawing
     loads: Sequence[Drawing]
@@ -53,6 +54,8 @@ class Content:
         files = {"failures": self.failures, "timeline": self.timeline}
         if self.losses is not None:
             files["final-loss"] = self.losses
+        if self.rates is not None:
+            files["learning-rate"] = self.rates
         if self.curves:
             files["loss"] = together(self.curves, columns=4)
         if self.loads:
@@ -100,7 +103,7 @@ def content(study: Study, analysis: Analysis, *, folder: Path) -> Content:
     """
     named = setting(study)
     arms, runs = arm_rows(study, analysis), run_rows(study, analysis)
-    loads = all_loads(study, analysis)
+    loads, families = all_loads(study, analysis), rates.families(study)
     tables = {
         "arms": arms_table(arms, title=f"What happened, by arm ({named})"),
         "averted": averted_table(study, title=f"Would it have been averted? ({named})"),
@@ -110,6 +113,7 @@ def content(study: Study, analysis: Analysis, *, folder: Path) -> Content:
         "secondary": comparisons_table(
             arms, endpoints=SECONDARY, title=f"Other endpoints against the baseline ({named})"
         ),
+        "rates": rates.sensitivity_table(families, title=f"Learning rates ({named})"),
         "cost": equal_cost_table(arms, title=f"Loss at equal cost ({named})"),
         "elevenths": elevenths_table(
             study, analysis, title=f"Validation loss at each eleventh of the run ({named})"
@@ -131,6 +135,7 @@ def content(study: Study, analysis: Analysis, *, folder: Path) -> Content:
         tables=tables,
         failures=figures.failures(study, analysis),
         losses=figures.final_losses(study, analysis),
+        rates=rates.drawing(families),
         curves=loss_curves(study, analysis),
         timeline=timeline(study, analysis),
         loads=load_drawings(loads) if loads else [],
@@ -178,6 +183,7 @@ def _environment() -> Environment:
 
 MARKDOWN_SECTIONS = (
     ("What happened", "", ("failures", "final-loss"), ("arms",)),
+    ("Learning rates", "", ("learning-rate",), ("rates",)),
     ("Counterfactuals", "", (), ("averted",)),
     ("Against the baseline", "", (), ("comparisons", "secondary")),
     ("Loss at equal cost", "", (), ("cost",)),

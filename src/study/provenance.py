@@ -27,6 +27,7 @@ UNCOMPARED = (
     "notes",
     "fork",
     "save_at",
+    "validate_at",
     "observe",
     "choices",
 )

@@ -33,7 +33,7 @@ MIN_GRACE_SECONDS, MAX_GRACE_SECONDS = 5.0, 60.0
 
 BUSY = "another sweep has it"
 
-IMPORTS = ("src.cli", "src.run.lifecycle")
+IMPORTS = ("src.cli", "src.run.lifecycle", "matplotlib.backends.backend_svg")
 """What every training process needs; imported once a worker."""
 
 

@@ -20,6 +20,7 @@ from src.forks import Fork
 from src.overrides import parse
 from src.run.forking import state_key
 from src.schema import CONF
+from src.stability import RemedyConfig
 from src.sweep.settings import SweepSettings, compose_settings
 
 UNCELLED = ("rerun", "study", "paths", "tracking", "watch")
@@ -128,6 +129,7 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
         values = dict.fromkeys(str(getattr(cell.config, field)) for cell in cells)
         if len(values) > 1:
             raise InputError(f"{field}: a sweep has one, not {len(values)}")
+    cells = _validating(cells)
     if settings.share_prefix:
         cells = _sharing(cells)
     for cell in cells:
@@ -230,6 +232,22 @@ def _with_baselines(
     return list(cells.values()), dropped
 
 
+def _validating(cells: Sequence[Cell]) -> list[Cell]:
+    """Has baselines validate where an arm ends early, so that losses are compared there."""
+    ends: dict[tuple[str, int], set[int]] = {}
+    for cell in cells:
+        recipe, last = cell.config.recipe, cell.config.last_step
+        if cell.baseline is not None and last < recipe.max_steps:
+            own = recipe.validation_steps()
+            ends.setdefault((cell.baseline, cell.config.seed), set()).update({last} - own)
+    found = []
+    for cell in cells:
+        steps = ends.get((cell.config.variant_name, cell.config.seed), set())
+        more = [_steps("validate_at", steps | set(cell.config.validate_at))] if steps else []
+        found.append(dataclasses.replace(cell, arguments=[*cell.arguments, *more]))
+    return found
+
+
 def _sharing(cells: Sequence[Cell]) -> list[Cell]:
     """Has baselines save the states, and carry the observers, that later cells start from."""
     by_place = {(c.config.variant_name, c.config.seed): c for c in cells if not c.config.remedies}
@@ -241,12 +259,8 @@ def _sharing(cells: Sequence[Cell]) -> list[Cell]:
         step = min(cell.config.natural_start, cell.config.last_step - 1)
         if source is None or not cell.config.remedies or step < 1 or cell.config.fork is not None:
             continue
-        watching = {
-            name: dataclasses.asdict(remedy)
-            for name, remedy in cell.config.remedies.items()
-            if remedy.observes
-        }
-        carried = observers.setdefault(source.folder, {})
+        watching = _fields({n: r for n, r in cell.config.remedies.items() if r.observes})
+        carried = observers.setdefault(source.folder, _fields(source.config.observers))
         if any(carried.get(name, values) != values for name, values in watching.items()):
             continue  # one baseline carries one average
         carried |= watching
@@ -256,7 +270,7 @@ def _sharing(cells: Sequence[Cell]) -> list[Cell]:
     for cell in cells:
         more = []
         if cell.folder in states:
-            more.append(f"save_at={sorted(states[cell.folder])}".replace(" ", ""))
+            more.append(_steps("save_at", states[cell.folder] | set(cell.config.save_at)))
         if observers.get(cell.folder):
             more.append(f"observe={_grammar(observers[cell.folder])}")
         shared.append(
@@ -268,6 +282,14 @@ def _sharing(cells: Sequence[Cell]) -> list[Cell]:
             )
         )
     return shared
+
+
+def _fields(remedies: Mapping[str, RemedyConfig]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(remedy) for name, remedy in remedies.items()}
+
+
+def _steps(field: str, steps: set[int]) -> str:
+    return f"{field}={sorted(steps)}".replace(" ", "")
 
 
 def _grammar(value: Any) -> str:

@@ -98,9 +98,13 @@ def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
                 f"{cost.shared_steps:,}",
             ]
         )
-    variant = plan.cells[0].config.variant
+    variants = [cell.config.variant for cell in plan.cells]
+    ffns, presets = (
+        " and ".join(dict.fromkeys(getattr(variant, axis) for variant in variants))
+        for axis in ("ffn", "preset")
+    )
     terminal.table(
-        f"study {plan.study} (ffn {variant.ffn}, preset {variant.preset}), sweep {plan.sweep_id}",
+        f"study {plan.study} (ffn {ffns}, preset {presets}), sweep {plan.sweep_id}",
         ["variant", "runs to do", "parameters (active)", "steps", "steps shared"],
         rows,
     )

@@ -10,8 +10,8 @@ PARENT = "mlflow.parentRunId"
 
 
 UNNAMED = {
-    *("paths", "tracking", "watch", "config_hash", "arguments", "fork", "save_at", "observe"),
-    *("choices", "kinds", "study", "notes"),
+    *("paths", "tracking", "watch", "config_hash", "arguments", "choices", "kinds", "study"),
+    *("fork", "save_at", "validate_at", "observe", "notes"),
 }
 """Entries of config.yaml that are no params."""
 

@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from src.training.steps import StepCallback
 from src.training.validate import Validation
 
 KEEP_BEST = 3
-LAST = "last.ckpt"
 
 
 class Checkpoints(StepCallback):
@@ -27,25 +26,25 @@ class Checkpoints(StepCallback):
     (val/nonfinite_frac, val/loss).
 
     Args:
-        folder: where the files go.
+        last: the file of the last state; the best lie beside it.
         validation: gives the rank of a step.
         every: steps between saves of the last state, besides those after validation; null: none.
-        keep: steps whose state is kept whatever comes later, for forks.
-        keys: what the state of a step hangs on, written beside it.
+        keep: files for the states after some steps, kept for forks whatever comes later, by step.
+        keys: what the state of a step hangs on, written beside it as .key.
         flush: called before a save, so that the metrics on disk reach as far as the checkpoint.
     """
 
     def __init__(
         self,
-        folder: Path,
+        last: Path,
         *,
         validation: Validation,
         every: int | None,
-        keep: Collection[int],
+        keep: Mapping[int, Path],
         keys: Callable[[int], str],
         flush: Callable[[], None],
     ) -> None:
-        self.folder, self.validation = folder, validation
+        self.last, self.folder, self.validation = last, last.parent, validation
         self.every, self.keep, self.keys, self.flush = every, keep, keys, flush
         self.best: list[tuple[float, float, int]] = []
 
@@ -53,18 +52,17 @@ class Checkpoints(StepCallback):
         """Saves where it is time."""
         validated = self.validation.last_step == step
         due = self.every is not None and step % self.every == 0
-        kept = step in self.keep
-        if not (validated or due or kept or trainer.should_stop):
+        state = self.keep.get(step)
+        if not (validated or due or state is not None or trainer.should_stop):
             return
         self.flush()
         stale = self._rank(step) if validated else []
-        save(trainer, self.folder / LAST)
+        save(trainer, self.last)
         if validated and step in {entry[2] for entry in self.best}:
-            _replace_by_copy(self.folder / LAST, self.folder / _name(step))
-        if kept:
-            name = state_name(step)
-            _replace_by_copy(self.folder / LAST, self.folder / name)
-            (self.folder / name).with_suffix(".key").write_text(self.keys(step), encoding="utf-8")
+            _replace_by_copy(self.last, self.folder / _name(step))
+        if state is not None:
+            _replace_by_copy(self.last, state)
+            state.with_suffix(".key").write_text(self.keys(step), encoding="utf-8")
         for old in stale:
             (self.folder / _name(old)).unlink(missing_ok=True)
 
@@ -83,11 +81,6 @@ class Checkpoints(StepCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up again."""
         self.best = [(entry[0], entry[1], entry[2]) for entry in state_dict["best"]]
-
-
-def state_name(step: int) -> str:
-    """File of a state kept for forks; what its content hangs on is in the .key beside it."""
-    return f"state-{step}.ckpt"
 
 
 def _name(step: int) -> str:

@@ -23,6 +23,7 @@ class Validation(StepCallback):
     Args:
         batches: the validation windows.
         at_steps: numbers of the steps after which to validate.
+        for_others: more such steps, whose figures are logged and are neither the best nor the last.
         token_bytes: bytes that each token stands for, (vocabulary,); zeros where unknown.
     """
 
@@ -31,9 +32,10 @@ class Validation(StepCallback):
         batches: Iterable[Batch],
         *,
         at_steps: set[int],
+        for_others: set[int],
         token_bytes: np.ndarray,
     ) -> None:
-        self.batches, self.at_steps = batches, at_steps
+        self.batches, self.at_steps, self.for_others = batches, at_steps, for_others
         self.token_bytes = torch.from_numpy(token_bytes.astype(np.int64))
         self.last: dict[str, float] = {}
         self.last_step = 0
@@ -41,7 +43,8 @@ class Validation(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Validates where it is time, and where the guard or a remedy ends the run."""
-        if step not in self.at_steps and not trainer.should_stop:
+        is_own = step in self.at_steps or trainer.should_stop
+        if not is_own and step not in self.for_others:
             return
         assert isinstance(pl_module, LanguageModelTask)
         metrics: dict[str, float] = {}
@@ -54,9 +57,10 @@ class Validation(StepCallback):
             with context():
                 figures = self._evaluate(trainer, pl_module)
             metrics |= {f"{prefix}/{name}": value for name, value in figures.items()}
-        self.last, self.last_step = metrics, step
-        if not self.best or _rank(metrics) < _rank(self.best):
-            self.best = {**metrics, "step": step}
+        if is_own:
+            self.last, self.last_step = metrics, step
+            if not self.best or _rank(metrics) < _rank(self.best):
+                self.best = {**metrics, "step": step}
         log(trainer, metrics, step=step)
 
     @torch.no_grad()

@@ -57,6 +57,7 @@ class IncidentRecorder(StepCallback):
         self.spike_step: int | None = None
         self.ring: deque[dict[str, float]] = deque(maxlen=RING)
         self._batches: list[dict[str, Any]] = []
+        self._routers: Routers = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Asks the guard to be told before it drops a step."""
@@ -64,6 +65,7 @@ class IncidentRecorder(StepCallback):
         if guard is None:
             raise ValueError("the incident recorder needs a StepGuard among the callbacks")
         guard.observers.append(self._observe)
+        self._routers = _routers(pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -77,7 +79,7 @@ class IncidentRecorder(StepCallback):
                     "batch_idx": batch_idx,
                     "rng": torch.get_rng_state(),
                     "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
-                    "router_state": _router_state(pl_module),
+                    "router_state": _router_state(self._routers),
                 }
             )
 
@@ -89,7 +91,7 @@ class IncidentRecorder(StepCallback):
         assert guard.grad_norm is not None
         loss, norm = torch.stack((guard.loss, guard.grad_norm)).tolist()
         self.ring.append(
-            {"step": step, "loss": loss, "grad_norm": norm, **_router_means(pl_module)}
+            {"step": step, "loss": loss, "grad_norm": norm, **_router_means(self._routers)}
         )
         self._batches.clear()
 
@@ -207,7 +209,7 @@ class IncidentRecorder(StepCallback):
                 path: {
                     field: getattr(router, field) for field in OVERRIDABLE if hasattr(router, field)
                 }
-                for path, router in _routers(task)
+                for path, router in self._routers
             },
         }
         torch.save(state, folder / "state.part")
@@ -267,7 +269,7 @@ def _undisturbed(task: pl.LightningModule) -> Iterator[None]:
     """Puts gradients, buffers, router biases, attributes and random state back afterwards."""
     gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
-    routers = _router_state(task)
+    routers = _router_state(_routers(task))
     attributes = {module: dict(module.__dict__) for module in task.modules()}
     rng = torch.get_rng_state()
     cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
@@ -289,23 +291,27 @@ def _undisturbed(task: pl.LightningModule) -> Iterator[None]:
             parameter.grad = gradients[name]
 
 
-def _routers(task: nn.Module) -> list[tuple[str, Any]]:
+Routers = list[tuple[str, Any]]
+"""Path and module of what has a router's figures."""
+
+
+def _routers(task: nn.Module) -> Routers:
     return [(n, m) for n, m in task.named_modules() if hasattr(m, "router_stats")]
 
 
-def _router_state(task: nn.Module) -> dict[str, Tensor]:
+def _router_state(routers: Routers) -> dict[str, Tensor]:
     """Copies of the small tensors of routers, which may change between forward and verdict."""
     state = {}
-    for path, router in _routers(task):
+    for path, router in routers:
         for name, tensor in [*router.named_parameters(), *router.named_buffers()]:
             if tensor.dim() <= 1:
                 state[f"{path}.{name}"] = tensor.detach().clone()
     return state
 
 
-def _router_means(task: nn.Module) -> dict[str, float]:
+def _router_means(routers: Routers) -> dict[str, float]:
     """The mean bias of each router, where there is one."""
-    biases = {path: getattr(router, "bias_E", None) for path, router in _routers(task)}
+    biases = {path: getattr(router, "bias_E", None) for path, router in routers}
     known = {path: bias.detach().mean() for path, bias in biases.items() if bias is not None}
     if not known:
         return {}

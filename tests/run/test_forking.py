@@ -91,6 +91,23 @@ def test_a_baseline_that_saves_and_observes_is_bitwise_one_that_does_not(tiny):
     assert states == ["state-12.ckpt", "state-12.key", "state-5.ckpt", "state-5.key"]
 
 
+def test_validations_for_others_are_no_part_of_the_run_nor_of_its_forks(tiny):
+    plain = train([*tiny, *PACE, "study=plain"])
+    used = train([*tiny, *PACE, "study=used", "validate_at=[3,5]", f"save_at=[{START}]"])
+    assert record(plain)["config_hash"] == record(used)["config_hash"]
+    ours = {line["step"]: line["val/loss"] for line in metrics(used) if "val/loss" in line}
+    theirs = {line["step"]: line["val/loss"] for line in metrics(plain) if "val/loss" in line}
+    assert ours.keys() - theirs.keys() == {3, 5}
+    assert theirs.items() <= ours.items()
+    for name in ("best", "final"):
+        assert {k: v for k, v in record(plain)[name].items() if not k.startswith("speed")} == {
+            k: v for k, v in record(used)[name].items() if not k.startswith("speed")
+        }
+    whole = train([*tiny, *PACE, "stability=warmdown", "study=whole"])
+    forked = train([*tiny, *PACE, "stability=warmdown", "study=forked", f"fork={used}@{START}"])
+    assert_same(forked, whole)
+
+
 def test_a_fork_that_is_interrupted_goes_on(tiny, monkeypatch):
     base = train([*tiny, *PACE, "study=base", f"save_at=[{START}]"])
     arguments = [*tiny, *PACE, "stability=warmdown", f"fork={base}@{START}"]
@@ -194,9 +211,10 @@ def test_states_of_a_run_that_took_up_an_average_on_its_way_have_another_key(tin
         (["fork={base}@15", "stability=ema"], r"stability=ema looks on from the first step"),
         (["fork={base}@15", "resume=never"], r"resume=never: a fork begins from its own state"),
         (["save_at=[23]"], r"save_at=\[23\]: must be steps from 1 to 22"),
+        (["validate_at=[0]"], r"validate_at=\[0\]: must be steps from 1 to 22"),
         (["observe={clip03:{norm:0.3}}"], r"observe=clip03: must be one of ema"),
         (["observe={ema:{decay:2.0,horizon_frac:null}}"], r"observe.ema.decay=2.0"),
-        (["observe={ema:{rate:2.0}}"], r"observe.ema: .*rate"),
+        (["observe={ema:{rate:2.0}}"], r"observe.ema=.*: must have the fields decay, horizon_frac"),
         (["stability=ema", EMA], r"observe=ema: stability=ema is on already"),
     ],
 )

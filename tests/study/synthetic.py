@@ -338,6 +338,7 @@ def _record(
         "code": "c" * 16,
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu"},
         "device": {"type": "cpu", "name": "cpu", "threads": 1, "cores": 2},
+        "vocab_size": 59,
         "params_total": 493_470,
         "params_active": 272_286,
         "steps": made,

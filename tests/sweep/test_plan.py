@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import InputError
+from src.model.size import measure
 from src.schema import CONF
 from src.sweep.plan import make_plan
 from src.train import main
@@ -98,6 +99,23 @@ def test_late_arms_start_from_their_baseline_and_it_runs_first():
     for cell in rest:
         if cell.start is not None:
             assert cell.start.source.name == cell.folder.name
+
+
+def test_a_baseline_validates_where_an_arm_ends_if_it_does_not_anyway():
+    made = plan("stability=early_stop,clip03", "stability.early_stop.stop_frac=0.4,0.5,1.0")
+    base = next(cell for cell in made.cells if not cell.config.remedies)
+    # 22 steps are validated at every second one: 11 is none of them, 9 (0.4) neither.
+    assert "validate_at=[9,11]" in base.arguments
+    others = [cell for cell in made.cells if cell.config.remedies]
+    assert not any(a.startswith("validate_at") for cell in others for a in cell.arguments)
+    whole = plan("stability=early_stop", "stability.early_stop.stop_frac=0.4", "share_prefix=false")
+    assert any("validate_at=[9]" in cell.arguments for cell in whole.cells)
+
+
+def test_what_is_typed_for_the_baseline_stays_beside_what_others_need():
+    made = plan("stability=warmdown,ema", "save_at=[3]")
+    base = next(cell for cell in made.cells if not cell.config.remedies)
+    assert [a for a in base.arguments if a.startswith("save_at")][-1] == "save_at=[3,12,21]"
 
 
 def test_share_prefix_false_trains_everything_from_nothing():
@@ -213,3 +231,16 @@ def test_a_fork_that_is_typed_costs_what_comes_after_it(tiny):
     base = train_run([*tiny, *PACE, "study=base", "save_at=[9]"])
     made = make_plan("train", [*tiny, *PACE, f"fork='{base}@9'", "stability=none,clip03"])
     assert [(cell.first_step, cell.own_steps) for cell in made.cells] == [(9, 13), (9, 13)]
+
+
+def test_the_architectures_have_one_width_and_one_number_of_active_parameters():
+    made = make_plan("train", ["experiment=architecture", "seed=0", "tracking=local"])
+    active = {}
+    for cell in made.cells:
+        c = cell.config
+        size = measure(model=c.model, attention=c.attention, ffn=c.ffn, vocab_size=59, seq_len=64)
+        assert c.model.hidden_dim == 64
+        routers = size.params_by_part.get("routers", 0)
+        active[c.variant.attention, c.variant.ffn] = size.params_active - routers
+    assert len(active) == 4
+    assert len(set(active.values())) == 1

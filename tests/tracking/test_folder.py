@@ -4,7 +4,8 @@ import math
 import pytest
 
 from src.errors import InputError
-from src.tracking.folder import MetricsWriter, RunFolder, read_metrics
+from src.tracking.folder import RunFolder, read_metrics
+from src.tracking.writer import MetricsWriter
 
 
 def test_a_line_a_step_with_finite_numbers_only(tmp_path):

@@ -7,7 +7,8 @@ from tests.runs import record, train
 
 FIELDS = {
     "schema", "status", "outcome", "study", "variant", "seed", "repeat", "config_hash", "git_sha",
-    "git_dirty", "versions", "device", "params_total", "params_active", "steps", "tokens",
+    "git_dirty", "versions", "device", "vocab_size", "params_total",
+    "params_active", "steps", "tokens",
     "wall_seconds", "tokens_per_second", "derived_from", "final", "best", "guard", "spikes",
     "incident",
 }  # fmt: skip

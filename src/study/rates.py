@@ -1,0 +1,204 @@
+"""Loss against learning rate: does a failure hang on the rate, and how much of the loss does?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+
+from src.study import digits, stats, svg
+from src.study.collect import Run, Study
+from src.study.endpoints import by_seed, loss_metric
+from src.study.figures import MARKERS, OTHER, RADIUS
+from src.study.rows import frac_metric
+from src.study.svg import BLUE, FAINT, INK, MUTED, ORANGE, PURPLE, VERMILLION, Drawing, Scale
+from src.study.table import Cell, Column, Table, cell
+from src.study.variants import labels
+
+FEWEST = 3
+"""Rates from which on a study asks how the loss hangs on them."""
+
+COLOURS = (BLUE, VERMILLION, ORANGE, PURPLE)
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 540.0, 300.0, 44.0, 130.0, 40.0, 40.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Variants that differ in the learning rate alone."""
+
+    label: str
+    runs: Mapping[float, Sequence[Run]]
+    """Runs that have ended, by rate, lowest first."""
+    ceiling: float
+    """Loss of a uniform guess, ln(vocabulary), in nats a token: that of a model before training."""
+
+    @property
+    def rates(self) -> list[float]:
+        """Lowest first."""
+        return list(self.runs)
+
+    def loss(self, run: Run) -> float:
+        """Final loss, at most the ceiling, which also stands for a run that has none."""
+        return min(_final(run) or self.ceiling, self.ceiling)
+
+    def mean_loss(self, rate: float) -> float:
+        """Over the runs of a rate."""
+        return fmean(self.loss(run) for run in self.runs[rate])
+
+    @property
+    def best(self) -> float:
+        """The rate of the lowest mean loss."""
+        return min(self.rates, key=self.mean_loss)
+
+    @cached_property
+    def sensitivity(self) -> stats.Estimate | None:
+        """LR sensitivity over the seeds that have every rate; None without one.
+
+        Raises:
+            ValueError: the rates are not evenly spaced in the logarithm.
+        """
+        seeds = [by_seed(runs) for runs in self.runs.values()]
+        shared = set.intersection(*(set(each) for each in seeds))
+        found = []
+        for seed in sorted(shared):
+            losses = {
+                rate: fmean(self.loss(run) for run in by_seed(runs)[seed])
+                for rate, runs in self.runs.items()
+            }
+            value = stats.lr_sensitivity(losses, initial_loss=self.ceiling)
+            found += [] if value is None else [value]
+        return stats.interval(found)
+
+
+def _final(run: Run) -> float | None:
+    """The loss at the run's end; None where it collapsed or some windows had none."""
+    metric = loss_metric(run)
+    if run.outcome not in ("clean", "intermittent") or (run.final(frac_metric(metric)) or 0) > 0:
+        return None
+    return run.final(metric)
+
+
+def families(study: Study) -> list[Family]:
+    """All with rates enough, in the order of the sweep."""
+    grouped: dict[str, dict[float, list[Run]]] = {}
+    for run in study.runs:
+        fields = run.variant.split("@")
+        name = "@".join(f for f in fields if not f.partition("-")[0].endswith("learning_rate"))
+        rate = float(run.config["recipe"]["learning_rate"])
+        grouped.setdefault(name, {}).setdefault(rate, []).append(run)
+    swept = {name: rates for name, rates in grouped.items() if len(rates) >= FEWEST}
+    names = labels({name: next(iter(rates.values()))[0] for name, rates in swept.items()})
+    found = []
+    for name, rates in swept.items():
+        ended = {
+            rate: [run for runs in by_seed(rates[rate]).values() for run in runs]
+            for rate in sorted(rates)
+        }
+        ended = {rate: runs for rate, runs in ended.items() if runs}
+        # All have one tokenizer; records of older code do not say how many tokens it has.
+        sizes = [run.record.get("vocab_size", 0) for runs in ended.values() for run in runs]
+        if len(ended) >= FEWEST and all(sizes):
+            found.append(Family(label=names[name], runs=ended, ceiling=math.log(max(sizes))))
+    return found
+
+
+def sensitivity_table(found: Sequence[Family], *, title: str) -> Table:
+    """A family a row."""
+    return Table(
+        title=title,
+        columns=[
+            Column(name="arm", is_text=True),
+            Column(name="rates"),
+            Column(name="seeds go non-finite", note="by rate, from the lowest to the highest"),
+            Column(name="best rate", note="that of the lowest mean loss"),
+            Column(name="val/loss there"),
+            Column(
+                name="LR sensitivity",
+                note="mean over the rates of the final loss minus the lowest of them, in nats a"
+                " token, seed by seed: mean and 95 % interval (arXiv 2309.14322); a run that"
+                " collapsed, or whose validation had windows without a finite loss, counts as a"
+                " uniform guess",
+            ),
+        ],
+        rows=[_row(family) for family in found],
+    )
+
+
+def _row(family: Family) -> list[Cell]:
+    low, high = family.rates[0], family.rates[-1]
+    try:
+        value, why = family.sensitivity, "no seed has every rate"
+    except ValueError:
+        value, why = None, "rates are not evenly spaced in the logarithm"
+    shown = cell(digits.NONE, why)
+    if value is not None:
+        interval = digits.between(value.low, value.high) if value.low != value.high else ""
+        shown = cell(digits.fixed(value.mean), interval)
+    failing = ", ".join(_failing(family.runs[rate]) for rate in family.rates)
+    best = family.mean_loss(family.best)
+    none = best >= family.ceiling
+    return [
+        Cell(family.label),
+        cell(f"{len(family.rates)}", f"{low:g} to {high:g}"),
+        Cell(failing),
+        Cell(digits.NONE if none else f"{family.best:g}"),
+        Cell(digits.NONE if none else digits.fixed(best)),
+        shown if not none else cell(digits.NONE, "no rate has a loss"),
+    ]
+
+
+def _failing(runs: Sequence[Run]) -> str:
+    seeds = by_seed(runs)
+    failed = sum(any(run.nonfinite_steps for run in each) for each in seeds.values())
+    return f"{failed} of {len(seeds)}"
+
+
+def drawing(found: Sequence[Family]) -> Drawing | None:
+    """Final loss over learning rate: a point a run, a line a family; None without families."""
+    if not found:
+        return None
+    rates = sorted({rate for family in found for rate in family.rates})
+    losses = [family.loss(run) for family in found for runs in family.runs.values() for run in runs]
+    pad = 0.08 * (max(losses) - min(losses)) or 0.05
+    x = Scale(
+        low=math.log10(rates[0]), high=math.log10(rates[-1]), start=LEFT + 12, end=WIDTH - RIGHT
+    )
+    y = Scale(low=min(losses) - pad, high=max(losses) + pad, start=HEIGHT - BOTTOM, end=TOP)
+    title = "Final validation loss over learning rate, nats a token"
+    parts = [svg.text(0, 15, title, size=13, bold=True)]
+    for tick in y.ticks(7):
+        parts.append(svg.line(LEFT, y(tick), WIDTH - RIGHT + 12, y(tick)))
+        parts.append(
+            svg.text(LEFT - 5, y(tick) + 3.5, f"{tick:g}", size=11, anchor="end", fill=MUTED)
+        )
+    for rate in rates:
+        at = x(math.log10(rate))
+        parts.append(svg.text(at, HEIGHT - 22, f"{rate:g}", size=11, anchor="middle", fill=MUTED))
+    parts.append(svg.line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT + 12, HEIGHT - BOTTOM, stroke=FAINT))
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(
+        svg.text(middle, HEIGHT - 5, "learning rate", size=11, anchor="middle", fill=MUTED)
+    )
+    for index, family in enumerate(found):
+        parts.append(_family(family, x, y, colour=COLOURS[index % len(COLOURS)]))
+    return Drawing(width=WIDTH, height=HEIGHT, body="".join(parts), label=title)
+
+
+def _family(family: Family, x: Scale, y: Scale, *, colour: str) -> str:
+    mean = [(x(math.log10(rate)), y(family.mean_loss(rate))) for rate in family.rates]
+    parts = [svg.polyline([mean], stroke=colour, width=2)]
+    for rate, runs in family.runs.items():
+        for place, run in enumerate(runs):
+            shape, fill, stroke, _ = MARKERS.get(run.outcome, OTHER)
+            at = x(math.log10(rate)) + 5 * (place - (len(runs) - 1) / 2)
+            loss = "no finite loss" if _final(run) is None else f"val/loss {_final(run):.3f}"
+            hint = f"{run.name}: {loss}, {len(run.nonfinite_steps)} non-finite batches"
+            parts.append(
+                svg.marker(
+                    shape, at, y(family.loss(run)), RADIUS, fill=fill, stroke=stroke, hint=hint
+                )
+            )
+    end = svg.fitted(family.label, RIGHT - 22)
+    parts.append(svg.text(mean[-1][0] + 18, mean[-1][1] + 4, end, fill=INK))
+    return "".join(parts)

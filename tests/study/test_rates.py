@@ -1,0 +1,98 @@
+"""How the loss hangs on the learning rate."""
+
+import math
+
+import pytest
+
+from src.study import rates
+from src.study.digits import NONE
+from tests.study import synthetic
+from tests.study.pages import report
+from tests.study.synthetic import Arm
+
+GUESS = math.log(59)
+
+
+def arm(rate: float, *losses: float, **fields) -> Arm:
+    return Arm(
+        stability=[],
+        loss=losses,
+        fields=f"@learning_rate-{rate:g}",
+        config={"recipe.learning_rate": rate},
+        **fields,
+    )
+
+
+def swept(**fields) -> dict[str, Arm]:
+    return {
+        "low": arm(1e-3, 2.5, 2.7, **fields),
+        "middle": arm(1e-2, 2.1, 2.1, **fields),
+        "high": arm(1e-1, 3.0, 3.2, outcome="collapsed", **fields),
+    }
+
+
+def only(arms: dict[str, Arm], seeds: int = 2) -> rates.Family:
+    (family,) = rates.families(synthetic.in_memory(arms, seeds=seeds))
+    return family
+
+
+def test_sensitivity_is_the_mean_over_rates_minus_the_best_seed_by_seed():
+    family = only(swept())
+    assert family.rates == [1e-3, 1e-2, 1e-1]
+    assert family.best == 1e-2
+    # A run that collapsed counts as a uniform guess, whatever its loss.
+    each = [(2.5 + 2.1 + GUESS) / 3 - 2.1, (2.7 + 2.1 + GUESS) / 3 - 2.1]
+    assert family.sensitivity.mean == pytest.approx(sum(each) / 2)
+    assert family.sensitivity.num_seeds == 2
+
+
+def test_a_loss_with_non_finite_windows_counts_as_a_guess_and_one_without_as_itself():
+    damaged = swept() | {"low": arm(1e-3, 2.5, num_failing=1)}
+    assert only(damaged).mean_loss(1e-3) == pytest.approx((GUESS + 2.5) / 2)
+    recovered = swept() | {"low": arm(1e-3, 2.5, num_failing=1, nonfinite_frac=0.0)}
+    assert only(recovered).mean_loss(1e-3) == pytest.approx(2.5)
+
+
+def test_seeds_without_every_rate_are_left_out_of_the_sensitivity():
+    arms = swept() | {"low": arm(1e-3, 2.5, seeds=[1])}
+    assert only(arms, seeds=3).sensitivity.num_seeds == 1
+
+
+def test_two_rates_are_no_study_of_rates():
+    arms = swept()
+    del arms["high"]
+    assert rates.families(synthetic.in_memory(arms)) == []
+
+
+def test_variants_that_differ_in_more_than_the_rate_are_families_of_their_own():
+    arms = {f"{key}-gqa": a for key, a in swept(attention="gqa").items()} | swept()
+    found = rates.families(synthetic.in_memory(arms, seeds=2))
+    assert [family.label for family in found] == ["gqa", "mlha"]
+
+
+def test_the_table_says_where_seeds_fail_and_why_there_is_no_figure(tmp_path):
+    arms = swept() | {"low": arm(2e-3, 2.5, num_failing=1)}
+    _, page = report(synthetic.study(tmp_path, arms, seeds=2), tmp_path)
+    (row,) = page.table("Learning rates")
+    assert row[1].split("|")[1] == "0.002 to 0.1"
+    assert row[2] == "1 of 2, 0 of 2, 0 of 2"
+    assert row[3:5] == ["0.01", "2.100"]
+    assert row[5] == f"{NONE}|rates are not evenly spaced in the logarithm"
+
+
+def test_where_no_rate_has_a_loss_none_is_best(tmp_path):
+    arms = {
+        key: arm(a.config["recipe.learning_rate"], 2.0, num_failing=2) for key, a in swept().items()
+    }
+    _, page = report(synthetic.study(tmp_path, arms, seeds=2), tmp_path)
+    (row,) = page.table("Learning rates")
+    assert row[3:] == [NONE, NONE, f"{NONE}|no rate has a loss"]
+
+
+def test_the_drawing_has_a_point_a_run_and_is_a_file_too(tmp_path):
+    study = synthetic.study(tmp_path, swept(), seeds=2)
+    drawn = rates.drawing(rates.families(study))
+    assert drawn.body.count("<title>") == 6
+    files, _ = report(study, tmp_path)
+    assert (files.page.parent / "figures" / "learning-rate.svg").is_file()
+    assert rates.drawing([]) is None
