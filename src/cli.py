@@ -71,9 +71,26 @@ def plain_main(
     command: Callable[[dict[str, Any]], int],
     *,
     usage: str,
+    verbatim: Sequence[str] = (),
     argv: Sequence[str] | None = None,
 ) -> int:
-    """The same for a command whose fields are its own, handed over as plain values."""
+    """The same for a command whose fields are its own, handed over as plain values.
+
+    Args:
+        config_name: its file in conf/.
+        command: what to do with the values.
+        usage: the text of --help.
+        verbatim: fields whose value is text as it was typed, whatever it would mean to Hydra.
+        argv: arguments; None: those of the process.
+    """
+    texts: dict[str, Any] = {}
+    others = []
+    for argument in sys.argv[1:] if argv is None else argv:
+        key, equals, text = argument.partition("=")
+        if equals and key in verbatim:
+            texts[key] = text
+        else:
+            others.append(argument)
 
     def act(arguments: list[str], multirun: bool) -> int:
         if multirun:
@@ -82,9 +99,9 @@ def plain_main(
             for override in OverridesParser.create().parse_overrides(arguments):
                 if override.is_sweep_override():
                     raise InputError(f"{override.input_line}: takes one value here")
-            return command(compose_plain(config_name, arguments))
+            return command(compose_plain(config_name, arguments) | texts)
 
-    return _main(act, usage=usage, argv=argv)
+    return _main(act, usage=usage, argv=others)
 
 
 def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[str] | None) -> int:

@@ -61,6 +61,7 @@ def _show(config: RunConfig, size: Size) -> None:
     rows += [[f"  {part}", f"{count:,}"] for part, count in size.params_by_part.items()]
     rows += [
         ["KV cache, bytes a token (float32)", f"{size.cache_bytes_per_token:,}"],
+        ["decoding attends to", size.decoding],
         ["FLOPs a token, training", f"{size.flops_per_token:,}"],
         ["FLOPs a token, forward", f"{size.forward_flops_per_token:,}"],
         ["checkpoint, bytes", f"{size.checkpoint_bytes:,}"],

@@ -22,6 +22,8 @@ GROUPS = (
 FREE_TEXT = (
     "incident",
     "job",
+    "run",
+    "prompts_file",
     "data.path",
     "data.val_path",
     "data.url",

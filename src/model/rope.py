@@ -6,6 +6,8 @@ Axes: B batch, H heads, T time, R rotated dimensions of a head, K all dimensions
 import torch
 from torch import Tensor, nn
 
+from src.model.cache import Rope
+
 
 class RotaryTable(nn.Module):
     """Cosines and sines for positions 0 .. max_seq_len - 1, shared by all layers of a model.
@@ -28,7 +30,7 @@ class RotaryTable(nn.Module):
         self.register_buffer("cos_TR", angles_TR.cos(), persistent=False)
         self.register_buffer("sin_TR", angles_TR.sin(), persistent=False)
 
-    def forward(self, num_positions: int) -> tuple[Tensor, Tensor]:
+    def forward(self, num_positions: int) -> Rope:
         """The tables of the first `num_positions` positions, each (T, R).
 
         Raises:
@@ -39,8 +41,12 @@ class RotaryTable(nn.Module):
             raise ValueError(f"a sequence of {num_positions} tokens exceeds the context of {limit}")
         return self.cos_TR[:num_positions], self.sin_TR[:num_positions]
 
+    def at(self, positions_BT: Tensor) -> Rope:
+        """The tables of any positions, each (B, 1, T, R) so that all heads share them."""
+        return self.cos_TR[positions_BT].unsqueeze(1), self.sin_TR[positions_BT].unsqueeze(1)
 
-def rotate(x_BHTR: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+
+def rotate(x_BHTR: Tensor, rope: Rope) -> Tensor:
     """Rotates every head by its position; float32 inside, the dtype of the input outside."""
     cos_TR, sin_TR = rope
     x = x_BHTR.float()

@@ -26,6 +26,8 @@ class Size:
     vocab_size: int
     cache_bytes_per_token: int
     """Keys and values that decoding keeps for a token, all layers, in float32."""
+    decoding: str
+    """How decoding attends to the cache."""
     flops_per_token: int
     """Training, forward and backward: three times the forward pass."""
     forward_flops_per_token: int
@@ -64,7 +66,8 @@ def measure(
     # A causal query sees (T + 1) / 2 keys on average, in scores and in the weighted sum.
     attention_flops = 2 * model.num_layers * dims.num_heads * dims.head_dim * (seq_len + 1)
     forward = 2 * product_weights + attention_flops
-    cache = attention.cache_numbers_per_token(dims) * model.num_layers * BYTES_FLOAT32
+    kept = sum(heads * dim for heads, dim in attention.cache_shapes(dims).values())
+    cache = kept * model.num_layers * BYTES_FLOAT32
     copies = 3 + averaged_weights
     return Size(
         params_total=total,
@@ -72,6 +75,7 @@ def measure(
         params_by_part=_by_part(built),
         vocab_size=vocab_size,
         cache_bytes_per_token=cache,
+        decoding=attention.decoding,
         flops_per_token=3 * forward,
         forward_flops_per_token=forward,
         checkpoint_bytes=total * BYTES_FLOAT32 * copies,

@@ -4,7 +4,7 @@ Axes: B batch, T time, D hidden, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.model.attention import Attention, AttentionConfig
+from src.model.cache import Cache, Rope, Span
 from src.model.dims import Dims
 from src.model.ffn import FeedForward, FeedForwardConfig
 from src.model.ffn.router import Router
@@ -97,9 +98,14 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(dims.hidden_dim, eps=dims.norm_eps)
         self.ffn = ffn.build(dims)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """Maps (B, T, D) to (B, T, D)."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope)
+        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+
+    def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
+        """The same for tokens that follow others; see Attention."""
+        x_BTD = x_BTD + self.attention.extend(self.attention_norm(x_BTD), kept, span)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
 
 
@@ -131,6 +137,7 @@ class Transformer(nn.Module):
         self.rope = RotaryTable(
             rope_dim=attention.rope_dim, max_seq_len=max_seq_len, theta=model.rope_theta
         )
+        self._cache_shapes = attention.cache_shapes(dims)
         # Found once: a walk over all modules at every step takes a hundredth of a small one.
         self._routers = tuple(m for m in self.modules() if isinstance(m, Router))
 
@@ -149,6 +156,53 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks():
             x_BTD = block(x_BTD, rope)
+        return self.head(self.final_norm(x_BTD))
+
+    def new_cache(self, *, num_padding: Sequence[int], num_slots: int) -> Cache:
+        """Memory for `extend`, empty.
+
+        Args:
+            num_padding: tokens at the beginning of each row that only fill it up.
+            num_slots: tokens of a row in all, padding included.
+
+        Raises:
+            ValueError: a row could become longer than max_seq_len.
+        """
+        longest = num_slots - min(num_padding)
+        if longest > self.max_seq_len:
+            raise ValueError(
+                f"a sequence of {longest} tokens exceeds the context of {self.max_seq_len}"
+            )
+        weight = self.embedding.weight
+        return Cache(
+            self._cache_shapes,
+            num_layers=len(self.layers),
+            num_slots=num_slots,
+            num_padding_B=torch.tensor(num_padding, device=weight.device),
+            dtype=weight.dtype,
+        )
+
+    def extend(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
+        """Logits (B, T, V) of tokens that follow those in the cache, as `forward` has them there.
+
+        Raises:
+            ValueError: the cache has no room for so many.
+        """
+        start, end = cache.length, cache.length + tokens_BT.shape[1]
+        if end > cache.num_slots:
+            raise ValueError(f"{end} tokens exceed the cache's {cache.num_slots}")
+        before = self.rope.at(cache.positions(0, end))
+        span = Span(
+            start=start,
+            end=end,
+            rope=(before[0][:, :, start:], before[1][:, :, start:]),
+            rope_before=before,
+            mask=cache.mask(start, end),
+        )
+        x_BTD = self.embedding(tokens_BT)
+        for block, kept in zip(self.blocks(), cache.layers, strict=True):
+            x_BTD = block.extend(x_BTD, kept, span)
+        cache.length = end
         return self.head(self.final_norm(x_BTD))
 
     def blocks(self) -> list[Block]:

@@ -13,7 +13,7 @@ from src.data import Corpus
 from src.errors import InputError
 from src.run import forking
 from src.run.assemble import Assembly, assemble, model_for, set_numerics
-from src.run.outcome import build_record, save_sample, show_record
+from src.run.outcome import build_record, save_samples, show_record
 from src.tracking.client import default_uri
 from src.tracking.facts import device_facts
 from src.tracking.folder import RunFolder, read_metrics
@@ -178,7 +178,7 @@ def _train(
     status = _fit(run, start)
     writer.close()
     if status == "finished":
-        save_sample(config, run.task.model, corpus, folder)
+        save_samples(config, run, corpus, folder)
     record = build_record(
         config,
         run,

@@ -1,5 +1,7 @@
 """What a run has come to: its record, a sample of its text, the table at its end."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -7,19 +9,14 @@ import torch
 from src import terminal
 from src.config import RunConfig
 from src.data import Corpus
-from src.generation.sample import sample
+from src.generation.samples import first_sample, samples_markdown
 from src.model import Transformer
 from src.model.size import measure
 from src.run.assemble import Assembly
-from src.streams import generator
 from src.tracking import record as records
 from src.tracking.facts import code_digest, device_facts, git_facts, versions
 from src.tracking.folder import RunFolder, read_metrics
 from src.tracking.labels import variant_of
-
-SAMPLE_TOKENS = 300
-SAMPLE_TEMPERATURE = 0.8
-PROMPT_TOKENS = 32
 
 
 def build_record(
@@ -99,23 +96,18 @@ def _incident(run: Assembly) -> dict[str, Any] | None:
     return {name: incident[name] for name in ("step", "module", "cause", "line")}
 
 
-def save_sample(config: RunConfig, model: Transformer, corpus: Corpus, folder: RunFolder) -> None:
-    """Writes samples.md: a continuation of how the validation text begins."""
+def save_samples(config: RunConfig, run: Assembly, corpus: Corpus, folder: RunFolder) -> None:
+    """Writes samples.md: the write-up's prompts continued, by averaged weights too."""
     if not corpus.tokenizer.token_bytes().any():
         return
-    prompt = [int(token) for token in corpus.val[:PROMPT_TOKENS]][-config.recipe.seq_len :]
-    new = sample(
-        model,
-        prompt,
-        num_tokens=SAMPLE_TOKENS,
-        temperature=SAMPLE_TEMPERATURE,
-        generator=generator(config.seed, "sample"),
-    )
-    text = corpus.tokenizer.decode(prompt + new)
-    (folder.path / "samples.md").write_text(
-        f"# Sample at temperature {SAMPLE_TEMPERATURE}, {len(prompt)} tokens given\n\n{text}\n",
-        encoding="utf-8",
-    )
+    weights: dict[str, Callable[[], AbstractContextManager[None]]] = {"raw": nullcontext}
+    for callback in run.trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "evaluation_weights"):
+            averaged = callback.evaluation_weights()
+            # Those that are only looked on for others are no part of this run.
+            weights |= {name: averaged[name] for name in averaged if name in config.remedies}
+    text = samples_markdown(run.task.model, corpus.tokenizer, weights=weights, seed=config.seed)
+    (folder.path / "samples.md").write_text(text, encoding="utf-8")
 
 
 def _marked(figures: dict[str, float], prefix: str, name: str) -> str:
@@ -126,7 +118,7 @@ def _marked(figures: dict[str, float], prefix: str, name: str) -> str:
 
 
 def show_record(record: dict[str, Any], folder: RunFolder) -> None:
-    """The final table and the sample."""
+    """The final table and a sample."""
     final, best = record["final"], record["best"]
     number = terminal.number
     rows = [["training loss (nats a token)", number(final.get("train/loss")), ""]]
@@ -150,7 +142,8 @@ def show_record(record: dict[str, Any], folder: RunFolder) -> None:
     terminal.table(title, ["", "final", "best"], rows)
     samples = folder.path / "samples.md"
     if record["status"] == "finished" and samples.is_file():
-        terminal.say(samples.read_text(encoding="utf-8").strip())
+        terminal.say(first_sample(samples.read_text(encoding="utf-8")))
+        terminal.say(f"more of its text: {samples}")
     for note in record["notes"]:
         terminal.warn(note)
     terminal.say(f"run folder: {folder.path}")

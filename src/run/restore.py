@@ -6,12 +6,16 @@ from typing import Any
 
 import omegaconf.errors
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from src.errors import InputError
-from src.model import ModelConfig
+from src.model import ModelConfig, Transformer
 from src.model.attention import ATTENTIONS, AttentionConfig
 from src.model.ffn import FEED_FORWARDS, FeedForwardConfig
 from src.training.recipe import RecipeConfig
+
+PREFIX = "model."
+"""Of the model's names among those of the training task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,32 @@ class ModelParts:
     attention: AttentionConfig
     ffn: FeedForwardConfig
     recipe: RecipeConfig
+
+
+def restore_model(plain: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Transformer:
+    """The model of a configuration with these weights, on the CPU.
+
+    Args:
+        plain: a configuration as `RunConfig.plain` gives it.
+        weights: by the names of the training task.
+
+    Raises:
+        InputError: the weights are those of another model.
+    """
+    parts = restore_parts(plain, {})
+    own = {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    model = Transformer(
+        model=parts.model,
+        attention=parts.attention,
+        ffn=parts.ffn,
+        vocab_size=own["embedding.weight"].shape[0],
+        max_seq_len=parts.recipe.seq_len,
+    )
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        raise InputError("its weights do not fit its configuration") from error
+    return model
 
 
 def restore_parts(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelParts:

@@ -111,8 +111,8 @@ def _censored_at(runs: endpoints.Runs) -> int | None:
         for each in runs.values()
         for run in each
         if "early_stop" in run.config["stability"]
-        # The guard's stop is an event, early_stop's is not.
-        and run.outcome != "stopped"
+        # What the guard ends, by stopping or by raising, is an event; early_stop's end is not.
+        and run.outcome not in ("stopped", "failed")
         and run.steps < run.max_steps
     ]
     return min(ends, default=None)

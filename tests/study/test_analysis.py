@@ -162,6 +162,21 @@ def test_zeros_of_early_stop_are_exposure():
     assert "exposure, not effect (5 of 5 seeds of its baseline fail" in primary.verdict
 
 
+def test_what_the_guard_raised_out_of_is_an_event_and_no_early_stop():
+    raising = {"guard.on_nonfinite": "raise"}
+    arms = {
+        "none": Arm(nonfinite=[[250]], steps=249, status="failed", config=raising),
+        "early_stop-warmdown": Arm(
+            acts_from=START, nonfinite=[[250]], steps=250, status="failed", config=raising
+        ),
+    }
+
+    found = arm(analyse(synthetic.in_memory(arms)), "early_stop-warmdown")
+
+    assert found.censored_at is None
+    assert found.nonfinite == Proportion(events=6, total=6)
+
+
 def test_an_option_beside_early_stop_is_compared_up_to_the_stop():
     arms = {
         "none": Arm(nonfinite=[[250], [260], [270], [280], [281], [300]]),

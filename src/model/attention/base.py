@@ -1,6 +1,6 @@
 """The slot of a block that attention fills.
 
-Axes: B batch, T time, D hidden.
+Axes: B batch, T time, D hidden, G heads of a kept tensor, S slots of the cache, K dimensions.
 """
 
 from abc import ABC, abstractmethod
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from src.model.cache import Rope, Span
 from src.model.dims import Dims
 
 
@@ -21,10 +22,17 @@ class Attention(nn.Module, ABC):
     residual_projections: tuple[str, ...] = ("o_proj",)
 
     @abstractmethod
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """Attends within each sequence; returns (B, T, D) in the dtype of the projections.
 
         `rope` holds cosines and sines, (T, rope_dim) each.
+        """
+
+    @abstractmethod
+    def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
+        """The same for tokens that follow others; what those left stands in `kept`, (B, G, S, K).
+
+        Leaves there what the new tokens add. Equal to `forward` over the whole sequence.
         """
 
 
@@ -44,5 +52,10 @@ class AttentionConfig(ABC):
         """The module for one layer."""
 
     @abstractmethod
-    def cache_numbers_per_token(self, dims: Dims) -> int:
-        """Numbers that decoding keeps for each token and layer."""
+    def cache_shapes(self, dims: Dims) -> dict[str, tuple[int, int]]:
+        """Heads and dimensions of what decoding keeps of a token in a layer, by name."""
+
+    @property
+    @abstractmethod
+    def decoding(self) -> str:
+        """How decoding attends, in a few words."""

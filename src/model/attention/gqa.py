@@ -1,6 +1,7 @@
 """Grouped-query attention.
 
-Axes: B batch, T time, D hidden, H query heads, G key-value heads, K head_dim, R rope_dim.
+Axes: B batch, T time, D hidden, H query heads, G key-value heads, K head_dim, R rope_dim,
+S slots of the cache.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.model.attention.base import Attention, AttentionConfig
+from src.model.cache import Rope, Span
 from src.model.dims import Dims
 from src.model.norm import RMSNorm
 from src.model.rope import check_rope_dim, rotate
@@ -37,9 +39,14 @@ class GQAConfig(AttentionConfig):
         self.check(dims)
         return GroupedQueryAttention(self, dims)
 
-    def cache_numbers_per_token(self, dims: Dims) -> int:
-        """Keys and values of the kv heads."""
-        return 2 * self.num_kv_heads * dims.head_dim
+    def cache_shapes(self, dims: Dims) -> dict[str, tuple[int, int]]:
+        """Rotated keys, and values, of the kv heads."""
+        return dict.fromkeys(("keys", "values"), (self.num_kv_heads, dims.head_dim))
+
+    @property
+    def decoding(self) -> str:
+        """See AttentionConfig."""
+        return "keys and values"
 
 
 class GroupedQueryAttention(Attention):
@@ -57,22 +64,40 @@ class GroupedQueryAttention(Attention):
         self.q_norm = RMSNorm(self.head_dim, eps=dims.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, eps=dims.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """See Attention."""
-        q_BHTK = self._heads(self.q_proj(x_BTD), self.num_heads)
-        k_BGTK = self._heads(self.k_proj(x_BTD), self.num_kv_heads)
-        v_BGTK = self._heads(self.v_proj(x_BTD), self.num_kv_heads)
-        q_BHTK = self._rotate(self.q_norm(q_BHTK), rope)
-        k_BGTK = self._rotate(self.k_norm(k_BGTK), rope)
+        q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, rope)
         y_BHTK = F.scaled_dot_product_attention(
             q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=self.num_kv_heads < self.num_heads
         )
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
+    def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
+        """See Attention."""
+        q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, span.rope)
+        k_BGSK, v_BGSK = span.keep(kept["keys"], k_BGTK), span.keep(kept["values"], v_BGTK)
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK,
+            k_BGSK,
+            v_BGSK,
+            attn_mask=span.mask,
+            enable_gqa=self.num_kv_heads < self.num_heads,
+        )
+        return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+
+    def _project(self, x_BTD: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values."""
+        q_BHTK = self._heads(self.q_proj(x_BTD), self.num_heads)
+        k_BGTK = self._heads(self.k_proj(x_BTD), self.num_kv_heads)
+        v_BGTK = self._heads(self.v_proj(x_BTD), self.num_kv_heads)
+        q_BHTK = self._rotate(self.q_norm(q_BHTK), rope)
+        k_BGTK = self._rotate(self.k_norm(k_BGTK), rope)
+        return q_BHTK, k_BGTK, v_BGTK
+
     def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
         return x_BTE.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)
 
-    def _rotate(self, x_BHTK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def _rotate(self, x_BHTK: Tensor, rope: Rope) -> Tensor:
         if self.rope_dim == self.head_dim:
             return rotate(x_BHTK, rope)
         turning, still = x_BHTK.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)

@@ -1,7 +1,7 @@
 """Multi-head latent attention.
 
 Axes: B batch, T time, D hidden, H heads, K head_dim, C content dimensions (K - R), R rope_dim,
-L latent, G rope keys.
+L latent, G rope keys, S slots of the cache.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.model.attention.base import Attention, AttentionConfig
+from src.model.cache import Rope, Span
 from src.model.dims import Dims
 from src.model.norm import RMSNorm
 from src.model.rope import check_rope_dim, rotate
@@ -47,9 +48,19 @@ class MLHAConfig(AttentionConfig):
         self.check(dims)
         return MultiHeadLatentAttention(self, dims)
 
-    def cache_numbers_per_token(self, dims: Dims) -> int:
-        """The key-value latent and the rotated keys."""
-        return self.kv_latent_dim + self.num_rope_keys * self.rope_dim
+    def cache_shapes(self, dims: Dims) -> dict[str, tuple[int, int]]:
+        """The key-value latent, and the rope keys: rotated, or before it with qk_norm."""
+        return {
+            "latents": (1, self.kv_latent_dim),
+            "rope_keys": (self.num_rope_keys, self.rope_dim),
+        }
+
+    @property
+    def decoding(self) -> str:
+        """See AttentionConfig."""
+        if self.qk_norm:
+            return "latents, un-absorbed: qk_norm on every head's key cannot be absorbed"
+        return "latents, absorbed projections"
 
 
 class MultiHeadLatentAttention(Attention):
@@ -80,22 +91,70 @@ class MultiHeadLatentAttention(Attention):
         self.kv_latent_norm = RMSNorm(kv_latent, eps=eps) if config.latent_norm else nn.Identity()
         self.q_norm = RMSNorm(self.head_dim, eps=eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, eps=eps) if config.qk_norm else nn.Identity()
+        self.absorbs = not config.qk_norm
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """See Attention."""
-        heads, keys = self.num_heads, self.num_rope_keys
-        q_BHTK = _split(self.q_up(self.q_latent_norm(self.q_down(x_BTD))), heads, self.head_dim)
-        latent_BTL = self.kv_latent_norm(self.kv_down(x_BTD))
-        k_BHTC = _split(self.k_up(latent_BTL), heads, self.content_dim)
-        v_BHTK = _split(self.v_up(latent_BTL), heads, self.head_dim)
-        k_BGTR = _split(self.k_rope(x_BTD), keys, self.rope_dim)
-        k_BHTR = k_BGTR.repeat_interleave(heads // keys, dim=1)
-        q_BHTK = self._rotate_tail(self.q_norm(q_BHTK), rope)
-        k_BHTK = self._rotate_tail(self.k_norm(torch.cat((k_BHTC, k_BHTR), dim=-1)), rope)
+        q_BHTK = self._rotate_tail(self._queries(x_BTD), rope)
+        k_BHTK, v_BHTK = self._decompress(*self._compress(x_BTD), rope)
         y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
-    def _rotate_tail(self, x_BHTK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
+        """See Attention."""
+        q_BHTK = self._rotate_tail(self._queries(x_BTD), span.rope)
+        latent_BTL, k_BGTR = self._compress(x_BTD)
+        if self.absorbs:
+            k_BGTR = rotate(k_BGTR, span.rope)
+        latent_B1SL = span.keep(kept["latents"], latent_BTL.unsqueeze(1))
+        k_BGSR = span.keep(kept["rope_keys"], k_BGTR)
+        if self.absorbs:
+            y_BHTK = self._attend_absorbed(q_BHTK, latent_B1SL, k_BGSR, span.mask)
+        else:
+            k_BHSK, v_BHSK = self._decompress(latent_B1SL.squeeze(1), k_BGSR, span.rope_before)
+            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=span.mask)
+        return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+
+    def _queries(self, x_BTD: Tensor) -> Tensor:
+        latent_BTL = self.q_latent_norm(self.q_down(x_BTD))
+        return self.q_norm(_split(self.q_up(latent_BTL), self.num_heads, self.head_dim))
+
+    def _compress(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The key-value latent (B, T, L) and the rope keys (B, G, T, R) before their rotation."""
+        latent_BTL = self.kv_latent_norm(self.kv_down(x_BTD))
+        return latent_BTL, _split(self.k_rope(x_BTD), self.num_rope_keys, self.rope_dim)
+
+    def _decompress(self, latent_BTL: Tensor, k_BGTR: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """Keys and values of every head."""
+        k_BHTC = _split(self.k_up(latent_BTL), self.num_heads, self.content_dim)
+        v_BHTK = _split(self.v_up(latent_BTL), self.num_heads, self.head_dim)
+        k_BHTR = k_BGTR.repeat_interleave(self.num_heads // self.num_rope_keys, dim=1)
+        k_BHTK = self._rotate_tail(self.k_norm(torch.cat((k_BHTC, k_BHTR), dim=-1)), rope)
+        return k_BHTK, v_BHTK
+
+    def _attend_absorbed(
+        self, q_BHTK: Tensor, latent_B1SL: Tensor, k_BGSR: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Attends to latents themselves (arXiv 2405.04434, section 2.1.2).
+
+        `q . (W_k latent)` is `(q W_k) . latent`, and a weighted sum of `W_v latent` is `W_v` of the
+        weighted sum: no key or value is made.
+        """
+        q_BHTC, q_BHTR = q_BHTK.split((self.content_dim, self.rope_dim), dim=-1)
+        k_up_HCL = self.k_up.weight.unflatten(0, (self.num_heads, self.content_dim))
+        v_up_HKL = self.v_up.weight.unflatten(0, (self.num_heads, self.head_dim))
+        latent_BGSL = latent_B1SL.expand(-1, self.num_rope_keys, -1, -1)
+        mixed_BHTL = F.scaled_dot_product_attention(
+            torch.cat((q_BHTC @ k_up_HCL, q_BHTR), dim=-1),
+            torch.cat((latent_BGSL, k_BGSR), dim=-1),
+            latent_BGSL,
+            attn_mask=mask,
+            scale=self.head_dim**-0.5,
+            enable_gqa=self.num_rope_keys < self.num_heads,
+        )
+        return mixed_BHTL @ v_up_HKL.transpose(1, 2)
+
+    def _rotate_tail(self, x_BHTK: Tensor, rope: Rope) -> Tensor:
         content, turning = x_BHTK.split((self.content_dim, self.rope_dim), dim=-1)
         return torch.cat((content, rotate(turning, rope)), dim=-1)
 

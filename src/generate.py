@@ -1,0 +1,31 @@
+"""`python -m src.generate`: text out of a trained model."""
+
+import sys
+
+from src import startup
+
+USAGE = """
+python -m src.generate run=FOLDER_OR_CHECKPOINT [prompt=TEXT] [field=value ...]
+
+Continues text with a trained model. Without a prompt it takes the write-up's five.
+
+  prompt="Once upon a time"      any text, as it is typed
+  prompts_file=FILE              a prompt a line; - reads standard input
+  max_new_tokens=200             tokens that each is continued by
+  temperature=0.8                0: always the likeliest token
+  top_k=40  top_p=0.95  repetition_penalty=1.2
+  seed=0  weights=raw|ema  format=text|json
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    with startup.quiet_interrupt():
+        from src import cli
+        from src.generation.command import generate
+
+        return cli.plain_main("generate", generate, usage=USAGE, verbatim=["prompt"], argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What is to be continued."""
+
+import sys
+from pathlib import Path
+
+from src.data.tokenizer import Tokenizer
+from src.errors import InputError
+
+WRITEUP = (
+    "Once upon a time",
+    "The king said",
+    "In a land far away",
+    "Who goes there?",
+    "The throne room was",
+)
+"""The five prompts by which the write-up judges its model."""
+
+
+def prompts_from(prompt: str | None, prompts_file: str | None) -> list[tuple[str, str]]:
+    """Prompts, each with the field by which an error names it.
+
+    Raises:
+        InputError: both are given, the file cannot be read, or a prompt is empty.
+    """
+    if prompt is not None and prompts_file is not None:
+        raise InputError(f"prompts_file={prompts_file}: give it or prompt, not both")
+    if prompt is not None:
+        return [(_field(prompt), prompt)] if prompt else _empty("prompt=")
+    if prompts_file is None:
+        return [(_field(text), text) for text in WRITEUP]
+    lines = _read(prompts_file).splitlines()
+    found = []
+    for number, line in enumerate(lines, start=1):
+        place = f"prompts_file={prompts_file}, line {number}"
+        found.append((place, line) if line else _empty(place)[0])
+    return found or _empty(f"prompts_file={prompts_file}")
+
+
+def encode(place: str, text: str, tokenizer: Tokenizer, *, context: int) -> list[int]:
+    """Token ids of a prompt.
+
+    Raises:
+        InputError: it holds what the vocabulary lacks, or is longer than the context.
+    """
+    try:
+        ids = [int(token) for token in tokenizer.encode(text)]
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    if len(ids) > context:
+        raise InputError(
+            f"{place}: has {len(ids):,} tokens, and the model's context is {context:,}"
+        )
+    return ids
+
+
+def _field(text: str) -> str:
+    shown = text if len(text) <= 40 else f"{text[:40]}..."
+    return f"prompt={shown!r}"
+
+
+def _empty(place: str) -> list[tuple[str, str]]:
+    raise InputError(f"{place}: is empty; a prompt has at least one character")
+
+
+def _read(name: str) -> str:
+    if name == "-":
+        return sys.stdin.read()
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"prompts_file={name}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompts_file={name}: is not UTF-8 text") from error

@@ -1,0 +1,72 @@
+"""What a run writes at its end, so that people see what a loss means."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+
+from src.data.tokenizer import Tokenizer
+from src.errors import InputError
+from src.generation.decode import continue_prompts
+from src.generation.prompts import WRITEUP
+from src.generation.sampling import Sampling
+from src.model import Transformer
+
+NUM_TOKENS = 120
+FENCE = "~" * 12
+"""Around a text; no model writes it by chance."""
+SAMPLING = Sampling(temperature=0.8, top_p=None, top_k=None, repetition_penalty=1.0)
+
+
+def samples_markdown(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    weights: Mapping[str, Callable[[], AbstractContextManager[None]]],
+    seed: int,
+) -> str:
+    """Continuations of the write-up's prompts, as Markdown.
+
+    Args:
+        model: what writes.
+        tokenizer: of its tokens.
+        weights: contexts inside which the model holds other weights, by name; empty: as it is.
+        seed: of the draws.
+    """
+    lines = [f"# Samples: {NUM_TOKENS} tokens at temperature {SAMPLING.temperature}, seed {seed}"]
+    for name, context in weights.items():
+        lines += ["", f"## {name} weights"]
+        with context():
+            found = _continued(model, tokenizer, seed=seed)
+        for prompt, text in zip(WRITEUP, found, strict=True):
+            lines += ["", f"### {prompt}", "", FENCE, text, FENCE]
+    return "\n".join([*lines, ""])
+
+
+def first_sample(markdown: str) -> str:
+    """The first text of `samples_markdown`."""
+    return markdown.split(f"{FENCE}\n")[1].strip()
+
+
+def _continued(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> list[str]:
+    prompts: list[list[int]] = []
+    places: dict[int, int] = {}
+    texts = []
+    for place, prompt in enumerate(WRITEUP):
+        try:
+            ids = [int(token) for token in tokenizer.encode(prompt)]
+        except InputError as error:
+            texts.append(f"({error})")
+            continue
+        texts.append("")
+        places[place] = len(prompts)
+        prompts.append(ids)
+    context = model.max_seq_len
+    new = continue_prompts(
+        model,
+        [ids[-context:] for ids in prompts],
+        max_new_tokens=NUM_TOKENS,
+        sampling=SAMPLING,
+        seed=seed,
+    )
+    for place, number in places.items():
+        texts[place] = tokenizer.decode(prompts[number] + new[number])
+    return texts

@@ -1,0 +1,91 @@
+"""What decoding remembers of the tokens before, and where the next ones stand.
+
+Axes: B batch, G heads of a kept tensor, S slots, T new tokens, K dimensions of a kept head,
+R rotated dimensions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines."""
+
+
+class Cache:
+    """The memory of one decode, allocated once: for each layer tensors of (B, G, S, K).
+
+    Sequences of unequal length end together: the first `num_padding_B` slots of a row hold tokens
+    that no other token attends to.
+
+    Args:
+        shapes: heads and dimensions of each tensor that a layer keeps, by name.
+        num_layers: of the model.
+        num_slots: tokens for which there is room, padding included.
+        num_padding_B: padding of each row.
+        dtype: of the model's weights.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        *,
+        num_layers: int,
+        num_slots: int,
+        num_padding_B: Tensor,
+        dtype: torch.dtype,
+    ) -> None:
+        batch, device = len(num_padding_B), num_padding_B.device
+        self.num_slots, self.num_padding_B = num_slots, num_padding_B
+        self.has_padding = bool(num_padding_B.any())
+        self.length = 0
+        self.layers = [
+            {
+                name: torch.zeros(batch, heads, num_slots, dim, dtype=dtype, device=device)
+                for name, (heads, dim) in shapes.items()
+            }
+            for _ in range(num_layers)
+        ]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(kept.nbytes for layer in self.layers for kept in layer.values())
+
+    def positions(self, start: int, end: int) -> Tensor:
+        """Positions of the tokens in these slots, (B, end - start); 0 for padding."""
+        slots_S = torch.arange(start, end, device=self.num_padding_B.device)
+        return (slots_S - self.num_padding_B[:, None]).clamp(min=0)
+
+    def mask(self, start: int, end: int) -> Tensor | None:
+        """Whether the tokens in these slots see each slot up to `end`, (B, 1, T, end).
+
+        None where they see all. Padding sees itself alone: a row that sees nothing is NaN.
+        """
+        if end - start == 1 and not self.has_padding:
+            return None
+        slots_S = torch.arange(end, device=self.num_padding_B.device)
+        own_T1 = slots_S[start:, None]
+        seen_BTS = (slots_S <= own_T1) & (slots_S >= self.num_padding_B[:, None, None])
+        return (seen_BTS | (slots_S == own_T1)).unsqueeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """The new tokens of one step: their slots, their positions, what they see."""
+
+    start: int
+    end: int
+    rope: Rope
+    """Of the new tokens, (B, 1, T, R) each."""
+    rope_before: Rope
+    """Of all tokens up to the last new one, (B, 1, end, R) each."""
+    mask: Tensor | None
+    """(B, 1, T, end), True where a token is seen; None where all are."""
+
+    def keep(self, kept_BGSK: Tensor, new_BGTK: Tensor) -> Tensor:
+        """Adds what the new tokens leave; returns all so far, (B, G, end, K)."""
+        kept_BGSK[:, :, self.start : self.end] = new_BGTK
+        return kept_BGSK[:, :, : self.end]
