@@ -143,7 +143,9 @@ def read(path: Path, *, field: str) -> dict[str, Any]:
         EOFError,
         OSError,
         ValueError,
-        KeyError,
+        LookupError,
+        TypeError,
+        AttributeError,
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
