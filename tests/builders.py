@@ -91,12 +91,13 @@ def transformer(
     model: ModelConfig | None = None,
     seed: int = 0,
     max_seq_len: int = 16,
+    vocab_size: int = VOCAB,
 ) -> Transformer:
     return build_model(
         model=model or model_config(),
         attention=attention or mlha_config(),
         ffn=ffn or moe_config(),
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
         max_seq_len=max_seq_len,
         generator_for=lambda name: generator(seed, "init", name),
     )

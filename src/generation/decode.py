@@ -58,13 +58,15 @@ def continue_prompts(
     model.eval()
     logits_BV, cache = _read(model, windows, more=max_new_tokens)
     for number in range(max_new_tokens):
-        for place in [place for place, goes in enumerate(going) if goes]:
-            if not logits_BV[place].isfinite().all():
-                going[place] = False
+        for place, window in enumerate(windows):
+            going[place] = going[place] and bool(logits_BV[place].isfinite().all())
+            if not going[place]:
+                # It has ended, and stays beside the others with its last token again.
+                window.append(window[-1])
                 continue
             token = sampling.pick(logits_BV[place], texts[place], draws[place])
             texts[place].append(token)
-            windows[place].append(token)
+            window.append(token)
             if on_token is not None:
                 on_token(place, token)
         more = max_new_tokens - number - 1
@@ -74,11 +76,8 @@ def continue_prompts(
             windows = [_shortened(window, model.max_seq_len) for window in windows]
             logits_BV, cache = _read(model, windows, more=more)
         else:
-            # One that has ended stays beside the others with its last token again.
-            latest = torch.tensor([[window[-1]] for window in windows])
-            logits_BV = _logits(model, latest, cache)
-            for place in [place for place, goes in enumerate(going) if not goes]:
-                windows[place].append(windows[place][-1])
+            latest_B1 = torch.tensor([[window[-1]] for window in windows])
+            logits_BV = _logits(model, latest_B1, cache)
     model.train(was_training)
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 

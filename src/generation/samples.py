@@ -43,7 +43,8 @@ def samples_markdown(
 
 def first_sample(markdown: str) -> str:
     """The first text of `samples_markdown`."""
-    return markdown.split(f"{FENCE}\n")[1].strip()
+    _, _, rest = markdown.partition(f"{FENCE}\n")
+    return rest.partition(FENCE)[0].strip()
 
 
 def _continued(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> list[str]:

@@ -16,6 +16,7 @@ from src.study.load import IDENTITY, all_loads, load_drawings, load_table
 from src.study.overview import arms_table
 from src.study.results import Analysis
 from src.study.rows import arm_rows, run_rows
+from src.study.samples import samples_table
 from src.study.svg import Drawing, together
 from src.study.table import Table, escape_markdown, setting
 from src.study.tables import (
@@ -125,6 +126,9 @@ def content(study: Study, analysis: Analysis, *, folder: Path) -> Content:
         "config": provenance.config_table(
             study, analysis, title=f"Differences in configuration ({named})"
         ),
+        "samples": samples_table(
+            study, analysis, title=f"What the models write ({named})", folder=folder
+        ),
         "runs": runs_table(runs, title=f"Every run ({named})"),
         "origins": provenance.origins(study, title=f"Where the runs come from ({named})"),
     }
@@ -192,6 +196,7 @@ MARKDOWN_SECTIONS = (
     ("Load of the experts", IDENTITY, ("load",), ()),
     ("Incidents", "", (), ("incidents",)),
     ("Configuration", "", (), ("config",)),
+    ("Samples", "", (), ("samples",)),
     ("Every run", "", (), ("runs",)),
 )
 """Heading, remark, drawings, tables; a section of which nothing is there is left out."""

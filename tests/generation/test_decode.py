@@ -85,9 +85,11 @@ def test_tokens_are_told_as_they_are_drawn_and_the_mode_stays():
     assert [place for place, _ in told] == [0, 1] * 4
 
 
-def test_a_text_ends_where_its_logits_stop_being_finite_and_others_go_on(monkeypatch):
-    model = transformer(max_seq_len=32)
-    healthy = continued(model, [prompt(3), prompt(5)], number=20)
+@pytest.mark.parametrize("lengths", [(3, 5), (15, 2)])
+def test_a_text_ends_where_its_logits_stop_being_finite_and_others_go_on(lengths, monkeypatch):
+    model = transformer(max_seq_len=16)
+    prompts = [prompt(length) for length in lengths]
+    healthy = continued(model, prompts, number=40)
     original, calls = decode._logits, []
 
     def failing(model, ids, cache):
@@ -98,8 +100,7 @@ def test_a_text_ends_where_its_logits_stop_being_finite_and_others_go_on(monkeyp
         return logits
 
     monkeypatch.setattr(decode, "_logits", failing)
-    found = continued(model, [prompt(3), prompt(5)], number=20)
-    assert found == [healthy[0][:3], healthy[1]]
+    assert continued(model, prompts, number=40) == [healthy[0][:3], healthy[1]]
 
 
 @pytest.mark.parametrize("length", [0, 17])
