@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
+import omegaconf.errors
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
@@ -243,7 +244,9 @@ def _observers(values: Any, remedies: Mapping[str, RemedyConfig]) -> dict[str, R
     """The options that look on, from {name: fields}."""
     allowed = [name for name, kind in REMEDIES.items() if kind.observes]
     observers: dict[str, RemedyConfig] = {}
-    for name, fields in dict(values or {}).items():
+    if values is not None and not isinstance(values, Mapping):
+        raise InputError(f"observe={values}: must be {{<option>: {{<its fields>}}}}")
+    for name, fields in (values or {}).items():
         if name not in allowed:
             raise InputError(f"observe={name}: must be one of {', '.join(allowed)}")
         if name in remedies:
@@ -254,7 +257,10 @@ def _observers(values: Any, remedies: Mapping[str, RemedyConfig]) -> dict[str, R
                 f"observe.{name}={fields}: must have the fields {', '.join(sorted(known))}"
             )
         try:
-            observers[name] = REMEDIES[name](**fields)
+            node = OmegaConf.merge(OmegaConf.structured(REMEDIES[name]), fields)
+            observers[name] = cast(RemedyConfig, OmegaConf.to_object(node))
+        except omegaconf.errors.OmegaConfBaseException as error:
+            raise InputError(f"observe.{name}: {str(error).splitlines()[0]}") from error
         except ValueError as error:
             raise InputError(f"observe.{name}.{error}") from error
     return observers

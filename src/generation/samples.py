@@ -60,6 +60,8 @@ def _continued(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> list[s
         texts.append("")
         places[place] = len(prompts)
         prompts.append(ids)
+    if not prompts:
+        return texts
     context = model.max_seq_len
     new = continue_prompts(
         model,

@@ -128,7 +128,10 @@ def assemble(
         every=recipe.checkpoint_every,
         keep={step: Fork(source=folder.path, step=step).state for step in config.save_at},
         keys=lambda step: state_key(
-            checkpoint_extras["config_hash"], checkpoint_extras["observed"], step
+            checkpoint_extras["config_hash"],
+            checkpoint_extras["observed"],
+            step,
+            origins=checkpoint_extras["origins"],
         ),
         flush=writer.save,
     )

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,16 +25,34 @@ FIXED = ("attention", "ffn", "model", "tokenizer", "data", "seed")
 FIXED_RECIPE = ("max_steps", "weight_decay", "decay_params", "fused")
 
 
-def state_key(config_hash: str, observed: Mapping[str, Any], step: int) -> str:
+def this_origin() -> list[str]:
+    """What trains in this process: the code and the version of torch."""
+    return [code_digest(), str(torch.__version__)]
+
+
+def origins_of(saved: Mapping[str, Any] | None) -> list[list[str]]:
+    """What has trained a run that goes on here from a checkpoint, in order, each once in a row."""
+    before: list[list[str]] = [] if saved is None else saved.get("origins", [["unknown", ""]])
+    return before if before and before[-1] == this_origin() else [*before, this_origin()]
+
+
+def state_key(
+    config_hash: str,
+    observed: Mapping[str, Any],
+    step: int,
+    *,
+    origins: Sequence[Sequence[str]] | None = None,
+) -> str:
     """What the state of a run after a step hangs on.
 
     Args:
         config_hash: of the run.
         observed: options that have looked on from its first step, with their fields.
         step: after which it was saved.
+        origins: what has trained it until then; None: this code alone.
     """
-    seen = json.dumps(observed, sort_keys=True)
-    text = "/".join((config_hash, seen, str(step), code_digest(), str(torch.__version__)))
+    trained_by = [this_origin()] if origins is None else [list(origin) for origin in origins]
+    text = json.dumps([config_hash, observed, step, trained_by], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

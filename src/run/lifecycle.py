@@ -157,12 +157,14 @@ def _train(
         for name, fields in plain["observe"].items()
         if saved is None or saved["observed"].get(name) == fields
     }
+    origins = forking.origins_of(saved)
     extras = {
         "config": plain,
         "config_hash": config_hash,
         "tokenizer": corpus.tokenizer.state(),
         "derived_from": derived_from,
         "observed": observed,
+        "origins": origins,
     }
     # Weights and moments of a large model are not to be held twice.
     del saved
@@ -186,6 +188,7 @@ def _train(
         config_hash=config_hash,
         status=status,
         derived_from=derived_from,
+        origins=origins,
     )
     folder.write_record(record)
     if status == "finished" and config.study != "single":

@@ -1,6 +1,6 @@
 """What a run has come to: its record, a sample of its text, the table at its end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from src.model import Transformer
 from src.model.size import measure
 from src.run.assemble import Assembly
 from src.tracking import record as records
-from src.tracking.facts import code_digest, device_facts, git_facts, versions
+from src.tracking.facts import device_facts, git_facts, versions
 from src.tracking.folder import RunFolder, read_metrics
 from src.tracking.labels import variant_of
 
@@ -27,8 +27,9 @@ def build_record(
     config_hash: str,
     status: str,
     derived_from: dict[str, Any] | None,
+    origins: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
-    """The content of record.json."""
+    """The content of record.json; `origins` tells by what code it was trained, in order."""
     model, recipe = run.task.model, config.recipe
     steps = run.trainer.global_step
     tokens = steps * recipe.batch_size * recipe.seq_len * recipe.accumulate
@@ -45,7 +46,7 @@ def build_record(
         "repeat": config.repeat,
         "config_hash": config_hash,
         **git_facts(),
-        "code": code_digest(),
+        "code": "+".join(code for code, _ in origins),
         "versions": versions(),
         "device": device_facts(torch.device(config.trainer.device_type)),
         "vocab_size": model.embedding.num_embeddings,

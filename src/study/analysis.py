@@ -75,6 +75,8 @@ def _result(
             if all(window.is_at_risk(run) for run in each)
         }
     measures = arm.measures
+    # One that ends early spends less than any budget, by whatever clock.
+    reached = budgets if arm.censored_at is None else {}
     return ArmResult(
         variant=arm.variant,
         label=arm.label,
@@ -95,8 +97,8 @@ def _result(
         loss=stats.interval(seed_means(arm.paired.arm, _loss_at_end)),
         loss_metric=loss_metric(arm.runs[0]),
         num_marked=sum(is_marked(run) for run in runs),
-        loss_at_equal=_losses_at(arm.paired.arm, budgets),
-        loss_difference_at_equal=_differences_at(arm, budgets),
+        loss_at_equal=_losses_at(arm.paired.arm, reached),
+        loss_difference_at_equal=_differences_at(arm, reached),
         null_arm=None if null is None or arm.baseline is None else null.label,
         comparisons=dict(compared),
         tokens=_mean(runs, lambda run: total(run, "tokens")),

@@ -14,6 +14,7 @@ from src.study.results import Proportion
 from src.study.stats import fisher
 from src.study.table import Cell, Column, Table, cell
 from src.study.variants import NULL_ARMS
+from src.tracking.folder import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,15 @@ def averted(study: Study) -> list[Averted]:
     return sorted(lines, key=lambda a: (a.source, a.step, not a.is_null, a.label))
 
 
+def _unfailing(study: Study, line: Averted) -> str:
+    """What a reader must know of a source in which nothing failed; empty where something did."""
+    record = read_json(study.folder.parent / line.source / "record.json")
+    steps = [] if record is None else record["guard"]["nonfinite_steps"]
+    if record is None or any(step > line.step for step in steps):
+        return ""
+    return "which did not fail after it: there was nothing to avert"
+
+
 def _count(runs: list[Run], *, step: int) -> Proportion:
     spared = [run for run in runs if not any(bad > step for bad in run.nonfinite_steps)]
     return Proportion(events=len(spared), total=len(runs))
@@ -96,7 +106,7 @@ def averted_table(study: Study, *, title: str) -> Table:
         rows.append(
             [
                 cell(line.label, "null: shaken alone" if line.is_null else ""),
-                cell(f"step {line.step}", line.source),
+                cell(f"step {line.step}", line.source, _unfailing(study, line)),
                 Cell(f"{line.averted.events} of {line.averted.total}"),
                 Cell(against),
                 Cell(NONE if p_value is None else f"{p_value:.3f}"),

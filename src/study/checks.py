@@ -30,6 +30,7 @@ def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     for arm in arms:
         found += _missing(arm, runs)
         found += _not_ended(arm, runs[arm.variant])
+        found += _cut(arm, runs[arm.variant])
         found += _starts(arm, runs[arm.variant])
     # What acts at no step, only on evaluation, finds every failure before it.
     found += _apart([arm for arm in arms if arm.acts_from < runs[arm.variant][0].max_steps])
@@ -91,6 +92,20 @@ def _not_ended(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
         yield (
             f"{arm.label}: stopped by the guard, so that counts of batches are lower bounds:"
             f" {', '.join(stopped)}"
+        )
+
+
+def _cut(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
+    ends = [run.lines[-1]["step"] if run.lines else 0 for run in runs]
+    short = [
+        f"{run.folder.name} (to step {end:.0f} of {run.steps})"
+        for run, end in zip(runs, ends, strict=True)
+        if run.status == "finished" and end < run.steps
+    ]
+    if short:
+        yield (
+            f"{arm.label}: metrics.jsonl is cut, so that curves and losses at equal cost lack the"
+            f" rest: {', '.join(short)}"
         )
 
 

@@ -156,8 +156,11 @@ def _sweeps(folder: Path) -> list[dict[str, Any]]:
     files = sorted((folder / SWEEPS).glob("*.json"), key=lambda file: file.stat().st_mtime)
     sweeps = []
     for file in files:
-        with damaged(file):
-            sweeps.append(json.loads(file.read_text(encoding="utf-8")))
+        with damaged(file, advice="delete it; the sweep's command writes it anew"):
+            sweep = json.loads(file.read_text(encoding="utf-8"))
+            for cell in sweep["cells"]:
+                cell["variant"], cell["baseline"]
+            sweeps.append(sweep)
     return sweeps
 
 
@@ -168,6 +171,11 @@ def _read(folder: Path, *, baseline: str | None) -> Run:
         seed, repeat = int(config["seed"]), int(config["repeat"])
     with damaged(folder / "record.json"):
         record = read_json(folder / "record.json") or {}
+        if record["status"] == "finished" if record else False:
+            # Without them a damaged record would count as a run in which nothing went wrong.
+            for name in ("steps", "final", "outcome", "acts_from"):
+                record[name]
+            record["guard"]["nonfinite_steps"], record["spikes"]["steps"]
     return Run(
         folder=folder,
         variant=folder.parent.name,

@@ -72,7 +72,8 @@ def elevenths_table(study: Study, analysis: Analysis, *, title: str) -> Table:
 def _row(arm: ArmResult, runs: Sequence[Run]) -> list[Cell]:
     # Averaged weights have no validation before they exist: their curve is that of the weights.
     curves = [validations(run, curve_metric(run, arm.loss_metric)) for run in runs]
-    cells, means = [], {}
+    cells: list[Cell] = []
+    means: dict[int, tuple[float, int]] = {}
     for k in range(1, NUM_PARTS + 1):
         found = []
         for run, curve in zip(runs, curves, strict=True):
@@ -83,7 +84,7 @@ def _row(arm: ArmResult, runs: Sequence[Run]) -> list[Cell]:
         losses = [v.loss for v in found if v.loss is not None]
         is_marked = any(v.nonfinite_frac > 0 for v in found)
         if losses and not is_marked:
-            means[k] = fmean(losses)
+            means[k] = fmean(losses), found[0].step
         aside = f"{len(losses)} of {len(runs)}" if found and len(losses) < len(runs) else ""
         text = digits.fixed(fmean(losses) if losses else None)
         cells.append(cell(marked(text, nonfinite=is_marked), aside))
@@ -95,11 +96,11 @@ def curve_metric(run: Run, loss_metric: str) -> str:
     return loss_metric if any(loss_metric in line for line in run.lines) else "val/loss"
 
 
-def _notes(runs: Sequence[Run], means: dict[int, float]) -> list[str]:
+def _notes(runs: Sequence[Run], means: dict[int, tuple[float, int]]) -> list[str]:
     notes = []
     if means:
-        k = min(means, key=lambda key: means[key])
-        notes.append(f"best {digits.fixed(means[k])} at step {round(k * runs[0].max_steps / 11):,}")
+        best, at = min(means.values())
+        notes.append(f"best {digits.fixed(best)} at step {at:,}")
     over = [(step, run) for run in runs if (step := first_large_norm(run)) is not None]
     if over:
         step, run = min(over, key=lambda pair: pair[0])

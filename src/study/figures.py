@@ -130,7 +130,7 @@ def baseline_of(run: Run, study: Study) -> Run | None:
 def draw_strips(strips: Sequence[Strip], domain: Scale, *, title: str, end_title: str) -> Drawing:
     """One row an arm; seeds keep their height within a row, so that eyes can pair them."""
     longest = max(len(strip.arm.label) for strip in strips)
-    left = min(170.0, max(80.0, 8.8 * longest + 16))
+    left = min(220.0, max(80.0, 8.8 * longest + 16))
     x = Scale(low=domain.low, high=domain.high, start=left, end=WIDTH - RIGHT, log=domain.log)
     ranks = _ranks(strips)
     spacing = min(7.0, 60.0 / max(1, len(ranks)))

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from src.study import digits, stats, svg
 from src.study.collect import Run, Study
-from src.study.endpoints import by_seed, loss_metric
+from src.study.endpoints import Window, by_seed, loss_metric
 from src.study.figures import MARKERS, OTHER, RADIUS
 from src.study.rows import frac_metric
 from src.study.svg import BLUE, FAINT, INK, MUTED, ORANGE, PURPLE, VERMILLION, Drawing, Scale
@@ -30,6 +30,8 @@ class Family:
     label: str
     runs: Mapping[float, Sequence[Run]]
     """Runs that have ended, by rate, lowest first."""
+    is_complete: bool
+    """Whether some run of every rate has ended."""
     ceiling: float
     """Loss of a uniform guess, ln(vocabulary), in nats a token: that of a model before training."""
 
@@ -99,7 +101,13 @@ def families(study: Study) -> list[Family]:
         # All have one tokenizer; records of older code do not say how many tokens it has.
         sizes = [run.record.get("vocab_size", 0) for runs in ended.values() for run in runs]
         if len(ended) >= FEWEST and all(sizes):
-            found.append(Family(label=names[name], runs=ended, ceiling=math.log(max(sizes))))
+            family = Family(
+                label=names[name],
+                runs=ended,
+                is_complete=len(ended) == len(rates),
+                ceiling=math.log(max(sizes)),
+            )
+            found.append(family)
     return found
 
 
@@ -110,15 +118,22 @@ def sensitivity_table(found: Sequence[Family], *, title: str) -> Table:
         columns=[
             Column(name="arm", is_text=True),
             Column(name="rates"),
-            Column(name="seeds go non-finite", note="by rate, from the lowest to the highest"),
-            Column(name="best rate", note="that of the lowest mean loss"),
+            Column(
+                name="seeds go non-finite",
+                note="in the whole run, by rate, from the lowest to the highest",
+            ),
+            Column(
+                name="best rate",
+                note="that of the lowest mean loss; at the end of the grid a better one may lie"
+                " beyond it",
+            ),
             Column(name="val/loss there"),
             Column(
                 name="LR sensitivity",
                 note="mean over the rates of the final loss minus the lowest of them, in nats a"
                 " token, seed by seed: mean and 95 % interval (arXiv 2309.14322); a run that"
-                " collapsed, or whose validation had windows without a finite loss, counts as a"
-                " uniform guess",
+                " collapsed or was stopped, or whose validation had windows without a finite loss,"
+                " counts as a uniform guess",
             ),
         ],
         rows=[_row(family) for family in found],
@@ -131,6 +146,8 @@ def _row(family: Family) -> list[Cell]:
         value, why = family.sensitivity, "no seed has every rate"
     except ValueError:
         value, why = None, "rates are not evenly spaced in the logarithm"
+    if not family.is_complete:
+        value, why = None, "no run of some rate has ended"
     shown = cell(digits.NONE, why)
     if value is not None:
         interval = digits.between(value.low, value.high) if value.low != value.high else ""
@@ -142,7 +159,9 @@ def _row(family: Family) -> list[Cell]:
         Cell(family.label),
         cell(f"{len(family.rates)}", f"{low:g} to {high:g}"),
         Cell(failing),
-        Cell(digits.NONE if none else f"{family.best:g}"),
+        Cell(digits.NONE)
+        if none
+        else cell(f"{family.best:g}", "" if low < family.best < high else "at the end of the grid"),
         Cell(digits.NONE if none else digits.fixed(best)),
         shown if not none else cell(digits.NONE, "no rate has a loss"),
     ]
@@ -150,8 +169,9 @@ def _row(family: Family) -> list[Cell]:
 
 def _failing(runs: Sequence[Run]) -> str:
     seeds = by_seed(runs)
-    failed = sum(any(run.nonfinite_steps for run in each) for each in seeds.values())
-    return f"{failed} of {len(seeds)}"
+    window = Window(start=0, end=max(run.max_steps for run in runs))
+    failed = window.proportion(seeds)
+    return f"{failed.events} of {failed.total}"
 
 
 def drawing(found: Sequence[Family]) -> Drawing | None:

@@ -22,7 +22,8 @@ COMPARISON_COLUMNS = (
     Column(name="smallest p", note="the least that so many seeds can reach, whatever they show"),
     Column(
         name="smallest effect",
-        note="the smallest difference that this design would find 8 times of 10",
+        note="the smallest difference that this design would find 8 times of 10; none where its"
+        " smallest p is above 0.05 already, or where there is nothing to measure it by",
     ),
     Column(name="what it says", is_text=True, may_wrap=True),
 )
@@ -43,7 +44,7 @@ def comparisons_table(rows: Sequence[AnyRow], *, endpoints: Sequence[str], title
             Cell(null_range(row, endpoint) or digits.NONE),
             Cell(digits.p_value(number(row, f"{endpoint}_p_value"))),
             Cell(digits.p_value(number(row, f"{endpoint}_smallest_p"))),
-            Cell(digits.fixed(number(row, f"{endpoint}_smallest_effect"), ENDPOINTS[endpoint][1])),
+            _smallest_effect(row, endpoint),
             Cell(str(row[f"{endpoint}_verdict"])),
         ]
         for row in rows
@@ -51,6 +52,11 @@ def comparisons_table(rows: Sequence[AnyRow], *, endpoints: Sequence[str], title
         if row[f"{endpoint}_verdict"]
     ]
     return Table(title=title, columns=COMPARISON_COLUMNS, rows=lines)
+
+
+def _smallest_effect(row: AnyRow, endpoint: str) -> Cell:
+    effect = number(row, f"{endpoint}_smallest_effect")
+    return Cell("none" if effect is None else digits.fixed(effect, ENDPOINTS[endpoint][1]))
 
 
 def equal_cost_table(rows: Sequence[AnyRow], *, title: str) -> Table:
@@ -80,8 +86,9 @@ def equal_cost_table(rows: Sequence[AnyRow], *, title: str) -> Table:
         rows=lines,
         remarks=[
             "Mean validation loss of clean seeds, read off their curves where each has cost what"
-            " the cheapest clean run of the study cost in all. Arms that end early or take more"
-            " seconds a step are compared fairly here alone."
+            " the cheapest clean run of the study cost in all. Arms that take more seconds or FLOPs"
+            " a step are compared fairly here alone; one that ends early reaches no such cost, and"
+            " is compared at its own end above."
         ],
     )
 

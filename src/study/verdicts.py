@@ -109,6 +109,8 @@ def of_means(standing: Standing, endpoint: str, difference: Estimate, tested: Te
 
 def without_loss(num_clean: int, num_seeds: int) -> str:
     """Of an arm that is clean beside a clean baseline on fewer than two seeds."""
+    if num_clean == num_seeds == 1:
+        return f"{CANNOT_TELL}: one seed has no interval"
     return (
         f"{CANNOT_TELL}: both are clean, and have a loss at its last step,"
         f" on {num_clean} of {num_seeds} seeds"

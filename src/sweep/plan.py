@@ -18,7 +18,7 @@ from src.config import RunConfig
 from src.errors import InputError
 from src.forks import Fork
 from src.overrides import parse
-from src.run.forking import state_key
+from src.run import forking
 from src.schema import CONF
 from src.stability import RemedyConfig
 from src.sweep.settings import SweepSettings, compose_settings
@@ -50,7 +50,7 @@ class Cell:
 
     def key(self, step: int) -> str:
         """What the state that it saves after a step must hang on."""
-        return state_key(self.config.config_hash(), self.observe, step)
+        return forking.state_key(self.config.config_hash(), self.observe, step)
 
     @property
     def first_step(self) -> int:
@@ -134,6 +134,9 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
         cells = _sharing(cells)
     for cell in cells:
         cell.config.trainer.check_device()
+        # One that has begun goes on from its own checkpoint, wherever the state has gone.
+        if cell.config.fork is not None and not cell.folder.exists():
+            forking.check(cell.config, cell.config.fork)
     return Plan(
         study=cells[0].config.study,
         sweep_id=sweep_id,
@@ -171,7 +174,11 @@ def _expand(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
                 [a for a in arguments if _key(a) != "rerun"]
             )
             batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [list(cell) for batch in batches for cell in batch]
+    cells = [list(cell) for batch in batches for cell in batch]
+    if not cells:
+        empty = [a for a in arguments if "glob(" in a]
+        raise InputError(f"{' '.join(empty)}: matches no option, so there is nothing to sweep")
+    return cells
 
 
 def _options(cell: Sequence[str]) -> set[str]:

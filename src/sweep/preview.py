@@ -11,6 +11,7 @@ from src.model.size import Size, measure
 from src.naming import short_names
 from src.sweep.cost import START_SECONDS, step_seconds
 from src.sweep.plan import Cell, Plan
+from src.tracking.folder import RunFolder, read_metrics
 
 
 @dataclass
@@ -108,15 +109,45 @@ def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
         ["variant", "runs to do", "parameters (active)", "steps", "steps shared"],
         rows,
     )
-    _show_whole(plan, whole)
+    begun = [c for c in plan.cells if not finished[c.folder] and RunFolder(c.folder).last.exists()]
+    _show_whole(plan, whole, has_begun=bool(begun))
+    for cell in plan.cells:
+        if not finished[cell.folder] and _is_unmatched(cell, plan, finished):
+            terminal.warn(
+                f"{shorts[cell.config.variant_name]}: ends at step {cell.config.last_step:,}, where"
+                " its baseline, which is finished, has not validated: their losses cannot be"
+                " compared there; rerun=true trains it again"
+            )
 
 
-def _show_whole(plan: Plan, whole: Cost) -> None:
+def _is_unmatched(cell: Cell, plan: Plan, finished: Mapping[Path, bool]) -> bool:
+    """Whether it ends where its finished baseline tells no loss."""
+    last = cell.config.last_step
+    if cell.baseline is None or last == cell.config.recipe.max_steps or plan.rerun:
+        return False
+    baselines = [
+        other
+        for other in plan.cells
+        if other.config.variant_name == cell.baseline and other.config.seed == cell.config.seed
+    ]
+    return any(
+        finished[other.folder]
+        and not any(
+            line["step"] == last and "val/nonfinite_frac" in line
+            for line in read_metrics(RunFolder(other.folder).metrics)
+        )
+        for other in baselines
+    )
+
+
+def _show_whole(plan: Plan, whole: Cost, *, has_begun: bool) -> None:
     if whole.runs:
         n_jobs = plan.settings.n_jobs
         time = "time unknown beforehand"
         if whole.seconds is not None:
             time = f"about {terminal.duration(whole.seconds / n_jobs)} with n_jobs={n_jobs}"
+            if has_begun:
+                time = f"{time}, less what interrupted runs have done already"
         terminal.say(
             f"to train: {whole.runs} runs, {whole.steps:,} steps, {whole.tokens:,} tokens,"
             f" {whole.flops:.2g} FLOPs, {time}; {whole.shared_steps:,} steps come from saved states"

@@ -7,6 +7,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
@@ -56,6 +57,13 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         InputError: in one line, whatever is wrong.
     """
     with cli.readable("sweep", arguments):
+        for override in OverridesParser.create().parse_overrides(list(arguments)):
+            if override.is_sweep_override():
+                raise InputError(f"{override.input_line}: a sweep takes one value of it")
+            if override.key_or_group == "hydra.launcher.n_jobs":
+                raise InputError(f"{override.input_line}: jobs at a time are n_jobs=")
+            if override.key_or_group == "experiment" and override.value() is None:
+                raise InputError("experiment=null: leave it out, or name one of conf/experiment")
         composed = compose_sweep(arguments)
         params: dict[str, Any] = dict(composed.hydra.sweeper.params or {})
         experiment = composed.hydra.runtime.choices.get("experiment")

@@ -156,14 +156,14 @@ class RunFolder:
 
 
 @contextmanager
-def damaged(file: Path) -> Iterator[None]:
+def damaged(file: Path, *, advice: str = "rerun=true moves the folder aside") -> Iterator[None]:
     """Turns what reading a damaged file raises into one line that says what to do."""
     try:
         yield
-    except (ValueError, KeyError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{file}: is damaged; rerun=true moves the folder aside") from error
+        raise InputError(f"{file}: is damaged; {advice}") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -61,8 +61,11 @@ class Checkpoints(StepCallback):
         if validated and step in {entry[2] for entry in self.best}:
             _replace_by_copy(self.last, self.folder / _name(step))
         if state is not None:
+            key = state.with_suffix(".key")
+            # No key is a state that nobody starts from; an old key beside a new state is a lie.
+            key.unlink(missing_ok=True)
             _replace_by_copy(self.last, state)
-            state.with_suffix(".key").write_text(self.keys(step), encoding="utf-8")
+            key.write_text(self.keys(step), encoding="utf-8")
         for old in stale:
             (self.folder / _name(old)).unlink(missing_ok=True)
 

@@ -50,6 +50,13 @@ def test_a_prompt_that_the_vocabulary_lacks_is_said_and_the_others_are_continued
     assert "The throne room was" in text.split("~" * 12)[-2]
 
 
+def test_a_vocabulary_that_lacks_every_prompt_is_said_for_each():
+    text = samples_markdown(
+        small_model(3), CharTokenizer("abc"), weights={"raw": nullcontext}, seed=0
+    )
+    assert text.count(": not among the 3 characters") == len(WRITEUP)
+
+
 def test_a_run_leaves_samples_and_averages_that_it_only_carries_are_none_of_its_own(tiny):
     observed = train([*tiny, "study=a", "observe={ema:{decay:0.9,horizon_frac:null}}"])
     owned = train([*tiny, "study=b", "stability=ema"])

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from src.config import compose
+from src.run import forking
 from src.run.forking import state_key
 from src.stability import REMEDIES
+from src.tracking.facts import code_digest
 from src.train import main
 from tests.runs import (
     assert_same_tree,
@@ -198,6 +200,21 @@ def test_states_of_a_run_that_took_up_an_average_on_its_way_have_another_key(tin
     assert key("later") == keys["nothing"]
 
 
+def test_a_state_that_two_states_of_the_code_have_trained_has_the_key_of_neither(tiny, monkeypatch):
+    arguments = [*tiny, *PACE, f"save_at=[{START}]", "study=mixed"]
+    plain = compose("train", arguments).config_hash()
+    ours = code_digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(forking, "code_digest", lambda: "older")
+        stop_after(patch, 7)
+        assert main(arguments) == 143
+    assert main(arguments) == 0
+    (file,) = Path("runs/mixed").glob(f"*/*/checkpoints/state-{START}.key")
+    assert file.read_text() not in {state_key(plain, {}, START), ""}
+    assert record(file.parents[1])["code"] == f"older+{ours}"
+    assert record(train([*arguments, "study=pure"]))["code"] == ours
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -215,6 +232,9 @@ def test_states_of_a_run_that_took_up_an_average_on_its_way_have_another_key(tin
         (["observe={clip03:{norm:0.3}}"], r"observe=clip03: must be one of ema"),
         (["observe={ema:{decay:2.0,horizon_frac:null}}"], r"observe.ema.decay=2.0"),
         (["observe={ema:{rate:2.0}}"], r"observe.ema=.*: must have the fields decay, horizon_frac"),
+        (["observe=ema"], r"observe=ema: must be"),
+        (["observe=[1,2]"], r"observe=.*: must be"),
+        (["observe={ema:{decay:a,horizon_frac:null}}"], r"observe.ema: .*'a'"),
         (["stability=ema", EMA], r"observe=ema: stability=ema is on already"),
     ],
 )

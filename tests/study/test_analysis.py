@@ -189,6 +189,15 @@ def test_an_option_beside_early_stop_is_compared_up_to_the_stop():
     assert "up to step 280, after which it does not train" in found.comparisons["nonfinite"].verdict
 
 
+def test_an_arm_that_ends_early_reaches_no_equal_cost_by_any_clock():
+    slow = Arm(acts_from=280, steps=280, tokens_per_second=1_000.0)
+
+    found = arm(analyse(synthetic.in_memory({"none": Arm(), "early_stop": slow})), "early_stop")
+
+    assert set(found.loss_at_equal.values()) == {None}
+    assert set(found.loss_difference_at_equal.values()) == {None}
+
+
 def test_early_stop_is_compared_in_loss_at_its_own_last_step():
     arms = {"none": Arm(), "early_stop": Arm(acts_from=280, steps=280)}
 

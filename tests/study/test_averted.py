@@ -1,3 +1,7 @@
+import json
+
+import pytest
+
 from src.study.averted import averted, averted_table
 from src.study.collect import Run, Study
 
@@ -47,6 +51,21 @@ def test_repeats_without_a_failure_after_the_state_are_counted_against_the_nulls
 
 def test_shared_beginnings_are_no_counterfactuals(tmp_path):
     assert averted(study(tmp_path, [run(tmp_path, "warmdown", 0, bad=[], name="")])) == []
+
+
+@pytest.mark.parametrize(("bad", "told"), [([], True), ([5, 20], True), ([21], False)])
+def test_a_source_in_which_nothing_failed_is_said_to_be_one(bad, told, tmp_path):
+    source = tmp_path / "single" / "base" / "seed-3"
+    source.mkdir(parents=True)
+    (source / "record.json").write_text(json.dumps({"guard": {"nonfinite_steps": bad}}))
+    forks = Study(
+        name="forks",
+        folder=tmp_path / "forks",
+        runs=[run(tmp_path, "clip03", 0, bad=[])],
+        sweeps=[],
+    )
+    (row,) = averted_table(forks, title="t").rows
+    assert ("there was nothing to avert" in row[1].plain) == told
 
 
 def test_without_null_repeats_nothing_is_compared(tmp_path):

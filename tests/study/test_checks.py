@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from src.study.analysis import analyse
-from src.study.collect import Study
+from src.study.collect import Run, Study
 from tests.study import synthetic
 from tests.study.synthetic import Arm
 
@@ -17,8 +17,15 @@ def warnings(arms, **kwargs) -> list[str]:
 def recorded(study: Study, number: int, **entries) -> Study:
     """The study with other entries in one record."""
     runs = list(study.runs)
-    runs[number] = dataclasses.replace(runs[number], record=runs[number].record | entries)
+    runs[number] = with_entries(runs[number], **entries)
     return dataclasses.replace(study, runs=runs)
+
+
+def with_entries(run: Run, **entries) -> Run:
+    """The run, its metrics too, with other entries in its record."""
+    changed = dataclasses.replace(run, record=run.record | entries)
+    changed.__dict__["lines"] = run.lines
+    return changed
 
 
 def test_a_complete_study_warns_of_nothing():
@@ -97,9 +104,20 @@ def test_mixed_code_libraries_and_devices_are_told():
     )
 
 
+def test_metrics_that_are_cut_are_named_and_so_is_a_run_trained_by_two_states_of_the_code():
+    study = synthetic.in_memory(CONTROLS, seeds=2)
+    study.runs[1].__dict__["lines"] = study.runs[1].lines[:3]
+    study.runs[0].__dict__["lines"] = []
+    (cut,) = [line for line in analyse(study).warnings if "is cut" in line]
+    assert cut.startswith("none: metrics.jsonl is cut")
+    assert cut.endswith("seed-0 (to step 0 of 440), seed-1 (to step 80 of 440)")
+    mixed = analyse(recorded(synthetic.in_memory(CONTROLS), 3, code="c" * 16 + "+d"))
+    assert "runs of 2 states of the code: it was changed between them" in mixed.warnings
+
+
 def test_of_runs_that_tell_no_code_nothing_is_said_of_it():
     study = synthetic.in_memory(CONTROLS)
-    runs = [dataclasses.replace(r, record=r.record | {"code": None}) for r in study.runs]
+    runs = [with_entries(run, code=None) for run in study.runs]
 
     older = recorded(dataclasses.replace(study, runs=runs), 3, git_sha="abc")
 

@@ -80,6 +80,14 @@ def test_the_table_says_where_seeds_fail_and_why_there_is_no_figure(tmp_path):
     assert row[5] == f"{NONE}|rates are not evenly spaced in the logarithm"
 
 
+def test_a_best_rate_at_the_end_of_the_grid_and_a_rate_that_has_not_ended_are_said(tmp_path):
+    arms = swept() | {"low": arm(1e-3, 2.0), "more": arm(1.0, 2.0, status="killed", steps=9)}
+    _, page = report(synthetic.study(tmp_path, arms, seeds=2), tmp_path)
+    (row,) = page.table("Learning rates")
+    assert row[3] == "0.001|at the end of the grid"
+    assert row[5] == f"{NONE}|no run of some rate has ended"
+
+
 def test_where_no_rate_has_a_loss_none_is_best(tmp_path):
     arms = {
         key: arm(a.config["recipe.learning_rate"], 2.0, num_failing=2) for key, a in swept().items()

@@ -83,7 +83,7 @@ def test_every_difference_stands_beside_what_chance_gave(full):
         if found is not None:
             assert (row[4] == NONE) == (found.null_range is None)
             assert (row[6] == NONE) == (found.smallest_p is None)
-            assert (row[7] == NONE) == (found.smallest_effect is None)
+            assert (row[7] == "none") == (found.smallest_effect is None)
             assert row[8] == found.verdict
             checked += found.null_range is not None and found.smallest_p is not None
     assert checked >= 4

@@ -146,12 +146,30 @@ def test_bad_input_gets_one_line_and_nothing_is_written(
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_a_damaged_record_is_named(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("record.json", "{"),
+        ("record.json", "[1]"),
+        ("record.json", '{"status": "finished"}'),
+        ("record.json", '{"steps": 3}'),
+        ("config.yaml", ""),
+        ("config.yaml", "seed: a"),
+        ("metrics.jsonl", "{\n"),
+        (".sweeps/00000001.json", "{}"),
+        (".sweeps/00000001.json", '{"cells": [{}]}'),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(file, content, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     study = synthetic.study(tmp_path, {"none": Arm()}, seeds=1)
-    (study.runs[0].folder / "record.json").write_text("{")
+    folder = study.folder if file.startswith(".") else study.runs[0].folder
+    (folder / file).write_text(content)
     assert main(["study=synthetic"]) == 2
-    assert "record.json: is damaged" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{file}: is damaged" in error
+    assert error.count("\n") == 1
+    assert ("delete it" in error) == file.startswith(".")
 
 
 def test_the_same_as_a_process_of_its_own(tmp_path):

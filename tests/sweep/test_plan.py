@@ -180,6 +180,13 @@ def test_plan_true_prints_cells_and_cost_and_writes_nothing(tiny, capsys):
 
 CASES = {
     "n_jobs=0": "n_jobs=0: must be an integer from 1",
+    "n_jobs=1,2": "n_jobs=1,2: a sweep takes one value of it",
+    "hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0: jobs at a time are n_jobs=",
+    "experiment=smoke,stability": "experiment=smoke,stability: a sweep takes one value of it",
+    "experiment=null": "experiment=null: leave it out",
+    "stability=glob(nope*)": "stability=glob(nope*): matches no option",
+    "observe=ema": "observe=ema: must be {<option>: {<its fields>}}",
+    "fork=nowhere@3": "fork=nowhere@3: nowhere is no run folder",
     "n_jobs=many": "n_jobs=many: must be an integer from 1",
     "study=one,two": "study: a sweep has one, not 2",
     "rerun=yess": "rerun=yess: must be true or false",
@@ -225,6 +232,29 @@ def test_a_finished_baseline_without_the_right_state_is_no_start(tmp_path, monke
 def test_rerun_is_read_as_true_in_any_spelling():
     assert plan("stability=none", "rerun=True").rerun
     assert not plan("stability=none", "rerun=true", "rerun=false").rerun
+
+
+def test_a_fork_that_cannot_begin_is_refused_before_anything_is_written(tiny, capsys):
+    base = train_run([*tiny, *PACE, "study=base", "save_at=[9]"])
+    for fork, more, message in (
+        (f"{base}@7", [], "no state is saved at that step (saved: 9)"),
+        (f"{base}@9", ["attention=gqa"], "the state does not fit"),
+    ):
+        arguments = ["stability=shaken_full", "study=other", f"fork={fork}", *more]
+        assert main(["--multirun", *tiny, *PACE, *arguments]) == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not Path("runs/other").exists()
+
+
+def test_an_arm_that_ends_where_a_finished_baseline_has_no_loss_is_told(tiny, capsys):
+    stop = ["stability=early_stop", "stability.early_stop.stop_frac=0.4", "study=base"]
+    told = "ends at step 9, where its baseline, which is finished, has not validated"
+    train_run([*tiny, *PACE, "study=base"])
+    assert main(["--multirun", *tiny, *PACE, *stop, "plan=true"]) == 0
+    assert told in capsys.readouterr().err.replace("\n", " ")
+    train_run([*tiny, *PACE, "study=base", "validate_at=[9]", "seed=1"])
+    assert main(["--multirun", *tiny, *PACE, *stop, "seed=1", "plan=true"]) == 0
+    assert told not in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_fork_that_is_typed_costs_what_comes_after_it(tiny):
