@@ -57,7 +57,8 @@ def test_the_readme_run_ends_well_under_a_bigram_model(tmp_path, monkeypatch, sh
     arguments = ["attention=mlha", "ffn=moe", "stability=ema", f"paths.cache={shared_cache}"]
     assert main([*arguments, "tracking=local"]) == 0
     out = capsys.readouterr().out
-    assert "# Sample" in out
+    assert "Once upon a time" in out
+    assert "samples.md" in out
     (path,) = Path("runs").rglob("record.json")
     final, bigram = record(path.parent)["final"], bigram_loss(arguments)
     with capsys.disabled():
