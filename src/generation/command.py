@@ -46,16 +46,23 @@ def generate(given: Mapping[str, Any]) -> int:
         on_token=None if stream is None else stream.add,
     )
     seconds = time.perf_counter() - begin
+    if stream is not None:
+        stream.finish()
+        _write("\n")
+        return _done(prompts, found, max_new_tokens=max_new_tokens)
     texts = [writer.tokenizer.decode(p + new) for p, new in zip(ids, found, strict=True)]
     if given["format"] == "json":
         print(json.dumps(_answer(prompts, texts, found, step=writer.step, seconds=seconds)))
         return 0
-    if stream is not None:
-        stream.finish()
-        _write("\n")
-    else:
-        for (_, prompt), text in zip(prompts, texts, strict=True):
-            _write(f"--- {prompt}\n{text}\n\n")
+    for (_, prompt), text in zip(prompts, texts, strict=True):
+        _write(f"--- {prompt}\n{text}\n\n")
+    return _done(prompts, found, max_new_tokens=max_new_tokens)
+
+
+def _done(
+    prompts: Sequence[tuple[str, str]], found: Sequence[Sequence[int]], *, max_new_tokens: int
+) -> int:
+    """The exit code, once texts that ended early are named."""
     for (place, _), new in zip(prompts, found, strict=True):
         if len(new) < max_new_tokens:
             terminal.warn(f"{place}: the logits stopped being finite after {len(new)} tokens")

@@ -25,15 +25,21 @@ def prompts_from(prompt: str | None, prompts_file: str | None) -> list[tuple[str
     if prompt is not None and prompts_file is not None:
         raise InputError(f"prompts_file={prompts_file}: give it or prompt, not both")
     if prompt is not None:
-        return [(_field(prompt), prompt)] if prompt else _empty("prompt=")
+        if not prompt:
+            raise _empty("prompt=")
+        return [(_field(prompt), prompt)]
     if prompts_file is None:
         return [(_field(text), text) for text in WRITEUP]
-    lines = _read(prompts_file).splitlines()
-    found = []
-    for number, line in enumerate(lines, start=1):
-        place = f"prompts_file={prompts_file}, line {number}"
-        found.append((place, line) if line else _empty(place)[0])
-    return found or _empty(f"prompts_file={prompts_file}")
+    found = [
+        (f"prompts_file={prompts_file}, line {number}", line)
+        for number, line in enumerate(_read(prompts_file).splitlines(), start=1)
+    ]
+    if not found:
+        raise _empty(f"prompts_file={prompts_file}")
+    for place, line in found:
+        if not line:
+            raise _empty(place)
+    return found
 
 
 def encode(place: str, text: str, tokenizer: Tokenizer, *, context: int) -> list[int]:
@@ -58,8 +64,8 @@ def _field(text: str) -> str:
     return f"prompt={shown!r}"
 
 
-def _empty(place: str) -> list[tuple[str, str]]:
-    raise InputError(f"{place}: is empty; a prompt has at least one character")
+def _empty(place: str) -> InputError:
+    return InputError(f"{place}: is empty; a prompt has at least one character")
 
 
 def _read(name: str) -> str:

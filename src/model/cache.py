@@ -4,7 +4,7 @@ Axes: B batch, G heads of a kept tensor, S slots, T new tokens, K dimensions of 
 R rotated dimensions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ class Cache:
         num_layers: of the model.
         num_slots: tokens for which there is room, padding included.
         num_padding_B: padding of each row.
+        rotary: gives the tables of positions (B, S).
         dtype: of the model's weights.
     """
 
@@ -35,11 +36,14 @@ class Cache:
         num_layers: int,
         num_slots: int,
         num_padding_B: Tensor,
+        rotary: Callable[[Tensor], Rope],
         dtype: torch.dtype,
     ) -> None:
         batch, device = len(num_padding_B), num_padding_B.device
         self.num_slots, self.num_padding_B = num_slots, num_padding_B
         self.has_padding = bool(num_padding_B.any())
+        slots_S = torch.arange(num_slots, device=device)
+        self._rope = rotary((slots_S - num_padding_B[:, None]).clamp(min=0))
         self.length = 0
         self.layers = [
             {
@@ -54,12 +58,25 @@ class Cache:
         """Of all tensors."""
         return sum(kept.nbytes for layer in self.layers for kept in layer.values())
 
-    def positions(self, start: int, end: int) -> Tensor:
-        """Positions of the tokens in these slots, (B, end - start); 0 for padding."""
-        slots_S = torch.arange(start, end, device=self.num_padding_B.device)
-        return (slots_S - self.num_padding_B[:, None]).clamp(min=0)
+    def span(self, num_tokens: int) -> "Span":
+        """Where the next tokens go; `length` is to be moved on once all layers have kept them.
 
-    def mask(self, start: int, end: int) -> Tensor | None:
+        Raises:
+            ValueError: there is no room for so many.
+        """
+        start, end = self.length, self.length + num_tokens
+        if end > self.num_slots:
+            raise ValueError(f"{end} tokens exceed the cache's {self.num_slots}")
+        cos, sin = self._rope
+        return Span(
+            start=start,
+            end=end,
+            rope=(cos[:, :, start:end], sin[:, :, start:end]),
+            rope_before=(cos[:, :, :end], sin[:, :, :end]),
+            mask=self._mask(start, end),
+        )
+
+    def _mask(self, start: int, end: int) -> Tensor | None:
         """Whether the tokens in these slots see each slot up to `end`, (B, 1, T, end).
 
         None where they see all. Padding sees itself alone: a row that sees nothing is NaN.

@@ -179,6 +179,7 @@ class Transformer(nn.Module):
             num_layers=len(self.layers),
             num_slots=num_slots,
             num_padding_B=torch.tensor(num_padding, device=weight.device),
+            rotary=self.rope.at,
             dtype=weight.dtype,
         )
 
@@ -188,21 +189,11 @@ class Transformer(nn.Module):
         Raises:
             ValueError: the cache has no room for so many.
         """
-        start, end = cache.length, cache.length + tokens_BT.shape[1]
-        if end > cache.num_slots:
-            raise ValueError(f"{end} tokens exceed the cache's {cache.num_slots}")
-        before = self.rope.at(cache.positions(0, end))
-        span = Span(
-            start=start,
-            end=end,
-            rope=(before[0][:, :, start:], before[1][:, :, start:]),
-            rope_before=before,
-            mask=cache.mask(start, end),
-        )
+        span = cache.span(tokens_BT.shape[1])
         x_BTD = self.embedding(tokens_BT)
         for block, kept in zip(self.blocks(), cache.layers, strict=True):
             x_BTD = block.extend(x_BTD, kept, span)
-        cache.length = end
+        cache.length = span.end
         return self.head(self.final_norm(x_BTD))
 
     def blocks(self) -> list[Block]:

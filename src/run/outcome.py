@@ -1,7 +1,7 @@
 """What a run has come to: its record, a sample of its text, the table at its end."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from src.tracking import record as records
 from src.tracking.facts import device_facts, git_facts, versions
 from src.tracking.folder import RunFolder, read_metrics
 from src.tracking.labels import variant_of
+from src.training.validate import offered_weights
 
 
 def build_record(
@@ -101,13 +102,15 @@ def save_samples(config: RunConfig, run: Assembly, corpus: Corpus, folder: RunFo
     """Writes samples.md: the write-up's prompts continued, by averaged weights too."""
     if not corpus.tokenizer.token_bytes().any():
         return
-    weights: dict[str, Callable[[], AbstractContextManager[None]]] = {"raw": nullcontext}
-    for callback in run.trainer.callbacks:  # type: ignore[attr-defined]
-        if hasattr(callback, "evaluation_weights"):
-            averaged = callback.evaluation_weights()
-            # Those that are only looked on for others are no part of this run.
-            weights |= {name: averaged[name] for name in averaged if name in config.remedies}
-    text = samples_markdown(run.task.model, corpus.tokenizer, weights=weights, seed=config.seed)
+    offered = offered_weights(run.trainer)
+    # Those that are only looked on for others are no part of this run.
+    own = {name: context for name, context in offered.items() if name in config.remedies}
+    text = samples_markdown(
+        run.task.model,
+        corpus.tokenizer,
+        weights={"raw": nullcontext, **own},
+        seed=config.seed,
+    )
     (folder.path / "samples.md").write_text(text, encoding="utf-8")
 
 

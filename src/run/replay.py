@@ -10,9 +10,7 @@ import torch
 
 from src import terminal
 from src.errors import InputError
-from src.model import build_model
-from src.run.restore import restore_parts
-from src.streams import generator
+from src.run.restore import empty_model, restore_parts
 from src.training import checkpoint
 from src.training.guard import StepGuard
 from src.training.recipe import GuardConfig
@@ -79,14 +77,7 @@ def _run(
     torch.set_num_threads(state["threads"])
     torch.set_float32_matmul_precision(state["matmul_precision"])
     weights = state["state_dict"]
-    model = build_model(
-        model=parts.model,
-        attention=parts.attention,
-        ffn=parts.ffn,
-        vocab_size=weights["model.embedding.weight"].shape[0],
-        max_seq_len=parts.recipe.seq_len,
-        generator_for=lambda name: generator(0, "init", name),
-    )
+    model = empty_model(parts, weights)
     guard = StepGuard(
         GuardConfig(check=[], on_nonfinite="skip", max_consecutive=None), max_steps=1, log_every=1
     )

@@ -28,6 +28,22 @@ class ModelParts:
     recipe: RecipeConfig
 
 
+def empty_model(parts: ModelParts, weights: Mapping[str, Tensor]) -> Transformer:
+    """A model on the CPU that is to take these weights; until then its own mean nothing.
+
+    Args:
+        parts: what it is built from.
+        weights: by the names of the training task; they tell the size of the vocabulary.
+    """
+    return Transformer(
+        model=parts.model,
+        attention=parts.attention,
+        ffn=parts.ffn,
+        vocab_size=weights[f"{PREFIX}embedding.weight"].shape[0],
+        max_seq_len=parts.recipe.seq_len,
+    )
+
+
 def restore_model(plain: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Transformer:
     """The model of a configuration with these weights, on the CPU.
 
@@ -38,17 +54,9 @@ def restore_model(plain: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Tr
     Raises:
         InputError: the weights are those of another model.
     """
-    parts = restore_parts(plain, {})
-    own = {name.removeprefix(PREFIX): value for name, value in weights.items()}
-    model = Transformer(
-        model=parts.model,
-        attention=parts.attention,
-        ffn=parts.ffn,
-        vocab_size=own["embedding.weight"].shape[0],
-        max_seq_len=parts.recipe.seq_len,
-    )
+    model = empty_model(restore_parts(plain, {}), weights)
     try:
-        model.load_state_dict(own)
+        model.load_state_dict({n.removeprefix(PREFIX): value for n, value in weights.items()})
     except RuntimeError as error:
         raise InputError("its weights do not fit its configuration") from error
     return model

@@ -95,12 +95,7 @@ def _panel(curves: Curves, baseline: Curves | None, x: Scale, y: Scale) -> Drawi
 
 
 def _axes(x: Scale, y: Scale) -> str:
-    parts = []
-    for tick in y.ticks(7):
-        parts.append(svg.line(LEFT, y(tick), WIDTH - RIGHT, y(tick)))
-        parts.append(
-            svg.text(LEFT - 5, y(tick) + 3.5, f"{tick:g}", size=10.5, anchor="end", fill=MUTED)
-        )
+    parts = [svg.levels(y, LEFT, WIDTH - RIGHT, most=7, size=10.5)]
     for tick in x.ticks(4):
         parts.append(
             svg.text(x(tick), HEIGHT - 6, f"{tick:,.0f}", size=10.5, anchor="middle", fill=MUTED)

@@ -99,11 +99,7 @@ def _panel(arm: ArmResult, loads: Sequence[LayerLoad], *, top: float) -> Drawing
     parts = [svg.text(left, 14, svg.fitted(arm.label, 150, size=12.5), size=12.5, bold=True)]
     worst = max(load.max_violation for load in loads)
     parts.append(svg.text(width - 6, 14, f"MaxVio {worst:.2f}", size=11, anchor="end", fill=MUTED))
-    for tick in y.ticks(6):
-        parts.append(svg.line(left, y(tick), width - 6, y(tick)))
-        parts.append(
-            svg.text(left - 5, y(tick) + 3.5, f"{tick:g}", size=10, anchor="end", fill=MUTED)
-        )
+    parts.append(svg.levels(y, left, width - 6, most=6, size=10))
     slot = (width - 6 - left) / len(loads)
     every = -(-len(loads) // 10)
     for index, load in enumerate(loads):

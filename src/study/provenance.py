@@ -1,19 +1,17 @@
 """Where the figures come from: configurations, code, machine, commands, incidents."""
 
 import json
-import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from src.study.collect import Run, Study
 from src.study.digits import NONE
 from src.study.results import Analysis
 from src.study.rows import own_steps
-from src.study.table import Cell, Column, Table, cell
+from src.study.table import Cell, Column, Table, cell, link_to
 
 UNCOMPARED = (
     "seed",
@@ -94,12 +92,11 @@ def incidents_table(study: Study, analysis: Analysis, *, title: str, folder: Pat
         incident = run.incident
         if incident is not None:
             page = run.folder / "incidents" / f"step-{incident.get('step')}" / "incident.html"
-            link = quote(os.path.relpath(page, folder)) if page.is_file() else ""
             rows.append(
                 [
                     Cell(labels[run.variant]),
                     cell(str(run.seed), f"repeat {run.repeat}" if run.repeat else ""),
-                    cell(f"{incident.get('step', NONE)}", link=link),
+                    cell(f"{incident.get('step', NONE)}", link=link_to(page, folder)),
                     Cell(str(incident.get("cause") or NONE)),
                     Cell(str(incident.get("module") or NONE)),
                     Cell(_without_place(incident)),

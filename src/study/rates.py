@@ -42,7 +42,8 @@ class Family:
 
     def loss(self, run: Run) -> float:
         """Final loss, at most the ceiling, which also stands for a run that has none."""
-        return min(_final(run) or self.ceiling, self.ceiling)
+        final = _final(run)
+        return self.ceiling if final is None else min(final, self.ceiling)
 
     def mean_loss(self, rate: float) -> float:
         """Over the runs of a rate."""
@@ -60,13 +61,12 @@ class Family:
         Raises:
             ValueError: the rates are not evenly spaced in the logarithm.
         """
-        seeds = [by_seed(runs) for runs in self.runs.values()]
-        shared = set.intersection(*(set(each) for each in seeds))
+        seeds = {rate: by_seed(runs) for rate, runs in self.runs.items()}
+        shared = set.intersection(*(set(each) for each in seeds.values()))
         found = []
         for seed in sorted(shared):
             losses = {
-                rate: fmean(self.loss(run) for run in by_seed(runs)[seed])
-                for rate, runs in self.runs.items()
+                rate: fmean(self.loss(run) for run in each[seed]) for rate, each in seeds.items()
             }
             value = stats.lr_sensitivity(losses, initial_loss=self.ceiling)
             found += [] if value is None else [value]
@@ -187,11 +187,7 @@ def drawing(found: Sequence[Family]) -> Drawing | None:
     y = Scale(low=min(losses) - pad, high=max(losses) + pad, start=HEIGHT - BOTTOM, end=TOP)
     title = "Final validation loss over learning rate, nats a token"
     parts = [svg.text(0, 15, title, size=13, bold=True)]
-    for tick in y.ticks(7):
-        parts.append(svg.line(LEFT, y(tick), WIDTH - RIGHT + 12, y(tick)))
-        parts.append(
-            svg.text(LEFT - 5, y(tick) + 3.5, f"{tick:g}", size=11, anchor="end", fill=MUTED)
-        )
+    parts.append(svg.levels(y, LEFT, WIDTH - RIGHT + 12, most=7, size=11))
     for rate in rates:
         at = x(math.log10(rate))
         parts.append(svg.text(at, HEIGHT - 22, f"{rate:g}", size=11, anchor="middle", fill=MUTED))

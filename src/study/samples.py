@@ -1,13 +1,11 @@
 """What the models of a study write: one text an arm, and the way to the others."""
 
-import os
 from pathlib import Path
-from urllib.parse import quote
 
 from src.generation.samples import first_sample
 from src.study.collect import Run, Study
 from src.study.results import Analysis
-from src.study.table import Cell, Column, Table, cell
+from src.study.table import Cell, Column, Table, cell, link_to
 
 FILE = "samples.md"
 
@@ -25,8 +23,8 @@ def samples_table(study: Study, analysis: Analysis, *, title: str, folder: Path)
     for arm in analysis.arms:
         run = next((run for run in study.of(arm.variant) if (run.folder / FILE).is_file()), None)
         if run is not None:
-            link = quote(os.path.relpath(run.folder / FILE, folder))
-            rows.append([Cell(arm.label), cell(str(run.seed), link=link), Cell(_text(run))])
+            seed = cell(str(run.seed), link=link_to(run.folder / FILE, folder))
+            rows.append([Cell(arm.label), seed, Cell(_text(run))])
     return Table(
         title=title,
         columns=[

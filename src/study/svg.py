@@ -181,6 +181,15 @@ def marker(shape: str, x: float, y: float, r: float, *, fill: str, stroke: str, 
     return f'<path d="{paths[shape]}" {style}>{inside}</path>'
 
 
+def levels(y: Scale, left: float, right: float, *, most: int, size: float) -> str:
+    """Lines across a panel at round values, at most so many, each with its value at the left."""
+    return "".join(
+        line(left, y(tick), right, y(tick))
+        + text(left - 5, y(tick) + 3.5, f"{tick:g}", size=size, anchor="end", fill=MUTED)
+        for tick in y.ticks(most)
+    )
+
+
 def together(drawings: Sequence[Drawing], *, columns: int, gap: float = 16) -> Drawing:
     """Several drawings of one size in a grid."""
     width = max(drawing.width for drawing in drawings)

@@ -1,10 +1,13 @@
 """A table, and its forms: cells of a page, Markdown, the terminal."""
 
 import html
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from urllib.parse import quote
 
 from src import terminal
 from src.study.collect import Study
@@ -105,6 +108,11 @@ class Table:
 def cell(text: str, *asides: str, link: str = "") -> Cell:
     """A cell with those of the asides that are not empty."""
     return Cell(text, tuple(aside for aside in asides if aside), link)
+
+
+def link_to(file: Path, folder: Path) -> str:
+    """The way from a report in a folder to a file; empty where there is none."""
+    return quote(os.path.relpath(file, folder)) if file.is_file() else ""
 
 
 def marked(text: str, *, nonfinite: bool) -> str:

@@ -48,12 +48,8 @@ class Validation(StepCallback):
             return
         assert isinstance(pl_module, LanguageModelTask)
         metrics: dict[str, float] = {}
-        contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {"val": nullcontext}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if hasattr(callback, "evaluation_weights"):
-                for name, context in callback.evaluation_weights().items():
-                    contexts[f"val_{name}"] = context
-        for prefix, context in contexts.items():
+        others = {f"val_{name}": context for name, context in offered_weights(trainer).items()}
+        for prefix, context in {"val": nullcontext, **others}.items():
             with context():
                 figures = self._evaluate(trainer, pl_module)
             metrics |= {f"{prefix}/{name}": value for name, value in figures.items()}
@@ -94,6 +90,15 @@ class Validation(StepCallback):
     def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
         """Takes them up again."""
         self.last, self.best = state_dict["last"], state_dict["best"]
+
+
+def offered_weights(trainer: pl.Trainer) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """Contexts inside which the model holds the weights that callbacks offer, by name."""
+    offered: dict[str, Callable[[], AbstractContextManager[None]]] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "evaluation_weights"):
+            offered |= callback.evaluation_weights()
+    return offered
 
 
 def _rank(metrics: dict[str, float]) -> tuple[float, float]:
