@@ -53,6 +53,11 @@ def test_a_loss_with_non_finite_windows_counts_as_a_guess_and_one_without_as_its
     assert only(recovered).mean_loss(1e-3) == pytest.approx(2.5)
 
 
+def test_a_loss_above_a_uniform_guess_counts_as_one():
+    worse = swept() | {"high": arm(1e-1, GUESS + 2.0, 3.0)}
+    assert only(worse).mean_loss(1e-1) == pytest.approx((GUESS + 3.0) / 2)
+
+
 def test_seeds_without_every_rate_are_left_out_of_the_sensitivity():
     arms = swept() | {"low": arm(1e-3, 2.5, seeds=[1])}
     assert only(arms, seeds=3).sensitivity.num_seeds == 1
