@@ -23,8 +23,9 @@ from src.data import DataConfig, TokenizerConfig
 from src.errors import InputError
 from src.forks import Fork, inherited, parse_fork
 from src.model import ModelConfig
-from src.model.attention import ATTENTIONS, AttentionConfig
-from src.model.ffn import FEED_FORWARDS, FeedForwardConfig
+from src.model.attention import AttentionConfig
+from src.model.ffn import FeedForwardConfig
+from src.model.kinds import kinds_of
 from src.naming import Variant, variant_name
 from src.overrides import GROUPS, Override, parse
 from src.schema import CONF, PathsConfig, Schema, TrackingConfig, TrainerConfig
@@ -144,10 +145,7 @@ class RunConfig:
         fields = (*HASHED, "data", "trainer", *UNHASHED)
         plain: dict[str, Any] = {name: self._section(name) for name in fields}
         plain["choices"] = dict(self.choices)
-        plain["kinds"] = {
-            "attention": _name_of(type(self.attention), ATTENTIONS),
-            "ffn": _name_of(type(self.ffn), FEED_FORWARDS),
-        }
+        plain["kinds"] = kinds_of(self.attention, self.ffn)
         plain["seed"], plain["repeat"], plain["study"] = self.seed, self.repeat, self.study
         plain["fork"] = None if self.fork is None else f"{self.fork.source}@{self.fork.step}"
         plain["save_at"], plain["validate_at"] = list(self.save_at), list(self.validate_at)
@@ -181,10 +179,6 @@ class RunConfig:
 def _that_counts(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section of config.yaml without what changes no number."""
     return {k: v for k, v in section.items() if k not in ("sizes", "checkpoint_every", "devices")}
-
-
-def _name_of(kind: type, registry: Mapping[str, type]) -> str:
-    return next(name for name, known in registry.items() if known is kind)
 
 
 def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:

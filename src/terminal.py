@@ -1,8 +1,9 @@
 """All that the user sees: lines, tables, the progress bar."""
 
+import contextlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -85,6 +86,16 @@ class StepProgress:
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._bar.stop()
+
+
+@contextlib.contextmanager
+def counting(what: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar over things that are done one after the other; gives what moves it."""
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
+    bar = Progress(*columns, TextColumn(unit), console=console(), disable=not console().is_terminal)
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 @dataclass(frozen=True, kw_only=True)

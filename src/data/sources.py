@@ -18,6 +18,7 @@ import numpy as np
 from src.data import shakespeare
 from src.data.corpus import Corpus, DataConfig, TextConfig
 from src.data.tokenizer import TokenizerConfig
+from src.digests import file_digest
 from src.errors import InputError
 
 _SEPARATOR = b"\x00"
@@ -133,7 +134,7 @@ class TokensConfig(DataConfig):
         for field, path in (("data.path", self.path), ("data.val_path", self.val_path)):
             if path is not None:
                 parts.append(field)
-                parts += [_digest(file, cache) for file in find_files(path, field=field)]
+                parts += [file_digest(file, cache) for file in find_files(path, field=field)]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
 
     def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
@@ -172,23 +173,9 @@ class TokensConfig(DataConfig):
         return np.memmap(whole, dtype=f"<u{size}", mode="r")
 
 
-def _digest(file: Path, cache: Path) -> str:
-    """SHA-256 of a file's content, remembered by its place, size and time of change."""
-    facts = file.stat()
-    key = f"{file.resolve()}/{facts.st_size}/{facts.st_mtime_ns}"
-    note = cache / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if note.is_file():
-        return note.read_text(encoding="utf-8")
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(digest, encoding="utf-8")
-    return digest
-
-
 def _joined(files: list[Path], cache: Path) -> Path:
     """The files one after the other in one file of the cache."""
-    key = hashlib.sha256("/".join(_digest(file, cache) for file in files).encode()).hexdigest()
+    key = hashlib.sha256("/".join(file_digest(file, cache) for file in files).encode()).hexdigest()
     target = cache / "tokens" / f"{key[:16]}.bin"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,10 +4,9 @@ A new one: a class and a config here, its YAML in conf/tokenizer, a line in TOKE
 """
 
 import hashlib
-import socket
-import urllib.parse
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +15,15 @@ import numpy as np
 import tokenizers
 
 from src.errors import InputError
+from src.hub import fetch_file
+from src.saved import checkpoint_of, load_model
 
 
 class Tokenizer(Protocol):
     """Text to token ids and back."""
+
+    end_ids: frozenset[int]
+    """Tokens that end a text."""
 
     @property
     def vocab_size(self) -> int:
@@ -49,6 +53,8 @@ class Tokenizer(Protocol):
 
 class CharTokenizer:
     """One token for each character of the corpus."""
+
+    end_ids: frozenset[int] = frozenset()
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
@@ -88,6 +94,7 @@ class ByteTokenizer:
     """One token for each byte of UTF-8."""
 
     vocab_size = 256
+    end_ids: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> np.ndarray:
         """See Tokenizer."""
@@ -109,8 +116,9 @@ class ByteTokenizer:
 class SubwordTokenizer:
     """A byte-level tokenizer of the `tokenizers` library."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, *, end_ids: Iterable[int] = ()) -> None:
         self._backend = backend
+        self.end_ids = frozenset(end_ids)
         # Settings for batches of a model, which would cut or fill up a corpus.
         backend.no_truncation()
         backend.no_padding()
@@ -136,11 +144,14 @@ class SubwordTokenizer:
 
     def state(self) -> dict[str, Any]:
         """See Tokenizer."""
-        return {"kind": "subword", "json": self._backend.to_str()}
+        state = {"kind": "subword", "json": self._backend.to_str()}
+        return {**state, "end_ids": sorted(self.end_ids)} if self.end_ids else state
 
 
 class IdTokenizer:
     """Stands in where a corpus comes as token ids and nobody knows their text."""
+
+    end_ids: frozenset[int] = frozenset()
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -162,12 +173,42 @@ class IdTokenizer:
         return {"kind": "ids", "vocab_size": self.vocab_size}
 
 
+def made_elsewhere(
+    backend: tokenizers.Tokenizer,
+    *,
+    sample: str,
+    field: str,
+    end_ids: Iterable[int] = (),
+) -> SubwordTokenizer:
+    """A tokenizer that was not made here.
+
+    Args:
+        backend: as it was read.
+        sample: a text that it must give back as it was.
+        field: what the user typed for it, named in errors.
+        end_ids: tokens that end a text.
+
+    Raises:
+        InputError: it is not byte-level, so that no one knows the bytes of a token.
+    """
+    made = SubwordTokenizer(backend, end_ids=end_ids)
+    decoder = json.loads(backend.to_str()).get("decoder") or {}
+    decoders = [entry["type"] for entry in decoder.get("decoders", [decoder]) if "type" in entry]
+    if "ByteLevel" not in decoders or made.decode(made.encode(sample).tolist()) != sample:
+        raise InputError(
+            f"{field}: does not give text back as it was; a byte-level tokenizer is needed"
+        )
+    return made
+
+
 def restore_tokenizer(state: dict[str, Any]) -> Tokenizer:
     """The tokenizer whose `state()` this is."""
     makers: dict[str, Callable[[], Tokenizer]] = {
         "char": lambda: CharTokenizer(state["characters"]),
         "byte": ByteTokenizer,
-        "subword": lambda: SubwordTokenizer(tokenizers.Tokenizer.from_str(state["json"])),
+        "subword": lambda: SubwordTokenizer(
+            tokenizers.Tokenizer.from_str(state["json"]), end_ids=state.get("end_ids", ())
+        ),
         "ids": lambda: IdTokenizer(state["vocab_size"]),
     }
     return makers[state["kind"]]()
@@ -253,41 +294,37 @@ class SmolLM2Config(TokenizerConfig):
         Raises:
             InputError: neither the folder nor, by network, the hub has it.
         """
+        field = f"tokenizer.path={self.path}"
         file = Path(self.path) / "tokenizer.json"
-        source = str(file) if Path(self.path).exists() else _from_hub(self.path)
+        if not Path(self.path).exists():
+            advice = "give a folder with tokenizer.json, or use tokenizer=char, byte or bpe"
+            file = fetch_file(self.path, file.name, field=field, otherwise=advice)
         try:
-            made = SubwordTokenizer(tokenizers.Tokenizer.from_file(source))
+            backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more precise
-            raise InputError(
-                f"tokenizer.path={self.path}: no readable tokenizer.json ({error})"
-            ) from error
-        sample = train_text[:2000]
-        if made.decode(made.encode(sample).tolist()) != sample:
-            raise InputError(
-                f"tokenizer.path={self.path}: does not give text back as it was;"
-                " a byte-level tokenizer is needed"
-            )
-        return made
+            raise InputError(f"{field}: no readable tokenizer.json ({error})") from error
+        return made_elsewhere(backend, sample=train_text[:2000], field=field)
 
 
-def _from_hub(repository: str) -> str:
-    """The path of a downloaded tokenizer.json, from the hub's cache where it is there already."""
-    import huggingface_hub
+@dataclass(kw_only=True)
+class CheckpointConfig(TokenizerConfig):
+    """The tokenizer with which a saved model was trained."""
 
-    host = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT).hostname or ""
-    try:
-        cached = huggingface_hub.try_to_load_from_cache(repository, "tokenizer.json")
-        if isinstance(cached, str):
-            return cached
-        # Asked first, because the library's own retries without a network last half a minute.
-        socket.create_connection((host, 443), timeout=5).close()
-        return huggingface_hub.hf_hub_download(repository, "tokenizer.json")
-    except (OSError, ValueError) as error:  # the library's errors are among these
-        raise InputError(
-            f"tokenizer.path={repository}: no such folder, and the hub could not be read"
-            f" ({type(error).__name__}); offline, give a folder with tokenizer.json, or use"
-            " tokenizer=char, byte or bpe"
-        ) from error
+    path: str
+    """A run folder, a converted model's folder, or a checkpoint."""
+
+    def _state(self) -> dict[str, Any]:
+        field = "tokenizer.path"
+        state: dict[str, Any] = load_model(checkpoint_of(Path(self.path), field=field), field=field)
+        return state["tokenizer"]
+
+    def key(self) -> str:
+        """See TokenizerConfig: by its content, wherever it lies."""
+        return hashlib.sha256(json.dumps(self._state(), sort_keys=True).encode()).hexdigest()
+
+    def build(self, train_text: str, whole_text: str) -> Tokenizer:
+        """See TokenizerConfig."""
+        return restore_tokenizer(self._state())
 
 
 @dataclass(kw_only=True)
@@ -312,4 +349,5 @@ TOKENIZERS: dict[str, type[TokenizerConfig]] = {
     "bpe": BPEConfig,
     "smollm2": SmolLM2Config,
     "ids": IdsConfig,
+    "checkpoint": CheckpointConfig,
 }

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from src import terminal
+from src.data.tokenizer import Tokenizer
 from src.errors import InputError
 from src.generation.decode import continue_prompts
-from src.generation.load import load_writer
 from src.generation.prompts import encode, prompts_from
 from src.generation.sampling import Sampling
 from src.generation.stream import TextStream
+from src.run.trained import load_trained
 
 FORMATS = ("text", "json")
 
@@ -30,7 +31,7 @@ def generate(given: Mapping[str, Any]) -> int:
     max_new_tokens = _number(given, "max_new_tokens", int, least=1)
     seed = _number(given, "seed", int, least=0)
     prompts = prompts_from(_text(given["prompt"]), _text(given["prompts_file"]))
-    writer = load_writer(Path(str(given["run"])), weights=str(given["weights"]))
+    writer = load_trained(Path(str(given["run"])), weights=str(given["weights"]), field="run")
     context = writer.model.max_seq_len
     ids = [encode(place, text, writer.tokenizer, context=context) for place, text in prompts]
     stream = None
@@ -43,28 +44,34 @@ def generate(given: Mapping[str, Any]) -> int:
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         seed=seed,
+        end_ids=writer.tokenizer.end_ids,
         on_token=None if stream is None else stream.add,
     )
     seconds = time.perf_counter() - begin
     if stream is not None:
         stream.finish()
         _write("\n")
-        return _done(prompts, found, max_new_tokens=max_new_tokens)
+        return _done(prompts, found, writer.tokenizer, max_new_tokens=max_new_tokens)
     texts = [writer.tokenizer.decode(p + new) for p, new in zip(ids, found, strict=True)]
     if given["format"] == "json":
         print(json.dumps(_answer(prompts, texts, found, step=writer.step, seconds=seconds)))
         return 0
     for (_, prompt), text in zip(prompts, texts, strict=True):
         _write(f"--- {prompt}\n{text}\n\n")
-    return _done(prompts, found, max_new_tokens=max_new_tokens)
+    return _done(prompts, found, writer.tokenizer, max_new_tokens=max_new_tokens)
 
 
 def _done(
-    prompts: Sequence[tuple[str, str]], found: Sequence[Sequence[int]], *, max_new_tokens: int
+    prompts: Sequence[tuple[str, str]],
+    found: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int,
 ) -> int:
-    """The exit code, once texts that ended early are named."""
+    """The exit code, once texts that were broken off are named."""
     for (place, _), new in zip(prompts, found, strict=True):
-        if len(new) < max_new_tokens:
+        ended = len(new) > 0 and new[-1] in tokenizer.end_ids
+        if len(new) < max_new_tokens and not ended:
             terminal.warn(f"{place}: the logits stopped being finite after {len(new)} tokens")
     return 0
 

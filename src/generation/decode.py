@@ -3,7 +3,7 @@
 Axes: B prompts, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ def continue_prompts(
     max_new_tokens: int,
     sampling: Sampling,
     seed: int,
+    end_ids: Collection[int] = (),
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """New tokens of every prompt.
@@ -36,10 +37,12 @@ def continue_prompts(
         max_new_tokens: of each.
         sampling: how a token is drawn.
         seed: of the draws, which are made on the CPU, so that they are the same on every device.
+        end_ids: tokens after which a text has ended.
         on_token: told the prompt's place and the token as soon as it is drawn.
 
     Returns:
-        The new tokens alone; fewer where the logits stop being finite.
+        The new tokens alone; fewer where one of them ends the text, or where the logits stop being
+        finite.
 
     Raises:
         ValueError: a prompt is empty or longer than the context.
@@ -67,6 +70,7 @@ def continue_prompts(
             token = sampling.pick(logits_BV[place], texts[place], draws[place])
             texts[place].append(token)
             window.append(token)
+            going[place] = token not in end_ids
             if on_token is not None:
                 on_token(place, token)
         more = max_new_tokens - number - 1

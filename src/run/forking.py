@@ -16,9 +16,9 @@ import torch
 from src.config import RunConfig
 from src.errors import InputError
 from src.forks import Fork
+from src.saved import load_state
 from src.tracking.facts import code_digest
 from src.tracking.folder import RunFolder, read_metrics
-from src.training import checkpoint
 
 FIXED = ("attention", "ffn", "model", "tokenizer", "data", "seed")
 """Sections in which source and fork must agree, so that the state fits; but not ffn.router."""
@@ -88,7 +88,7 @@ def _compare(fork: Fork, name: str, theirs: Any, ours: Any) -> None:
 
 def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str) -> None:
     """Fills a new folder with what the run would have left after the fork's step."""
-    state = checkpoint.load(fork.state, field="fork")
+    state = load_state(fork.state, field="fork")
     foreign = _foreign(config, state["config"])
     own = config.recipe.validation_steps() | set(config.validate_at)
     for_others = set(state["config"].get("validate_at", [])) - own

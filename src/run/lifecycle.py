@@ -14,12 +14,12 @@ from src.errors import InputError
 from src.run import forking
 from src.run.assemble import Assembly, assemble, model_for, set_numerics
 from src.run.outcome import build_record, save_samples, show_record
+from src.saved import load_state
 from src.tracking.client import default_uri
 from src.tracking.facts import device_facts
 from src.tracking.folder import RunFolder, read_metrics
 from src.tracking.mirror import MlflowMirror
 from src.tracking.writer import MetricsWriter
-from src.training import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def _checkpoint_to_resume(folder: RunFolder, config: RunConfig, config_hash: str
     path = folder.last_checkpoint() if config.resume == "auto" else Path(config.resume)
     if path is None:
         return None
-    found = checkpoint.load(path)
+    found = load_state(path)
     begun = any(line["step"] <= found["global_step"] for line in read_metrics(folder.metrics))
     if unfinished and not begun:
         raise InputError(
@@ -147,7 +147,7 @@ def _train(
     folder.write_config(plain, config_hash=config_hash)
     # The record of an earlier, unfinished process would outlive a kill of this one.
     (folder.path / "record.json").unlink(missing_ok=True)
-    saved = None if start is None else checkpoint.load(start)
+    saved = None if start is None else load_state(start)
     folder.cut_metrics(step=0 if saved is None else saved["global_step"])
     writer = MetricsWriter(folder.metrics)
     derived_from = None if saved is None else saved["derived_from"]

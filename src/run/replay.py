@@ -10,8 +10,8 @@ import torch
 
 from src import terminal
 from src.errors import InputError
-from src.run.restore import empty_model, restore_parts
-from src.training import checkpoint
+from src.run.restore import empty_model, restore_parts, restore_recipe
+from src.saved import read_tensors
 from src.training.guard import StepGuard
 from src.training.recipe import GuardConfig
 from src.training.task import LanguageModelTask
@@ -19,6 +19,8 @@ from src.watch.causes import describe
 from src.watch.incident import router_figures, run_again
 from src.watch.trace import Finding
 
+CHANGEABLE = ("model", "attention", "ffn", "recipe")
+"""Sections in which a replay can have other values."""
 REPLAYABLE = {"z_loss_weight"}
 """Fields of the recipe that have a part in the loss of a step."""
 
@@ -36,7 +38,7 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     """
     if form not in ("text", "json"):
         raise InputError(f"format={form}: must be one of text, json")
-    state = checkpoint.read(incident / "state.pt", field="incident")
+    state = read_tensors(incident / "state.pt", field="incident")
     if "config" not in state:
         raise InputError(f"incident={incident}: was recorded outside of src.train")
     finding, router = _run(state, changes)
@@ -73,7 +75,11 @@ def _run(
             f"with.recipe.{field}: a replay repeats the step as it was computed;"
             f" of recipe it can change {', '.join(sorted(REPLAYABLE))}"
         )
+    for section in changes:
+        if section not in CHANGEABLE:
+            raise InputError(f"with.{section}: must be below one of {', '.join(CHANGEABLE)}")
     parts = restore_parts(state["config"], changes)
+    recipe = restore_recipe(state["config"], changes)
     torch.set_num_threads(state["threads"])
     torch.set_float32_matmul_precision(state["matmul_precision"])
     weights = state["state_dict"]
@@ -83,9 +89,9 @@ def _run(
     )
     task = LanguageModelTask(
         model=model,
-        recipe=parts.recipe,
+        recipe=recipe,
         guard=guard,
-        lr_factor=parts.recipe.lr_factor,
+        lr_factor=recipe.lr_factor,
         checkpoint_extras={},
     )
     try:

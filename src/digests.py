@@ -1,0 +1,18 @@
+"""Hashes of files, remembered."""
+
+import hashlib
+from pathlib import Path
+
+
+def file_digest(file: Path, cache: Path) -> str:
+    """SHA-256 of a file's content, remembered by its place, size and time of change."""
+    facts = file.stat()
+    key = f"{file.resolve()}/{facts.st_size}/{facts.st_mtime_ns}"
+    note = cache / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if note.is_file():
+        return note.read_text(encoding="utf-8")
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(digest, encoding="utf-8")
+    return digest

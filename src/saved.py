@@ -1,0 +1,106 @@
+"""Checkpoints and other files of tensors, read without running code from them."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.errors import InputError
+from src.tracking.folder import RunFolder
+
+
+def load_state(path: Path, *, field: str = "resume") -> dict[str, Any]:
+    """Reads the whole state of a run, to go on from it.
+
+    Args:
+        path: the file.
+        field: what the user typed it for, named in errors.
+
+    Raises:
+        InputError: it is missing, damaged, or no checkpoint of ours.
+    """
+    state = read_tensors(path, field=field)
+    if "conversion" in state:
+        raise InputError(f"{field}={path}: is a converted model; init={path} trains it on")
+    needed = {"state_dict", "config", "config_hash", "global_step", "rng"}
+    needed |= {"derived_from", "observed"}
+    if not needed <= set(state):
+        raise InputError(f"{field}={path}: is no checkpoint of this project")
+    return state
+
+
+def load_model(path: Path, *, field: str) -> dict[str, Any]:
+    """Reads what a model and its tokenizer are made of from a checkpoint, of a run or converted.
+
+    Args:
+        path: the file.
+        field: what the user typed it for, named in errors.
+
+    Raises:
+        InputError: it is missing, damaged, or no checkpoint of ours.
+    """
+    state = read_tensors(path, field=field)
+    if not {"state_dict", "config", "tokenizer"} <= set(state):
+        raise InputError(f"{field}={path}: is no checkpoint of this project")
+    return state
+
+
+def checkpoint_of(place: Path, *, field: str) -> Path:
+    """The checkpoint that a run folder, a converted model's folder or a file stands for.
+
+    Args:
+        place: as it was typed.
+        field: what for, named in errors.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not place.exists():
+        raise InputError(f"{field}={place}: no such run folder or checkpoint")
+    if place.is_file():
+        return place
+    if not (place / "config.yaml").is_file():
+        raise InputError(
+            f"{field}={place}: is no run folder, which is runs/<study>/<variant>/seed-<n> and"
+            " holds config.yaml"
+        )
+    last = RunFolder(place).last_checkpoint()
+    if last is None:
+        raise InputError(f"{field}={place}: has no checkpoint yet")
+    return last
+
+
+def read_tensors(path: Path, *, field: str) -> dict[str, Any]:
+    """Reads a file of tensors and plain containers without running code from it.
+
+    Args:
+        path: the file.
+        field: what the user typed it for, named in errors.
+
+    Raises:
+        InputError: it is missing, damaged, or something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{field}={path}: no such checkpoint") from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        advice = "; resume=<another checkpoint> or rerun=true starts without it"
+        raise InputError(
+            f"{field}={path}: is damaged or no checkpoint{advice if field == 'resume' else ''}"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{field}={path}: is no checkpoint of this project")
+    return content
