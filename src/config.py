@@ -20,14 +20,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.claims import apply_claims
 from src.data import DataConfig, TokenizerConfig
+from src.digests import file_digest
 from src.errors import InputError
 from src.forks import Fork, inherited, parse_fork
+from src.initial import Init, adopt, check_fit, options_of, parse_init
 from src.model import ModelConfig
 from src.model.attention import AttentionConfig
 from src.model.ffn import FeedForwardConfig
 from src.model.kinds import kinds_of
 from src.naming import Variant, variant_name
 from src.overrides import GROUPS, Override, parse
+from src.run.restore import ModelParts
 from src.schema import CONF, PathsConfig, Schema, TrackingConfig, TrainerConfig
 from src.stability import REMEDIES, RemedyConfig
 from src.training.recipe import GuardConfig, RecipeConfig
@@ -63,6 +66,8 @@ class RunConfig:
     seed: int
     repeat: int
     study: str
+    init: Init | None
+    """The saved model with whose weights it begins; None: from nothing."""
     resume: str
     """auto, never, or the path of a checkpoint."""
     rerun: bool
@@ -71,7 +76,8 @@ class RunConfig:
     save_at: list[int]
     """Steps after which the whole state is kept, for forks."""
     validate_at: list[int]
-    """Steps after which it validates for others, beside its own: no part of best or final."""
+    """Steps after which it validates beside its own, 0 for before the first: no part of best or
+    final."""
     observers: dict[str, RemedyConfig]
     """Options that look on without being part of the run, by name."""
     arguments: list[str]
@@ -147,6 +153,7 @@ class RunConfig:
         plain["choices"] = dict(self.choices)
         plain["kinds"] = kinds_of(self.attention, self.ffn)
         plain["seed"], plain["repeat"], plain["study"] = self.seed, self.repeat, self.study
+        plain["init"] = None if self.init is None else self._init()
         plain["fork"] = None if self.fork is None else f"{self.fork.source}@{self.fork.step}"
         plain["save_at"], plain["validate_at"] = list(self.save_at), list(self.validate_at)
         plain["observe"] = {k: dataclasses.asdict(v) for k, v in self.observers.items()}
@@ -157,6 +164,11 @@ class RunConfig:
         if name == "stability":
             return {key: dataclasses.asdict(remedy) for key, remedy in self.remedies.items()}
         return dataclasses.asdict(getattr(self, name))
+
+    def _init(self) -> dict[str, str]:
+        assert self.init is not None
+        digest = file_digest(self.init.file, Path(self.paths.cache))
+        return {"path": self.init.path, "digest": digest[:16]}
 
     def config_hash(self) -> str:
         """A hash of all that changes numbers, and of nothing else. Reads the corpus."""
@@ -170,6 +182,8 @@ class RunConfig:
         content["device"] = self.trainer.device_type
         content["threads"] = self.trainer.threads
         content["seed"], content["repeat"] = self.seed, self.repeat
+        if self.init is not None:
+            content["init"] = self._init()["digest"]
         if self.fork is not None and self.is_counterfactual:
             content["fork"] = [self.fork.source_config()["config_hash"], self.fork.step]
         text = json.dumps(content, sort_keys=True)
@@ -194,10 +208,15 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     arguments = inherited(parse(arguments), arguments)
     typed = parse(arguments)
     _check_groups(typed)
-    composed = _composed(config_name, arguments)
+    init = parse_init(typed)
+    brought = [] if init is None else options_of(init, typed)
+    composed = _composed(config_name, [*brought, *arguments])
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)
     assert isinstance(choices, dict)
     parts = _to_objects(composed)
+    parts["init"] = init
+    if init is not None:
+        adopt(init, parts, choices, typed)
     known = {field.name for field in dataclasses.fields(Schema)}
     extra = {name: parts.pop(name) for name in list(parts) if name not in known}
     stability = parts.pop("stability")
@@ -208,6 +227,10 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     }
     notes = apply_claims(parts, remedies, typed)
     parts["ffn"] = parts["ffn"].resolved(max_steps=parts["recipe"].max_steps)
+    if init is not None:
+        sizes = {name: parts[name] for name in ("model", "attention", "ffn")}
+        whole = ModelParts(**sizes, seq_len=parts["recipe"].seq_len)
+        notes += check_fit(init, whole, typed)
     parts["fork"] = parse_fork(parts["fork"])
     parts["observers"] = _observers(parts.pop("observe"), remedies)
     variant = Variant(
@@ -335,10 +358,10 @@ def _check_across(config: RunConfig) -> None:
         raise InputError(f"attention.{error}") from error
     if config.study in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", config.study):
         raise InputError(f"study={config.study}: may hold letters, digits and . _ + - only")
-    for field in ("save_at", "validate_at"):
-        steps = getattr(config, field)
-        if any(not 1 <= step <= config.recipe.max_steps for step in steps):
-            raise InputError(f"{field}={steps}: must be steps from 1 to {config.recipe.max_steps}")
+    for field, first in (("save_at", 1), ("validate_at", 0)):
+        steps, last = getattr(config, field), config.recipe.max_steps
+        if any(not first <= step <= last for step in steps):
+            raise InputError(f"{field}={steps}: must be steps from {first} to {last}")
     for field in ("seed", "repeat"):
         if getattr(config, field) < 0:
             raise InputError(f"{field}={getattr(config, field)}: must be at least 0")

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from src.overrides import Override
@@ -32,17 +33,22 @@ class Variant:
 def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[Override]) -> str:
     """`<attention>+<ffn>+<stability>`, then `@<field>-<value>` for whatever else was chosen."""
     pieces = [f"{variant.attention}+{variant.ffn}+{variant.stability}"]
-    for group, default in DEFAULTS.items():
-        if choices[group] != default:
-            pieces.append(f"{group}-{choices[group]}")
     # Of a field that is typed twice the last one counts, as it does for Hydra.
     last = {override.key: override for override in typed}
+    if "init" in last and last["init"].text == "null":
+        del last["init"]
+    # What a saved model is, its name says.
+    told = ("model",) if "init" in last else ()
+    for group, default in DEFAULTS.items():
+        if choices[group] != default and group not in told:
+            pieces.append(f"{group}-{choices[group]}")
     # Sorted, because the order of typing makes no other variant.
     fields = [last[key] for key in sorted(last) if not UNNAMED.fullmatch(key)]
     shorts = [override.key.rpartition(".")[2] for override in fields]
     for override, short in zip(fields, shorts, strict=True):
         name = short if shorts.count(short) == 1 else override.key
-        pieces.append(f"{name}-{_path_safe(override.text)}")
+        text = ".".join(_folders(override.text)) if name == "init" else override.text
+        pieces.append(f"{name}-{_path_safe(text)}")
     name = "@".join(pieces)
     # A file system takes 255 bytes; record and config.yaml say it all.
     return name if len(name) <= 200 else _path_safe(name, limit=200)
@@ -58,6 +64,10 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
         name: "@".join(p for p in pieces if p not in common) or pieces[0]
         for name, pieces in split.items()
     }
+
+
+def _folders(path: str) -> list[str]:
+    return [part for part in PurePath(path).parts if part != "/"]
 
 
 def _path_safe(text: str, *, limit: int = 40) -> str:

@@ -31,6 +31,7 @@ FREE_TEXT = (
     "paths.runs",
     "paths.cache",
     "resume",
+    "init",
     "fork",
     "out",
     "tracking.uri",
@@ -38,6 +39,9 @@ FREE_TEXT = (
     "tracking.parent_run_id",
 )
 """Fields that take any text, so that nobody has to know Hydra's escapes."""
+
+SWEPT_TEXT = ("init",)
+"""Those of them that a sweep takes several of, with commas between."""
 
 _DECIDED = ("[", "'", '"', "${", "choice(")
 """A value that begins so is taken to be written in Hydra's grammar already."""
@@ -58,13 +62,19 @@ def quote_free_text(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.lstrip("+") not in FREE_TEXT or not value:
         return argument
+    if key in SWEPT_TEXT and "," in value and not value.startswith(_DECIDED):
+        return f"{key}={','.join(_quoted(part.strip()) for part in value.split(','))}"
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: str) -> str:
     if value.startswith(_DECIDED) or value == "null":
-        return argument
+        return value
     stem = value.rstrip("\\")
     trailing = len(value) - len(stem)
     # The grammar unescapes backslashes only before a quote.
     escaped = stem.replace("\\'", "\\\\'").replace("'", "\\'") + "\\" * (2 * trailing)
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:

@@ -112,6 +112,7 @@ class Schema:
     seed: int = MISSING
     repeat: int = MISSING
     study: str = MISSING
+    init: str | None = MISSING
     resume: str = MISSING
     rerun: bool = MISSING
     fork: str | None = MISSING

@@ -174,4 +174,6 @@ def _show(out: Path, report: Mapping[str, Any]) -> None:
             f" {loss['converted']:.4f} after; the largest difference of a logit:"
             f" {loss['max_logit_difference']:.2g}"
         )
-    terminal.say(f"written to {out}; src.generate takes it as run=, src.train as init=")
+    others = report["settings"]["to"] == "hf"
+    use = "transformers loads it" if others else "src.generate takes it as run=, src.train as init="
+    terminal.say(f"written to {out}; {use}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from src.conversion.huggingface import read_folder
 from src.conversion.llama import LlamaFiles, end_ids, parts_from_llama, weights_from_llama
 from src.conversion.quantised import PACKAGE, package_file, read_gguf
+from src.conversion.vocabulary import characters_of
 from src.data.tokenizer import made_elsewhere
 from src.errors import InputError
 from src.hub import fetch_model
@@ -51,7 +52,7 @@ def read_source(text: str, *, weights: str) -> TrainedModel:
 def _imported(files: LlamaFiles, *, name: str) -> TrainedModel:
     parts = parts_from_llama(files)
     weights = weights_from_llama(files, parts)
-    tokenizer = made_elsewhere(
+    tokenizer = characters_of(files.tokenizer) or made_elsewhere(
         files.tokenizer,
         sample=SAMPLE,
         field=f"{files.place}: its tokenizer",

@@ -1,5 +1,7 @@
 """Our tokenizers in the form of the `tokenizers` library, for models that others are to read."""
 
+import json
+
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -18,6 +20,18 @@ def as_library(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
     if isinstance(tokenizer, CharTokenizer):
         return _characters(tokenizer.characters)
     return None
+
+
+def characters_of(backend: tokenizers.Tokenizer) -> CharTokenizer | None:
+    """The tokenizer of characters that `as_library` wrote; None where it is another's."""
+    content = json.loads(backend.to_str())
+    vocabulary = content["model"].get("vocab")
+    if content["model"].get("type") != "WordLevel" or not isinstance(vocabulary, dict):
+        return None
+    characters = sorted(vocabulary, key=vocabulary.__getitem__)
+    if characters != sorted(characters) or any(len(entry) != 1 for entry in characters):
+        return None
+    return CharTokenizer("".join(characters))
 
 
 def _bytes() -> tokenizers.Tokenizer:

@@ -14,6 +14,7 @@ from src.config import RunConfig
 from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
 from src.forks import Fork
+from src.initial import load_initial
 from src.model import Transformer, build_model
 from src.run.forking import state_key
 from src.stability import RunFacts
@@ -66,7 +67,7 @@ def model_for(config: RunConfig, corpus: Corpus) -> Transformer:
         raise InputError(
             f"model.vocab_size={vocab_size}: must be at least the tokenizer's {num_tokens} tokens"
         )
-    return build_model(
+    model = build_model(
         model=config.model,
         attention=config.attention,
         ffn=config.ffn,
@@ -74,6 +75,9 @@ def model_for(config: RunConfig, corpus: Corpus) -> Transformer:
         max_seq_len=config.recipe.seq_len,
         generator_for=lambda name: generator(config.seed, "init", name),
     )
+    if config.init is not None:
+        load_initial(model, config.init)
+    return model
 
 
 def assemble(
@@ -110,7 +114,8 @@ def assemble(
             max_windows=recipe.val_windows,
         ),
         at_steps=recipe.validation_steps(),
-        for_others=set(config.validate_at),
+        # What a saved model is worth is known before it is trained on.
+        for_others={*config.validate_at, *([0] if config.init is not None else [])},
         token_bytes=corpus.tokenizer.token_bytes(),
     )
     interrupt = Interrupt()

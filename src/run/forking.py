@@ -67,6 +67,8 @@ def check(config: RunConfig, fork: Fork) -> None:
                 f"fork={fork.source}@{fork.step}: stability={name} looks on from the first step,"
                 f" and that run did not carry it with these fields (observe={{{name}:...}})"
             )
+    origin, own = (c.get("init") or {} for c in (source, ours))
+    _compare(fork, "init", origin.get("digest"), own.get("digest"))
     for section in FIXED:
         _compare(fork, section, source[section], ours[section])
     for field in FIXED_RECIPE:

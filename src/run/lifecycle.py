@@ -148,7 +148,7 @@ def _train(
     # The record of an earlier, unfinished process would outlive a kill of this one.
     (folder.path / "record.json").unlink(missing_ok=True)
     saved = None if start is None else load_state(start)
-    folder.cut_metrics(step=0 if saved is None else saved["global_step"])
+    folder.cut_metrics(step=-1 if saved is None else saved["global_step"])
     writer = MetricsWriter(folder.metrics)
     derived_from = None if saved is None else saved["derived_from"]
     # What a resumed run newly carries has not seen its first steps.

@@ -11,7 +11,7 @@ from src.config import RunConfig
 from src.data import Corpus
 from src.generation.samples import first_sample, samples_markdown
 from src.model import Transformer
-from src.model.size import measure
+from src.model.size import Size, measure
 from src.run.assemble import Assembly
 from src.tracking import record as records
 from src.tracking.facts import device_facts, git_facts, versions
@@ -36,6 +36,7 @@ def build_record(
     tokens = steps * recipe.batch_size * recipe.seq_len * recipe.accumulate
     seconds = run.metrics.train_seconds
     guard = run.guard.summary()
+    size = _size(config, model)
     return {
         "schema": records.SCHEMA,
         "status": status,
@@ -53,14 +54,16 @@ def build_record(
         "vocab_size": model.embedding.num_embeddings,
         "params_total": model.num_params(),
         "params_active": model.num_active_params(),
+        "cache_bytes_per_token": size.cache_bytes_per_token,
         "steps": steps,
         "tokens": tokens,
         "wall_seconds": run.metrics.wall_seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
+        "init": config.plain()["init"],
         "derived_from": derived_from,
         "own_steps": steps - (0 if derived_from is None else derived_from["step"]),
         "acts_from": config.acts_from,
-        "active_flops": tokens * _flops_per_token(config, model),
+        "active_flops": tokens * size.flops_per_token,
         "notes": config.notes,
         "final": records.final_values(read_metrics(folder.metrics), run.validation.last),
         "best": run.validation.best,
@@ -70,15 +73,14 @@ def build_record(
     }
 
 
-def _flops_per_token(config: RunConfig, model: Transformer) -> int:
-    size = measure(
+def _size(config: RunConfig, model: Transformer) -> Size:
+    return measure(
         model=config.model,
         attention=config.attention,
         ffn=config.ffn,
         vocab_size=model.embedding.num_embeddings,
         seq_len=config.recipe.seq_len,
     )
-    return size.flops_per_token
 
 
 def _outcome(run: Assembly, guard: dict[str, Any]) -> str:

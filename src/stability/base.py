@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 
+from src.fields import value_at
+
 ROUTER = "ffn.router"
 """The part of a config that options on the router need."""
 
@@ -95,15 +97,6 @@ class RemedyConfig:
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """Callbacks that carry it out; they serve any LightningModule."""
         return []
-
-
-def value_at(parts: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a field by its dotted name; AttributeError or KeyError where there is none."""
-    section, *path = dotted.split(".")
-    value = parts[section]
-    for name in path:
-        value = getattr(value, name)
-    return value
 
 
 def check_frac(name: str, value: float) -> None:

@@ -17,6 +17,7 @@ from src.study.overview import arms_table
 from src.study.results import Analysis
 from src.study.rows import arm_rows, run_rows
 from src.study.samples import samples_table
+from src.study.starts import starts_table
 from src.study.svg import Drawing, together
 from src.study.table import Table, escape_markdown, setting
 from src.study.tables import (
@@ -114,6 +115,9 @@ def content(study: Study, analysis: Analysis, *, folder: Path) -> Content:
         "secondary": comparisons_table(
             arms, endpoints=SECONDARY, title=f"Other endpoints against the baseline ({named})"
         ),
+        "starts": starts_table(
+            study, analysis, title=f"Saved models before and after training ({named})"
+        ),
         "rates": rates.sensitivity_table(families, title=f"Learning rates ({named})"),
         "cost": equal_cost_table(arms, title=f"Loss at equal cost ({named})"),
         "elevenths": elevenths_table(
@@ -187,6 +191,7 @@ def _environment() -> Environment:
 
 MARKDOWN_SECTIONS = (
     ("What happened", "", ("failures", "final-loss"), ("arms",)),
+    ("Saved models", "", (), ("starts",)),
     ("Learning rates", "", ("learning-rate",), ("rates",)),
     ("Counterfactuals", "", (), ("averted",)),
     ("Against the baseline", "", (), ("comparisons", "secondary")),

@@ -23,7 +23,8 @@ class Validation(StepCallback):
     Args:
         batches: the validation windows.
         at_steps: numbers of the steps after which to validate.
-        for_others: more such steps, whose figures are logged and are neither the best nor the last.
+        for_others: more such steps, whose figures are logged and are neither the best nor the last;
+            0 is before the first.
         token_bytes: bytes that each token stands for, (vocabulary,); zeros where unknown.
     """
 
@@ -41,11 +42,26 @@ class Validation(StepCallback):
         self.last_step = 0
         self.best: dict[str, float] = {}
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validates the weights with which the run begins, where that is asked."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0 and 0 in self.for_others:
+            log(trainer, self._metrics(trainer, pl_module), step=0)
+
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Validates where it is time, and where the guard or a remedy ends the run."""
         is_own = step in self.at_steps or trainer.should_stop
         if not is_own and step not in self.for_others:
             return
+        metrics = self._metrics(trainer, pl_module)
+        if is_own:
+            self.last, self.last_step = metrics, step
+            if not self.best or _rank(metrics) < _rank(self.best):
+                self.best = {**metrics, "step": step}
+        log(trainer, metrics, step=step)
+
+    def _metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        """The figures of the raw weights and of those that callbacks offer."""
         assert isinstance(pl_module, LanguageModelTask)
         metrics: dict[str, float] = {}
         others = {f"val_{name}": context for name, context in offered_weights(trainer).items()}
@@ -53,11 +69,7 @@ class Validation(StepCallback):
             with context():
                 figures = self._evaluate(trainer, pl_module)
             metrics |= {f"{prefix}/{name}": value for name, value in figures.items()}
-        if is_own:
-            self.last, self.last_step = metrics, step
-            if not self.best or _rank(metrics) < _rank(self.best):
-                self.best = {**metrics, "step": step}
-        log(trainer, metrics, step=step)
+        return metrics
 
     @torch.no_grad()
     def _evaluate(self, trainer: pl.Trainer, task: LanguageModelTask) -> dict[str, float]:

@@ -10,9 +10,9 @@ import torch
 
 from src.data.tokenizer import ByteTokenizer
 from src.generate import main
-from src.run.trained import load_trained
 from src.generation.prompts import WRITEUP
 from src.generation.stream import TextStream
+from src.run.trained import load_trained
 from tests.conftest import TINY
 from tests.runs import ROOT, assert_same_tree, last_checkpoint, train
 

@@ -228,7 +228,7 @@ def test_a_state_that_two_states_of_the_code_have_trained_has_the_key_of_neither
         (["fork={base}@15", "stability=ema"], r"stability=ema looks on from the first step"),
         (["fork={base}@15", "resume=never"], r"resume=never: a fork begins from its own state"),
         (["save_at=[23]"], r"save_at=\[23\]: must be steps from 1 to 22"),
-        (["validate_at=[0]"], r"validate_at=\[0\]: must be steps from 1 to 22"),
+        (["validate_at=[23]"], r"validate_at=\[23\]: must be steps from 0 to 22"),
         (["observe={clip03:{norm:0.3}}"], r"observe=clip03: must be one of ema"),
         (["observe={ema:{decay:2.0,horizon_frac:null}}"], r"observe.ema.decay=2.0"),
         (["observe={ema:{rate:2.0}}"], r"observe.ema=.*: must have the fields decay, horizon_frac"),

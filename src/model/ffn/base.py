@@ -5,6 +5,7 @@ Axes: B batch, T time, D hidden.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -36,6 +37,9 @@ class FeedForward(nn.Module, ABC):
 @dataclass(kw_only=True)
 class FeedForwardConfig(ABC):
     """What every feed-forward option declares."""
+
+    usage_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how trained weights are used, and are no part of them."""
 
     inner_dim: int
     """Width of the SwiGLU's inside; of one expert's, where there are experts."""

@@ -21,6 +21,8 @@ WRITEUP_BIAS_RATE, WRITEUP_STEPS, WRITEUP_EXPERTS = 0.1, 11_000, 7
 class MoEConfig(FeedForwardConfig):
     """DeepSeekMoE (arXiv 2401.06066) with the router of DeepSeek-V3."""
 
+    usage_fields = ("dispatch", "router")
+
     num_routed: int
     """Experts that the router chooses from."""
     num_shared: int

@@ -1,0 +1,160 @@
+"""Training that begins from the weights of a saved model: init=<run folder or checkpoint>.
+
+The saved model brings its sizes, its attention, its feed-forward part and its tokenizer; the run
+brings all else. How experts are used is the run's own, so that any router can be put on them.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.data.tokenizer import CheckpointConfig
+from src.errors import InputError
+from src.fields import replaced, value_at
+from src.model import Transformer
+from src.model.ffn import FeedForwardConfig
+from src.model.kinds import kinds_of
+from src.model.norm import RMSNorm
+from src.overrides import Override
+from src.run.restore import PREFIX, ModelParts, empty_model, misfit, restore_parts
+from src.saved import checkpoint_of, load_model
+
+SECTIONS = ("model", "attention", "ffn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """A saved model."""
+
+    path: str
+    """As it was typed."""
+
+    @cached_property
+    def file(self) -> Path:
+        """The checkpoint. Raises InputError where there is none."""
+        return checkpoint_of(Path(self.path), field="init")
+
+    @cached_property
+    def _saved(self) -> dict[str, Any]:
+        return load_model(self.file, field="init")
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """By the model's names; empty where it holds sizes alone."""
+        return {n.removeprefix(PREFIX): w for n, w in self._saved["state_dict"].items()}
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """The options of attention, ffn and model."""
+        choices: dict[str, str] = self._saved["config"]["choices"]
+        return choices
+
+    @cached_property
+    def parts(self) -> ModelParts:
+        """What it is built from; the size of its vocabulary is given."""
+        parts = restore_parts(self._saved["config"], {})
+        if not self.weights:
+            return parts
+        rows = self.weights["embedding.weight"].shape[0]
+        return dataclasses.replace(parts, model=dataclasses.replace(parts.model, vocab_size=rows))
+
+
+def parse_init(typed: Sequence[Override]) -> Init | None:
+    """What was typed last; None for nothing or null."""
+    texts = [override.text for override in typed if override.key == "init"]
+    return Init(path=texts[-1]) if texts and texts[-1] != "null" else None
+
+
+def options_of(init: Init, typed: Sequence[Override]) -> list[str]:
+    """Overrides that choose its options, where they are not typed.
+
+    Raises:
+        InputError: what it brings itself was typed.
+    """
+    for override in typed:
+        if override.key in ("model", "tokenizer"):
+            raise InputError(
+                f"{override.key}={override.text}: init={init.path} brings its own; leave it out"
+            )
+    keys = {override.key for override in typed}
+    return [f"{name}={init.choices[name]}" for name in ("attention", "ffn") if name not in keys]
+
+
+def adopt(
+    init: Init, parts: dict[str, Any], choices: dict[Any, Any], typed: Sequence[Override]
+) -> None:
+    """Puts what the saved model brings in place of what was composed.
+
+    Args:
+        init: the saved model.
+        parts: the sections of a configuration, by name.
+        choices: the option chosen in each group.
+        typed: what was typed, which stays.
+
+    Raises:
+        InputError: an option of another kind was typed.
+    """
+    own = kinds_of(init.parts.attention, init.parts.ffn)
+    chosen = kinds_of(parts["attention"], parts["ffn"])
+    for name, kind in own.items():
+        if chosen[name] != kind:
+            raise InputError(
+                f"{name}={choices[name]}: init={init.path} has {name}={init.choices[name]};"
+                " src.convert makes one out of the other"
+            )
+    composed = {name: parts[name] for name in SECTIONS}
+    parts["model"], parts["attention"] = init.parts.model, init.parts.attention
+    ffn: FeedForwardConfig = init.parts.ffn
+    usage = {name: getattr(composed["ffn"], name) for name in ffn.usage_fields}
+    parts["ffn"] = dataclasses.replace(ffn, **usage)
+    for override in typed:
+        section, _, path = override.key.partition(".")
+        if section in SECTIONS and path:
+            value = value_at(composed, override.key)
+            parts[section] = replaced(parts[section], path.split("."), value)
+    parts["tokenizer"] = CheckpointConfig(path=str(init.file))
+    choices["model"], choices["tokenizer"] = init.choices["model"], "checkpoint"
+
+
+def check_fit(init: Init, parts: ModelParts, typed: Sequence[Override]) -> list[str]:
+    """Notes on weights that the saved model does not bring.
+
+    Raises:
+        InputError: its weights do not fit.
+    """
+    if not init.weights:
+        return [f"init={init.path} holds sizes and no weights: they are drawn from the seed"]
+    with torch.device("meta"):
+        model = empty_model(parts, {f"{PREFIX}{n}": w for n, w in init.weights.items()})
+    fresh = fresh_norms(model, init)
+    reason = misfit(model, {**init.weights, **{name: model.state_dict()[name] for name in fresh}})
+    if reason is not None:
+        own = {name: getattr(init.parts, name) for name in SECTIONS}
+        for override in typed:
+            if override.key.partition(".")[0] in SECTIONS and "." in override.key:
+                before = value_at(own, override.key)
+                if before != value_at({n: getattr(parts, n) for n in SECTIONS}, override.key):
+                    raise InputError(
+                        f"{override.key}={override.text}: init={init.path} has {before}"
+                    )
+        raise InputError(f"init={init.path}: its weights do not fit: {reason}")
+    if fresh:
+        return [f"init={init.path} has no {fresh[0]} ({len(fresh)} norms): they begin at 1"]
+    return []
+
+
+def fresh_norms(model: Transformer, init: Init) -> list[str]:
+    """Gains of norms that an option adds to the saved model."""
+    norms = [name for name, module in model.named_modules() if isinstance(module, RMSNorm)]
+    return [f"{name}.weight" for name in norms if f"{name}.weight" not in init.weights]
+
+
+def load_initial(model: Transformer, init: Init) -> None:
+    """Gives the model the saved weights; what `check_fit` noted stays as it was drawn."""
+    model.load_state_dict(init.weights, strict=False)

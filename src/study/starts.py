@@ -1,0 +1,50 @@
+"""What saved models were worth before they were trained on, and after."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from src.study import digits
+from src.study.collect import Run, Study
+from src.study.endpoints import by_seed, clean_loss
+from src.study.results import Analysis
+from src.study.table import Cell, Column, Table, cell
+
+COLUMNS = (
+    Column(name="arm", is_text=True),
+    Column(name="begins as", is_text=True),
+    Column(name="parameters"),
+    Column(name="KV cache", note="bytes a token that decoding keeps, in float32"),
+    Column(name="val/loss before", note="of the weights with which it began: mean over the seeds"),
+    Column(
+        name="val/loss after",
+        note="at the end, mean over clean seeds; beneath it what training on gained",
+    ),
+)
+
+
+def starts_table(study: Study, analysis: Analysis, *, title: str) -> Table:
+    """An arm a row, where any arm begins with a saved model."""
+    rows = []
+    if any(run.record.get("init") for run in study.runs):
+        for arm in analysis.arms:
+            runs = [run for each in by_seed(study.of(arm.variant)).values() for run in each]
+            if runs:
+                rows.append(_row(arm.label, runs))
+    return Table(title=title, columns=COLUMNS, rows=rows)
+
+
+def _row(label: str, runs: Sequence[Run]) -> list[Cell]:
+    record = runs[0].record
+    before = [value for run in runs for step, value in run.curve("val/loss")[:1] if step == 0]
+    after = [value for run in runs if (value := clean_loss(run, step=run.steps)) is not None]
+    gained = ""
+    if before and after:
+        gained = f"{digits.signed(fmean(after) - fmean(before))} to before"
+    return [
+        Cell(label),
+        Cell(str((record.get("init") or {}).get("path", "from nothing"))),
+        Cell(digits.fixed(record.get("params_total"), 0)),
+        Cell(digits.fixed(record.get("cache_bytes_per_token"), 0)),
+        Cell(digits.fixed(fmean(before) if before else None)),
+        cell(digits.fixed(fmean(after) if after else None), gained),
+    ]
