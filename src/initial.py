@@ -128,6 +128,10 @@ def check_fit(init: Init, parts: ModelParts, typed: Sequence[Override]) -> list[
     Raises:
         InputError: its weights do not fit.
     """
+    rows, wanted = init.parts.model.vocab_size, parts.model.vocab_size
+    if wanted != rows:
+        shown = "null" if wanted is None else wanted
+        raise InputError(f"model.vocab_size={shown}: init={init.path} has {rows}")
     if not init.weights:
         return [f"init={init.path} holds sizes and no weights: they are drawn from the seed"]
     with torch.device("meta"):

@@ -42,6 +42,7 @@ def test_every_preset_composes_with_every_size(preset, model):
 def test_every_other_option_composes(group):
     needs = {"text": ["data.path=x"], "tokens": ["data.path=x", "tokenizer.vocab_size=9"]}
     needs["ids"] = ["tokenizer.vocab_size=9"]
+    needs["checkpoint"] = ["tokenizer.path=x"]
     for option in options(group):
         if option != "gpu":
             compose("train", [f"{group}={option}", *needs.get(option, [])])

@@ -75,6 +75,9 @@ def read_gguf(file: Path, *, field: str) -> LlamaFiles:
         }
     except (ValueError, OSError, LookupError, NotImplementedError) as error:
         raise InputError(f"{field}: is damaged or no GGUF file ({error})") from error
+    architecture = values.get("general.architecture")
+    if architecture != "llama":
+        raise InputError(f"{field}: general.architecture={architecture}: must be llama")
     try:
         config = _config(values, tied="output.weight" not in tensors)
         found = {

@@ -64,6 +64,9 @@ def _imported(files: LlamaFiles, *, name: str) -> TrainedModel:
         raise InputError(
             f"{files.place}: vocab_size={vocab_size}: the tokenizer has {num_tokens} tokens"
         )
+    rows = len(weights["embedding.weight"])
+    if rows != vocab_size:
+        raise InputError(f"{files.place}: vocab_size={vocab_size}: the embedding has {rows} rows")
     model = empty_model(parts, {f"{PREFIX}{n}": value for n, value in weights.items()})
     try:
         fill(model, weights)

@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
 import tokenizers
+import torch
 
 from src.data.tokenizer import (
     TOKENIZERS,
     BPEConfig,
     ByteConfig,
     CharConfig,
+    CheckpointConfig,
     IdsConfig,
     SmolLM2Config,
+    made_elsewhere,
     restore_tokenizer,
 )
 from src.errors import InputError
@@ -103,3 +106,26 @@ def test_a_tokenizer_that_loses_text_is_refused(tmp_path):
     words.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(InputError, match="does not give text back"):
         SmolLM2Config(path=str(tmp_path)).build(TEXT, TEXT)
+
+
+def test_a_saved_models_tokenizer_is_told_by_its_content(tmp_path):
+    ours = BPEConfig(vocab_size=280).build(TEXT, TEXT)
+    content = {"state_dict": {}, "config": {}, "tokenizer": ours.state()}
+    for name in ("one.ckpt", "two.ckpt"):
+        torch.save(content, tmp_path / name)
+    torch.save(content | {"tokenizer": ByteConfig().build("", "").state()}, tmp_path / "three.ckpt")
+    one, two, three = (
+        CheckpointConfig(path=str(tmp_path / f"{name}.ckpt")) for name in ("one", "two", "three")
+    )
+    assert type(one) is TOKENIZERS["checkpoint"]
+    assert np.array_equal(one.build("", "").encode(TEXT), ours.encode(TEXT))
+    assert one.key() == two.key() != three.key()
+    with pytest.raises(InputError, match=r"tokenizer\.path=nowhere: no such run folder"):
+        CheckpointConfig(path="nowhere").key()
+
+
+def test_tokens_that_end_a_text_are_kept(folder):
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    made = made_elsewhere(backend, sample=TEXT, field="x", end_ids=[2, 5])
+    assert restore_tokenizer(made.state()).end_ids == {2, 5}
+    assert SmolLM2Config(path=str(folder)).build(TEXT, TEXT).end_ids == frozenset()

@@ -78,6 +78,9 @@ class MultiHeadLatentAttention(Attention):
         q_latent, kv_latent, eps = config.q_latent_dim, config.kv_latent_dim, dims.norm_eps
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
+            if outputs == 0:
+                # All of a head rotates, and torch warns of drawing nothing.
+                return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
             return nn.Linear(inputs, outputs, bias=False)
 
         self.q_down = linear(dims.hidden_dim, q_latent)
