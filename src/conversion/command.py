@@ -104,7 +104,6 @@ def _converted(source: TrainedModel, todo: Plan, given: Mapping[str, Any]) -> Co
             source.model,
             todo,
             texts,
-            fit=texts is not None,
             seed=given["seed"],
             on_layer=count,
         )

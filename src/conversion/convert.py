@@ -1,7 +1,7 @@
 """Converts a model layer by layer, and measures what each step lost.
 
-Both models go through the text together, one layer at a time: a layer's inputs are the source's
-own, so that its figures are of that layer alone.
+The text goes through the source one layer at a time, beside which the new layer is made: its inputs
+are the source's own, so that its figures are of that layer alone.
 
 Axes: B windows, T tokens, D hidden.
 """
@@ -51,7 +51,6 @@ def convert(
     plan: Plan,
     texts: Texts | None,
     *,
-    fit: bool,
     seed: int,
     on_layer: Callable[[int], None],
 ) -> Converted:
@@ -60,18 +59,32 @@ def convert(
     Args:
         source: a model of the plan's source.
         plan: what is to become of it.
-        texts: None: measures nothing.
-        fit: whether factors are the nearest for the inputs of the text, not for all inputs alike.
+        texts: to which factors are fitted and on which losses are measured; None: neither, and
+            factors are the nearest for all inputs alike.
         seed: of the routers.
         on_layer: told the number of layers that are done.
     """
     weights = {n: w for n, w in source.state_dict().items() if not _changes(n, plan)}
-    streams = _Streams(source, texts)
+    fit_BTD, held_out_BTD = (
+        (None, None)
+        if texts is None
+        else (source.embedding(texts.fit_BT), source.embedding(texts.held_out_BT))
+    )
     layers = []
     for number, block in enumerate(source.blocks()):
-        made, lost = _layer(block, plan, streams, fit=fit, seed=seed, number=number)
+        fit = None if fit_BTD is None else _pass(block, fit_BTD, source.rope)
+        held_out = None if held_out_BTD is None else _pass(block, held_out_BTD, source.rope)
+        lost: dict[str, float] = {}
+        made: dict[str, Tensor] = {}
+        if plan.latent is not None:
+            made |= _attention(block, plan, fit, held_out, lost=lost)
+        if plan.experts is not None:
+            stream = generator(seed, "init", f"layers.{number}.ffn.router.weight")
+            made |= _experts(block, plan, held_out, generator=stream, lost=lost)
         weights |= {f"layers.{number}.{name}": weight for name, weight in made.items()}
         layers.append(lost)
+        fit_BTD = None if fit is None else fit.out_BTD
+        held_out_BTD = None if held_out is None else held_out.out_BTD
         on_layer(number + 1)
     model = empty_model(plan.target, {f"{PREFIX}{name}": w for name, w in weights.items()})
     model.load_state_dict(weights)
@@ -84,89 +97,93 @@ def _changes(name: str, plan: Plan) -> bool:
     return (attention and ".attention." in name) or (ffn and ".ffn." in name)
 
 
-class _Streams:
-    """The residual streams of the source on the text, moved on layer by layer."""
+@dataclass(frozen=True, kw_only=True)
+class _Passage:
+    """Text on its way through one layer of the source."""
 
-    def __init__(self, source: Transformer, texts: Texts | None) -> None:
-        self.rope = source.rope
-        self._fit = None if texts is None else source.embedding(texts.fit_BT)
-        self._held_out = None if texts is None else source.embedding(texts.held_out_BT)
-
-    def moments(self, block: Block) -> Tensor | None:
-        """Second moments (D, D) of the attention's inputs, float64."""
-        if self._fit is None:
-            return None
-        x_SD = block.attention_norm(self._fit).flatten(0, 1).double()
-        return x_SD.T @ x_SD / len(x_SD)
-
-    def attention_input(self, block: Block) -> Tensor | None:
-        """Of the held-out text, (B, T, D)."""
-        return None if self._held_out is None else block.attention_norm(self._held_out)
-
-    def ffn_input(self, block: Block) -> Tensor | None:
-        """Of the held-out text, (B, T, D)."""
-        x_BTD = self.attention_input(block)
-        if x_BTD is None or self._held_out is None:
-            return None
-        y_BTD = block.attention(x_BTD, self.rope(x_BTD.shape[1]))
-        return block.ffn_norm(self._held_out + y_BTD)
-
-    def advance(self, block: Block) -> None:
-        """Through the layer."""
-        if self._fit is not None:
-            self._fit = block(self._fit, self.rope(self._fit.shape[1]))
-        if self._held_out is not None:
-            self._held_out = block(self._held_out, self.rope(self._held_out.shape[1]))
+    attention_in_BTD: Tensor
+    attention_out_BTD: Tensor
+    ffn_in_BTD: Tensor
+    ffn_out_BTD: Tensor
+    out_BTD: Tensor
+    """The residual stream after the layer."""
 
 
-def _layer(
-    block: Block, plan: Plan, streams: _Streams, *, fit: bool, seed: int, number: int
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """New weights of one layer by name, and what each step lost."""
+def _pass(block: Block, x_BTD: Tensor, rope: RotaryTable) -> _Passage:
+    attention_in_BTD = block.attention_norm(x_BTD)
+    attention_out_BTD = block.attention(attention_in_BTD, rope(x_BTD.shape[1]))
+    x_BTD = x_BTD + attention_out_BTD
+    ffn_in_BTD = block.ffn_norm(x_BTD)
+    ffn_out_BTD = block.ffn(ffn_in_BTD)
+    return _Passage(
+        attention_in_BTD=attention_in_BTD,
+        attention_out_BTD=attention_out_BTD,
+        ffn_in_BTD=ffn_in_BTD,
+        ffn_out_BTD=ffn_out_BTD,
+        out_BTD=x_BTD + ffn_out_BTD,
+    )
+
+
+def _attention(
+    block: Block,
+    plan: Plan,
+    fit: _Passage | None,
+    held_out: _Passage | None,
+    *,
+    lost: dict[str, float],
+) -> dict[str, Tensor]:
+    """New weights of a layer's attention, by name; notes in `lost` what each step lost."""
+    assert plan.latent is not None
+    dims = plan.source.model.dims()
+    metric = InputMetric.even(dims.hidden_dim)
+    if fit is not None:
+        x_SD = fit.attention_in_BTD.flatten(0, 1).double()
+        metric = InputMetric.of(x_SD.T @ x_SD / len(x_SD))
     weights: dict[str, Tensor] = {}
-    lost: dict[str, float] = {}
-    dims, target = plan.source.model.dims(), plan.target
-    if plan.latent is not None:
-        before, _ = plan.latent
-        moments = streams.moments(block) if fit else None
-        even = InputMetric.even(dims.hidden_dim)
-        metric = even if moments is None else InputMetric.of(moments)
-        x_BTD = streams.attention_input(block)
-        made: Mapping[str, Tensor] = {}
-        for step, config in plan.attention_steps():
-            made = to_latent(
-                block.attention.state_dict(),
-                source=before,
-                target=config,
-                dims=dims,
-                rope_stride=plan.rope_stride,
-                metric=metric,
-            )
-            if x_BTD is not None:
-                table = RotaryTable(
-                    rope_dim=config.rope_dim,
-                    max_seq_len=x_BTD.shape[1],
-                    theta=target.model.rope_theta,
-                )
-                after = _filled(config.build(dims), made)(x_BTD, table(x_BTD.shape[1]))
-                y_BTD = block.attention(x_BTD, streams.rope(x_BTD.shape[1]))
-                lost[f"attention: {step}"] = _distance(after, y_BTD)
-        weights |= {f"attention.{name}": weight for name, weight in made.items()}
-    if plan.experts is not None:
-        model = target.model
-        made = to_experts(
-            block.ffn.state_dict(),
-            target=plan.experts,
-            init_std=model.router_init_std or model.init_std,
-            generator=generator(seed, "init", f"layers.{number}.ffn.router.weight"),
+    steps = list(plan.attention_steps())
+    # Of the steps before the last nothing is kept but what they lost.
+    for step, config in steps if held_out is not None else steps[-1:]:
+        weights = to_latent(
+            block.attention.state_dict(),
+            source=plan.latent[0],
+            target=config,
+            dims=dims,
+            rope_stride=plan.rope_stride,
+            metric=metric,
         )
-        x_BTD = streams.ffn_input(block)
-        if x_BTD is not None:
-            after = _filled(plan.experts.build(dims), made)(x_BTD)
-            lost["ffn: experts"] = _distance(after, block.ffn(x_BTD))
-        weights |= {f"ffn.{name}": weight for name, weight in made.items()}
-    streams.advance(block)
-    return weights, lost
+        if held_out is not None:
+            x_BTD = held_out.attention_in_BTD
+            rope = RotaryTable(
+                rope_dim=config.rope_dim,
+                max_seq_len=x_BTD.shape[1],
+                theta=plan.target.model.rope_theta,
+            )
+            y_BTD = _filled(config.build(dims), weights)(x_BTD, rope(x_BTD.shape[1]))
+            lost[f"attention: {step}"] = _distance(y_BTD, held_out.attention_out_BTD)
+    return {f"attention.{name}": weight for name, weight in weights.items()}
+
+
+def _experts(
+    block: Block,
+    plan: Plan,
+    held_out: _Passage | None,
+    *,
+    generator: torch.Generator,
+    lost: dict[str, float],
+) -> dict[str, Tensor]:
+    """The same of its feed-forward part."""
+    assert plan.experts is not None
+    model = plan.target.model
+    weights = to_experts(
+        block.ffn.state_dict(),
+        target=plan.experts,
+        init_std=model.router_init_std or model.init_std,
+        generator=generator,
+    )
+    if held_out is not None:
+        y_BTD = _filled(plan.experts.build(model.dims()), weights)(held_out.ffn_in_BTD)
+        lost["ffn: experts"] = _distance(y_BTD, held_out.ffn_out_BTD)
+    return {f"ffn.{name}": weight for name, weight in weights.items()}
 
 
 def _filled(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

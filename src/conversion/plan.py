@@ -13,9 +13,9 @@ from src.model.attention import AttentionConfig
 from src.model.attention.gqa import GQAConfig
 from src.model.attention.mlha import MLHAConfig
 from src.model.ffn import FeedForwardConfig
-from src.model.ffn.mlp import MLPConfig
 from src.model.ffn.moe import MoEConfig
 from src.model.ffn.router import RouterConfig
+from src.model.kinds import kinds_of
 from src.run.restore import ModelParts
 from src.schema import CONF
 
@@ -113,7 +113,7 @@ def plan(source: ModelParts, given: Mapping[str, Any]) -> Plan:
 
 def _attention(source: ModelParts, given: Mapping[str, Any], *, stride: int) -> AttentionConfig:
     before, wanted = source.attention, given["attention"]
-    kind = "gqa" if isinstance(before, GQAConfig) else "mlha"
+    kind = kinds_of(before, source.ffn)["attention"]
     _check_kind("attention", wanted, kind, to="mlha")
     if wanted is None or wanted == kind:
         _refuse(given, LATENT, "attention=mlha from a source with attention=gqa")
@@ -139,7 +139,7 @@ def _attention(source: ModelParts, given: Mapping[str, Any], *, stride: int) -> 
 
 def _ffn(source: ModelParts, given: Mapping[str, Any]) -> FeedForwardConfig:
     before, wanted = source.ffn, given["ffn"]
-    kind = "mlp" if isinstance(before, MLPConfig) else "moe"
+    kind = kinds_of(source.attention, before)["ffn"]
     _check_kind("ffn", wanted, kind, to="moe")
     if wanted is None or wanted == kind:
         _refuse(given, EXPERTS, "ffn=moe from a source with ffn=mlp")
