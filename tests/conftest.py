@@ -4,21 +4,25 @@ from pathlib import Path
 import pytest
 import torch
 
-TINY = (
+PACE = (
     "preset=smoke",
     "tracking=local",
-    "model.num_layers=1",
-    "model.hidden_dim=24",
-    "model.num_heads=3",
-    "model.inner_dim=32",
-    "ffn.inner_dim=16",
-    "attention.rope_dim=4",
     "recipe.seq_len=16",
     "recipe.batch_size=4",
     "recipe.max_steps=12",
     "recipe.num_validations=3",
     "recipe.val_windows=8",
     "recipe.log_every=4",
+)
+"""The recipe of a run of a second or less."""
+TINY = (
+    *PACE,
+    "model.num_layers=1",
+    "model.hidden_dim=24",
+    "model.num_heads=3",
+    "model.inner_dim=32",
+    "ffn.inner_dim=16",
+    "attention.rope_dim=4",
     "data.max_chars=20000",
 )
 """A run of a second or less: the whole command on a small model."""

@@ -16,7 +16,7 @@ from src.report import main as report
 from src.run.trained import load_trained
 from src.stability import REMEDIES
 from src.train import main
-from tests.conftest import TINY
+from tests.conftest import PACE, TINY
 from tests.runs import (
     assert_same_run,
     last_checkpoint,
@@ -28,17 +28,6 @@ from tests.runs import (
 )
 
 SOURCE = ("attention=gqa", "ffn=mlp", "attention.num_kv_heads=3")
-PACE = (
-    "preset=smoke",
-    "tracking=local",
-    "recipe.seq_len=16",
-    "recipe.batch_size=4",
-    "recipe.max_steps=12",
-    "recipe.num_validations=3",
-    "recipe.val_windows=8",
-    "recipe.log_every=4",
-)
-"""The recipe alone: sizes come from the saved model."""
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,7 @@ def _continued(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> list[s
         max_new_tokens=NUM_TOKENS,
         sampling=SAMPLING,
         seed=seed,
+        end_ids=tokenizer.end_ids,
     )
     for place, number in places.items():
         texts[place] = tokenizer.decode(prompts[number] + new[number])

@@ -125,6 +125,16 @@ def test_the_same_command_again_does_nothing_and_another_refuses(run, tmp_path, 
     assert (tmp_path / "out" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
 
 
+def test_other_weights_are_another_conversion(run, tmp_path, capsys):
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save(content, tmp_path / "source.ckpt")
+    convert(tmp_path / "source.ckpt", tmp_path / "out", "ffn=moe")
+    content["state_dict"]["model.final_norm.weight"][0] += 1
+    torch.save(content, tmp_path / "source.ckpt")
+    assert main([f"source={tmp_path / 'source.ckpt'}", f"out={tmp_path / 'out'}", "ffn=moe"]) == 2
+    assert "(source_digest was " in capsys.readouterr().err
+
+
 def test_the_same_conversion_is_the_same_bytes(run, tmp_path):
     for name in ("one", "two"):
         convert(run, tmp_path / name, "attention=mlha", "ffn=moe", "kv_latent_dim=6")

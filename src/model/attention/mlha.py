@@ -4,6 +4,7 @@ Axes: B batch, T time, D hidden, H heads, K head_dim, C content dimensions (K - 
 L latent, G rope keys, S slots of the cache.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -78,10 +79,10 @@ class MultiHeadLatentAttention(Attention):
         q_latent, kv_latent, eps = config.q_latent_dim, config.kv_latent_dim, dims.norm_eps
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
-            if outputs == 0:
-                # All of a head rotates, and torch warns of drawing nothing.
-                return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
-            return nn.Linear(inputs, outputs, bias=False)
+            with warnings.catch_warnings():
+                # Where all of a head rotates, it has no content to be drawn.
+                warnings.filterwarnings("ignore", message="Initializing zero-element")
+                return nn.Linear(inputs, outputs, bias=False)
 
         self.q_down = linear(dims.hidden_dim, q_latent)
         self.q_up = linear(q_latent, heads * self.head_dim)
