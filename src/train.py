@@ -13,7 +13,8 @@ python -m src.train --multirun field=a,b,c ...     a run for each value
   model=proxy|small|stress|smollm2_135m|smoldeepseek_916m
   preset=laptop|smoke|stress|stress_bf16|crash|control|hot|long|writeup|writeup_constant
   data=shakespeare|text|tokens|tiny_shakespeare
-  tokenizer=char|byte|bpe|smollm2
+  tokenizer=char|byte|bpe|smollm2|checkpoint
+  init=FOLDER            begins with the weights, sizes and tokenizer of a saved or converted model
   seed=0  study=name  resume=auto|never|CHECKPOINT  rerun=true  tracking=mlflow|local
   recipe.max_steps=440  recipe.learning_rate=3e-3  recipe.precision=32-true|bf16-mixed  ...
 
