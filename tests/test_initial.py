@@ -16,6 +16,7 @@ from src.report import main as report
 from src.run.trained import load_trained
 from src.stability import REMEDIES
 from src.train import main
+from src.training.interrupt import Interrupt
 from tests.conftest import PACE, TINY
 from tests.runs import (
     assert_same_run,
@@ -149,6 +150,19 @@ def test_interrupted_and_resumed_is_bitwise_uninterrupted(here, monkeypatch):
         (resumed,) = (file.parent for file in Path(f"runs/cut{step}").rglob("record.json"))
         assert_same_run(resumed, whole)
         assert [line["step"] for line in metrics(resumed)].count(0) == 1
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(here, monkeypatch):
+    def die(self, trainer, pl_module, done):
+        raise RuntimeError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "on_step_end", die)
+        assert main([*here, "init=narrow"]) == 1
+    (folder,) = (file.parent for file in Path("runs").rglob("record.json"))
+    assert [line["step"] for line in metrics(folder)][:1] == [0]
+    assert main([*here, "init=narrow"]) == 0
+    assert_same_run(folder, train(here, "init=narrow", "study=whole"))
 
 
 def test_a_fork_inherits_it(here):
