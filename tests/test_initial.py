@@ -216,6 +216,7 @@ def test_a_sweep_over_saved_models_compares_them_and_reports_before_and_after(he
         before = sum(run[0]["val/loss"] for run in lines) / 2
         after = sum(run[-1]["val/loss"] for run in lines) / 2
         assert cells[5] == f"{before:.3f}" and cells[6].startswith(f"{after:.3f} (")
+    assert "differs from its baseline in more than it says" not in text
     assert 'id="starts"' in Path("runs/saved/report/report.html").read_text()
 
 

@@ -20,6 +20,9 @@ PRESET_SETS = ("recipe", "attention", "ffn", "model", "data", "tokenizer")
 MODEL_SETS = ("attention", "ffn", "model")
 """Sections that take sizes from the model's option."""
 
+INIT_SETS = (*MODEL_SETS, "tokenizer")
+"""Sections that a saved model brings."""
+
 
 def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     """Sentences, the graver first."""
@@ -183,6 +186,8 @@ def _unexpected(run: Run, baseline: Run) -> list[str]:
         if run.config["choices"].get(group) != baseline.config["choices"].get(group):
             sets = {"model": MODEL_SETS, "preset": PRESET_SETS}.get(group, (group,))
             allowed += sets
+    if run.config.get("init") != baseline.config.get("init"):
+        allowed += INIT_SETS
     for variant in (run.variant, baseline.variant):
         allowed += [field.partition("-")[0] for field in variant.split("@")[1:]]
     return [

@@ -93,6 +93,11 @@ class Run:
         """A figure at the end of the run; None where it was not finite or not taken."""
         return self.record.get("final", {}).get(metric)
 
+    @property
+    def initial_loss(self) -> float | None:
+        """Validation loss of the weights with which it began; None where it was not taken."""
+        return next((line.get("val/loss") for line in self.lines[:1] if line["step"] == 0), None)
+
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) wherever the metric was logged."""
         return [(int(line["step"]), line[metric]) for line in self.lines if metric in line]

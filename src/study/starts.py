@@ -35,7 +35,7 @@ def starts_table(study: Study, analysis: Analysis, *, title: str) -> Table:
 
 def _row(label: str, runs: Sequence[Run]) -> list[Cell]:
     record = runs[0].record
-    before = [value for run in runs for step, value in run.curve("val/loss")[:1] if step == 0]
+    before = [value for run in runs if (value := run.initial_loss) is not None]
     after = [value for run in runs if (value := clean_loss(run, step=run.steps)) is not None]
     gained = ""
     if before and after:
