@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src import terminal
 from src.conversion.convert import Converted
 from src.conversion.convert import convert as convert_model
@@ -31,6 +33,7 @@ def convert(given: Mapping[str, Any]) -> int:
     """
     given = {**given, **{name: _option(given[name]) for name in ("attention", "ffn")}}
     _check(given)
+    torch.set_num_threads(given["threads"])
     kept = "raw" if given["weights"] == "none" else str(given["weights"])
     source = read_source(str(given["source"]), weights=kept)
     out = Path(str(given["out"]))
@@ -71,7 +74,7 @@ def _check(given: Mapping[str, Any]) -> None:
         if given[field] not in allowed:
             shown = ", ".join("null" if entry is None else entry for entry in allowed)
             raise InputError(f"{field}={given[field]}: must be one of {shown}")
-    for field, least in (("seed", 0), ("calibration_tokens", 1)):
+    for field, least in (("seed", 0), ("calibration_tokens", 1), ("threads", 1)):
         value = given[field]
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{field}={value}: must be an integer of at least {least}")
