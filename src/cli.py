@@ -84,17 +84,21 @@ def plain_main(
         argv: arguments; None: those of the process.
     """
     texts: dict[str, Any] = {}
-    others = []
+    others, signed = [], []
     for argument in sys.argv[1:] if argv is None else argv:
         key, equals, text = argument.partition("=")
         if equals and key in verbatim:
             texts[key] = text
+        elif equals and key.lstrip("+~") in verbatim:
+            signed.append(argument)
         else:
             others.append(argument)
 
     def act(arguments: list[str], multirun: bool) -> int:
         if multirun:
             raise InputError(f"--multirun: is not for src.{config_name}")
+        for argument in signed:
+            raise InputError(f"{argument}: fields are set as field=value, without + and ~")
         with readable(config_name, arguments):
             for override in OverridesParser.create().parse_overrides(arguments):
                 if override.is_sweep_override():

@@ -47,6 +47,11 @@ class Fork:
         if not file.is_file():
             raise InputError(f"fork={self.source}@{self.step}: {self.source} is no run folder")
         config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if "stability" not in config:
+            raise InputError(
+                f"fork={self.source}@{self.step}: {self.source} is a converted model;"
+                f" init={self.source} trains it on"
+            )
         return config
 
     def check(self, *, last_step: int) -> None:

@@ -2,13 +2,15 @@
 
 import socket
 import urllib.parse
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from src.errors import InputError
 
 
 def fetch_file(repository: str, name: str, *, field: str, otherwise: str) -> Path:
-    """One file, from the cache where it is there already.
+    """One file; without a network that of the cache.
 
     Args:
         repository: a model's id, such as HuggingFaceTB/SmolLM2-135M.
@@ -17,46 +19,55 @@ def fetch_file(repository: str, name: str, *, field: str, otherwise: str) -> Pat
         otherwise: what to do without a network, for errors.
 
     Raises:
-        InputError: there is no such file, or no network.
+        InputError: there is no such file, or it is not in the cache and no network is there.
     """
     import huggingface_hub
 
-    try:
+    if not _has_network():
         cached = huggingface_hub.try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
             return Path(cached)
-        _require_network()
+        raise _offline(field, otherwise)
+    try:
         return Path(huggingface_hub.hf_hub_download(repository, name))
     except (OSError, ValueError) as error:  # the library's errors are among these
-        raise _unreadable(field, error, otherwise) from error
+        raise _refused(field, error) from error
 
 
-def fetch_model(repository: str, *, field: str, otherwise: str) -> Path:
-    """The folder with a model's config.json, tokenizer.json and safetensors; arguments as above."""
+def fetch_model(repository: str, wanted: Sequence[str], *, field: str, otherwise: str) -> Path:
+    """The folder with the files of a model whose names match one of `wanted`; the same else."""
     import huggingface_hub
 
-    wanted = ["config.json", "tokenizer.json", "*.safetensors", "model.safetensors.index.json"]
+    online = _has_network()
     try:
-        _require_network()
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=wanted)
+        folder = huggingface_hub.snapshot_download(
+            repository, allow_patterns=list(wanted), local_files_only=not online
+        )
     except (OSError, ValueError) as error:
-        try:
-            folder = huggingface_hub.snapshot_download(repository, local_files_only=True)
-        except (OSError, ValueError):
-            raise _unreadable(field, error, otherwise) from error
+        raise (_refused(field, error) if online else _offline(field, otherwise)) from error
     return Path(folder)
 
 
-def _require_network() -> None:
+def _has_network() -> bool:
     """Asked first, because the library's own retries without a network last half a minute."""
     import huggingface_hub
 
+    if urllib.request.getproxies().get("https"):
+        return True
     host = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT).hostname or ""
-    socket.create_connection((host, 443), timeout=5).close()
+    try:
+        socket.create_connection((host, 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
-def _unreadable(field: str, error: Exception, otherwise: str) -> InputError:
+def _offline(field: str, otherwise: str) -> InputError:
     return InputError(
-        f"{field}: no such folder, and the hub could not be read ({type(error).__name__});"
-        f" offline, {otherwise}"
+        f"{field}: no such folder, and the hub cannot be reached; offline, {otherwise}"
     )
+
+
+def _refused(field: str, error: Exception) -> InputError:
+    first = str(error).strip().partition("\n")[0]
+    return InputError(f"{field}: no such folder, and the hub did not give it ({first})")

@@ -1,7 +1,9 @@
 """Training that begins from the weights of a saved model: init=<run folder or checkpoint>.
 
 The saved model brings its sizes, its attention, its feed-forward part and its tokenizer; the run
-brings all else. How experts are used is the run's own, so that any router can be put on them.
+brings all else. How experts are used is the run's own, so that any router can be put on them. Where
+experts are parts of a dense network, only one that picks the parts of one copy together keeps the
+function: the write-up's, whose logits all begin at 0, does not. The loss before training tells.
 """
 
 import dataclasses
@@ -78,7 +80,8 @@ def options_of(init: Init, typed: Sequence[Override]) -> list[str]:
         InputError: what it brings itself was typed.
     """
     for override in typed:
-        if override.key in ("model", "tokenizer"):
+        brought = override.key in ("model", "tokenizer", "model.inner_dim", "model.tie_embeddings")
+        if brought or override.key.startswith("model.sizes"):
             raise InputError(
                 f"{override.key}={override.text}: init={init.path} brings its own; leave it out"
             )

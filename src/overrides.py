@@ -23,6 +23,8 @@ FREE_TEXT = (
     "incident",
     "job",
     "run",
+    "source",
+    "calibration",
     "prompts_file",
     "data.path",
     "data.val_path",

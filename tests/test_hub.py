@@ -20,6 +20,17 @@ def test_without_a_network_a_models_id_is_one_line(monkeypatch, tmp_path):
         read_source(ID, weights="raw")
 
 
+def test_what_the_hub_refuses_is_said_and_no_older_copy_is_taken(monkeypatch):
+    def refuse(repository, *, local_files_only, **given):
+        assert not local_files_only
+        raise OSError("401 Client Error\nmore")
+
+    monkeypatch.setattr("src.hub._has_network", lambda: True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(InputError, match=r"the hub did not give it \(401 Client Error\)"):
+        read_source(ID, weights="raw")
+
+
 def test_a_model_that_was_fetched_before_is_read_without_a_network(monkeypatch, tmp_path):
     source = folder(tmp_path / "snapshot")
     asked = []
@@ -31,7 +42,8 @@ def test_a_model_that_was_fetched_before_is_read_without_a_network(monkeypatch, 
     monkeypatch.setattr("socket.create_connection", unreachable)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     model = read_source(ID, weights="raw")
-    assert asked == [(ID, {"local_files_only": True})]
+    ((repository, given),) = asked
+    assert repository == ID and given["local_files_only"]
     assert model.choices["model"] == "SmolLM2-135M"
 
 
@@ -49,5 +61,6 @@ def test_with_a_network_only_what_is_read_is_fetched(monkeypatch, tmp_path):
     )
     read_source(ID, weights="raw")
     patterns = asked["allow_patterns"]
+    assert not asked["local_files_only"]
     assert "config.json" in patterns and "*.safetensors" in patterns
     assert not any("bin" in pattern or pattern == "*" for pattern in patterns)

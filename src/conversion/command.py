@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from src.conversion.convert import convert as convert_model
 from src.conversion.llama import llama_config
 from src.conversion.plan import Plan, plan
 from src.conversion.source import read_source
-from src.conversion.texts import Texts, read_texts
+from src.conversion.texts import Texts, cut, read_text
 from src.conversion.write import write_checkpoint, write_huggingface, written_already
 from src.errors import InputError
 from src.model.size import measure
@@ -34,22 +35,23 @@ def convert(given: Mapping[str, Any]) -> int:
     given = {**given, **{name: _option(given[name]) for name in ("attention", "ffn")}}
     _check(given)
     torch.set_num_threads(given["threads"])
-    kept = "raw" if given["weights"] == "none" else str(given["weights"])
-    source = read_source(str(given["source"]), weights=kept)
-    out = Path(str(given["out"]))
-    settings = {k: v for k, v in given.items() if k not in ("out", "source")}
-    settings["source_digest"] = _digest(source)
+    # Followed to where a link leads: a folder cannot be renamed onto a link.
+    out = Path(given["out"]).resolve()
+    kept = "raw" if given["weights"] == "none" else given["weights"]
+    source = read_source(given["source"], weights=kept)
     todo = plan(source.parts, given)
     if given["to"] == "hf":
         llama_config(todo.target, end_ids=())
+    text = None if given["calibration"] is None else read_text(given["calibration"])
+    settings = {k: v for k, v in given.items() if k not in ("out", "source")}
+    settings |= {"source_digest": _digest(source), "calibration_digest": _text_digest(text)}
     if written_already(out, settings):
         terminal.say(f"{out} holds this conversion already")
         return 0
-    made = _sizes_alone(source, todo) if given["weights"] == "none" else None
-    converted = None
-    if made is None:
-        converted = _converted(source, todo, given)
-        made = dataclasses.replace(_sizes_alone(source, todo), model=converted.model)
+    made, converted = _sizes_alone(source, todo), None
+    if given["weights"] != "none":
+        converted = _converted(source, todo, text, given)
+        made = dataclasses.replace(made, model=converted.model)
     report = _report(given, settings, todo, converted)
     if given["to"] == "hf":
         write_huggingface(out, made, report=report)
@@ -65,6 +67,12 @@ def _option(value: Any) -> Any:
 
 
 def _check(given: Mapping[str, Any]) -> None:
+    for field in ("source", "out"):
+        if not isinstance(given[field], str):
+            shown = "null" if given[field] is None else given[field]
+            raise InputError(f"{field}={shown}: must be a place")
+    if not isinstance(given["calibration"], str | None):
+        raise InputError(f"calibration={given['calibration']}: must be one text, or null")
     for field, allowed in (
         ("to", FORMATS),
         ("weights", WEIGHTS),
@@ -92,33 +100,37 @@ def _sizes_alone(source: TrainedModel, todo: Plan) -> TrainedModel:
     return dataclasses.replace(source, parts=todo.target, choices=choices)
 
 
-def _converted(source: TrainedModel, todo: Plan, given: Mapping[str, Any]) -> Converted:
+def _converted(
+    source: TrainedModel, todo: Plan, text: str | None, given: Mapping[str, Any]
+) -> Converted:
     texts: Texts | None = None
-    if given["calibration"] is not None and todo.changes:
-        texts = read_texts(
-            str(given["calibration"]),
+    if text is not None and todo.changes:
+        texts = cut(
+            text,
             source.tokenizer,
+            field=f"calibration={given['calibration']}",
             num_tokens=given["calibration_tokens"],
             context=source.parts.seq_len,
         )
     num_layers = source.parts.model.num_layers
+    if todo.changes:
+        terminal.say(f"converting {num_layers} layers of {source.model.num_params():,} parameters")
     with terminal.counting("converting", total=num_layers, unit="layers") as count:
-        return convert_model(
-            source.model,
-            todo,
-            texts,
-            seed=given["seed"],
-            on_layer=count,
-        )
+        return convert_model(source.model, todo, texts, seed=given["seed"], on_layer=count)
 
 
 def _digest(source: TrainedModel) -> str:
-    """A hash of the source's weights."""
-    digest = hashlib.sha256()
+    """A hash of all that the source brings."""
+    facts = [repr(source.parts), source.tokenizer.state(), dict(source.choices)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, value in source.model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.contiguous().numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _text_digest(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _report(
@@ -130,7 +142,7 @@ def _report(
     """conversion.json."""
     loss = None if converted is None else converted.loss
     return {
-        "source": str(given["source"]),
+        "source": given["source"],
         "settings": dict(settings),
         "cache_bytes_per_token": {
             "source": _cache_bytes(todo.source),

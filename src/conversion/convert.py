@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.conversion.latent import InputMetric, to_latent
+from src.conversion.latent import Decomposition, InputMetric, decompose
 from src.conversion.plan import Plan
 from src.conversion.texts import Texts
 from src.conversion.upcycle import to_experts
@@ -140,16 +140,22 @@ def _attention(
         x_SD = fit.attention_in_BTD.flatten(0, 1).double()
         metric = InputMetric.of(x_SD.T @ x_SD / len(x_SD))
     weights: dict[str, Tensor] = {}
+    found: dict[int, Decomposition] = {}
     steps = list(plan.attention_steps())
     # Of the steps before the last nothing is kept but what they lost.
     for step, config in steps if held_out is not None else steps[-1:]:
-        weights = to_latent(
-            block.attention.state_dict(),
-            source=plan.latent[0],
-            target=config,
-            dims=dims,
-            rope_stride=plan.rope_stride,
-            metric=metric,
+        if config.num_rope_keys not in found:
+            found[config.num_rope_keys] = decompose(
+                block.attention.state_dict(),
+                source=plan.latent[0],
+                dims=dims,
+                rope_dim=config.rope_dim,
+                num_rope_keys=config.num_rope_keys,
+                rope_stride=plan.rope_stride,
+                metric=metric,
+            )
+        weights = found[config.num_rope_keys].weights(
+            q_latent_dim=config.q_latent_dim, kv_latent_dim=config.kv_latent_dim
         )
         if held_out is not None:
             x_BTD = held_out.attention_in_BTD
@@ -192,7 +198,9 @@ def _filled(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _distance(after: Tensor, before: Tensor) -> float:
-    return float((after - before).norm() / before.norm())
+    """Relative to what was there; absolute where that is nothing."""
+    size = float(before.norm())
+    return float((after - before).norm()) / (size or 1.0)
 
 
 def _loss(source: Transformer, converted: Transformer, tokens_BT: Tensor) -> Loss:

@@ -16,6 +16,8 @@ from src.errors import InputError
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 INDEX = f"{WEIGHTS}.index.json"
 """Names the file of each weight where there are several."""
+WANTED = (CONFIG, TOKENIZER, INDEX, "*.safetensors")
+"""All that is read of a model on the hub."""
 
 
 def read_folder(folder: Path, *, field: str) -> LlamaFiles:

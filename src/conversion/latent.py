@@ -90,68 +90,119 @@ def stretched_theta(theta: float, *, source_dim: int, rope_dim: int, rope_stride
     return theta ** (rope_stride * rope_dim / source_dim)
 
 
-def to_latent(
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """Singular values and vectors of a matrix, (E, D), in a metric of its inputs."""
+
+    u_EE: Tensor
+    s: Tensor
+    v_DD: Tensor
+    """With the metric taken out again."""
+
+    @staticmethod
+    def of(matrix_ED: Tensor, *, metric: InputMetric) -> "Factors":
+        """Decomposes it."""
+        u_EE, s, v_DD = torch.linalg.svd(matrix_ED @ metric.root_DD)
+        return Factors(u_EE=u_EE, s=s, v_DD=v_DD @ metric.inverse_DD)
+
+    def of_rank(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The nearest product (E, L) @ (L, D) in the metric, both factors of like size.
+
+        A rank beyond the matrix's own gets rows that no output uses yet, so that they can learn.
+        """
+        used = min(rank, len(self.s))
+        size_L = self.s.sqrt().mean().repeat(rank)
+        size_L[:used] = self.s[:used].sqrt()
+        up_EL = self.u_EE.new_zeros(len(self.u_EE), rank)
+        up_EL[:, :used] = self.u_EE[:, :used] * size_L[:used]
+        return up_EL, size_L[:, None] * self.v_DD[:rank]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decomposition:
+    """One layer's attention, decomposed: weights of every rank follow from it."""
+
+    kv: Factors
+    """Of the joint matrix of content keys and values, (E, D)."""
+    queries: Factors
+    """Of the queries, content first and rotated dimensions last in each head, (H K, D)."""
+    num_content_rows: int
+    """Rows of the joint matrix that are keys: G C."""
+    k_rope_ED: Tensor
+    o_proj_DE: Tensor
+    num_heads: int
+    num_kv_heads: int
+
+    def weights(self, *, q_latent_dim: int, kv_latent_dim: int) -> dict[str, Tensor]:
+        """Those of latent attention, by name, float32.
+
+        Exact at q_latent_dim = hidden_dim and the full kv rank where rope_dim is the source's and
+        num_rope_keys = num_kv_heads; elsewhere each factor is the nearest of its rank.
+        """
+        q_up, q_down = self.queries.of_rank(q_latent_dim)
+        up_EL, kv_down = self.kv.of_rank(kv_latent_dim)
+        k_up_EL, v_up_EL = up_EL.tensor_split((self.num_content_rows,))
+        found = {
+            "q_down": q_down,
+            "q_up": q_up,
+            "kv_down": kv_down,
+            "k_up": self._for_each_query_head(k_up_EL),
+            "v_up": self._for_each_query_head(v_up_EL),
+            "k_rope": self.k_rope_ED,
+            "o_proj": self.o_proj_DE,
+        }
+        return {f"{name}.weight": value.float().contiguous() for name, value in found.items()}
+
+    def _for_each_query_head(self, up_EL: Tensor) -> Tensor:
+        each = up_EL.unflatten(0, (self.num_kv_heads, len(up_EL) // self.num_kv_heads))
+        return each.repeat_interleave(self.num_heads // self.num_kv_heads, dim=0).flatten(0, 1)
+
+
+def decompose(
     weights: Mapping[str, Tensor],
     *,
     source: GQAConfig,
-    target: MLHAConfig,
     dims: Dims,
+    rope_dim: int,
+    num_rope_keys: int,
     rope_stride: int,
     metric: InputMetric,
-) -> dict[str, Tensor]:
-    """The weights of one layer's latent attention.
-
-    Exact at q_latent_dim = hidden_dim, rope_dim = the source's, num_rope_keys = num_kv_heads and
-    the full kv rank; elsewhere each factor is the nearest of its rank in the metric.
+) -> Decomposition:
+    """Decomposes the attention of one layer.
 
     Args:
         weights: of q_proj, k_proj, v_proj and o_proj, each (outputs, inputs), by name.
         source: what they belong to.
-        target: what comes out.
         dims: of the model.
+        rope_dim: dimensions of a head that go on rotating.
+        num_rope_keys: keys that rotate.
         rope_stride: every so manyth pair goes on rotating, from the fastest on: 1 keeps the
             fastest (MHA2MLA's high-frequency choice), the source's share its uniform one.
         metric: of the layer's inputs.
-
-    Returns:
-        Weights by name, float32.
     """
     heads, kv_heads, head_dim = dims.num_heads, source.num_kv_heads, dims.head_dim
     q_HKD = weights["q_proj.weight"].double().unflatten(0, (heads, head_dim))
     k_GKD = weights["k_proj.weight"].double().unflatten(0, (kv_heads, head_dim))
-    v_ED = weights["v_proj.weight"].double()
-
-    first_P = torch.arange(target.rope_dim // 2) * rope_stride
+    first_P = torch.arange(rope_dim // 2) * rope_stride
     turning_R = torch.cat((first_P, first_P + source.rope_dim // 2))
     still_K = torch.ones(head_dim, dtype=torch.bool)
     still_K[turning_R] = False
 
-    k_rope_NRD, factors_GP = _share(k_GKD[:, turning_R], num=target.num_rope_keys, metric=metric)
+    k_rope_NRD, factors_GP = _share(k_GKD[:, turning_R], num=num_rope_keys, metric=metric)
     factors_HP = factors_GP.repeat_interleave(heads // kv_heads, dim=0)
     q_turning_HRD = _real(_complex(q_HKD[:, turning_R]) * factors_HP.conj().unsqueeze(-1))
     q_ED = torch.cat((q_HKD[:, still_K], q_turning_HRD), dim=1).flatten(0, 1)
-    q_up, q_down = _factorise(q_ED, rank=target.q_latent_dim, metric=metric)
-
     content_ED = k_GKD[:, still_K].flatten(0, 1)
-    up, kv_down = _factorise(
-        torch.cat((content_ED, v_ED)), rank=target.kv_latent_dim, metric=metric
+    kv_ED = torch.cat((content_ED, weights["v_proj.weight"].double()))
+    return Decomposition(
+        kv=Factors.of(kv_ED, metric=metric),
+        queries=Factors.of(q_ED, metric=metric),
+        num_content_rows=len(content_ED),
+        k_rope_ED=k_rope_NRD.flatten(0, 1),
+        o_proj_DE=weights["o_proj.weight"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
     )
-    k_up, v_up = up.split((len(content_ED), len(v_ED)))
-
-    def for_each_query_head(up_EL: Tensor) -> Tensor:
-        each = up_EL.unflatten(0, (kv_heads, len(up_EL) // kv_heads))
-        return each.repeat_interleave(heads // kv_heads, dim=0).flatten(0, 1)
-
-    found = {
-        "q_down": q_down,
-        "q_up": q_up,
-        "kv_down": kv_down,
-        "k_up": for_each_query_head(k_up),
-        "v_up": for_each_query_head(v_up),
-        "k_rope": k_rope_NRD.flatten(0, 1),
-        "o_proj": weights["o_proj.weight"],
-    }
-    return {f"{name}.weight": value.float().contiguous() for name, value in found.items()}
 
 
 def _share(k_GRD: Tensor, *, num: int, metric: InputMetric) -> tuple[Tensor, Tensor]:
@@ -181,17 +232,3 @@ def _complex(x_HRD: Tensor) -> Tensor:
 
 def _real(x_HPD: Tensor) -> Tensor:
     return torch.cat((x_HPD.real, x_HPD.imag), dim=1)
-
-
-def _factorise(matrix_ED: Tensor, *, rank: int, metric: InputMetric) -> tuple[Tensor, Tensor]:
-    """The nearest product (E, L) @ (L, D) in the metric, both factors of like size.
-
-    A rank beyond the matrix's own gets rows that no output uses yet, so that they can learn.
-    """
-    u_EE, s, v_DD = torch.linalg.svd(matrix_ED @ metric.root_DD)
-    used = min(rank, len(s))
-    size_L = s.sqrt().mean().repeat(rank)
-    size_L[:used] = s[:used].sqrt()
-    up_EL = matrix_ED.new_zeros(len(matrix_ED), rank)
-    up_EL[:, :used] = u_EE[:, :used] * size_L[:used]
-    return up_EL, size_L[:, None] * v_DD[:rank] @ metric.inverse_DD

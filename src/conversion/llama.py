@@ -1,11 +1,12 @@
 """Models of the Llama type: their config.json and names of weights, and ours."""
 
-import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
+import torch
 from torch import Tensor
 
 from src.errors import InputError
@@ -14,17 +15,27 @@ from src.model.attention.gqa import GQAConfig
 from src.model.ffn.mlp import MLPConfig
 from src.run.restore import ModelParts
 
-NEEDED = (
+SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("vocab_size", "rms_norm_eps", "max_position_embeddings"),
+    *("vocab_size", "max_position_embeddings"),
 )
+OPTIONAL_SIZES = ("num_key_value_heads", "head_dim")
+LARGEST = {"num_hidden_layers": 2**12, "max_position_embeddings": 2**21}
+"""A larger one is a mistake that would fill the memory before it is seen; of others 2**31."""
+
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
+    "quantization_config": (None,),
 }
 """Fields of config.json that our parts have one value for."""
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+DERIVED = "rotary_emb.inv_freq"
+"""Ends the name of what older files hold besides weights: it follows from rope_theta."""
 
 NAMES = {
     "attention_norm": "input_layernorm",
@@ -75,38 +86,42 @@ def parts_from_llama(files: LlamaFiles) -> ModelParts:
     config, place = files.config, files.place
     for field, allowed in ONLY.items():
         if config.get(field, allowed[0]) not in allowed:
+            shown = "null" if allowed[0] is None else allowed[0]
             raise InputError(
-                f"{place}: {field}={config[field]}: must be {allowed[0]};"
-                " models of the Llama type are read (RMSNorm, rotary positions, SwiGLU, no biases)"
+                f"{place}: {field}={config[field]}: must be {shown}; models of the Llama type are"
+                " read (RMSNorm, rotary positions, SwiGLU, no biases, nothing quantised)"
             )
     if "model_type" not in config:
         raise InputError(f"{place}: names no model_type")
-    for field in NEEDED:
-        value = config.get(field)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise InputError(f"{place}: {field}={value}: must be a number above 0")
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    sizes = {field: _size(config, field, place) for field in SIZES}
+    sizes |= {
+        field: _size(config, field, place)
+        for field in OPTIONAL_SIZES
+        if config.get(field) is not None
+    }
+    heads, hidden_dim = sizes["num_attention_heads"], sizes["hidden_size"]
+    head_dim = sizes.get("head_dim", hidden_dim // heads)
+    eps, rope_theta = _number(config, "rms_norm_eps", place), _rope_theta(config, place)
+    named_std = config.get("initializer_range") is not None
+    init_std = _number(config, "initializer_range", place) if named_std else 0.02
     try:
         model = ModelConfig(
-            hidden_dim=config["hidden_size"],
-            num_layers=config["num_hidden_layers"],
+            hidden_dim=hidden_dim,
+            num_layers=sizes["num_hidden_layers"],
             num_heads=heads,
             head_dim=head_dim,
-            inner_dim=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
+            inner_dim=sizes["intermediate_size"],
+            vocab_size=sizes["vocab_size"],
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-            norm_eps=config["rms_norm_eps"],
-            rope_theta=_rope_theta(config, place),
-            init_std=config.get("initializer_range", 0.02),
+            norm_eps=eps,
+            rope_theta=rope_theta,
+            init_std=init_std,
             router_init_std=None,
             residual_init="plain",
             sizes={},
         )
         attention = GQAConfig(
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            rope_dim=head_dim,
-            qk_norm=False,
+            num_kv_heads=sizes.get("num_key_value_heads", heads), rope_dim=head_dim, qk_norm=False
         )
         attention.check(model.dims())
     except ValueError as error:
@@ -114,36 +129,63 @@ def parts_from_llama(files: LlamaFiles) -> ModelParts:
     return ModelParts(
         model=model,
         attention=attention,
-        ffn=MLPConfig(inner_dim=config["intermediate_size"]),
-        seq_len=config["max_position_embeddings"],
+        ffn=MLPConfig(inner_dim=sizes["intermediate_size"]),
+        seq_len=sizes["max_position_embeddings"],
     )
+
+
+def _size(config: Mapping[str, Any], field: str, place: str) -> int:
+    value, largest = config.get(field), LARGEST.get(field, 2**31)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise InputError(f"{place}: {field}={value}: must be an integer from 1 to {largest}")
+    return value
+
+
+def _number(values: Mapping[str, Any], field: str, place: str) -> float:
+    value: Any = values.get(field)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 0 < value <= sys.float_info.max:
+        return float(value)
+    raise InputError(f"{place}: {field}={value}: must be a number above 0")
 
 
 def _rope_theta(config: Mapping[str, Any], place: str) -> float:
     """The base of the rotary frequencies, where older and newer files have it."""
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10_000.0)}
+    for field in ("rope_scaling", "rope_parameters"):
+        values = config.get(field) or {}
+        if not isinstance(values, Mapping):
+            raise InputError(f"{place}: {field}={values}: must be an object")
+        rope |= values
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise InputError(f"{place}: rope_type={kind}: must be default (no scaling of positions)")
-    theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
-        raise InputError(f"{place}: rope_theta={theta}: must be a number above 0")
-    return float(theta)
+    return _number(rope, "rope_theta", place)
 
 
 def weights_from_llama(files: LlamaFiles, parts: ModelParts) -> dict[str, Tensor]:
     """Our weights, float32.
 
     Raises:
-        InputError: one is missing.
+        InputError: one is missing, one is too many, or one is no floating-point tensor.
     """
-    tensors = files.tensors
+    tensors, place = files.tensors, files.place
     known = names(parts.model.num_layers)
+    head = known["head.weight"]
     if parts.model.tie_embeddings:
         known["head.weight"] = known["embedding.weight"]
     missing = [theirs for theirs in known.values() if theirs not in tensors]
     if missing:
-        raise InputError(f"{files.place}: has no {missing[0]} ({len(missing)} weights are missing)")
+        raise InputError(f"{place}: has no {missing[0]} ({len(missing)} weights are missing)")
+    more = set(tensors) - set(known.values()) - {head}
+    more = {name for name in more if not name.endswith(DERIVED)}
+    if more:
+        raise InputError(f"{place}: {min(more)} is not of this architecture ({len(more)} such)")
+    for name in known.values():
+        if tensors[name].dtype not in FLOATS:
+            raise InputError(
+                f"{place}: {name} is {tensors[name].dtype}; must be a float of 16 to 64 bits"
+            )
     return {ours: tensors[theirs].float() for ours, theirs in known.items()}
 
 
@@ -196,10 +238,21 @@ def llama_config(parts: ModelParts, *, end_ids: Collection[int]) -> dict[str, An
     }
 
 
-def end_ids(files: LlamaFiles) -> list[int]:
-    """Tokens that end a text, as config.json names them."""
+def end_ids(files: LlamaFiles, *, vocab_size: int) -> list[int]:
+    """Tokens that end a text, as config.json names them.
+
+    Raises:
+        InputError: one is no token.
+    """
     named = files.config.get("eos_token_id")
-    return [entry for entry in (named if isinstance(named, list) else [named]) if entry is not None]
+    found = [] if named is None else named if isinstance(named, list) else [named]
+    for entry in found:
+        if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry < vocab_size:
+            raise InputError(
+                f"{files.place}: eos_token_id={named}: must be a token below"
+                f" vocab_size={vocab_size}, a list of them, or null"
+            )
+    return found
 
 
 def weights_to_llama(weights: Mapping[str, Tensor], parts: ModelParts) -> dict[str, Tensor]:

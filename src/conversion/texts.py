@@ -31,20 +31,36 @@ class Texts:
     held_out_BT: Tensor
 
 
-def read_texts(calibration: str, tokenizer: Tokenizer, *, num_tokens: int, context: int) -> Texts:
+def read_text(calibration: str) -> str:
+    """The text that is named: shakespeare, or a UTF-8 file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if calibration == EMBEDDED:
+        config = ShakespeareConfig(val_frac=HELD_OUT_FRAC, max_chars=None)
+        return config.text(config.raw(Path()))
+    try:
+        return Path(calibration).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"calibration={calibration}: cannot be read (allowed: {EMBEDDED}, a UTF-8 file, null)"
+        ) from error
+
+
+def cut(text: str, tokenizer: Tokenizer, *, field: str, num_tokens: int, context: int) -> Texts:
     """Windows at equal distances from the two parts of a text.
 
     Args:
-        calibration: shakespeare, or a UTF-8 file.
+        text: the whole.
         tokenizer: of the model.
-        num_tokens: for the fit, about.
+        field: what the user typed for the text, named in errors.
+        num_tokens: for the fit, about; fewer where the text has fewer.
         context: of the model, in tokens.
 
     Raises:
-        InputError: the file cannot be read, is too short, or the tokenizer lacks a character.
+        InputError: it is too short, or the tokenizer lacks a character.
     """
-    field = f"calibration={calibration}"
-    text = _text(calibration, field=field)
     split = round(len(text) * (1 - HELD_OUT_FRAC))
     window = min(WINDOW, context)
     try:
@@ -58,20 +74,9 @@ def read_texts(calibration: str, tokenizer: Tokenizer, *, num_tokens: int, conte
         ) from error
 
 
-def _text(calibration: str, *, field: str) -> str:
-    if calibration == EMBEDDED:
-        config = ShakespeareConfig(val_frac=HELD_OUT_FRAC, max_chars=None)
-        return config.text(config.raw(Path()))
-    try:
-        return Path(calibration).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{field}: cannot be read (allowed: {EMBEDDED}, a UTF-8 file, null)"
-        ) from error
-
-
 def _windows(text: str, tokenizer: Tokenizer, *, num_tokens: int, window: int) -> Tensor:
-    num_windows = max(1, num_tokens // window)
+    # No more than there are without two of them having a token in common.
+    num_windows = max(1, min(num_tokens, len(text)) // window)
     starts = np.linspace(0, len(text), num_windows, endpoint=False).astype(int)
     rows = []
     for start in starts:

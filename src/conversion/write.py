@@ -1,7 +1,9 @@
 """Writes a converted model: whole, or not at all."""
 
 import dataclasses
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,17 +27,26 @@ REPORT = "conversion.json"
 def written_already(out: Path, settings: Mapping[str, Any]) -> bool:
     """Whether the folder holds this very conversion.
 
+    Args:
+        out: where it is to be.
+        settings: all that it hangs on.
+
     Raises:
-        InputError: it holds something else.
+        InputError: it holds something else, or nothing can be written there.
     """
-    if not out.exists():
-        return False
-    if not out.is_dir():
-        raise InputError(f"out={out}: is a file; must be a folder that is not there yet")
-    known = read_json(out / REPORT)
-    if known is None or "settings" not in known:
-        if not any(out.iterdir()):
+    try:
+        if not out.exists():
             return False
+        if not out.is_dir():
+            raise InputError(f"out={out}: is a file; must be a folder that is not there yet")
+        known = read_json(out / REPORT)
+        if known is None and not any(out.iterdir()):
+            return False
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"out={out}: cannot be read ({error})") from error
+    if known is None or "settings" not in known:
         raise InputError(f"out={out}: is there already, and holds no conversion; choose another")
     for name, value in settings.items():
         before = known["settings"].get(name)
@@ -68,7 +79,8 @@ def write_checkpoint(
         "state_dict": {f"{PREFIX}{name}": value for name, value in weights.items()},
         "config": config,
         "tokenizer": made.tokenizer.state(),
-        "conversion": dict(report),
+        # Without the place of the source: the same weights have the same bytes.
+        "conversion": dict(report["settings"]),
         "global_step": made.step,
     }
 
@@ -101,14 +113,26 @@ def write_huggingface(out: Path, made: TrainedModel, *, report: Mapping[str, Any
 
 
 def _whole(out: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder beside the target and renames it."""
-    draft = out.with_name(f"{out.name}.part")
+    """Fills a folder beside the target and renames it; what goes wrong leaves nothing."""
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"out={out}: cannot be written ({error.strerror})") from error
+    try:
         fill(draft)
+        draft.chmod(0o777 & ~_umask())
         if out.is_dir():
             out.rmdir()
         draft.rename(out)
     except OSError as error:
         raise InputError(f"out={out}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's own, which can be read by setting it alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -2,11 +2,14 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from src.config import compose_plain
+from src.conversion.command import convert as convert_command
 from src.convert import main
 from src.data.tokenizer import CharTokenizer
 from src.generate import main as generate
@@ -135,9 +138,89 @@ def test_other_weights_are_another_conversion(run, tmp_path, capsys):
     assert "(source_digest was " in capsys.readouterr().err
 
 
+def test_another_text_or_another_base_is_another_conversion(run, tmp_path, capsys):
+    text = tmp_path / "text"
+    text.write_text("To be, or not to be: " * 500)
+    given = ["attention=mlha", "kv_latent_dim=4", f"calibration={text}"]
+    convert(run, tmp_path / "out", *given)
+    text.write_text("That is the question, " * 500)
+    assert main([f"source={run}", f"out={tmp_path / 'out'}", *given]) == 2
+    assert "(calibration_digest was " in capsys.readouterr().err
+    convert(run, tmp_path / "hf", "to=hf")
+    convert(tmp_path / "hf", tmp_path / "back")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 99.0
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    assert main([f"source={tmp_path / 'hf'}", f"out={tmp_path / 'back'}"]) == 2
+    assert "(source_digest was " in capsys.readouterr().err
+
+
+def test_an_interrupted_conversion_leaves_nothing(run, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    fields = compose_plain("convert", ["source=x", "out=x"])
+    (tmp_path / "out.part").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("src.conversion.write.yaml.safe_dump", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert_command(fields | {"source": str(run), "out": str(tmp_path / "out")})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.part"]
+    convert(run, tmp_path / "out")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.part"]
+
+
+def test_pairs_that_are_kept_are_kept_in_the_whole_model(run, tmp_path):
+    """Queries and keys of nothing but each head's two fastest pairs: half a rotation is exact."""
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = torch.zeros(8, dtype=torch.bool)
+    kept[[0, 1, 4, 5]] = True
+    for name in ("q_proj", "k_proj"):
+        weight = content["state_dict"][f"model.layers.0.attention.{name}.weight"]
+        weight.copy_((weight.unflatten(0, (3, 8)) * 50 * kept[None, :, None]).flatten(0, 1))
+    torch.save(content, tmp_path / "source.ckpt")
+    report = convert(tmp_path / "source.ckpt", tmp_path / "out", "attention=mlha", "rope_dim=4")
+    before = logits(tmp_path / "source.ckpt")
+    assert (before - logits(run)).abs().max() > 1e-2
+    torch.testing.assert_close(logits(tmp_path / "out"), before, rtol=0, atol=1e-4)
+    assert report["layers"][0]["attention: partial rope"] < 1e-5
+    slow = ["attention=mlha", "rope_dim=4", "rope_stride=2"]
+    report = convert(tmp_path / "source.ckpt", tmp_path / "slow", *slow)
+    assert report["layers"][0]["attention: partial rope"] > 1e-2
+    difference = report["loss"]["max_logit_difference"]
+    assert 0 < difference < 100 and report["loss"]["converted"] != report["loss"]["source"]
+
+
+def test_layers_that_do_nothing_lose_nothing(run, tmp_path):
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    content["state_dict"]["model.layers.0.attention.o_proj.weight"].zero_()
+    torch.save(content, tmp_path / "source.ckpt")
+    given = ["attention=mlha", "kv_latent_dim=4"]
+    report = convert(tmp_path / "source.ckpt", tmp_path / "out", *given)
+    assert report["layers"][0]["attention: kv latent"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["a=b", "1e3", "null ", "a'b", "{a}", "u,v", "\u00fc", "a b"])
+def test_a_place_is_taken_as_it_is_typed(name, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).symlink_to(run)
+    convert(name, Path("out"), "calibration=null")
+
+
+def test_a_link_to_an_empty_folder_is_filled(run, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "dangling").symlink_to(tmp_path / "later")
+    convert(run, tmp_path / "link")
+    convert(run, tmp_path / "dangling")
+    assert (tmp_path / "real" / "config.yaml").is_file()
+    assert (tmp_path / "later" / "config.yaml").is_file()
+
+
 def test_the_same_conversion_is_the_same_bytes(run, tmp_path):
-    for name in ("one", "two"):
-        convert(run, tmp_path / name, "attention=mlha", "ffn=moe", "kv_latent_dim=6")
+    (tmp_path / "link").symlink_to(run)
+    for name, source in (("one", run), ("two", tmp_path / "link")):
+        convert(source, tmp_path / name, "attention=mlha", "ffn=moe", "kv_latent_dim=6")
     one, two = ((tmp_path / n / "checkpoints" / "last.ckpt").read_bytes() for n in ("one", "two"))
     assert one == two
     convert(run, tmp_path / "three", "attention=mlha", "ffn=moe", "kv_latent_dim=6", "seed=1")
@@ -191,6 +274,13 @@ BAD = {
     "tokens": (["calibration_tokens=0"], "calibration_tokens=0: must be an integer of at least 1"),
     "no llama": (["to=hf", "attention=mlha"], "to=hf: writes models of the Llama type"),
     "no weights": (["to=hf", "weights=none"], "weights=none: is for to=checkpoint"),
+    "no source": (["source=null"], "source=null: must be a place"),
+    "no out": (["out=null"], "out=null: must be a place"),
+    "two outs": (["out=[a,b]"], "out=['a', 'b']: must be a place"),
+    "here": (["out=."], "out=/"),
+    "a long name": (["out=" + "x" * 300], "cannot be"),
+    "signed": (["+attention=mlha"], "+attention=mlha: fields are set as field=value"),
+    "threads": (["threads=0"], "threads=0: must be an integer of at least 1"),
     "unknown": (["kv_latent=8"], "kv_latent: unknown field; did you mean kv_latent_dim?"),
     "section": (["attention.kv_latent_dim=8"], "attention.kv_latent_dim: unknown field"),
 }

@@ -8,9 +8,9 @@ import torch
 from src.conversion.latent import (
     InputMetric,
     check_latent,
+    decompose,
     full_kv_rank,
     stretched_theta,
-    to_latent,
 )
 from src.model.rope import RotaryTable
 from tests.builders import DIMS, gqa_config, mlha_config
@@ -41,14 +41,15 @@ def target_config(*, source=SOURCE, **changes):
 
 
 def converted(attention, target, *, source=SOURCE, rope_stride=1, metric=EVEN):
-    weights = to_latent(
+    weights = decompose(
         attention.state_dict(),
         source=source,
-        target=target,
         dims=DIMS,
+        rope_dim=target.rope_dim,
+        num_rope_keys=target.num_rope_keys,
         rope_stride=rope_stride,
         metric=metric,
-    )
+    ).weights(q_latent_dim=target.q_latent_dim, kv_latent_dim=target.kv_latent_dim)
     module = target.build(DIMS)
     module.load_state_dict(weights)
     return module.eval()

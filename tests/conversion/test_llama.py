@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from src.conversion.llama import names
 from src.convert import main
 from src.generation.decode import continue_prompts
 from src.generation.sampling import Sampling
@@ -99,12 +101,24 @@ def test_shards_are_read_as_one(tmp_path):
         torch.testing.assert_close(model(tokens()), theirs(tokens()).logits, **CLOSE)
 
 
-def test_weights_of_16_bits_become_float32(tmp_path):
-    theirs = llama().to(torch.bfloat16)
-    model = ours(converted(folder(tmp_path / "hf", theirs), tmp_path / "here")).model
-    for name, weight in theirs.float().state_dict().items():
-        if "layers.1.mlp.up_proj" in name:
-            assert torch.equal(model.state_dict()["layers.1.ffn.up_proj.weight"], weight)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_become_float32(dtype, tmp_path):
+    theirs = llama().to(dtype)
+    source = folder(tmp_path / "hf", theirs, max_shard_size="10KB")
+    model = ours(converted(source, tmp_path / "here")).model
+    expected = theirs.float().state_dict()
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, expected[names(3)[name]]), name
+
+
+def test_what_follows_from_other_fields_is_no_weight_too_many(tmp_path):
+    source = folder(tmp_path / "hf")
+    rewritten(source, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": ONE}))
+    rewritten(
+        source, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})
+    )
+    converted(source, tmp_path / "here")
 
 
 def test_the_tokenizer_comes_with_it_and_goes_back(tmp_path):
@@ -133,6 +147,23 @@ def edited(path, name, change):
 
 def config_with(**values):
     return lambda path: edited(path, "config.json", lambda content: content.update(values))
+
+
+ONE = torch.ones(1)
+
+
+def rewritten(path, change):
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def tensors_with(**values):
+    return lambda path: rewritten(path, lambda tensors: tensors.update(values))
+
+
+def as_integers(path):
+    rewritten(path, lambda t: t.update({name: w.to(torch.int8) for name, w in t.items()}))
 
 
 def shards_without_one(path):
@@ -168,7 +199,27 @@ BROKEN = {
         config_with(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}),
         "rope_type=llama3: must be default",
     ),
-    "no width": (config_with(hidden_size=None), "hidden_size=None: must be a number above 0"),
+    "no width": (config_with(hidden_size=None), "hidden_size=None: must be an integer from 1"),
+    "a broken width": (config_with(hidden_size=24.0), "hidden_size=24.0: must be an integer"),
+    "text for a number": (config_with(num_key_value_heads="2"), "num_key_value_heads=2: must be"),
+    "too many layers": (config_with(num_hidden_layers=10**9), "an integer from 1 to 4096"),
+    "an endless context": (config_with(max_position_embeddings=10**12), "must be an integer"),
+    "an endless base": (config_with(rope_parameters={"rope_theta": 10**400}), "must be a number"),
+    "text for a base": (config_with(rope_parameters={"rope_theta": "1"}), "rope_theta=1: must be"),
+    "no object": (config_with(rope_parameters=[1]), "rope_parameters=[1]: must be an object"),
+    "an end beyond": (config_with(eos_token_id=300), "eos_token_id=300: must be a token below"),
+    "an end in words": (config_with(eos_token_id=[0, "a"]), "must be a token below"),
+    "quantised": (config_with(quantization_config={"bits": 4}), "must be null"),
+    "integers": (as_integers, "is torch.int8; must be a float"),
+    "a bias": (
+        tensors_with(**{"model.layers.0.self_attn.q_proj.bias": ONE}),
+        "model.layers.0.self_attn.q_proj.bias is not of this architecture",
+    ),
+    "a layer too many": (config_with(num_hidden_layers=2), "is not of this architecture (9 such)"),
+    "not a number": (
+        tensors_with(**{"model.norm.weight": torch.full((24,), torch.nan)}),
+        "final_norm.weight is not finite",
+    ),
     "another width": (config_with(intermediate_size=40), "is (32, 24), must be (40, 24)"),
     "more layers": (config_with(num_hidden_layers=4), "has no model.layers.3."),
     "a smaller vocabulary": (config_with(vocab_size=260), "vocab_size=260: the tokenizer has"),
@@ -184,8 +235,39 @@ def test_a_bad_folder_is_one_line(damage, message, tmp_path, capsys):
     capsys.readouterr()
     assert main([f"source={source}", f"out={tmp_path / 'here'}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"source={source}: " in line and message in line
+    assert line.startswith(f"error: source={source}: ") and message in line
+    assert line.count("source=") == 1
     assert not (tmp_path / "here").exists()
+
+
+def test_a_config_may_leave_out_what_has_one_meaning(tmp_path):
+    source = folder(tmp_path / "hf", llama(num_key_value_heads=4, head_dim=6))
+
+    def shorten(content):
+        for name in ("num_key_value_heads", "head_dim", "hidden_act", "eos_token_id"):
+            content.pop(name, None)
+        content["initializer_range"] = None
+
+    edited(source, "config.json", shorten)
+    trained = ours(converted(source, tmp_path / "here"))
+    assert trained.parts.model.init_std == 0.02
+    written = json.loads(
+        (converted(tmp_path / "here", tmp_path / "back", "to=hf") / "config.json").read_text()
+    )
+    assert written["initializer_range"] == 0.02 and written["eos_token_id"] is None
+
+
+def test_tokens_that_end_a_text_go_back(tmp_path):
+    source = folder(tmp_path / "hf")
+    edited(source, "config.json", lambda content: content.update(eos_token_id=[7, 3]))
+    back = converted(converted(source, tmp_path / "here"), tmp_path / "back", "to=hf")
+    assert json.loads((back / "config.json").read_text())["eos_token_id"] == [3, 7]
+
+
+def test_averaged_weights_are_asked_of_a_run_alone(tmp_path, capsys):
+    source = folder(tmp_path / "hf")
+    assert main([f"source={source}", f"out={tmp_path / 'here'}", "weights=ema"]) == 2
+    assert "weights=ema: " in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.conversion.texts import NUM_HELD_OUT, WINDOW, read_texts
+from src.conversion.texts import NUM_HELD_OUT, WINDOW, cut, read_text
 from src.data.tokenizer import ByteTokenizer
 from src.errors import InputError
 
@@ -11,7 +11,7 @@ BYTES = ByteTokenizer()
 
 def texts(path, **given):
     values = {"num_tokens": 2048, "context": 64}
-    return read_texts(str(path), BYTES, **(values | given))
+    return cut(read_text(str(path)), BYTES, field="calibration", **(values | given))
 
 
 def lines(tokens_BT):
@@ -33,6 +33,8 @@ def test_losses_are_measured_where_the_fit_has_not_looked(tmp_path):
     assert min(lines(found.fit_BT)) < 100 and max(lines(found.fit_BT)) > 16_000
     assert max(lines(found.held_out_BT)) > 19_000
     assert found.fit_BT.shape == (2048 // 64, 64)
+    # A number of tokens without bounds costs no more than the text has.
+    assert texts(file, num_tokens=10**12).fit_BT.numel() <= 18_000 * 7
     assert found.held_out_BT.shape == (NUM_HELD_OUT // 64, 64)
 
 
