@@ -23,15 +23,11 @@ def fetch_file(repository: str, name: str, *, field: str, otherwise: str) -> Pat
     """
     import huggingface_hub
 
-    if not _has_network():
-        cached = huggingface_hub.try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return Path(cached)
-        raise _offline(field, otherwise)
+    online = _has_network()
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, name))
+        return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=not online))
     except (OSError, ValueError) as error:  # the library's errors are among these
-        raise _refused(field, error) from error
+        raise (_refused(field, error) if online else _offline(field, otherwise)) from error
 
 
 def fetch_model(repository: str, wanted: Sequence[str], *, field: str, otherwise: str) -> Path:
