@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
@@ -14,6 +15,9 @@ UNNAMED = re.compile(
     r"|validate_at|recipe\.checkpoint_every|(paths|tracking|watch|observe)(\..*)?)"
 )
 """Typed fields that the name of a variant leaves out, or says elsewhere."""
+
+INIT = "init-"
+"""Begins the piece of a name that names a saved model."""
 
 DEFAULTS = {"model": "proxy", "preset": "laptop"}
 """Choices that a variant's name leaves out; all others are in it, whether typed or preset."""
@@ -56,7 +60,7 @@ def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[O
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
     """Names of variants without the fields in which none of them differs, for tables."""
-    split = {name: name.split("@") for name in dict.fromkeys(names)}
+    split = {name: fields_of(text) for name, text in without_common_folders(names).items()}
     if len(split) < 2:
         return {name: pieces[0] for name, pieces in split.items()}
     common = set.intersection(*(set(pieces) for pieces in split.values()))
@@ -64,6 +68,29 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
         name: "@".join(p for p in pieces if p not in common) or pieces[0]
         for name, pieces in split.items()
     }
+
+
+def fields_of(name: str) -> list[str]:
+    """The pieces of a variant's name, attention, ffn and stability first as one."""
+    return name.split("@")
+
+
+def without_common_folders(names: Iterable[str]) -> dict[str, str]:
+    """Names whose saved models lie side by side, without the folders above them."""
+    split = {name: fields_of(name) for name in names}
+    paths = {
+        piece: piece.removeprefix(INIT).split(".")
+        for pieces in split.values()
+        for piece in pieces
+        if piece.startswith(INIT)
+    }
+    # A name is left of each, whatever they have in common.
+    above = zip(*(path[:-1] for path in paths.values()), strict=False)
+    num_common = len(list(takewhile(lambda parts: len(set(parts)) == 1, above)))
+    short = {piece: INIT + ".".join(path[num_common:]) for piece, path in paths.items()}
+    if len(paths) < 2:
+        short = {}
+    return {name: "@".join(short.get(p, p) for p in pieces) for name, pieces in split.items()}
 
 
 def _folders(path: str) -> list[str]:

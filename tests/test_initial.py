@@ -12,6 +12,7 @@ from src.config import compose
 from src.convert import main as convert
 from src.errors import InputError
 from src.generate import main as generate
+from src.naming import without_common_folders
 from src.report import main as report
 from src.run.trained import load_trained
 from src.stability import REMEDIES
@@ -273,3 +274,20 @@ def test_damaged_weights_are_one_line(here, base, capsys):
     torch.save(content, "broken.ckpt")
     with pytest.raises(InputError, match=r"weights do not fit: .*router\.weight is missing"):
         compose("train", [*here, "init=broken.ckpt"])
+
+
+def test_names_of_models_side_by_side_leave_out_the_folders_above_them():
+    base = "mlha+mlp+none"
+    several = [f"{base}@init-models.convert.kv24", f"{base}@init-models.convert.kv48@lr-1"]
+    assert list(without_common_folders(several).values()) == [
+        f"{base}@init-kv24",
+        f"{base}@init-kv48@lr-1",
+    ]
+    nested = [f"{base}@init-a.b", f"{base}@init-a.b.c", base]
+    assert list(without_common_folders(nested).values()) == [
+        f"{base}@init-b",
+        f"{base}@init-b.c",
+        base,
+    ]
+    alone = [f"{base}@init-models.kv24", base]
+    assert list(without_common_folders(alone).values()) == alone

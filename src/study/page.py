@@ -88,7 +88,7 @@ class Content:
                 f"{saved:,} of {steps:,} steps were not trained anew but taken from shared"
                 " beginnings, bitwise as they would have come out."
             )
-        return [*remarks, *provenance.run_notes(self.study)]
+        return remarks
 
 
 def _count(number: int, what: str) -> str:

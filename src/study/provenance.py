@@ -179,12 +179,3 @@ def _origin(run: Run) -> tuple[str, ...]:
         ", ".join(libraries) or NONE,
         ", ".join(machine) or NONE,
     )
-
-
-def run_notes(study: Study) -> list[str]:
-    """What the runs' records tell a reader, each once, with the variant that says it."""
-    return list(
-        dict.fromkeys(
-            f"{run.variant}: {note}" for run in study.runs for note in run.record.get("notes", [])
-        )
-    )

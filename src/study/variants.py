@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 
+from src.naming import fields_of, without_common_folders
 from src.study import endpoints
 from src.study.collect import Run, Study
 from src.study.endpoints import Measure, Paired, Window, by_seed, clean_loss
@@ -139,7 +140,8 @@ def labels(examples: Mapping[str, Run]) -> dict[str, str]:
     axes = {name: [run.axes[axis] for axis in PARTS] for name, run in examples.items()}
     varied = [len({each[place] for each in axes.values()}) > 1 for place in range(len(PARTS))]
     parts = {name: "+".join(compress(each, varied)) for name, each in axes.items()}
-    fields = {name: name.split("@")[1:] for name in examples}
+    names = without_common_folders(examples)
+    fields = {name: fields_of(names[name])[1:] for name in examples}
     everywhere = set.intersection(*map(set, fields.values())) if fields else set()
     shared = Counter(parts.values())
     short = {}
