@@ -23,14 +23,14 @@ from src.data import DataConfig, TokenizerConfig
 from src.digests import file_digest
 from src.errors import InputError
 from src.forks import Fork, inherited, parse_fork
-from src.initial import Init, adopt, check_fit, options_of, parse_init
+from src.initial import Init, adopt, check_fit, options_of
 from src.model import ModelConfig
 from src.model.attention import AttentionConfig
 from src.model.ffn import FeedForwardConfig
 from src.model.kinds import kinds_of
 from src.naming import Variant, variant_name
 from src.overrides import GROUPS, Override, parse
-from src.run.restore import ModelParts
+from src.restore import ModelParts
 from src.schema import CONF, PathsConfig, Schema, TrackingConfig, TrainerConfig
 from src.stability import REMEDIES, RemedyConfig
 from src.training.recipe import GuardConfig, RecipeConfig
@@ -208,11 +208,9 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     arguments = inherited(parse(arguments), arguments)
     typed = parse(arguments)
     _check_groups(typed)
-    init = parse_init(typed)
-    brought = [] if init is None else options_of(init, typed)
+    init, brought = _initial(config_name, arguments, typed)
     composed = _composed(config_name, [*brought, *arguments])
-    choices = OmegaConf.to_container(composed.hydra.runtime.choices)
-    assert isinstance(choices, dict)
+    choices = _choices(composed)
     parts = _to_objects(composed)
     parts["init"] = init
     if init is not None:
@@ -255,6 +253,33 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         name = f"{config.variant_name}@fork-{config.fork.step}"
         return dataclasses.replace(config, variant_name=name)
     return config
+
+
+def _initial(
+    config_name: str, arguments: Sequence[str], typed: Sequence[Override]
+) -> tuple[Init | None, list[str]]:
+    """The saved model that the run begins with, and overrides that choose its options."""
+    # Fields of options are known only once the options are; a preset may name the model, too.
+    early = [
+        argument
+        for argument, override in zip(arguments, typed, strict=True)
+        if override.key in (*GROUPS, "init")
+    ]
+    if not any(override.key in ("init", "preset") for override in typed):
+        return None, []
+    composed = _composed(config_name, early)
+    if composed.init is None:
+        return None, []
+    init = Init(path=str(composed.init))
+    defaults = _choices(_composed(config_name, []))
+    return init, options_of(init, typed, choices=_choices(composed), defaults=defaults)
+
+
+def _choices(composed: DictConfig) -> dict[Any, Any]:
+    """The option chosen in each group."""
+    choices = OmegaConf.to_container(composed.hydra.runtime.choices)
+    assert isinstance(choices, dict)
+    return choices
 
 
 def _observers(values: Any, remedies: Mapping[str, RemedyConfig]) -> dict[str, RemedyConfig]:

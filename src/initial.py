@@ -7,7 +7,7 @@ function: the write-up's, whose logits all begin at 0, does not. The loss before
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,14 @@ from src.model.ffn import FeedForwardConfig
 from src.model.kinds import kinds_of
 from src.model.norm import RMSNorm
 from src.overrides import Override
-from src.run.restore import PREFIX, ModelParts, empty_model, misfit, restore_parts
+from src.restore import PREFIX, ModelParts, empty_model, misfit, parts_of
 from src.saved import checkpoint_of, load_model
 
 SECTIONS = ("model", "attention", "ffn")
+
+UNSEEN = ("inner_dim", "sizes", "tie_embeddings")
+"""Fields of the model that no weight's shape would betray: to type them would do nothing, or harm.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,33 +64,43 @@ class Init:
     @cached_property
     def parts(self) -> ModelParts:
         """What it is built from; the size of its vocabulary is given."""
-        parts = restore_parts(self._saved["config"], {})
-        if not self.weights:
-            return parts
-        rows = self.weights["embedding.weight"].shape[0]
-        return dataclasses.replace(parts, model=dataclasses.replace(parts.model, vocab_size=rows))
+        try:
+            return parts_of(self._saved)
+        except InputError as error:
+            raise InputError(f"init={self.path}: {error}") from error
 
 
-def parse_init(typed: Sequence[Override]) -> Init | None:
-    """What was typed last; None for nothing or null."""
-    texts = [override.text for override in typed if override.key == "init"]
-    return Init(path=texts[-1]) if texts and texts[-1] != "null" else None
+def options_of(
+    init: Init,
+    typed: Sequence[Override],
+    *,
+    choices: Mapping[str, str],
+    defaults: Mapping[str, str],
+) -> list[str]:
+    """Overrides that choose its options, where neither the user nor a preset has chosen.
 
-
-def options_of(init: Init, typed: Sequence[Override]) -> list[str]:
-    """Overrides that choose its options, where they are not typed.
+    Args:
+        init: the saved model.
+        typed: what was typed.
+        choices: the option composed in each group.
+        defaults: that of a composition in which nobody chooses.
 
     Raises:
         InputError: what it brings itself was typed.
     """
     for override in typed:
-        brought = override.key in ("model", "tokenizer", "model.inner_dim", "model.tie_embeddings")
-        if brought or override.key.startswith("model.sizes"):
+        group, _, field = override.key.partition(".")
+        own = group == "tokenizer" or override.key == "model"
+        if own or (group == "model" and field.partition(".")[0] in UNSEEN):
             raise InputError(
                 f"{override.key}={override.text}: init={init.path} brings its own; leave it out"
             )
     keys = {override.key for override in typed}
-    return [f"{name}={init.choices[name]}" for name in ("attention", "ffn") if name not in keys]
+    return [
+        f"{name}={init.choices[name]}"
+        for name in ("attention", "ffn")
+        if name not in keys and choices[name] == defaults[name]
+    ]
 
 
 def adopt(
@@ -157,11 +171,15 @@ def check_fit(init: Init, parts: ModelParts, typed: Sequence[Override]) -> list[
 
 
 def fresh_norms(model: Transformer, init: Init) -> list[str]:
-    """Gains of norms that an option adds to the saved model."""
+    """Gains of norms that the saved model has not by its own configuration."""
+    with torch.device("meta"):
+        before = empty_model(init.parts, {f"{PREFIX}{n}": w for n, w in init.weights.items()})
+    known = set(before.state_dict())
     norms = [name for name, module in model.named_modules() if isinstance(module, RMSNorm)]
-    return [f"{name}.weight" for name in norms if f"{name}.weight" not in init.weights]
+    return [name for norm in norms if (name := f"{norm}.weight") not in known]
 
 
 def load_initial(model: Transformer, init: Init) -> None:
     """Gives the model the saved weights; what `check_fit` noted stays as it was drawn."""
-    model.load_state_dict(init.weights, strict=False)
+    missing = model.load_state_dict(init.weights, strict=False).missing_keys
+    assert not init.weights or set(missing) == set(fresh_norms(model, init))

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from src.errors import InputError
-from src.tracking.folder import RunFolder
+
+EMBEDDING = "model.embedding.weight"
+"""In every checkpoint of weights; its rows are the vocabulary."""
 
 
 def load_state(path: Path, *, field: str = "resume") -> dict[str, Any]:
@@ -42,7 +44,10 @@ def load_model(path: Path, *, field: str) -> dict[str, Any]:
         InputError: it is missing, damaged, or no checkpoint of ours.
     """
     state = read_tensors(path, field=field)
-    if not {"state_dict", "config", "tokenizer"} <= set(state):
+    weights, config = state.get("state_dict"), state.get("config")
+    sections = {"model", "attention", "ffn", "recipe", "kinds", "choices"}
+    known = isinstance(weights, dict) and isinstance(config, dict) and sections <= set(config)
+    if not known or (weights and EMBEDDING not in weights) or "tokenizer" not in state:
         raise InputError(f"{field}={path}: is no checkpoint of this project")
     return state
 
@@ -66,9 +71,11 @@ def checkpoint_of(place: Path, *, field: str) -> Path:
             f"{field}={place}: is no run folder, which is runs/<study>/<variant>/seed-<n> and"
             " holds config.yaml"
         )
-    last = RunFolder(place).last_checkpoint()
-    if last is None:
-        raise InputError(f"{field}={place}: has no checkpoint yet")
+    last = place / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        others = sorted(last.parent.glob("step-*.ckpt"))
+        hint = f"; {field}={others[-1]} is another" if others else ""
+        raise InputError(f"{field}={place}: has no checkpoint {last.name} yet{hint}")
     return last
 
 

@@ -14,9 +14,9 @@ from src.errors import InputError
 from src.generate import main as generate
 from src.naming import without_common_folders
 from src.report import main as report
-from src.run.trained import load_trained
 from src.stability import REMEDIES
 from src.train import main
+from src.trained import load_trained
 from src.training.interrupt import Interrupt
 from tests.conftest import PACE, TINY
 from tests.runs import (

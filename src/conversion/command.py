@@ -19,8 +19,8 @@ from src.conversion.texts import Texts, cut, read_text
 from src.conversion.write import write_checkpoint, write_huggingface, written_already
 from src.errors import InputError
 from src.model.size import measure
-from src.run.restore import ModelParts
-from src.run.trained import TrainedModel
+from src.restore import ModelParts
+from src.trained import TrainedModel
 
 FORMATS = ("checkpoint", "hf")
 WEIGHTS = ("raw", "ema", "none")

@@ -20,7 +20,7 @@ from src.conversion.upcycle import to_experts
 from src.model import Transformer
 from src.model.rope import RotaryTable
 from src.model.transformer import Block
-from src.run.restore import PREFIX, empty_model
+from src.restore import PREFIX, empty_model
 from src.streams import generator
 
 

@@ -13,7 +13,7 @@ from src.errors import InputError
 from src.model import ModelConfig
 from src.model.attention.gqa import GQAConfig
 from src.model.ffn.mlp import MLPConfig
-from src.run.restore import ModelParts
+from src.restore import ModelParts
 
 SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),

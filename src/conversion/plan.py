@@ -16,7 +16,7 @@ from src.model.ffn import FeedForwardConfig
 from src.model.ffn.moe import MoEConfig
 from src.model.ffn.router import RouterConfig
 from src.model.kinds import kinds_of
-from src.run.restore import ModelParts
+from src.restore import ModelParts
 from src.schema import CONF
 
 LATENT = ("q_latent_dim", "kv_latent_dim", "rope_dim", "num_rope_keys", "rope_stride")

@@ -10,8 +10,8 @@ from src.conversion.vocabulary import characters_of
 from src.data.tokenizer import made_elsewhere
 from src.errors import InputError
 from src.hub import fetch_model
-from src.run.restore import PREFIX, empty_model, fill
-from src.run.trained import TrainedModel, load_trained
+from src.restore import PREFIX, empty_model, fill
+from src.trained import TrainedModel, load_trained
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SAMPLE = "KING HENRY V:\n  We few, we happy few -- in 1415; na\u00efve, \u201ctruly\u201d.\n"

@@ -17,9 +17,9 @@ from src.conversion.llama import llama_config, weights_to_llama
 from src.conversion.vocabulary import as_library
 from src.errors import InputError
 from src.model.kinds import kinds_of
-from src.run.restore import PREFIX
-from src.run.trained import TrainedModel
+from src.restore import PREFIX
 from src.tracking.folder import RunFolder, read_json, write_json
+from src.trained import TrainedModel
 
 REPORT = "conversion.json"
 

@@ -14,7 +14,7 @@ from src.generation.decode import continue_prompts
 from src.generation.prompts import encode, prompts_from
 from src.generation.sampling import Sampling
 from src.generation.stream import TextStream
-from src.run.trained import load_trained
+from src.trained import load_trained
 
 FORMATS = ("text", "json")
 

@@ -10,7 +10,7 @@ import torch
 
 from src import terminal
 from src.errors import InputError
-from src.run.restore import empty_model, restore_parts, restore_recipe
+from src.restore import empty_model, restore_parts, restore_recipe
 from src.saved import read_tensors
 from src.training.guard import StepGuard
 from src.training.recipe import GuardConfig
@@ -78,8 +78,11 @@ def _run(
     for section in changes:
         if section not in CHANGEABLE:
             raise InputError(f"with.{section}: must be below one of {', '.join(CHANGEABLE)}")
-    parts = restore_parts(state["config"], changes)
-    recipe = restore_recipe(state["config"], changes)
+    try:
+        parts = restore_parts(state["config"], changes)
+        recipe = restore_recipe(state["config"], changes)
+    except InputError as error:
+        raise InputError(f"with.{error}") from error
     torch.set_num_threads(state["threads"])
     torch.set_float32_matmul_precision(state["matmul_precision"])
     weights = state["state_dict"]

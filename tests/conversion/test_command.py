@@ -13,7 +13,7 @@ from src.conversion.command import convert as convert_command
 from src.convert import main
 from src.data.tokenizer import CharTokenizer
 from src.generate import main as generate
-from src.run.trained import load_trained
+from src.trained import load_trained
 from tests.conftest import TINY
 from tests.runs import train
 

@@ -13,7 +13,7 @@ from src.conversion.llama import names
 from src.convert import main
 from src.generation.decode import continue_prompts
 from src.generation.sampling import Sampling
-from src.run.trained import load_trained
+from src.trained import load_trained
 from tests.conversion.llamas import VOCAB, folder, llama
 from tests.runs import ROOT
 

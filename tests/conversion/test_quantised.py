@@ -13,7 +13,7 @@ from src.conversion.quantised import NAMES
 from src.convert import main
 from src.generation.decode import continue_prompts
 from src.generation.sampling import Sampling
-from src.run.trained import load_trained
+from src.trained import load_trained
 from tests.conversion.llamas import VOCAB, llama, tokenizer
 
 GREEDY = Sampling(temperature=0, top_p=None, top_k=None, repetition_penalty=1.0)

@@ -12,7 +12,7 @@ from src.data.tokenizer import ByteTokenizer
 from src.generate import main
 from src.generation.prompts import WRITEUP
 from src.generation.stream import TextStream
-from src.run.trained import load_trained
+from src.trained import load_trained
 from tests.conftest import TINY
 from tests.runs import ROOT, assert_same_tree, last_checkpoint, train
 

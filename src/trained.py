@@ -1,7 +1,7 @@
 """A trained model with its tokenizer, out of a run folder or a checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from src.data.tokenizer import Tokenizer, restore_tokenizer
 from src.errors import InputError
 from src.model import Transformer
-from src.run.restore import PREFIX, ModelParts, restore_model, restore_parts
+from src.restore import ModelParts, parts_of, restore_model
 from src.saved import checkpoint_of, load_model
 
 WEIGHTS = ("raw", "ema")
@@ -52,16 +52,14 @@ def load_trained(place: Path, *, weights: str, field: str) -> TrainedModel:
             " trains it from nothing"
         )
     try:
-        model = restore_model(saved["config"], saved["state_dict"])
+        model, parts = restore_model(saved), parts_of(saved)
     except InputError as error:
         raise InputError(f"{field}={place}: {error}") from error
     if weights == "ema":
         _load_average(model, saved.get("callbacks", {}), place=place)
-    parts = restore_parts(saved["config"], {})
-    rows = saved["state_dict"][f"{PREFIX}embedding.weight"].shape[0]
     return TrainedModel(
         model=model.eval(),
-        parts=replace(parts, model=replace(parts.model, vocab_size=rows)),
+        parts=parts,
         tokenizer=restore_tokenizer(saved["tokenizer"]),
         choices={name: saved["config"]["choices"][name] for name in ("attention", "ffn", "model")},
         step=int(saved.get("global_step", 0)),

@@ -1,7 +1,7 @@
 """A model and its recipe from the plain configuration that a checkpoint or an incident carries."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import omegaconf.errors
@@ -47,18 +47,14 @@ def empty_model(parts: ModelParts, weights: Mapping[str, Tensor]) -> Transformer
     )
 
 
-def restore_model(plain: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Transformer:
-    """The model of a configuration with these weights, on the CPU.
-
-    Args:
-        plain: a configuration as `RunConfig.plain` gives it.
-        weights: by the names of the training task.
+def restore_model(saved: Mapping[str, Any]) -> Transformer:
+    """The model of a checkpoint, on the CPU.
 
     Raises:
-        InputError: the weights are those of another model.
+        InputError: its weights are those of another model.
     """
-    model = empty_model(restore_parts(plain, {}), weights)
-    fill(model, {name.removeprefix(PREFIX): value for name, value in weights.items()})
+    model = empty_model(parts_of(saved), saved["state_dict"])
+    fill(model, {n.removeprefix(PREFIX): value for n, value in saved["state_dict"].items()})
     return model
 
 
@@ -84,6 +80,19 @@ def misfit(model: Transformer, weights: Mapping[str, Tensor]) -> str | None:
             return f"{name} is {tuple(weights[name].shape)}, must be {tuple(value.shape)}"
     more = [name for name in weights if name not in own]
     return f"{more[0]} is one too many" if more else None
+
+
+def parts_of(saved: Mapping[str, Any]) -> ModelParts:
+    """What the model of a checkpoint is built from; the size of its vocabulary is given.
+
+    Raises:
+        InputError: its configuration is not one of ours.
+    """
+    parts = restore_parts(saved["config"], {})
+    if not saved["state_dict"]:
+        return parts
+    rows = saved["state_dict"][f"{PREFIX}embedding.weight"].shape[0]
+    return replace(parts, model=replace(parts.model, vocab_size=rows))
 
 
 def restore_parts(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelParts:
@@ -118,8 +127,8 @@ def _restore(
         )
         made = OmegaConf.to_object(node)
     except omegaconf.errors.OmegaConfBaseException as error:
-        raise InputError(f"with.{section}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{section}: {str(error).splitlines()[0]}") from error
     except ValueError as error:
-        raise InputError(f"with.{section}.{error}") from error
+        raise InputError(f"{section}.{error}") from error
     assert isinstance(made, kind)
     return made
