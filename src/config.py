@@ -212,6 +212,8 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     composed = _composed(config_name, [*brought, *arguments])
     choices = _choices(composed)
     parts = _to_objects(composed)
+    if init is None and parts["init"] is not None:
+        raise InputError(f"init={parts['init']}: can be typed alone, no preset sets it")
     parts["init"] = init
     if init is not None:
         adopt(init, parts, choices, typed)
@@ -259,17 +261,19 @@ def _initial(
     config_name: str, arguments: Sequence[str], typed: Sequence[Override]
 ) -> tuple[Init | None, list[str]]:
     """The saved model that the run begins with, and overrides that choose its options."""
-    # Fields of options are known only once the options are; a preset may name the model, too.
+    # Fields of options are known only once the options are.
     early = [
         argument
         for argument, override in zip(arguments, typed, strict=True)
         if override.key in (*GROUPS, "init")
     ]
-    if not any(override.key in ("init", "preset") for override in typed):
+    if not any(override.key == "init" for override in typed):
         return None, []
     composed = _composed(config_name, early)
     if composed.init is None:
         return None, []
+    if not composed.init:
+        raise InputError("init=: names no saved model (allowed: a folder, a checkpoint, null)")
     init = Init(path=str(composed.init))
     defaults = _choices(_composed(config_name, []))
     return init, options_of(init, typed, choices=_choices(composed), defaults=defaults)

@@ -23,25 +23,54 @@ def fetch_file(repository: str, name: str, *, field: str, otherwise: str) -> Pat
     """
     import huggingface_hub
 
-    online = _has_network()
+    commit = _commit(repository, field=field)
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=not online))
+        return Path(
+            huggingface_hub.hf_hub_download(
+                repository, name, revision=commit, local_files_only=commit is None
+            )
+        )
     except (OSError, ValueError) as error:  # the library's errors are among these
-        raise (_refused(field, error) if online else _offline(field, otherwise)) from error
+        raise _unread(field, error, online=commit is not None, otherwise=otherwise) from error
 
 
 def fetch_model(repository: str, wanted: Sequence[str], *, field: str, otherwise: str) -> Path:
     """The folder with the files of a model whose names match one of `wanted`; the same else."""
     import huggingface_hub
 
-    online = _has_network()
+    commit = _commit(repository, field=field)
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, allow_patterns=list(wanted), local_files_only=not online
+            repository,
+            allow_patterns=list(wanted),
+            revision=commit,
+            local_files_only=commit is None,
         )
     except (OSError, ValueError) as error:
-        raise (_refused(field, error) if online else _offline(field, otherwise)) from error
+        raise _unread(field, error, online=commit is not None, otherwise=otherwise) from error
+    if commit is None and not (Path(folder) / "config.json").is_file():
+        # Another command has fetched other files of it.
+        raise _offline(field, otherwise)
     return Path(folder)
+
+
+def _commit(repository: str, *, field: str) -> str | None:
+    """The newest state of a repository; None without a network.
+
+    Asked for first: where the hub refuses, the library would take an older copy without a word.
+    """
+    import huggingface_hub
+
+    if not _has_network():
+        return None
+    try:
+        return huggingface_hub.HfApi().model_info(repository).sha
+    except (OSError, ValueError) as error:
+        raise _refused(field, error) from error
+
+
+def _unread(field: str, error: Exception, *, online: bool, otherwise: str) -> InputError:
+    return _refused(field, error) if online else _offline(field, otherwise)
 
 
 def _has_network() -> bool:

@@ -19,6 +19,9 @@ UNNAMED = re.compile(
 INIT = "init-"
 """Begins the piece of a name that names a saved model."""
 
+FOLDER = "+"
+"""Between the folders of its place."""
+
 DEFAULTS = {"model": "proxy", "preset": "laptop"}
 """Choices that a variant's name leaves out; all others are in it, whether typed or preset."""
 
@@ -51,8 +54,8 @@ def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[O
     shorts = [override.key.rpartition(".")[2] for override in fields]
     for override, short in zip(fields, shorts, strict=True):
         name = short if shorts.count(short) == 1 else override.key
-        text = ".".join(_folders(override.text)) if name == "init" else override.text
-        pieces.append(f"{name}-{_path_safe(text)}")
+        value = _place(override.text) if name == "init" else _path_safe(override.text)
+        pieces.append(f"{name}-{value}")
     name = "@".join(pieces)
     # A file system takes 255 bytes; record and config.yaml say it all.
     return name if len(name) <= 200 else _path_safe(name, limit=200)
@@ -79,7 +82,7 @@ def without_common_folders(names: Iterable[str]) -> dict[str, str]:
     """Names whose saved models lie side by side, without the folders above them."""
     split = {name: fields_of(name) for name in names}
     paths = {
-        piece: piece.removeprefix(INIT).split(".")
+        piece: piece.removeprefix(INIT).split(FOLDER)
         for pieces in split.values()
         for piece in pieces
         if piece.startswith(INIT)
@@ -87,14 +90,19 @@ def without_common_folders(names: Iterable[str]) -> dict[str, str]:
     # A name is left of each, whatever they have in common.
     above = zip(*(path[:-1] for path in paths.values()), strict=False)
     num_common = len(list(takewhile(lambda parts: len(set(parts)) == 1, above)))
-    short = {piece: INIT + ".".join(path[num_common:]) for piece, path in paths.items()}
+    short = {piece: INIT + FOLDER.join(path[num_common:]) for piece, path in paths.items()}
     if len(paths) < 2:
         short = {}
     return {name: "@".join(short.get(p, p) for p in pieces) for name, pieces in split.items()}
 
 
-def _folders(path: str) -> list[str]:
-    return [part for part in PurePath(path).parts if part != "/"]
+def _place(path: str) -> str:
+    """A path as a piece of a name; where two paths could give one, with six digits of its hash."""
+    parts = PurePath(path).parts
+    joined = FOLDER.join(part for part in parts if part != "/")
+    if path.startswith("/") or any(FOLDER in part for part in parts):
+        joined += f"_{hashlib.sha256(path.encode()).hexdigest()[:6]}"
+    return _path_safe(joined, limit=80)
 
 
 def _path_safe(text: str, *, limit: int = 40) -> str:

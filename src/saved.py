@@ -9,6 +9,9 @@ import torch
 
 from src.errors import InputError
 
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+"""In the folder of a run or of a converted model."""
+
 EMBEDDING = "model.embedding.weight"
 """In every checkpoint of weights; its rows are the vocabulary."""
 
@@ -71,7 +74,7 @@ def checkpoint_of(place: Path, *, field: str) -> Path:
             f"{field}={place}: is no run folder, which is runs/<study>/<variant>/seed-<n> and"
             " holds config.yaml"
         )
-    last = place / "checkpoints" / "last.ckpt"
+    last = place / CHECKPOINT
     if not last.is_file():
         others = sorted(last.parent.glob("step-*.ckpt"))
         hint = f"; {field}={others[-1]} is another" if others else ""

@@ -13,6 +13,7 @@ from src.convert import main as convert
 from src.errors import InputError
 from src.generate import main as generate
 from src.naming import without_common_folders
+from src.overrides import quote_free_text
 from src.report import main as report
 from src.stability import REMEDIES
 from src.train import main
@@ -247,6 +248,8 @@ BAD = {
     "attention": (["init=narrow", "attention=gqa"], "attention=gqa: init=narrow has attention"),
     "ffn": (["init=exact", "ffn=moe"], "ffn=moe: init=exact has ffn=mlp; src.convert makes"),
     "model": (["init=narrow", "model=small"], "model=small: init=narrow brings its own"),
+    "nothing": (["init="], "init=: names no saved model"),
+    "its path": (["init=narrow", "tokenizer.path=x"], "tokenizer.path=x: init=narrow brings its"),
     "tokenizer": (["init=narrow", "tokenizer=bpe"], "tokenizer=bpe: init=narrow brings its own"),
     "experts": (["init=narrow", "ffn.num_routed=5"], "ffn.num_routed=5: init=narrow has 7"),
     "resume": (["resume=narrow/checkpoints/last.ckpt"], "is a converted model; init="),
@@ -267,27 +270,61 @@ def test_a_character_that_it_does_not_know_is_named(here, capsys):
     assert "character '\u00f6'" in capsys.readouterr().err
 
 
-def test_damaged_weights_are_one_line(here, base, capsys):
+@pytest.mark.parametrize("name", ["final_norm", "layers.0.attention_norm", "layers.0.ffn.router"])
+def test_weights_that_are_missing_are_named(name, here, base):
     content = torch.load(base / "narrow" / "checkpoints" / "last.ckpt", weights_only=True)
-    content["state_dict"].pop("model.final_norm.weight")
-    del content["state_dict"]["model.layers.0.ffn.router.weight"]
+    del content["state_dict"][f"model.{name}.weight"]
     torch.save(content, "broken.ckpt")
-    with pytest.raises(InputError, match=r"weights do not fit: .*router\.weight is missing"):
+    with pytest.raises(InputError, match=f"weights do not fit: {name}.weight is missing"):
         compose("train", [*here, "init=broken.ckpt"])
+
+
+def test_a_file_that_is_no_checkpoint_is_one_line(here, base):
+    content = torch.load(base / "narrow" / "checkpoints" / "last.ckpt", weights_only=True)
+    for key in ("choices", "kinds", "model", "recipe"):
+        config = {name: value for name, value in content["config"].items() if name != key}
+        torch.save(content | {"config": config}, "broken.ckpt")
+        with pytest.raises(InputError, match=r"init=broken\.ckpt: is no checkpoint"):
+            compose("train", [*here, "init=broken.ckpt"])
+
+
+def test_a_presets_router_is_the_runs(here):
+    chosen = compose("train", ["preset=control", "init=narrow"])
+    assert chosen.choices["ffn"] == "moe_writeup_add"
+    assert chosen.ffn.router.bias_use == "add" and chosen.ffn.num_routed == 7
+    with pytest.raises(InputError, match="init=exact has ffn=mlp"):
+        compose("train", ["preset=control", "init=exact"])
+
+
+def test_a_typed_null_is_nothing(tiny):
+    one, two = (train(tiny, *more) for more in ([], ["init=null", "study=two"]))
+    assert_same_run(one, two)
+    assert record(one)["variant_name"] == record(two)["variant_name"]
 
 
 def test_names_of_models_side_by_side_leave_out_the_folders_above_them():
     base = "mlha+mlp+none"
-    several = [f"{base}@init-models.convert.kv24", f"{base}@init-models.convert.kv48@lr-1"]
+    several = [f"{base}@init-models+convert+kv24", f"{base}@init-models+convert+kv48@lr-1"]
     assert list(without_common_folders(several).values()) == [
         f"{base}@init-kv24",
         f"{base}@init-kv48@lr-1",
     ]
-    nested = [f"{base}@init-a.b", f"{base}@init-a.b.c", base]
+    nested = [f"{base}@init-a+b-1.5", f"{base}@init-a+b-1.7+c", base]
     assert list(without_common_folders(nested).values()) == [
-        f"{base}@init-b",
-        f"{base}@init-b.c",
+        f"{base}@init-b-1.5",
+        f"{base}@init-b-1.7+c",
         base,
     ]
-    alone = [f"{base}@init-models.kv24", base]
+    alone = [f"{base}@init-models+kv24", base]
     assert list(without_common_folders(alone).values()) == alone
+
+
+def test_no_two_places_have_one_name(here, base):
+    places = ["a/b", "a+b", "b", str(Path("b").absolute())]
+    for place in places:
+        Path(place).parent.mkdir(exist_ok=True)
+        if not Path(place).exists():
+            Path(place).symlink_to(base / "narrow")
+    names = [compose("train", [*here, quote_free_text(f"init={p}")]).variant_name for p in places]
+    assert len(set(names)) == len(places)
+    assert compose("train", [*here, "init=./b"]).variant_name == names[2]

@@ -10,17 +10,24 @@ from typing import Any
 import torch
 
 from src import terminal
+from src.config import compose
 from src.conversion.convert import Converted
 from src.conversion.convert import convert as convert_model
 from src.conversion.llama import llama_config
-from src.conversion.plan import Plan, plan
+from src.conversion.plan import EXPERTS, LATENT, Plan, plan
 from src.conversion.source import read_source
-from src.conversion.texts import Texts, cut, read_text
-from src.conversion.write import write_checkpoint, write_huggingface, written_already
+from src.conversion.texts import EMBEDDED, Texts, cut, read_text
+from src.conversion.write import whole, write_checkpoint, write_huggingface, written_already
+from src.data.corpus import TextConfig
 from src.errors import InputError
+from src.given import choice, number, shown
+from src.model.ffn.moe import MoEConfig
 from src.model.size import measure
 from src.restore import ModelParts
 from src.trained import TrainedModel
+
+RULES = 1
+"""Number of the conversion's rules; raised when the same settings give other weights."""
 
 FORMATS = ("checkpoint", "hf")
 WEIGHTS = ("raw", "ema", "none")
@@ -39,26 +46,56 @@ def convert(given: Mapping[str, Any]) -> int:
     out = Path(given["out"]).resolve()
     kept = "raw" if given["weights"] == "none" else given["weights"]
     source = read_source(given["source"], weights=kept)
-    todo = plan(source.parts, given)
+    # What the defaults of a run say of experts and of the text.
+    defaults = compose("train", ["ffn=moe", "data=shakespeare"])
+    assert isinstance(defaults.ffn, MoEConfig) and isinstance(defaults.data, TextConfig)
+    todo = plan(source.parts, given, router=defaults.ffn.router)
     if given["to"] == "hf":
         llama_config(todo.target, end_ids=())
-    text = None if given["calibration"] is None else read_text(given["calibration"])
-    settings = {k: v for k, v in given.items() if k not in ("out", "source")}
-    settings |= {"source_digest": _digest(source), "calibration_digest": _text_digest(text)}
+    measured = todo.changes and given["weights"] != "none"
+    _refuse_unused(given, todo, measured=measured)
+    text = None
+    if measured and given["calibration"] is not None:
+        text = read_text(given["calibration"], defaults.data)
+    settings = {k: v for k, v in given.items() if k not in ("out", "source", "calibration")}
+    digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
+    settings |= {"source_digest": _digest(source), "calibration_digest": digest, "rules": RULES}
     if written_already(out, settings):
         terminal.say(f"{out} holds this conversion already")
         return 0
-    made, converted = _sizes_alone(source, todo), None
-    if given["weights"] != "none":
-        converted = _converted(source, todo, text, given)
-        made = dataclasses.replace(made, model=converted.model)
-    report = _report(given, settings, todo, converted)
-    if given["to"] == "hf":
-        write_huggingface(out, made, report=report)
-    else:
-        write_checkpoint(out, made, with_weights=given["weights"] != "none", report=report)
+    with whole(out) as folder:
+        made, converted = _sizes_alone(source, todo), None
+        if given["weights"] != "none":
+            texts = None
+            if text is not None:
+                texts = cut(
+                    text,
+                    source.tokenizer,
+                    field=f"calibration={given['calibration']}",
+                    val_frac=defaults.data.val_frac,
+                    num_tokens=given["calibration_tokens"],
+                    context=source.parts.seq_len,
+                )
+            converted = _converted(source, todo, texts, seed=given["seed"])
+            made = dataclasses.replace(made, model=converted.model)
+        report = _report(given, settings, todo, converted)
+        if given["to"] == "hf":
+            write_huggingface(folder, made, report=report)
+        else:
+            write_checkpoint(folder, made, with_weights=given["weights"] != "none", report=report)
     _show(out, report)
     return 0
+
+
+def _refuse_unused(given: Mapping[str, Any], todo: Plan, *, measured: bool) -> None:
+    """Raises InputError where a field was typed that has nothing to act on."""
+    if given["seed"] != 0 and todo.experts is None:
+        raise InputError(f"seed={given['seed']}: is of new routers, ffn=moe from ffn=mlp alone")
+    if given["calibration"] not in (None, EMBEDDED) and not measured:
+        raise InputError(
+            f"calibration={given['calibration']}: is for weights that are converted; nothing is"
+            " here"
+        )
 
 
 def _option(value: Any) -> Any:
@@ -69,23 +106,18 @@ def _option(value: Any) -> Any:
 def _check(given: Mapping[str, Any]) -> None:
     for field in ("source", "out"):
         if not isinstance(given[field], str):
-            shown = "null" if given[field] is None else given[field]
-            raise InputError(f"{field}={shown}: must be a place")
+            raise InputError(f"{field}={shown(given[field])}: must be a place")
     if not isinstance(given["calibration"], str | None):
         raise InputError(f"calibration={given['calibration']}: must be one text, or null")
-    for field, allowed in (
-        ("to", FORMATS),
-        ("weights", WEIGHTS),
-        ("attention", (None, "gqa", "mlha")),
-        ("ffn", (None, "mlp", "moe")),
-    ):
-        if given[field] not in allowed:
-            shown = ", ".join("null" if entry is None else entry for entry in allowed)
-            raise InputError(f"{field}={given[field]}: must be one of {shown}")
+    choice(given, "to", FORMATS)
+    choice(given, "weights", WEIGHTS)
+    choice(given, "attention", (None, "gqa", "mlha"))
+    choice(given, "ffn", (None, "mlp", "moe"))
+    for field in (*LATENT, *EXPERTS):
+        if given[field] is not None:
+            number(given, field, int)
     for field, least in (("seed", 0), ("calibration_tokens", 1), ("threads", 1)):
-        value = given[field]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{field}={value}: must be an integer of at least {least}")
+        number(given, field, int, least=least)
     if given["to"] == "hf" and given["weights"] == "none":
         raise InputError("weights=none: is for to=checkpoint; others want weights")
 
@@ -100,23 +132,12 @@ def _sizes_alone(source: TrainedModel, todo: Plan) -> TrainedModel:
     return dataclasses.replace(source, parts=todo.target, choices=choices)
 
 
-def _converted(
-    source: TrainedModel, todo: Plan, text: str | None, given: Mapping[str, Any]
-) -> Converted:
-    texts: Texts | None = None
-    if text is not None and todo.changes:
-        texts = cut(
-            text,
-            source.tokenizer,
-            field=f"calibration={given['calibration']}",
-            num_tokens=given["calibration_tokens"],
-            context=source.parts.seq_len,
-        )
+def _converted(source: TrainedModel, todo: Plan, texts: Texts | None, *, seed: int) -> Converted:
     num_layers = source.parts.model.num_layers
     if todo.changes:
         terminal.say(f"converting {num_layers} layers of {source.model.num_params():,} parameters")
     with terminal.counting("converting", total=num_layers, unit="layers") as count:
-        return convert_model(source.model, todo, texts, seed=given["seed"], on_layer=count)
+        return convert_model(source.model, todo, texts, seed=seed, on_layer=count)
 
 
 def _digest(source: TrainedModel) -> str:
@@ -127,10 +148,6 @@ def _digest(source: TrainedModel) -> str:
         digest.update(name.encode())
         digest.update(value.contiguous().numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _text_digest(text: str | None) -> str | None:
-    return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _report(

@@ -14,9 +14,12 @@ from src.conversion.llama import LlamaFiles
 from src.errors import InputError
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+GENERATION = "generation_config.json"
+"""May name more tokens that end a text than config.json does."""
 INDEX = f"{WEIGHTS}.index.json"
 """Names the file of each weight where there are several."""
-WANTED = (CONFIG, TOKENIZER, INDEX, "*.safetensors")
+END = "eos_token_id"
+WANTED = (CONFIG, GENERATION, TOKENIZER, INDEX, "*.safetensors")
 """All that is read of a model on the hub."""
 
 
@@ -31,12 +34,20 @@ def read_folder(folder: Path, *, field: str) -> LlamaFiles:
         InputError: a file is missing or damaged.
     """
     config = _json(folder / CONFIG, field=field)
+    if (folder / GENERATION).is_file():
+        ends = (_json(folder / name, field=field).get(END) for name in (CONFIG, GENERATION))
+        config = {**config, END: [entry for end in ends for entry in _listed(end)]}
     return LlamaFiles(
         place=field,
         config=config,
         tensors=_tensors(folder, field=field),
         tokenizer=_tokenizer(folder / TOKENIZER, field=field),
     )
+
+
+def _listed(value: Any) -> list[Any]:
+    """What stands alone, in a list, or not at all."""
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _json(file: Path, *, field: str) -> dict[str, Any]:

@@ -34,9 +34,10 @@ class InputMetric:
     @staticmethod
     def of(moments_DD: Tensor) -> "InputMetric":
         """From the mean of x x^T over inputs x."""
-        size = len(moments_DD)
-        ridge = RIDGE * moments_DD.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-        values_D, vectors_DD = torch.linalg.eigh(moments_DD.double() + ridge)
+        # Of mean 1: the metric weighs directions, and leaves the size of factors alone.
+        moments_DD = moments_DD.double() / moments_DD.diagonal().mean()
+        ridge = RIDGE * torch.eye(len(moments_DD), dtype=torch.float64)
+        values_D, vectors_DD = torch.linalg.eigh(moments_DD + ridge)
         root_D = values_D.sqrt()
         return InputMetric(
             root_DD=vectors_DD * root_D @ vectors_DD.T,
@@ -60,11 +61,11 @@ def check_latent(source: GQAConfig, target: MLHAConfig, dims: Dims, *, rope_stri
         )
     if rope_stride < 1:
         raise ValueError(f"rope_stride={rope_stride}: must be at least 1")
-    if target.rope_dim * rope_stride > source.rope_dim:
+    most = 2 * len(range(0, source.rope_dim // 2, rope_stride))
+    if target.rope_dim > most:
         raise ValueError(
-            f"rope_dim={target.rope_dim}: must be at most {source.rope_dim // rope_stride},"
-            f" of the source's {source.rope_dim} rotated dimensions each pair in {rope_stride}"
-            " (rope_stride)"
+            f"rope_dim={target.rope_dim}: must be at most {most}: of the source's"
+            f" {source.rope_dim // 2} rotated pairs one in {rope_stride} (rope_stride)"
         )
     if source.num_kv_heads % target.num_rope_keys:
         raise ValueError(

@@ -99,6 +99,9 @@ def parts_from_llama(files: LlamaFiles) -> ModelParts:
         for field in OPTIONAL_SIZES
         if config.get(field) is not None
     }
+    tied = config.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise InputError(f"{place}: tie_word_embeddings={tied}: must be true or false")
     heads, hidden_dim = sizes["num_attention_heads"], sizes["hidden_size"]
     head_dim = sizes.get("head_dim", hidden_dim // heads)
     eps, rope_theta = _number(config, "rms_norm_eps", place), _rope_theta(config, place)
@@ -112,7 +115,7 @@ def parts_from_llama(files: LlamaFiles) -> ModelParts:
             head_dim=head_dim,
             inner_dim=sizes["intermediate_size"],
             vocab_size=sizes["vocab_size"],
-            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            tie_embeddings=tied,
             norm_eps=eps,
             rope_theta=rope_theta,
             init_std=init_std,

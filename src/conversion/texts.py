@@ -10,17 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.data.sources import ShakespeareConfig
+from src.data.corpus import TextConfig
 from src.data.tokenizer import Tokenizer
 from src.errors import InputError
 
 EMBEDDED = "shakespeare"
-HELD_OUT_FRAC = 0.1
-"""Of the text, its end: what data=shakespeare holds out, too."""
+"""The text of data=shakespeare as it is trained on by default, its validation part included."""
 NUM_HELD_OUT = 2048
 WINDOW = 512
 CHARS_PER_TOKEN = 8
-"""More than any tokenizer makes of prose."""
+"""More than any tokenizer makes of prose; a window that is shorter yet is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +30,18 @@ class Texts:
     held_out_BT: Tensor
 
 
-def read_text(calibration: str) -> str:
-    """The text that is named: shakespeare, or a UTF-8 file.
+def read_text(calibration: str, embedded: TextConfig) -> str:
+    """The text that is named.
+
+    Args:
+        calibration: shakespeare, or a UTF-8 file.
+        embedded: data=shakespeare.
 
     Raises:
         InputError: it cannot be read.
     """
     if calibration == EMBEDDED:
-        config = ShakespeareConfig(val_frac=HELD_OUT_FRAC, max_chars=None)
-        return config.text(config.raw(Path()))
+        return embedded.text(embedded.raw(Path()))[: embedded.max_chars]
     try:
         return Path(calibration).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -48,20 +50,29 @@ def read_text(calibration: str) -> str:
         ) from error
 
 
-def cut(text: str, tokenizer: Tokenizer, *, field: str, num_tokens: int, context: int) -> Texts:
+def cut(
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    field: str,
+    val_frac: float,
+    num_tokens: int,
+    context: int,
+) -> Texts:
     """Windows at equal distances from the two parts of a text.
 
     Args:
         text: the whole.
         tokenizer: of the model.
         field: what the user typed for the text, named in errors.
+        val_frac: share of the text, at its end, on which losses are measured.
         num_tokens: for the fit, about; fewer where the text has fewer.
         context: of the model, in tokens.
 
     Raises:
         InputError: it is too short, or the tokenizer lacks a character.
     """
-    split = round(len(text) * (1 - HELD_OUT_FRAC))
+    split = round(len(text) * (1 - val_frac))
     window = min(WINDOW, context)
     try:
         return Texts(
@@ -75,7 +86,7 @@ def cut(text: str, tokenizer: Tokenizer, *, field: str, num_tokens: int, context
 
 
 def _windows(text: str, tokenizer: Tokenizer, *, num_tokens: int, window: int) -> Tensor:
-    # No more than there are without two of them having a token in common.
+    # More would be much the same windows again, of however many characters a token is.
     num_windows = max(1, min(num_tokens, len(text)) // window)
     starts = np.linspace(0, len(text), num_windows, endpoint=False).astype(int)
     rows = []
@@ -84,5 +95,5 @@ def _windows(text: str, tokenizer: Tokenizer, *, num_tokens: int, window: int) -
         if len(ids) == window:
             rows.append(torch.from_numpy(ids.astype(np.int64)))
     if not rows:
-        raise InputError(f"too short for a window of {window} tokens in each of its two parts")
+        raise InputError(f"has no window of {window} tokens in each of its two parts")
     return torch.stack(rows)

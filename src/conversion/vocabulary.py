@@ -28,10 +28,9 @@ def characters_of(backend: tokenizers.Tokenizer) -> CharTokenizer | None:
     vocabulary = content["model"].get("vocab")
     if content["model"].get("type") != "WordLevel" or not isinstance(vocabulary, dict):
         return None
-    characters = sorted(vocabulary, key=vocabulary.__getitem__)
-    if characters != sorted(characters) or any(len(entry) != 1 for entry in characters):
-        return None
-    return CharTokenizer("".join(characters))
+    found = CharTokenizer("".join(sorted(vocabulary)))
+    written = json.loads(_characters(found.characters).to_str())
+    return found if written == content else None
 
 
 def _bytes() -> tokenizers.Tokenizer:

@@ -1,24 +1,27 @@
 """Writes a converted model: whole, or not at all."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import yaml
 from torch import Tensor
 
-from src.conversion.huggingface import write_folder
+from src.conversion.huggingface import WEIGHTS, write_folder
 from src.conversion.llama import llama_config, weights_to_llama
 from src.conversion.vocabulary import as_library
 from src.errors import InputError
 from src.model.kinds import kinds_of
 from src.restore import PREFIX
-from src.tracking.folder import RunFolder, read_json, write_json
+from src.saved import CHECKPOINT
+from src.tracking.folder import read_json, write_json
 from src.trained import TrainedModel
 
 REPORT = "conversion.json"
@@ -32,7 +35,7 @@ def written_already(out: Path, settings: Mapping[str, Any]) -> bool:
         settings: all that it hangs on.
 
     Raises:
-        InputError: it holds something else, or nothing can be written there.
+        InputError: it holds something else, or cannot be read.
     """
     try:
         if not out.exists():
@@ -46,8 +49,11 @@ def written_already(out: Path, settings: Mapping[str, Any]) -> bool:
         if isinstance(error, InputError):
             raise
         raise InputError(f"out={out}: cannot be read ({error})") from error
-    if known is None or "settings" not in known:
-        raise InputError(f"out={out}: is there already, and holds no conversion; choose another")
+    found = any((out / name).is_file() for name in (CHECKPOINT, WEIGHTS))
+    if not found or known is None or not isinstance(known.get("settings"), dict):
+        raise InputError(
+            f"out={out}: is there already, and holds no whole conversion; choose another"
+        )
     for name, value in settings.items():
         before = known["settings"].get(name)
         if before != value:
@@ -58,14 +64,50 @@ def written_already(out: Path, settings: Mapping[str, Any]) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder to be filled, which becomes `out` at the end; what goes wrong leaves none of it.
+
+    Raises:
+        InputError: it cannot be made or filled.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"out={out}: cannot be written ({error.strerror})") from error
+    try:
+        yield draft
+        draft.chmod(0o777 & ~_umask())
+        if out.is_dir():
+            out.rmdir()
+        draft.rename(out)
+    except OSError as error:
+        raise InputError(f"out={out}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's own, which can be read by setting it alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _full_disks_are_os_errors() -> Iterator[None]:
+    """The libraries that write tensors have errors of their own."""
+    try:
+        yield
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise OSError(0, str(error).splitlines()[0]) from error
+
+
 def write_checkpoint(
-    out: Path,
-    made: TrainedModel,
-    *,
-    with_weights: bool,
-    report: Mapping[str, Any],
+    folder: Path, made: TrainedModel, *, with_weights: bool, report: Mapping[str, Any]
 ) -> None:
-    """A folder that src.generate takes as run= and src.train as init=."""
+    """Fills a folder that src.generate takes as run= and src.train as init=."""
     config = {
         "model": dataclasses.asdict(made.parts.model),
         "attention": dataclasses.asdict(made.parts.attention),
@@ -83,56 +125,22 @@ def write_checkpoint(
         "conversion": dict(report["settings"]),
         "global_step": made.step,
     }
-
-    def fill(folder: Path) -> None:
-        last = RunFolder(folder).last
-        last.parent.mkdir()
-        torch.save(content, last)
-        text = yaml.safe_dump(config, sort_keys=False)
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
-        write_json(folder / REPORT, report)
-
-    _whole(out, fill)
+    (folder / CHECKPOINT).parent.mkdir(parents=True)
+    with _full_disks_are_os_errors():
+        torch.save(content, folder / CHECKPOINT)
+    text = yaml.safe_dump(config, sort_keys=False)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    write_json(folder / REPORT, report)
 
 
-def write_huggingface(out: Path, made: TrainedModel, *, report: Mapping[str, Any]) -> None:
-    """A folder that transformers loads.
+def write_huggingface(folder: Path, made: TrainedModel, *, report: Mapping[str, Any]) -> None:
+    """Fills a folder that transformers loads.
 
     Raises:
         InputError: no Llama has these parts.
     """
     config = llama_config(made.parts, end_ids=made.tokenizer.end_ids)
     tensors = weights_to_llama(made.model.state_dict(), made.parts)
-
-    def fill(folder: Path) -> None:
-        tokenizer = as_library(made.tokenizer)
-        write_folder(folder, config=config, tensors=tensors, tokenizer=tokenizer)
-        write_json(folder / REPORT, report)
-
-    _whole(out, fill)
-
-
-def _whole(out: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder beside the target and renames it; what goes wrong leaves nothing."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
-    except OSError as error:
-        raise InputError(f"out={out}: cannot be written ({error.strerror})") from error
-    try:
-        fill(draft)
-        draft.chmod(0o777 & ~_umask())
-        if out.is_dir():
-            out.rmdir()
-        draft.rename(out)
-    except OSError as error:
-        raise InputError(f"out={out}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _umask() -> int:
-    """The process's own, which can be read by setting it alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with _full_disks_are_os_errors():
+        write_folder(folder, config=config, tensors=tensors, tokenizer=as_library(made.tokenizer))
+    write_json(folder / REPORT, report)

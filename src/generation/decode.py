@@ -38,7 +38,8 @@ def continue_prompts(
         sampling: how a token is drawn.
         seed: of the draws, which are made on the CPU, so that they are the same on every device.
         end_ids: tokens after which a text has ended.
-        on_token: told the prompt's place and the token as soon as it is drawn.
+        on_token: told the prompt's place and the token as soon as it is drawn, but for the one that
+            ends the text.
 
     Returns:
         The new tokens alone; fewer where one of them ends the text, or where the logits stop being
@@ -71,7 +72,7 @@ def continue_prompts(
             texts[place].append(token)
             window.append(token)
             going[place] = token not in end_ids
-            if on_token is not None:
+            if going[place] and on_token is not None:
                 on_token(place, token)
         more = max_new_tokens - number - 1
         if not any(going) or not more:
@@ -84,6 +85,11 @@ def continue_prompts(
             logits_BV = _logits(model, latest_B1, cache)
     model.train(was_training)
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def shown(new: Sequence[int], end_ids: Collection[int]) -> list[int]:
+    """New tokens without the one that ended the text."""
+    return list(new[:-1] if new and new[-1] in end_ids else new)
 
 
 def _shortened(window: list[int], context: int) -> list[int]:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 
 from src.data.tokenizer import Tokenizer
 from src.errors import InputError
-from src.generation.decode import continue_prompts
+from src.generation.decode import continue_prompts, shown
 from src.generation.prompts import WRITEUP
 from src.generation.sampling import Sampling
 from src.model import Transformer
@@ -72,5 +72,5 @@ def _continued(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> list[s
         end_ids=tokenizer.end_ids,
     )
     for place, number in places.items():
-        texts[place] = tokenizer.decode(prompts[number] + new[number])
+        texts[place] = tokenizer.decode(prompts[number] + shown(new[number], tokenizer.end_ids))
     return texts

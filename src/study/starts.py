@@ -17,7 +17,7 @@ COLUMNS = (
     Column(name="val/loss before", note="of the weights with which it began: mean over the seeds"),
     Column(
         name="val/loss after",
-        note="at the end, mean over clean seeds; beneath it what training on gained",
+        note="at the end, mean over clean seeds; beneath it the mean change of those seeds",
     ),
 )
 
@@ -37,9 +37,12 @@ def _row(label: str, runs: Sequence[Run]) -> list[Cell]:
     record = runs[0].record
     before = [value for run in runs if (value := run.initial_loss) is not None]
     after = [value for run in runs if (value := clean_loss(run, step=run.steps)) is not None]
-    gained = ""
-    if before and after:
-        gained = f"{digits.signed(fmean(after) - fmean(before))} to before"
+    gains = [
+        end - run.initial_loss
+        for run in runs
+        if run.initial_loss is not None and (end := clean_loss(run, step=run.steps)) is not None
+    ]
+    gained = f"{digits.signed(fmean(gains))} to before" if gains else ""
     return [
         Cell(label),
         Cell(str((record.get("init") or {}).get("path", "from nothing"))),

@@ -207,6 +207,24 @@ def test_a_place_is_taken_as_it_is_typed(name, run, tmp_path, monkeypatch):
     convert(name, Path("out"), "calibration=null")
 
 
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 1 vs 2")
+
+    monkeypatch.setattr("torch.save", full)
+    assert main([f"source={run}", f"out={tmp_path / 'out'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"out={tmp_path / 'out'}: cannot be written ([enforce fail" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_conversion_is_none(run, tmp_path, capsys):
+    convert(run, tmp_path / "out")
+    (tmp_path / "out" / "checkpoints" / "last.ckpt").unlink()
+    assert main([f"source={run}", f"out={tmp_path / 'out'}"]) == 2
+    assert "holds no whole conversion" in capsys.readouterr().err
+
+
 def test_a_link_to_an_empty_folder_is_filled(run, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -269,9 +287,11 @@ BAD = {
     "keys": (["attention=mlha", "num_rope_keys=2"], "num_rope_keys=2: must divide"),
     "parts": (["ffn=moe", "inner_dim=12"], "inner_dim=12: must divide the 32"),
     "top_k": (["ffn=moe", "top_k=9"], "top_k=9: must be from 1 to ffn.num_routed=7"),
-    "seed": (["seed=-1"], "seed=-1: must be an integer of at least 0"),
+    "seed": (["seed=-1"], "seed=-1: must be at least 0"),
     "calibration": (["ffn=moe", "calibration=nowhere"], "calibration=nowhere: cannot be read"),
-    "tokens": (["calibration_tokens=0"], "calibration_tokens=0: must be an integer of at least 1"),
+    "tokens": (["calibration_tokens=0"], "calibration_tokens=0: must be at least 1"),
+    "a text for nothing": (["calibration=x"], "calibration=x: is for weights that are converted"),
+    "a seed for nothing": (["seed=1"], "seed=1: is of new routers"),
     "no llama": (["to=hf", "attention=mlha"], "to=hf: writes models of the Llama type"),
     "no weights": (["to=hf", "weights=none"], "weights=none: is for to=checkpoint"),
     "no source": (["source=null"], "source=null: must be a place"),
@@ -280,7 +300,7 @@ BAD = {
     "here": (["out=."], "out=/"),
     "a long name": (["out=" + "x" * 300], "cannot be"),
     "signed": (["+attention=mlha"], "+attention=mlha: fields are set as field=value"),
-    "threads": (["threads=0"], "threads=0: must be an integer of at least 1"),
+    "threads": (["threads=0"], "threads=0: must be at least 1"),
     "unknown": (["kv_latent=8"], "kv_latent: unknown field; did you mean kv_latent_dim?"),
     "section": (["attention.kv_latent_dim=8"], "attention.kv_latent_dim: unknown field"),
 }
@@ -296,7 +316,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, run, t
 
 def test_a_text_that_does_not_serve_is_one_line(run, tmp_path, capsys):
     for content, message in (
-        (b"too short", "too short for a window"),
+        (b"too short", "has no window of 16 tokens"),
         ("Die K\u00f6nigin".encode() * 500, "character '\u00f6'"),
         (b"\xff" * 500, "cannot be read"),
     ):
@@ -311,7 +331,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(run, tmp_path, capsys)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert main([f"source={run}", f"out={tmp_path / 'out'}"]) == 2
-    assert "is there already, and holds no conversion" in capsys.readouterr().err
+    assert "is there already, and holds no whole conversion" in capsys.readouterr().err
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
     assert main([f"source={run}", f"out={tmp_path / 'out' / 'thesis.txt'}"]) == 2
     assert "is a file" in capsys.readouterr().err

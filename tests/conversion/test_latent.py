@@ -150,6 +150,18 @@ def test_a_fit_to_the_inputs_loses_less_on_such_inputs():
     assert error(attention, target_config(), x=new, metric=metric) < 1e-4
 
 
+def test_the_size_of_the_inputs_changes_no_factor():
+    attention = layer()
+    flat = inputs().flatten(0, 1).double()
+    target = target_config(kv_latent_dim=8, num_rope_keys=1)
+    one, ten = (
+        converted(attention, target, metric=InputMetric.of(x.T @ x / len(x))).state_dict()
+        for x in (flat, flat * 10)
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(ten[name], weight, rtol=1e-4, atol=1e-6)
+
+
 def test_a_latent_beyond_the_rank_can_learn():
     source = gqa_config(rope_dim=10, num_kv_heads=1)
     made = converted(layer(source), target_config(source=source, kv_latent_dim=20), source=source)
@@ -166,6 +178,7 @@ def test_a_latent_beyond_the_rank_can_learn():
     [
         ({"qk_norm": True}, {}, 1, "the source has qk_norm"),
         ({}, {"rope_dim": 10}, 1, "rope_dim=10: must be at most 8"),
+        ({"rope_dim": 10}, {"rope_dim": 8}, 2, "rope_dim=8: must be at most 6"),
         ({}, {"rope_dim": 6}, 2, "rope_dim=6: must be at most 4"),
         ({}, {"rope_dim": 4}, 0, "rope_stride=0: must be at least 1"),
         ({}, {"num_rope_keys": 4}, 1, "num_rope_keys=4: must divide the source's num_kv_heads=2"),

@@ -207,7 +207,8 @@ BROKEN = {
     "an endless base": (config_with(rope_parameters={"rope_theta": 10**400}), "must be a number"),
     "text for a base": (config_with(rope_parameters={"rope_theta": "1"}), "rope_theta=1: must be"),
     "no object": (config_with(rope_parameters=[1]), "rope_parameters=[1]: must be an object"),
-    "an end beyond": (config_with(eos_token_id=300), "eos_token_id=300: must be a token below"),
+    "an end beyond": (config_with(eos_token_id=300), "eos_token_id=[300]: must be a token below"),
+    "tied in words": (config_with(tie_word_embeddings="false"), "must be true or false"),
     "an end in words": (config_with(eos_token_id=[0, "a"]), "must be a token below"),
     "quantised": (config_with(quantization_config={"bits": 4}), "must be null"),
     "integers": (as_integers, "is torch.int8; must be a float"),
@@ -262,6 +263,13 @@ def test_tokens_that_end_a_text_go_back(tmp_path):
     edited(source, "config.json", lambda content: content.update(eos_token_id=[7, 3]))
     back = converted(converted(source, tmp_path / "here"), tmp_path / "back", "to=hf")
     assert json.loads((back / "config.json").read_text())["eos_token_id"] == [3, 7]
+
+
+def test_more_tokens_that_end_a_text_stand_in_the_generation_config(tmp_path):
+    source = folder(tmp_path / "hf")
+    edited(source, "config.json", lambda content: content.update(eos_token_id=3))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 9]}))
+    assert ours(converted(source, tmp_path / "here")).tokenizer.end_ids == {3, 9}
 
 
 def test_averaged_weights_are_asked_of_a_run_alone(tmp_path, capsys):

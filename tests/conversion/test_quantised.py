@@ -26,7 +26,7 @@ def pairs_side_by_side(weight, num_heads):
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
-def write(path, model, *, kind="gpt2", split="smollm", architecture="llama"):
+def write(path, model, *, kind="gpt2", split="smollm", architecture="llama", more=(), rotated=None):
     config, words = model.config, tokenizer()
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -37,6 +37,7 @@ def write(path, model, *, kind="gpt2", split="smollm", architecture="llama"):
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(5000.0)
+    writer.add_rope_dimension_count(rotated or config.head_dim)
     names = [words.id_to_token(i) for i in range(words.get_vocab_size())]
     names += [f"<unused {i}>" for i in range(len(names), VOCAB)]
     writer.add_tokenizer_model(kind)
@@ -62,6 +63,8 @@ def write(path, model, *, kind="gpt2", split="smollm", architecture="llama"):
         dtype = gguf.GGMLQuantizationType.Q8_0 if "mlp" in name else None
         data = gguf.quantize(values, dtype) if dtype is not None else values
         writer.add_tensor(f"{short.get(stem, stem)}.weight", data, raw_dtype=dtype)
+    for name in more:
+        writer.add_tensor(name, np.ones(8, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -114,6 +117,9 @@ def test_a_file_is_read_as_transformers_reads_it(tmp_path):
     [
         ({"kind": "llama"}, "has a tokenizer of kind llama/smollm; read are gpt2/"),
         ({"split": "qwen2"}, "has a tokenizer of kind gpt2/qwen2"),
+        ({"more": ["rope_freqs.weight"]}, "rope_freqs.weight is not of this architecture"),
+        ({"more": ["blk.0.attn_q.bias"]}, "blk.0.attn_q.bias is not of this architecture"),
+        ({"rotated": 4}, "its weights do not fit its configuration: layers.0.attention.q_proj"),
         ({"architecture": "gemma"}, "general.architecture=gemma: must be llama"),
     ],
 )

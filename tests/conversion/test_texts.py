@@ -2,16 +2,18 @@
 
 import pytest
 
+from src.config import compose
 from src.conversion.texts import NUM_HELD_OUT, WINDOW, cut, read_text
 from src.data.tokenizer import ByteTokenizer
 from src.errors import InputError
 
 BYTES = ByteTokenizer()
+DEFAULT = compose("train", ["data=shakespeare"]).data
 
 
 def texts(path, **given):
-    values = {"num_tokens": 2048, "context": 64}
-    return cut(read_text(str(path)), BYTES, field="calibration", **(values | given))
+    values = {"num_tokens": 2048, "context": 64, "val_frac": 0.1}
+    return cut(read_text(str(path), DEFAULT), BYTES, field="calibration", **(values | given))
 
 
 def lines(tokens_BT):
@@ -48,5 +50,15 @@ def test_a_short_text_gives_fewer_windows_and_a_shorter_one_none(tmp_path):
     file.write_text("x" * 2000)
     assert texts(file).fit_BT.shape[0] < 2048 // 64
     file.write_text("x" * 300)
-    with pytest.raises(InputError, match="too short for a window of 64 tokens"):
+    with pytest.raises(InputError, match="has no window of 64 tokens"):
         texts(file)
+
+
+def test_the_embedded_text_is_fitted_to_where_a_run_trains(tmp_path):
+    config = compose("train", ["tokenizer=byte"])
+    corpus = config.data.load(config.tokenizer, cache=tmp_path, seq_len=16)
+    found = texts("shakespeare", num_tokens=10**9)
+    train, val = (bytes(part.astype("uint8")) for part in (corpus.train, corpus.val))
+    assert all(bytes(row.tolist()) in train for row in found.fit_BT)
+    assert all(bytes(row.tolist()) in val for row in found.held_out_BT)
+    assert found.fit_BT.numel() > 0.9 * len(train)

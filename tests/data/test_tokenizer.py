@@ -110,7 +110,9 @@ def test_a_tokenizer_that_loses_text_is_refused(tmp_path):
 
 def test_a_saved_models_tokenizer_is_told_by_its_content(tmp_path):
     ours = BPEConfig(vocab_size=280).build(TEXT, TEXT)
-    content = {"state_dict": {}, "config": {}, "tokenizer": ours.state()}
+    sections = ("model", "attention", "ffn", "recipe", "kinds", "choices")
+    config = {name: {} for name in sections}
+    content = {"state_dict": {}, "config": config, "tokenizer": ours.state()}
     for name in ("one.ckpt", "two.ckpt"):
         torch.save(content, tmp_path / name)
     torch.save(content | {"tokenizer": ByteConfig().build("", "").state()}, tmp_path / "three.ckpt")
