@@ -103,7 +103,10 @@ class Factors:
     @staticmethod
     def of(matrix_ED: Tensor, *, metric: InputMetric) -> "Factors":
         """Decomposes it."""
-        u_EE, s, v_DD = torch.linalg.svd(matrix_ED @ metric.root_DD)
+        # All of V, from which a rank beyond the matrix's own is filled up; of U what is used.
+        u_EE, s, v_DD = torch.linalg.svd(
+            matrix_ED @ metric.root_DD, full_matrices=len(matrix_ED) < matrix_ED.shape[1]
+        )
         return Factors(u_EE=u_EE, s=s, v_DD=v_DD @ metric.inverse_DD)
 
     def of_rank(self, rank: int) -> tuple[Tensor, Tensor]:
