@@ -84,25 +84,25 @@ def plain_main(
         argv: arguments; None: those of the process.
     """
     texts: dict[str, Any] = {}
-    others, signed = [], []
+    others = []
     for argument in sys.argv[1:] if argv is None else argv:
         key, equals, text = argument.partition("=")
         if equals and key in verbatim:
             texts[key] = text
-        elif equals and key.lstrip("+~") in verbatim:
-            signed.append(argument)
         else:
             others.append(argument)
 
     def act(arguments: list[str], multirun: bool) -> int:
         if multirun:
             raise InputError(f"--multirun: is not for src.{config_name}")
-        for argument in signed:
-            raise InputError(f"{argument}: fields are set as field=value, without + and ~")
         with readable(config_name, arguments):
             for override in OverridesParser.create().parse_overrides(arguments):
                 if override.is_sweep_override():
                     raise InputError(f"{override.input_line}: takes one value here")
+                if override.key_or_group in verbatim:
+                    raise InputError(
+                        f"{override.input_line}: fields are set as field=value, without + and ~"
+                    )
             return command(compose_plain(config_name, arguments) | texts)
 
     return _main(act, usage=usage, argv=others)

@@ -261,14 +261,14 @@ def _initial(
     config_name: str, arguments: Sequence[str], typed: Sequence[Override]
 ) -> tuple[Init | None, list[str]]:
     """The saved model that the run begins with, and overrides that choose its options."""
+    if not any(override.key == "init" for override in typed):
+        return None, []
     # Fields of options are known only once the options are.
     early = [
         argument
         for argument, override in zip(arguments, typed, strict=True)
         if override.key in (*GROUPS, "init")
     ]
-    if not any(override.key == "init" for override in typed):
-        return None, []
     composed = _composed(config_name, early)
     if composed.init is None:
         return None, []

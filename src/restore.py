@@ -31,43 +31,49 @@ class ModelParts:
     """The longest sequence, in tokens."""
 
 
-def empty_model(parts: ModelParts, weights: Mapping[str, Tensor]) -> Transformer:
-    """A model on the CPU that is to take these weights; until then its own mean nothing.
+def empty_model(parts: ModelParts) -> Transformer:
+    """A model that is to take weights; until then its own mean nothing.
 
     Args:
-        parts: what it is built from.
-        weights: by the names of the training task; they tell the size of the vocabulary.
+        parts: what it is built from; the size of its vocabulary is given.
     """
+    assert parts.model.vocab_size is not None
     return Transformer(
         model=parts.model,
         attention=parts.attention,
         ffn=parts.ffn,
-        vocab_size=weights[f"{PREFIX}embedding.weight"].shape[0],
+        vocab_size=parts.model.vocab_size,
         max_seq_len=parts.seq_len,
     )
 
 
-def restore_model(saved: Mapping[str, Any]) -> Transformer:
-    """The model of a checkpoint, on the CPU.
+def restore_model(parts: ModelParts, weights: Mapping[str, Tensor]) -> Transformer:
+    """A model with these weights, on the CPU, in evaluation mode.
+
+    Args:
+        parts: what it is built from; the size of its vocabulary is given.
+        weights: by the model's names.
 
     Raises:
-        InputError: its weights are those of another model.
+        InputError: the weights are those of another model.
     """
-    model = empty_model(parts_of(saved), saved["state_dict"])
-    fill(model, {n.removeprefix(PREFIX): value for n, value in saved["state_dict"].items()})
-    return model
-
-
-def fill(model: Transformer, weights: Mapping[str, Tensor]) -> None:
-    """Gives a model these weights, by its own names.
-
-    Raises:
-        InputError: they are those of another model.
-    """
+    model = empty_model(parts)
     reason = misfit(model, weights)
     if reason is not None:
         raise InputError(f"its weights do not fit its configuration: {reason}")
     model.load_state_dict(weights)
+    return model.eval()
+
+
+def weights_of(saved: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint by the model's names; none where it holds sizes alone."""
+    return {name.removeprefix(PREFIX): value for name, value in saved["state_dict"].items()}
+
+
+def with_vocabulary_of(parts: ModelParts, weights: Mapping[str, Tensor]) -> ModelParts:
+    """The same with the size of the vocabulary that weights, by the model's names, have."""
+    rows = weights["embedding.weight"].shape[0]
+    return replace(parts, model=replace(parts.model, vocab_size=rows))
 
 
 def misfit(model: Transformer, weights: Mapping[str, Tensor]) -> str | None:
@@ -89,10 +95,7 @@ def parts_of(saved: Mapping[str, Any]) -> ModelParts:
         InputError: its configuration is not one of ours.
     """
     parts = restore_parts(saved["config"], {})
-    if not saved["state_dict"]:
-        return parts
-    rows = saved["state_dict"][f"{PREFIX}embedding.weight"].shape[0]
-    return replace(parts, model=replace(parts.model, vocab_size=rows))
+    return with_vocabulary_of(parts, weights_of(saved)) if saved["state_dict"] else parts
 
 
 def restore_parts(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelParts:

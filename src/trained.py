@@ -11,7 +11,7 @@ from torch import Tensor
 from src.data.tokenizer import Tokenizer, restore_tokenizer
 from src.errors import InputError
 from src.model import Transformer
-from src.restore import ModelParts, parts_of, restore_model
+from src.restore import ModelParts, parts_of, restore_model, weights_of
 from src.saved import checkpoint_of, load_model
 
 WEIGHTS = ("raw", "ema")
@@ -52,13 +52,14 @@ def load_trained(place: Path, *, weights: str, field: str) -> TrainedModel:
             " trains it from nothing"
         )
     try:
-        model, parts = restore_model(saved), parts_of(saved)
+        parts = parts_of(saved)
+        model = restore_model(parts, weights_of(saved))
     except InputError as error:
         raise InputError(f"{field}={place}: {error}") from error
     if weights == "ema":
         _load_average(model, saved.get("callbacks", {}), place=place)
     return TrainedModel(
-        model=model.eval(),
+        model=model,
         parts=parts,
         tokenizer=restore_tokenizer(saved["tokenizer"]),
         choices={name: saved["config"]["choices"][name] for name in ("attention", "ffn", "model")},

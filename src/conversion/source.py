@@ -10,7 +10,7 @@ from src.conversion.vocabulary import characters_of
 from src.data.tokenizer import made_elsewhere
 from src.errors import InputError
 from src.hub import fetch_model
-from src.restore import PREFIX, empty_model, fill
+from src.restore import restore_model
 from src.trained import TrainedModel, load_trained
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -79,13 +79,12 @@ def _imported(files: LlamaFiles, *, name: str, weights: str) -> TrainedModel:
     if rows != (vocab_size,):
         shown = rows[0] if rows else 0
         raise InputError(f"{files.place}: vocab_size={vocab_size}: the embedding has {shown} rows")
-    model = empty_model(parts, {f"{PREFIX}{n}": value for n, value in values.items()})
     try:
-        fill(model, values)
+        model = restore_model(parts, values)
     except InputError as error:
         raise InputError(f"{files.place}: {error}") from error
     return TrainedModel(
-        model=model.eval(),
+        model=model,
         parts=parts,
         tokenizer=tokenizer,
         choices={"attention": "gqa", "ffn": "mlp", "model": name},

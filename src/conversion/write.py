@@ -38,17 +38,15 @@ def written_already(out: Path, settings: Mapping[str, Any]) -> bool:
         InputError: it holds something else, or cannot be read.
     """
     try:
-        if not out.exists():
-            return False
-        if not out.is_dir():
-            raise InputError(f"out={out}: is a file; must be a folder that is not there yet")
-        known = read_json(out / REPORT)
-        if known is None and not any(out.iterdir()):
-            return False
+        is_file = out.is_file()
+        is_new = not is_file and (not out.exists() or not any(out.iterdir()))
+        known = None if is_file or is_new else read_json(out / REPORT)
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"out={out}: cannot be read ({error})") from error
+    if is_file:
+        raise InputError(f"out={out}: is a file; must be a folder that is not there yet")
+    if is_new:
+        return False
     found = any((out / name).is_file() for name in (CHECKPOINT, WEIGHTS))
     if not found or known is None or not isinstance(known.get("settings"), dict):
         raise InputError(

@@ -10,7 +10,13 @@ import torch
 
 from src import terminal
 from src.errors import InputError
-from src.restore import empty_model, restore_parts, restore_recipe
+from src.restore import (
+    empty_model,
+    restore_parts,
+    restore_recipe,
+    weights_of,
+    with_vocabulary_of,
+)
 from src.saved import read_tensors
 from src.training.guard import StepGuard
 from src.training.recipe import GuardConfig
@@ -86,7 +92,7 @@ def _run(
     torch.set_num_threads(state["threads"])
     torch.set_float32_matmul_precision(state["matmul_precision"])
     weights = state["state_dict"]
-    model = empty_model(parts, weights)
+    model = empty_model(with_vocabulary_of(parts, weights_of(state)))
     guard = StepGuard(
         GuardConfig(check=[], on_nonfinite="skip", max_consecutive=None), max_steps=1, log_every=1
     )

@@ -35,13 +35,10 @@ def starts_table(study: Study, analysis: Analysis, *, title: str) -> Table:
 
 def _row(label: str, runs: Sequence[Run]) -> list[Cell]:
     record = runs[0].record
-    before = [value for run in runs if (value := run.initial_loss) is not None]
-    after = [value for run in runs if (value := clean_loss(run, step=run.steps)) is not None]
-    gains = [
-        end - run.initial_loss
-        for run in runs
-        if run.initial_loss is not None and (end := clean_loss(run, step=run.steps)) is not None
-    ]
+    ends = [(run.initial_loss, clean_loss(run, step=run.steps)) for run in runs]
+    before = [first for first, _ in ends if first is not None]
+    after = [last for _, last in ends if last is not None]
+    gains = [last - first for first, last in ends if first is not None and last is not None]
     gained = f"{digits.signed(fmean(gains))} to before" if gains else ""
     return [
         Cell(label),

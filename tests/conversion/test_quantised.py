@@ -16,6 +16,7 @@ from src.generation.sampling import Sampling
 from src.trained import load_trained
 from tests.conversion.llamas import VOCAB, llama, tokenizer
 
+SHORT = {theirs: name for name, theirs in NAMES.items()}
 GREEDY = Sampling(temperature=0, top_p=None, top_k=None, repetition_penalty=1.0)
 SIZES = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 64}
 
@@ -57,7 +58,7 @@ def write(path, model, *, kind="gpt2", split="smollm", architecture="llama", mor
         stem = name.removesuffix(".weight")
         if stem.startswith("model.layers."):
             number, _, part = stem.removeprefix("model.layers.").partition(".")
-            stem = f"blk.{number}.{NAMES[part]}"
+            stem = f"blk.{number}.{SHORT[part]}"
         elif stem == "lm_head":
             continue
         dtype = gguf.GGMLQuantizationType.Q8_0 if "mlp" in name else None
