@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -44,3 +45,30 @@ def test_the_numbers_of_ablate_are_those_of_its_results():
     assert arms["fp32_full"] == arms["none@preset-stress"] == [140, 21, 4, 63, 52, 18]
     text = (Path(ROOT) / "experiments" / "ablate" / "README.md").read_text()
     assert "140, 21, 4, 63, 52 and 18" in text
+
+
+def test_the_numbers_of_convert_are_those_of_its_results():
+    with (ROOT / "experiments" / "convert" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    text = (ROOT / "experiments" / "convert" / "README.md").read_text()
+    arms = {
+        "scratch": "sizes alone",
+        "exact": "exact",
+        "kv96": "kv96",
+        "kv48": "kv48",
+        "kv24": "kv24",
+    }
+    losses = {}
+    for name, label in arms.items():
+        own = [row for row in rows if row["init"] == f"models/convert/{name}"]
+        assert len(own) == 6
+        before, losses[name] = (
+            [float(row[key]) for row in own] for key in ("initial_loss", "loss")
+        )
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {label}")]
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[4] == f"{int(own[0]['cache_bytes_per_token']):,}"
+        assert cells[5] == f"{fmean(before):.3f}" and cells[6] == f"{fmean(losses[name]):.3f}"
+    for name in ("exact", "kv96", "kv48", "kv24"):
+        assert all(one > other for one, other in zip(losses["scratch"], losses[name], strict=True))
+        assert 0.21 <= round(fmean(losses["scratch"]) - fmean(losses[name]), 2) <= 0.22
