@@ -5,6 +5,7 @@ from typing import Any
 
 from src.errors import InputError
 from src.fields import replaced, value_at
+from src.model.kinds import kinds_of
 from src.overrides import Override
 from src.stability import RemedyConfig
 
@@ -23,8 +24,10 @@ def apply_claims(
         for needed in (*remedy.needs(), *remedy.claims(before)):
             if not _has_field(before, needed):
                 section = needed.partition(".")[0]
-                kind = type(before[section]).__name__.removesuffix("Config")
-                raise InputError(f"stability={option}: needs {needed}, which {kind} has not")
+                kind = kinds_of(before["attention"], before["ffn"])[section]
+                raise InputError(
+                    f"stability={option}: needs {needed}, which {section}={kind} has not"
+                )
         for field, value in remedy.claims(before).items():
             if field in owner:
                 raise InputError(

@@ -200,9 +200,16 @@ def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> 
     if missing is not None:
         key = str(getattr(missing, "full_key", "")) or _quoted(str(missing))
         return InputError(f"{_rooted(key, text)}: has no value yet; give one as field=value")
+    inside = re.search(r"In '(\w+)/(\w+)'.*\n.*Key '.*' not in .*\n\s*full_key: (\S+)", text)
+    if inside is not None:
+        group, option, key = inside.groups()
+        section = key.partition(".")[0]
+        chosen = [a for a in arguments if a.partition("=")[0] == section] or [section]
+        return InputError(f"{group}={option}: sets {key}, which {chosen[-1]} has not")
     for argument in arguments:
         key = argument.lstrip("+~").partition("=")[0]
-        if f"'{argument}'" in text or f"'{key}'" in text or f"override {argument}" in text:
+        marks = f"'{argument}'", f"'{key}'", f"override {argument}", f"override ++{argument}"
+        if any(mark in text for mark in marks):
             reason = _type_reason(text)
             if reason:
                 return InputError(f"{argument}: {reason}")

@@ -22,15 +22,16 @@ from src.claims import apply_claims
 from src.data import DataConfig, TokenizerConfig
 from src.digests import file_digest
 from src.errors import InputError
+from src.external import ExternalConfig, ExternalModel
 from src.forks import Fork, inherited, parse_fork
 from src.initial import Init, adopt, check_fit, options_of
 from src.model import ModelConfig
+from src.model.architecture import Architecture, ModelParts
 from src.model.attention import AttentionConfig
 from src.model.ffn import FeedForwardConfig
-from src.model.kinds import kinds_of
+from src.model.kinds import EXTERNAL, ExternalPart, kinds_of
 from src.naming import Variant, variant_name
-from src.overrides import GROUPS, Override, parse
-from src.restore import ModelParts
+from src.overrides import GROUPS, Override, allow_new_names, parse
 from src.schema import CONF, PathsConfig, Schema, TrackingConfig, TrainerConfig
 from src.stability import REMEDIES, RemedyConfig
 from src.training.recipe import GuardConfig, RecipeConfig
@@ -50,11 +51,11 @@ UNCOMPARED = (*UNHASHED, "arguments", "fork", "save_at", "validate_at", "observe
 class RunConfig:
     """Everything that one run needs to know. Nobody assigns to it."""
 
-    attention: AttentionConfig
-    ffn: FeedForwardConfig
+    attention: AttentionConfig | ExternalPart
+    ffn: FeedForwardConfig | ExternalPart
     remedies: dict[str, RemedyConfig]
     """The options that are on, by name."""
-    model: ModelConfig
+    model: ModelConfig | ExternalConfig
     data: DataConfig
     tokenizer: TokenizerConfig
     recipe: RecipeConfig
@@ -96,6 +97,18 @@ class RunConfig:
         """The run folder."""
         run = f"seed-{self.seed}" + (f"-repeat-{self.repeat}" if self.repeat else "")
         return Path(self.paths.runs) / self.study / self.variant_name / run
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the model is built from."""
+        if isinstance(self.model, ExternalConfig):
+            return ExternalModel(config=self.model, seq_len=self.recipe.seq_len)
+        # Checked in compose: neither part is external where the model is not.
+        assert not isinstance(self.attention, ExternalPart)
+        assert not isinstance(self.ffn, ExternalPart)
+        return ModelParts(
+            model=self.model, attention=self.attention, ffn=self.ffn, seq_len=self.recipe.seq_len
+        )
 
     @property
     def natural_start(self) -> int:
@@ -163,6 +176,8 @@ class RunConfig:
     def _section(self, name: str) -> dict[str, Any]:
         if name == "stability":
             return {key: dataclasses.asdict(remedy) for key, remedy in self.remedies.items()}
+        if name == "model":
+            return dataclasses.asdict(self.model) | self.architecture.facts()
         return dataclasses.asdict(getattr(self, name))
 
     def _init(self) -> dict[str, str]:
@@ -174,7 +189,7 @@ class RunConfig:
         """A hash of all that changes numbers, and of nothing else. Reads the corpus."""
         content: dict[str, Any] = {name: self._section(name) for name in HASHED}
         # Sizes that no chosen part took change nothing.
-        content["model"].pop("sizes")
+        content["model"].pop("sizes", None)
         content["recipe"].pop("checkpoint_every")
         content["kinds"] = self.plain()["kinds"]
         content["tokenizer"] = self.tokenizer.key()
@@ -209,12 +224,13 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     typed = parse(arguments)
     _check_groups(typed)
     init, brought = _initial(config_name, arguments, typed)
-    composed = _composed(config_name, [*brought, *arguments])
+    composed = _composed(config_name, [*brought, *_parts_of_external(typed), *arguments])
     choices = _choices(composed)
     parts = _to_objects(composed)
     if init is None and parts["init"] is not None:
         raise InputError(f"init={parts['init']}: can be typed alone, no preset sets it")
     parts["init"] = init
+    _check_external(parts)
     if init is not None:
         adopt(init, parts, choices, typed)
     known = {field.name for field in dataclasses.fields(Schema)}
@@ -279,6 +295,32 @@ def _initial(
     return init, options_of(init, typed, choices=_choices(composed), defaults=defaults)
 
 
+def _parts_of_external(typed: Sequence[Override]) -> list[str]:
+    """Overrides that choose the parts of a model that is not ours, whatever a preset says.
+
+    Raises:
+        InputError: others were typed.
+    """
+    last = {override.key: override.text for override in typed}
+    if last.get("model") != EXTERNAL:
+        return []
+    for group in ("attention", "ffn"):
+        if last.get(group, EXTERNAL) != EXTERNAL:
+            raise InputError(
+                f"{group}={last[group]}: model={EXTERNAL} brings its own; leave it out"
+            )
+    return [f"{group}={EXTERNAL}" for group in ("attention", "ffn") if group not in last]
+
+
+def _check_external(parts: Mapping[str, Any]) -> None:
+    """Raises InputError where one part of a model is ours and another is not."""
+    if isinstance(parts["model"], ExternalConfig):
+        return
+    for group in ("attention", "ffn"):
+        if isinstance(parts[group], ExternalPart):
+            raise InputError(f"{group}={EXTERNAL}: goes with model={EXTERNAL} alone")
+
+
 def _choices(composed: DictConfig) -> dict[Any, Any]:
     """The option chosen in each group."""
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)
@@ -333,7 +375,9 @@ def compose_plain(config_name: str, arguments: Sequence[str] | None) -> dict[str
 def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        composed = hydra.compose(config_name, overrides=list(arguments), return_hydra_config=True)
+        composed = hydra.compose(
+            config_name, overrides=allow_new_names(arguments), return_hydra_config=True
+        )
     OmegaConf.set_struct(composed, False)
     return composed
 
@@ -382,9 +426,11 @@ def _section_of(name: str, node: Any, error: ValueError) -> str:
 def _check_across(config: RunConfig) -> None:
     """Rules that more than one part has a say in."""
     try:
-        config.attention.check(config.model.dims())
+        config.architecture.check()
+    except InputError:
+        raise
     except ValueError as error:
-        raise InputError(f"attention.{error}") from error
+        raise InputError(str(error)) from error
     if config.study in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", config.study):
         raise InputError(f"study={config.study}: may hold letters, digits and . _ + - only")
     for field, first in (("save_at", 1), ("validate_at", 0)):

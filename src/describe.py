@@ -7,7 +7,7 @@ from pathlib import Path
 from src import cli, terminal
 from src.config import RunConfig
 from src.errors import InputError
-from src.model.size import Size, measure
+from src.model.size import Size
 
 USAGE = """
 python -m src.describe [field=value ...]
@@ -27,13 +27,8 @@ def describe(config: RunConfig) -> int:
     """Prints the sizes."""
     if config.extra["format"] not in FORMATS:
         raise InputError(f"format={config.extra['format']}: must be one of {', '.join(FORMATS)}")
-    size = measure(
-        model=config.model,
-        attention=config.attention,
-        ffn=config.ffn,
-        vocab_size=vocab_size(config),
-        seq_len=config.recipe.seq_len,
-        averaged_weights="ema" in config.remedies,
+    size = config.architecture.measure(
+        vocab_size=vocab_size(config), averaged_weights="ema" in config.remedies
     )
     if config.extra["format"] == "json":
         print(json.dumps(size.plain()))
@@ -44,8 +39,9 @@ def describe(config: RunConfig) -> int:
 
 def vocab_size(config: RunConfig) -> int:
     """Rows of the embedding; the tokenizer is asked only where the model leaves them open."""
-    if config.model.vocab_size is not None:
-        return config.model.vocab_size
+    fixed = config.architecture.vocab_size
+    if fixed is not None:
+        return fixed
     corpus = config.data.load(
         config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
     )
@@ -55,12 +51,13 @@ def vocab_size(config: RunConfig) -> int:
 def _show(config: RunConfig, size: Size) -> None:
     variant = config.variant
     title = f"{variant.attention} + {variant.ffn}, model {variant.model}"
+    cache = size.cache_bytes_per_token
     rows = [["vocabulary", f"{size.vocab_size:,}"]]
     rows += [["parameters, total", f"{size.params_total:,}"]]
     rows += [["parameters, active for a token", f"{size.params_active:,}"]]
     rows += [[f"  {part}", f"{count:,}"] for part, count in size.params_by_part.items()]
     rows += [
-        ["KV cache, bytes a token (float32)", f"{size.cache_bytes_per_token:,}"],
+        ["KV cache, bytes a token (float32)", "unknown" if cache is None else f"{cache:,}"],
         ["decoding attends to", size.decoding],
         ["FLOPs a token, training", f"{size.flops_per_token:,}"],
         ["FLOPs a token, forward", f"{size.forward_flops_per_token:,}"],

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.data.tokenizer import CheckpointConfig
 from src.errors import InputError
 from src.fields import replaced, value_at
 from src.model import Transformer
+from src.model.architecture import ModelParts
 from src.model.ffn import FeedForwardConfig
 from src.model.kinds import kinds_of
 from src.model.norm import RMSNorm
 from src.overrides import Override
-from src.restore import ModelParts, empty_model, misfit, parts_of, weights_of
+from src.restore import empty_model, misfit, parts_of, weights_of
 from src.saved import checkpoint_of, load_model
 
 SECTIONS = ("model", "attention", "ffn")
@@ -177,6 +178,6 @@ def _more_norms(model: Transformer, before: Transformer) -> list[str]:
     return [name for norm in norms if (name := f"{norm}.weight") not in known]
 
 
-def load_initial(model: Transformer, init: Init) -> None:
+def load_initial(model: nn.Module, init: Init) -> None:
     """Gives the model the saved weights; what `check_fit` noted stays as it was drawn."""
     model.load_state_dict(init.weights, strict=False)

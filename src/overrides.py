@@ -45,6 +45,9 @@ FREE_TEXT = (
 SWEPT_TEXT = ("init",)
 """Those of them that a sweep takes several of, with commas between."""
 
+OPEN = {"model=external": "model.kwargs"}
+"""Fields below which any name may be typed, by the choice that has them."""
+
 _DECIDED = ("[", "'", '"', "${", "choice(")
 """A value that begins so is taken to be written in Hydra's grammar already."""
 
@@ -67,6 +70,17 @@ def quote_free_text(argument: str) -> str:
     if key in SWEPT_TEXT and "," in value and not value.startswith(_DECIDED):
         return f"{key}={','.join(_quoted(part.strip()) for part in value.split(','))}"
     return f"{key}={_quoted(value)}"
+
+
+def allow_new_names(arguments: Sequence[str]) -> list[str]:
+    """The same, with those below an open field told to Hydra to be added."""
+    fields = [field for choice, field in OPEN.items() if choice in arguments]
+
+    def is_open(argument: str) -> bool:
+        key = argument.partition("=")[0]
+        return any(key == field or key.startswith(f"{field}.") for field in fields)
+
+    return [f"++{argument}" if is_open(argument) else argument for argument in arguments]
 
 
 def _quoted(value: str) -> str:

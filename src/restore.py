@@ -1,7 +1,7 @@
 """A model and its recipe from the plain configuration that a checkpoint or an incident carries."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import omegaconf.errors
@@ -10,25 +10,16 @@ from torch import Tensor
 
 from src.errors import InputError
 from src.model import ModelConfig, Transformer
-from src.model.attention import ATTENTIONS, AttentionConfig
-from src.model.ffn import FEED_FORWARDS, FeedForwardConfig
+from src.model.architecture import ModelParts
+from src.model.attention import ATTENTIONS
+from src.model.ffn import FEED_FORWARDS
+from src.model.kinds import EXTERNAL
 from src.training.recipe import RecipeConfig
 
 Part = TypeVar("Part")
 
 PREFIX = "model."
 """Of the model's names among those of the training task."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelParts:
-    """What a model is built from."""
-
-    model: ModelConfig
-    attention: AttentionConfig
-    ffn: FeedForwardConfig
-    seq_len: int
-    """The longest sequence, in tokens."""
 
 
 def empty_model(parts: ModelParts) -> Transformer:
@@ -106,8 +97,13 @@ def restore_parts(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> Model
         changes: other values, nested as the configuration is; those of other sections are left.
 
     Raises:
-        InputError: a change names no field, or its value is not allowed.
+        InputError: a change names no field, or its value is not allowed; the model is not ours.
     """
+    if plain["kinds"]["attention"] == EXTERNAL:
+        raise InputError(
+            f"its model is external ({plain['model']['target']}), and code that a file names is"
+            " not run; src.diagnose takes the target from you"
+        )
     return ModelParts(
         model=_restore("model", ModelConfig, plain, changes),
         attention=_restore("attention", ATTENTIONS[plain["kinds"]["attention"]], plain, changes),

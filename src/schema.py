@@ -15,9 +15,11 @@ from omegaconf import MISSING
 
 from src.data import SOURCES, TOKENIZERS
 from src.errors import InputError
+from src.external import ExternalConfig
 from src.model import ModelConfig
 from src.model.attention import ATTENTIONS
 from src.model.ffn import FEED_FORWARDS
+from src.model.kinds import EXTERNAL, ExternalPart
 from src.stability import REMEDIES
 from src.training.recipe import GuardConfig, RecipeConfig
 from src.watch.config import WatchConfig
@@ -100,7 +102,7 @@ class Schema:
     attention: Any = MISSING
     ffn: Any = MISSING
     stability: StabilityConfig = dataclasses.field(default_factory=StabilityConfig)  # type: ignore[valid-type]
-    model: ModelConfig = MISSING
+    model: Any = MISSING
     data: Any = MISSING
     tokenizer: Any = MISSING
     recipe: RecipeConfig = MISSING
@@ -134,8 +136,9 @@ def register() -> None:
     store.store(name="schema_train", node=Schema)
     store.store(name="schema_describe", node=DescribeSchema)
     for group, options in (
-        ("attention", ATTENTIONS),
-        ("ffn", FEED_FORWARDS),
+        ("model", {"transformer": ModelConfig, EXTERNAL: ExternalConfig}),
+        ("attention", {**ATTENTIONS, EXTERNAL: ExternalPart}),
+        ("ffn", {**FEED_FORWARDS, EXTERNAL: ExternalPart}),
         ("data", SOURCES),
         ("tokenizer", TOKENIZERS),
     ):

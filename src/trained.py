@@ -11,7 +11,8 @@ from torch import Tensor
 from src.data.tokenizer import Tokenizer, restore_tokenizer
 from src.errors import InputError
 from src.model import Transformer
-from src.restore import ModelParts, parts_of, restore_model, weights_of
+from src.model.architecture import ModelParts
+from src.restore import parts_of, restore_model, weights_of
 from src.saved import checkpoint_of, load_model
 
 WEIGHTS = ("raw", "ema")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from src.conversion.write import write_checkpoint
 from src.data.tokenizer import CharTokenizer
+from src.model.architecture import ModelParts
 from src.model.ffn.mlp import MLPConfig
-from src.restore import ModelParts
 from src.trained import TrainedModel
 from tests.builders import VOCAB, gqa_config, model_config, transformer
 

@@ -21,9 +21,9 @@ from src.conversion.write import whole, write_checkpoint, write_huggingface, wri
 from src.data.corpus import TextConfig
 from src.errors import InputError
 from src.given import choice, number, shown
+from src.model.architecture import ModelParts
 from src.model.ffn.moe import MoEConfig
 from src.model.size import measure
-from src.restore import ModelParts
 from src.trained import TrainedModel
 
 RULES = 1
@@ -172,13 +172,15 @@ def _report(
 
 def _cache_bytes(parts: ModelParts) -> int:
     assert parts.model.vocab_size is not None
-    return measure(
+    bytes_per_token = measure(
         model=parts.model,
         attention=parts.attention,
         ffn=parts.ffn,
         vocab_size=parts.model.vocab_size,
         seq_len=parts.seq_len,
     ).cache_bytes_per_token
+    assert bytes_per_token is not None
+    return bytes_per_token
 
 
 def _show(out: Path, report: Mapping[str, Any]) -> None:

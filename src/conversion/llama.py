@@ -11,9 +11,9 @@ from torch import Tensor
 
 from src.errors import InputError
 from src.model import ModelConfig
+from src.model.architecture import ModelParts
 from src.model.attention.gqa import GQAConfig
 from src.model.ffn.mlp import MLPConfig
-from src.restore import ModelParts
 
 SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),

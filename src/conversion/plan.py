@@ -7,6 +7,7 @@ from typing import Any
 from src.conversion.latent import check_latent, full_kv_rank, stretched_theta
 from src.conversion.upcycle import check_upcycle
 from src.errors import InputError
+from src.model.architecture import ModelParts
 from src.model.attention import AttentionConfig
 from src.model.attention.gqa import GQAConfig
 from src.model.attention.mlha import MLHAConfig
@@ -14,7 +15,6 @@ from src.model.ffn import FeedForwardConfig
 from src.model.ffn.moe import MoEConfig
 from src.model.ffn.router import RouterConfig
 from src.model.kinds import kinds_of
-from src.restore import ModelParts
 
 LATENT = ("q_latent_dim", "kv_latent_dim", "rope_dim", "num_rope_keys", "rope_stride")
 EXPERTS = ("num_routed", "num_shared", "top_k", "inner_dim")

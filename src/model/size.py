@@ -24,8 +24,9 @@ class Size:
     params_by_part: dict[str, int]
     """The total by part of the model."""
     vocab_size: int
-    cache_bytes_per_token: int
-    """Keys and values that decoding keeps for a token, all layers, in float32."""
+    cache_bytes_per_token: int | None
+    """Keys and values that decoding keeps for a token, all layers, in float32; None
+    where it is not known."""
     decoding: str
     """How decoding attends to the cache."""
     flops_per_token: int

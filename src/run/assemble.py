@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 
 from src import terminal
 from src.config import RunConfig
@@ -15,7 +16,6 @@ from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
 from src.forks import Fork
 from src.initial import load_initial
-from src.model import Transformer, build_model
 from src.run.forking import state_key
 from src.stability import RunFacts
 from src.streams import generator, stream_seed
@@ -55,24 +55,29 @@ class Assembly:
     incidents: IncidentRecorder | None
 
 
-def model_for(config: RunConfig, corpus: Corpus) -> Transformer:
-    """The initialised model.
+def vocab_size_for(config: RunConfig, corpus: Corpus) -> int:
+    """Tokens that the model must know.
 
     Raises:
-        InputError: the tokenizer has more tokens than the model.
+        InputError: the tokenizer has more than the model is fixed to.
     """
     num_tokens = corpus.tokenizer.vocab_size
-    vocab_size = config.model.vocab_size or num_tokens
+    vocab_size = config.architecture.vocab_size or num_tokens
     if num_tokens > vocab_size:
         raise InputError(
             f"model.vocab_size={vocab_size}: must be at least the tokenizer's {num_tokens} tokens"
         )
-    model = build_model(
-        model=config.model,
-        attention=config.attention,
-        ffn=config.ffn,
-        vocab_size=vocab_size,
-        max_seq_len=config.recipe.seq_len,
+    return vocab_size
+
+
+def model_for(config: RunConfig, corpus: Corpus) -> nn.Module:
+    """The initialised model.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the model, or the model is none.
+    """
+    model = config.architecture.build(
+        vocab_size=vocab_size_for(config, corpus),
         generator_for=lambda name: generator(config.seed, "init", name),
     )
     if config.init is not None:
@@ -83,7 +88,7 @@ def model_for(config: RunConfig, corpus: Corpus) -> Transformer:
 def assemble(
     config: RunConfig,
     *,
-    model: Transformer,
+    model: nn.Module,
     corpus: Corpus,
     folder: RunFolder,
     writer: MetricsWriter,

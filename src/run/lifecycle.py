@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from src.config import UNCOMPARED, RunConfig
 from src.data import Corpus
 from src.errors import InputError
 from src.run import forking
-from src.run.assemble import Assembly, assemble, model_for, set_numerics
+from src.run.assemble import (
+    Assembly,
+    assemble,
+    model_for,
+    set_numerics,
+    vocab_size_for,
+)
 from src.run.outcome import build_record, save_samples, show_record
 from src.saved import load_state
 from src.tracking.client import default_uri
@@ -44,6 +51,7 @@ def run(config: RunConfig) -> int:
         config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
     )
     model = model_for(config, corpus)
+    config = replace(config, notes=[*config.notes, *config.architecture.notes(model)])
     config_hash = config.config_hash()
     folder = RunFolder(config.folder)
     if not config.rerun:
@@ -185,6 +193,7 @@ def _train(
         config,
         run,
         folder,
+        vocab_size=vocab_size_for(config, corpus),
         config_hash=config_hash,
         status=status,
         derived_from=derived_from,

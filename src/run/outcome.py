@@ -11,7 +11,6 @@ from src.config import RunConfig
 from src.data import Corpus
 from src.generation.samples import first_sample, samples_markdown
 from src.model import Transformer
-from src.model.size import Size, measure
 from src.run.assemble import Assembly
 from src.tracking import record as records
 from src.tracking.facts import device_facts, git_facts, versions
@@ -25,18 +24,30 @@ def build_record(
     run: Assembly,
     folder: RunFolder,
     *,
+    vocab_size: int,
     config_hash: str,
     status: str,
     derived_from: dict[str, Any] | None,
     origins: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
-    """The content of record.json; `origins` tells by what code it was trained, in order."""
-    model, recipe = run.task.model, config.recipe
+    """The content of record.json.
+
+    Args:
+        config: of the run.
+        run: what was trained.
+        folder: where its metrics lie.
+        vocab_size: tokens that its model knows.
+        config_hash: of the configuration.
+        status: how it ended.
+        derived_from: the record's entry of this name.
+        origins: by what code it was trained, in order.
+    """
+    recipe = config.recipe
     steps = run.trainer.global_step
     tokens = steps * recipe.batch_size * recipe.seq_len * recipe.accumulate
     seconds = run.metrics.train_seconds
     guard = run.guard.summary()
-    size = _size(config, model)
+    size = config.architecture.measure(vocab_size=vocab_size)
     return {
         "schema": records.SCHEMA,
         "status": status,
@@ -51,9 +62,9 @@ def build_record(
         "code": "+".join(code for code, _ in origins),
         "versions": versions(),
         "device": device_facts(torch.device(config.trainer.device_type)),
-        "vocab_size": model.embedding.num_embeddings,
-        "params_total": model.num_params(),
-        "params_active": model.num_active_params(),
+        "vocab_size": size.vocab_size,
+        "params_total": size.params_total,
+        "params_active": size.params_active,
         "cache_bytes_per_token": size.cache_bytes_per_token,
         "steps": steps,
         "tokens": tokens,
@@ -71,16 +82,6 @@ def build_record(
         "spikes": run.spikes.summary(),
         "incident": _incident(run),
     }
-
-
-def _size(config: RunConfig, model: Transformer) -> Size:
-    return measure(
-        model=config.model,
-        attention=config.attention,
-        ffn=config.ffn,
-        vocab_size=model.embedding.num_embeddings,
-        seq_len=config.recipe.seq_len,
-    )
 
 
 def _outcome(run: Assembly, guard: dict[str, Any]) -> str:
@@ -102,13 +103,15 @@ def _incident(run: Assembly) -> dict[str, Any] | None:
 
 def save_samples(config: RunConfig, run: Assembly, corpus: Corpus, folder: RunFolder) -> None:
     """Writes samples.md: the write-up's prompts continued, by averaged weights too."""
-    if not corpus.tokenizer.token_bytes().any():
+    model = run.task.model
+    # Text takes a cache, which only our models have.
+    if not corpus.tokenizer.token_bytes().any() or not isinstance(model, Transformer):
         return
     offered = offered_weights(run.trainer)
     # Those that are only looked on for others are no part of this run.
     own = {name: context for name, context in offered.items() if name in config.remedies}
     text = samples_markdown(
-        run.task.model,
+        model,
         corpus.tokenizer,
         weights={"raw": nullcontext, **own},
         seed=config.seed,

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from src.config import RunConfig
-from src.model import build_model
 from src.streams import generator
 
 STEPS = 2
@@ -32,13 +31,8 @@ def step_seconds(config: RunConfig, *, vocab_size: int, flops_per_token: int) ->
 
 def _measure(config: RunConfig, vocab_size: int) -> float:
     recipe, device = config.recipe, torch.device(config.trainer.device_type)
-    model = build_model(
-        model=config.model,
-        attention=config.attention,
-        ffn=config.ffn,
-        vocab_size=vocab_size,
-        max_seq_len=recipe.seq_len,
-        generator_for=lambda name: generator(0, "init", name),
+    model = config.architecture.build(
+        vocab_size=vocab_size, generator_for=lambda name: generator(0, "init", name)
     ).to(device)
     shape = recipe.batch_size, recipe.seq_len
     tokens_BT = torch.randint(vocab_size, shape, generator=generator(0, "cost")).to(device)

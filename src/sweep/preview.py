@@ -7,7 +7,7 @@ from pathlib import Path
 from src import terminal
 from src.config import RunConfig
 from src.describe import vocab_size
-from src.model.size import Size, measure
+from src.model.size import Size
 from src.naming import short_names
 from src.sweep.cost import START_SECONDS, step_seconds
 from src.sweep.plan import Cell, Plan
@@ -43,15 +43,9 @@ class Estimator:
 
     def size(self, config: RunConfig) -> Size:
         """Parameters and FLOPs."""
-        shape = repr((config.model, config.attention, config.ffn, config.recipe.seq_len))
+        shape = repr(config.architecture)
         if shape not in self._sizes:
-            self._sizes[shape] = measure(
-                model=config.model,
-                attention=config.attention,
-                ffn=config.ffn,
-                vocab_size=vocab_size(config),
-                seq_len=config.recipe.seq_len,
-            )
+            self._sizes[shape] = config.architecture.measure(vocab_size=vocab_size(config))
         return self._sizes[shape]
 
     def cost(self, cell: Cell) -> Cost:

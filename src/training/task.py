@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.data.batches import Batch
-from src.model import Transformer
 from src.training.guard import StepGuard
 from src.training.optim import build_optimizer
 from src.training.recipe import RecipeConfig
@@ -24,7 +23,8 @@ class LanguageModelTask(pl.LightningModule):
     """Trains a model on cross-entropy plus whatever weighted losses its parts add.
 
     Args:
-        model: token ids to logits.
+        model: token ids (B, T) to logits (B, T, V); may have the methods that Transformer has:
+            extra_losses, finish_batch, finish_step.
         recipe: optimizer, schedule, clipping.
         guard: the step guard that is among the trainer's callbacks.
         lr_factor: factor on the learning rate by optimizer step.
@@ -34,7 +34,7 @@ class LanguageModelTask(pl.LightningModule):
     def __init__(
         self,
         *,
-        model: Transformer,
+        model: nn.Module,
         recipe: RecipeConfig,
         guard: StepGuard,
         lr_factor: Callable[[int], float],
@@ -42,6 +42,9 @@ class LanguageModelTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self._extra_losses = getattr(model, "extra_losses", dict)
+        self._finish_batch = getattr(model, "finish_batch", _nothing)
+        self._finish_step = getattr(model, "finish_step", _nothing)
         self.recipe = recipe
         self.guard = guard
         self.lr_factor = lr_factor
@@ -80,7 +83,7 @@ class LanguageModelTask(pl.LightningModule):
         losses = {
             "loss": cross_entropy,
             **self._z_loss(logits_BTV),
-            **self.model.extra_losses(),
+            **self._extra_losses(),
         }
         if batch_idx % self.recipe.accumulate == 0:
             self.step_losses = {}
@@ -92,7 +95,7 @@ class LanguageModelTask(pl.LightningModule):
 
     def on_after_backward(self) -> None:
         """Closes a micro-batch."""
-        self.model.finish_batch()
+        self._finish_batch()
 
     def configure_gradient_clipping(
         self,
@@ -121,7 +124,7 @@ class LanguageModelTask(pl.LightningModule):
     ) -> None:
         """Forward, backward, guard, clipping and update; then routers balance their load."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.model.finish_step(applied=self.guard.applied)
+        self._finish_step(applied=self.guard.applied)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and the schedule."""
@@ -143,3 +146,7 @@ class LanguageModelTask(pl.LightningModule):
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         if torch.cuda.is_available() and checkpoint["rng"]["cuda"]:
             torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+
+
+def _nothing(**_: Any) -> None:
+    """What a model does that does not ask to be told."""

@@ -1,6 +1,7 @@
 """Instruments: Lightning callbacks that read and never change what they watch."""
 
 from src.watch.activations import ActivationWatch
+from src.watch.exposed import expose_router
 from src.watch.gradients import GradientWatch
 from src.watch.incident import IncidentRecorder
 from src.watch.router import RouterWatch
@@ -12,4 +13,5 @@ __all__ = [
     "IncidentRecorder",
     "RouterWatch",
     "SpikeWatch",
+    "expose_router",
 ]
