@@ -47,21 +47,24 @@ def test_the_numbers_of_ablate_are_those_of_its_results():
     assert "140, 21, 4, 63, 52 and 18" in text
 
 
-def test_the_numbers_of_convert_are_those_of_its_results():
-    with (ROOT / "experiments" / "convert" / "results.csv").open() as file:
+ARMS = {
+    "scratch": "sizes alone",
+    "exact": "exact",
+    "kv96": "kv96",
+    "kv48": "kv48",
+    "kv24": "kv24",
+}
+
+
+@pytest.mark.parametrize(("study", "num_seeds"), [("convert", 6), ("convert_smollm2", 2)])
+def test_the_numbers_of_conversions_are_those_of_their_results(study, num_seeds):
+    with (ROOT / "experiments" / study / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    text = (ROOT / "experiments" / "convert" / "README.md").read_text()
-    arms = {
-        "scratch": "sizes alone",
-        "exact": "exact",
-        "kv96": "kv96",
-        "kv48": "kv48",
-        "kv24": "kv24",
-    }
+    text = (ROOT / "experiments" / study / "README.md").read_text()
     losses = {}
-    for name, label in arms.items():
-        own = [row for row in rows if row["init"] == f"models/convert/{name}"]
-        assert len(own) == 6
+    for name, label in ARMS.items():
+        own = [row for row in rows if row["init"] == f"models/{study}/{name}"]
+        assert len(own) == num_seeds
         before, losses[name] = (
             [float(row[key]) for row in own] for key in ("initial_loss", "loss")
         )
@@ -71,4 +74,10 @@ def test_the_numbers_of_convert_are_those_of_its_results():
         assert cells[5] == f"{fmean(before):.3f}" and cells[6] == f"{fmean(losses[name]):.3f}"
     for name in ("exact", "kv96", "kv48", "kv24"):
         assert all(one > other for one, other in zip(losses["scratch"], losses[name], strict=True))
-        assert 0.21 <= round(fmean(losses["scratch"]) - fmean(losses[name]), 2) <= 0.22
+    gaps = {name: fmean(losses[name]) - fmean(losses["exact"]) for name in losses}
+    if study == "convert":
+        assert 0.21 <= round(gaps["scratch"], 2) <= 0.22
+    else:
+        assert [round(gaps[name], 2) for name in ("kv96", "kv24")] == [0.26, 0.63]
+        for pair in zip(*(losses[name] for name in ("exact", "kv96", "kv48", "kv24")), strict=True):
+            assert list(pair) == sorted(pair)
