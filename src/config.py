@@ -191,6 +191,8 @@ class RunConfig:
         # Sizes that no chosen part took change nothing.
         content["model"].pop("sizes", None)
         content["recipe"].pop("checkpoint_every")
+        if self.guard.on_alarm != "stop":
+            content["guard"].pop("on_alarm")
         content["kinds"] = self.plain()["kinds"]
         content["tokenizer"] = self.tokenizer.key()
         content["data"] = self.data.fingerprint(Path(self.paths.cache))

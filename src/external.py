@@ -81,7 +81,12 @@ def load_callable(target: str, *, field: str) -> Callable[..., Any]:
 
 
 def call(
-    target: str, kwargs: dict[str, Any], *, field: str, vocab_size: int | None, max_seq_len: int
+    target: str,
+    kwargs: dict[str, Any],
+    *,
+    field: str,
+    vocab_size: int | None,
+    max_seq_len: int | None,
 ) -> nn.Module:
     """The module that a target gives.
 

@@ -21,6 +21,8 @@ GROUPS = (
 
 FREE_TEXT = (
     "incident",
+    "checkpoint",
+    "batch",
     "job",
     "run",
     "source",

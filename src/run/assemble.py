@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -30,6 +31,7 @@ from src.training.task import LanguageModelTask
 from src.training.validate import Validation
 from src.watch import (
     ActivationWatch,
+    EarlyWarning,
     GradientWatch,
     IncidentRecorder,
     RouterWatch,
@@ -53,6 +55,7 @@ class Assembly:
     validation: Validation
     interrupt: Interrupt
     incidents: IncidentRecorder | None
+    early: EarlyWarning
 
 
 def vocab_size_for(config: RunConfig, corpus: Corpus) -> int:
@@ -128,15 +131,18 @@ def assemble(
     if config.watch.incidents:
         incidents = IncidentRecorder(
             folder.path / "incidents",
-            latest=writer.latest,
             say=terminal.warn,
             extras=checkpoint_extras,
         )
+
+    def kept(step: int) -> Path:
+        return Fork(source=folder.path, step=step).state
+
     checkpoints = Checkpoints(
         folder.last,
         validation=validation,
         every=recipe.checkpoint_every,
-        keep={step: Fork(source=folder.path, step=step).state for step in config.save_at},
+        keep={step: kept(step) for step in config.save_at},
         keys=lambda step: state_key(
             checkpoint_extras["config_hash"],
             checkpoint_extras["observed"],
@@ -146,6 +152,12 @@ def assemble(
         flush=writer.save,
     )
     watch = config.watch
+    early = EarlyWarning(
+        on_alarm=config.guard.on_alarm,
+        say=terminal.warn,
+        save=lambda step: checkpoints.keep.update({step: kept(step)}),
+        float_max=watch.float_max,
+    )
     callbacks: list[pl.Callback | None] = [
         # First the guard, which measures the gradient before a remedy touches it; then remedies,
         # then instruments; what saves the state of all others comes last.
@@ -155,8 +167,9 @@ def assemble(
         *(c for remedy in config.observers.values() for c in remedy.callbacks(run)),
         metrics,
         spikes,
-        RouterWatch(every=watch.routers_every, say=terminal.warn) if watch.routers_every else None,
+        RouterWatch(every=watch.routers_every) if watch.routers_every else None,
         ActivationWatch(every=watch.activations_every) if watch.activations_every else None,
+        early,
         incidents,
         validation,
         interrupt,
@@ -206,6 +219,7 @@ def assemble(
         validation=validation,
         interrupt=interrupt,
         incidents=incidents,
+        early=early,
     )
 
 

@@ -80,6 +80,7 @@ def build_record(
         "best": run.validation.best,
         "guard": guard,
         "spikes": run.spikes.summary(),
+        "alarms": run.early.alarms,
         "incident": _incident(run),
     }
 

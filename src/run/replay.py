@@ -22,8 +22,8 @@ from src.training.guard import StepGuard
 from src.training.recipe import GuardConfig
 from src.training.task import LanguageModelTask
 from src.watch.causes import describe
-from src.watch.incident import router_figures, run_again
-from src.watch.trace import Finding
+from src.watch.incident import loss_again, router_figures
+from src.watch.trace import Finding, trace
 
 CHANGEABLE = ("model", "attention", "ffn", "recipe")
 """Sections in which a replay can have other values."""
@@ -94,7 +94,9 @@ def _run(
     weights = state["state_dict"]
     model = empty_model(with_vocabulary_of(parts, weights_of(state)))
     guard = StepGuard(
-        GuardConfig(check=[], on_nonfinite="skip", max_consecutive=None), max_steps=1, log_every=1
+        GuardConfig(check=[], on_nonfinite="skip", max_consecutive=None, on_alarm="none"),
+        max_steps=1,
+        log_every=1,
     )
     task = LanguageModelTask(
         model=model,
@@ -121,7 +123,7 @@ def _run(
 
     batches = state["batches"]
     for entry in batches:
-        finding = run_again(task, entry, precision, accumulate=len(batches))
+        finding = trace(task, loss_again(task, entry, precision, accumulate=len(batches)))
         if finding is not None:
             return finding, router_figures(task, finding.module)
     return None, {}

@@ -84,6 +84,11 @@ class Run:
         """step, module, cause, line."""
         return self.record.get("incident")
 
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        """Early warnings in their order: step, metric, value, drift, crossing_step, line."""
+        return list(self.record.get("alarms", []))
+
     @cached_property
     def lines(self) -> list[dict[str, float]]:
         """metrics.jsonl: a mapping a logged step, finite numbers only."""

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from src.study import figures, provenance, rates
+from src.study.alarms import alarms_table
 from src.study.averted import averted_table
 from src.study.collect import Study
 from src.study.curves import loss_curves
@@ -124,6 +125,7 @@ def content(study: Study, analysis: Analysis, *, folder: Path) -> Content:
             study, analysis, title=f"Validation loss at each eleventh of the run ({named})"
         ),
         "load": load_table(loads, study, title=f"Load of the experts, by layer ({named})"),
+        "alarms": alarms_table(study, analysis, title=f"Early warnings, by run ({named})"),
         "incidents": provenance.incidents_table(
             study, analysis, title=f"What failed first, by run ({named})", folder=folder
         ),
@@ -199,6 +201,7 @@ MARKDOWN_SECTIONS = (
     ("Loss over the run", "", ("loss",), ("elevenths",)),
     ("Spikes and non-finite steps", "", ("timeline",), ()),
     ("Load of the experts", IDENTITY, ("load",), ()),
+    ("Early warnings", "", (), ("alarms",)),
     ("Incidents", "", (), ("incidents",)),
     ("Configuration", "", (), ("config",)),
     ("Samples", "", (), ("samples",)),

@@ -148,6 +148,7 @@ def _run_row(run: Run, arm: ArmResult) -> Row:
         "tokens": record.get("tokens"),
         "active_flops": record.get("active_flops"),
         "seconds": record.get("wall_seconds"),
+        "alarm_step": run.alarms[0]["step"] if run.alarms else None,
         "incident_step": incident.get("step"),
         "incident_module": incident.get("module"),
         "incident_cause": incident.get("cause"),

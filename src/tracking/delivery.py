@@ -178,6 +178,8 @@ def end_tags(folder: Path, state: State) -> dict[str, str]:
         incident = record["incident"]
         tags["outcome"] = record["outcome"] or named
         tags["incident"] = "none" if incident is None else incident["cause"]
+        alarms = record.get("alarms", [])
+        tags["alarm"] = alarms[0]["line"] if alarms else "none"
     elif state.status == RUNNING:
         tags["mended"] = "true"
     return tags

@@ -41,7 +41,7 @@ class Checkpoints(StepCallback):
         flush: Callable[[], None],
     ) -> None:
         self.last, self.folder, self.validation = last, last.parent, validation
-        self.every, self.keep, self.keys, self.flush = every, keep, keys, flush
+        self.every, self.keep, self.keys, self.flush = every, dict(keep), keys, flush
         self.best: list[tuple[float, float, int]] = []
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:

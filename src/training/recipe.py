@@ -9,6 +9,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 CHECKS = ("loss", "gradients")
 ON_NONFINITE = ("skip", "stop", "raise")
+ON_ALARM = ("none", "checkpoint", "stop")
 
 
 @dataclass(kw_only=True)
@@ -116,6 +117,9 @@ class GuardConfig:
     """skip: leave all state as it was and go on; stop: end the run in order; raise: fail."""
     max_consecutive: int | None
     """Stop after so many skipped steps in a row; null: never."""
+    on_alarm: str
+    """What the first early warning does: none; checkpoint keeps the state for forks; stop ends the
+    run."""
 
     def __post_init__(self) -> None:
         unknown = [entry for entry in self.check if entry not in CHECKS]
@@ -125,6 +129,8 @@ class GuardConfig:
             raise ValueError(
                 f"on_nonfinite={self.on_nonfinite}: must be one of {', '.join(ON_NONFINITE)}"
             )
+        if self.on_alarm not in ON_ALARM:
+            raise ValueError(f"on_alarm={self.on_alarm}: must be one of {', '.join(ON_ALARM)}")
         if self.max_consecutive is not None and self.max_consecutive < 1:
             raise ValueError(
                 f"max_consecutive={self.max_consecutive}: must be at least 1, or null for never"

@@ -40,6 +40,12 @@ def is_log_step(trainer: pl.Trainer, step: int, *, every: int) -> bool:
 
 
 def log(trainer: pl.Trainer, metrics: dict[str, float], *, step: int) -> None:
-    """Hands figures of one step to every logger of the trainer."""
+    """Hands figures of one step to every logger, and to every callback that reads figures.
+
+    Such a callback has a method `read_metrics(trainer, metrics, step=...)`.
+    """
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=step)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "read_metrics"):
+            callback.read_metrics(trainer, metrics, step=step)

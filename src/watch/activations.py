@@ -11,6 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from src.training.steps import StepCallback, is_log_step, log
 
+CORNER = 64
+"""Positions of a row whose attention is looked at."""
+
 
 class ActivationWatch(StepCallback):
     """Looks at the training batch's own forward pass on logged steps.
@@ -111,8 +114,6 @@ class ActivationWatch(StepCallback):
 class _AttentionProbe(TorchFunctionMode):
     """Computes scores anew, on a corner of them, at each attention call."""
 
-    CORNER = 64
-
     def __init__(self, figures: dict[str, Tensor]) -> None:
         super().__init__()
         self.figures, self.calls = figures, 0
@@ -125,19 +126,31 @@ class _AttentionProbe(TorchFunctionMode):
 
     @torch.no_grad()
     def _look(self, query: Tensor, key: Tensor, scale: float | None) -> None:
-        if query.dim() != 4:
-            return  # not (batch, heads, time, head): whose axes are which is not known here
-        q, k = (t[:1, :, : self.CORNER].detach().float() for t in (query, key))
-        if k.shape[1] != q.shape[1]:
-            k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        scores = q @ k.transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -math.inf)
+        scores = corner_scores(query, key, scale)
+        if scores is None:
+            return
         log_p = scores.log_softmax(dim=-1)
-        entropy = -(log_p.exp() * log_p.masked_fill(later, 0.0)).sum(dim=-1).mean()
+        entropy = -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0.0)).sum(dim=-1).mean()
         self.figures[f"attention/layer_{self.calls}/max_logit"] = scores.max()
         self.figures[f"attention/layer_{self.calls}/entropy"] = entropy
         self.calls += 1
+
+
+def corner_scores(query: Tensor, key: Tensor, scale: float | None) -> Tensor | None:
+    """Causal scores of the first row and the first 64 positions, float32, later ones -inf.
+
+    Args:
+        query, key: (batch, heads, time, head); None comes back where they have other axes.
+        scale: of the scores; None: 1 / sqrt(head).
+    """
+    if query.dim() != 4:
+        return None
+    q, k = (t[:1, :, :CORNER].detach().float() for t in (query, key))
+    if k.shape[1] != q.shape[1]:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q @ k.transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(later, -math.inf)
 
 
 def _is_mixture(module: torch.nn.Module) -> bool:

@@ -4,9 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.watch.trace import Finding
+from src.watch.limits import FLOAT32_MAX
+from src.watch.trace import NORM, Finding
 
 UNKNOWN = "unknown"
+
+EXPLODED = 1e6
+"""A weight above it is none that training with a fitting rate makes."""
+
+LONGEST_SUM = 2**14
+"""Products that one entry of an attention's scores may be the sum of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +26,8 @@ class Evidence:
     """`router_stats` of the module that was named, if it is a router; else empty."""
     second_moment_finite: bool
     """Whether AdamW's second moments are all finite."""
+    weight_absmax: float
+    """The largest finite weight."""
     last: Mapping[str, float]
     """The latest figures: train/loss, val/loss and whatever else was logged."""
 
@@ -35,9 +44,38 @@ def _guard_failure(evidence: Evidence) -> bool:
     return evidence.finding is not None and evidence.finding.phase == "weights"
 
 
-def _attention_overflow(evidence: Evidence) -> bool:
+def _exploding_weights(evidence: Evidence) -> bool:
+    return evidence.weight_absmax > EXPLODED
+
+
+def _float16_overflow(evidence: Evidence) -> bool:
     finding = evidence.finding
-    return finding is not None and finding.phase == "forward" and "attn" in _words(finding)
+    return finding is not None and finding.phase == "forward" and finding.dtype == "float16"
+
+
+def _masked_row(evidence: Evidence) -> bool:
+    """A softmax over nothing but a mask's infinities."""
+    finding = evidence.finding
+    return (
+        finding is not None
+        and finding.phase == "forward"
+        and finding.input_absmax is None
+        and finding.operation.endswith("softmax")
+    )
+
+
+def _attention_overflow(evidence: Evidence) -> bool:
+    """Inputs so large that a sum of products of two of them can be infinite."""
+    finding = evidence.finding
+    if finding is None or finding.phase != "forward" or finding.input_absmax is None:
+        return False
+    overflows = finding.input_absmax**2 * LONGEST_SUM > FLOAT32_MAX
+    return overflows and "attn" in _words(finding)
+
+
+def _exploding_gradient(evidence: Evidence) -> bool:
+    finding = evidence.finding
+    return finding is not None and finding.operation.startswith(NORM)
 
 
 def _output_divergence(evidence: Evidence) -> bool:
@@ -59,8 +97,12 @@ RULES: list[tuple[str, Callable[[Evidence], bool]]] = [
     ("router underflow", _router_underflow),
     ("optimizer second moment", _second_moment),
     ("guard failure", _guard_failure),
+    ("exploding weights", _exploding_weights),
+    ("float16 overflow", _float16_overflow),
+    ("fully masked row", _masked_row),
     ("attention overflow", _attention_overflow),
     ("output divergence", _output_divergence),
+    ("exploding gradient", _exploding_gradient),
     ("bad gradient", _bad_gradient),
     ("overfitting rather than instability", _overfitting),
 ]

@@ -18,9 +18,13 @@ class WatchConfig:
     """Load, bias and gate of every router."""
     incidents: bool
     """Record the first non-finite step, and a large spike."""
+    float_max: float | None
+    """The largest number of the arithmetic, for early warnings; null: that of recipe.precision."""
 
     def __post_init__(self) -> None:
         for field in ("gradients_every", "activations_every", "routers_every"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field}={value}: must be at least 1, or null for off")
+        if self.float_max is not None and not self.float_max > 0:
+            raise ValueError(f"float_max={self.float_max}: must be above 0, or null")

@@ -43,8 +43,9 @@ class GradientWatch(StepCallback):
     `update/<group>/ratio` is RMS(update) / RMS(parameter); `adam/<group>/rms` is the square root of
     mean(g^2 / max(v, eps^2)) (StableAdamW, arXiv 2304.13013, section 3.3), of which values above 2
     to 3 come before a spike; `adam/<group>/small_frac` is the share of entries whose sqrt(v) is
-    below 10 eps, v without its bias towards 0. The ratio is taken on at most about a million
-    entries of each tensor, evenly spread, so that no second copy of a large model is held.
+    below 10 eps, v without its bias towards 0; `adam/<group>/moment_max` is the largest v as it is
+    kept. The ratio is taken on at most about a million entries of each tensor, evenly spread, so
+    that no second copy of a large model is held.
     `grad/nonfinite_tensors` counts gradient tensors that were not finite, in all steps so far,
     those included that the guard dropped.
     """
@@ -137,7 +138,7 @@ class GradientWatch(StepCallback):
                 held.append(self._before[name] * weight)
         ratio = torch.nn.utils.get_total_norm(moved) / torch.nn.utils.get_total_norm(held)
         figures[f"update/{group}/ratio"] = ratio
-        squares, small, count = [], [], 0
+        squares, small, largest, count = [], [], [], 0
         for parameter in params.values():
             state = optimizer.state.get(parameter, {})
             if parameter.grad is None or "exp_avg_sq" not in state:
@@ -148,10 +149,12 @@ class GradientWatch(StepCallback):
             scaled = parameter.grad.square() / moment.clamp(min=max(floor**2, 1e-38))
             squares.append(scaled.sum())
             small.append((moment < (SMALL_MOMENT * floor) ** 2).sum())
+            largest.append(state["exp_avg_sq"].max())
             count += moment.numel()
         if count:
             figures[f"adam/{group}/rms"] = (torch.stack(squares).sum() / count).sqrt()
             figures[f"adam/{group}/small_frac"] = torch.stack(small).sum() / count
+            figures[f"adam/{group}/moment_max"] = torch.stack(largest).max()
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Logs what was taken, with one wait for the device."""

@@ -39,7 +39,6 @@ class IncidentRecorder(StepCallback):
 
     Args:
         folder: incidents go to <folder>/step-<n>/.
-        latest: the last value of each logged metric, for the rules of the causes.
         say: shows one line to the user.
         extras: plain values that the saved state carries, such as the configuration.
     """
@@ -48,11 +47,11 @@ class IncidentRecorder(StepCallback):
         self,
         folder: Path,
         *,
-        latest: Mapping[str, float],
-        say: Callable[[str], None],
-        extras: Mapping[str, Any],
+        say: Callable[[str], None] = print,
+        extras: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder, self.latest, self.say, self.extras = folder, latest, say, extras
+        self.folder, self.say, self.extras = folder, say, extras or {}
+        self.latest: dict[str, float] = {}
         self.incident: dict[str, Any] | None = None
         self.spike_step: int | None = None
         self.ring: deque[dict[str, float]] = deque(maxlen=RING)
@@ -66,6 +65,10 @@ class IncidentRecorder(StepCallback):
             raise ValueError("the incident recorder needs a StepGuard among the callbacks")
         guard.observers.append(self._observe)
         self._routers = _routers(pl_module)
+
+    def read_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, float], *, step: int) -> None:
+        """Keeps the last value of each figure, for the rules of the causes."""
+        self.latest |= {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -149,7 +152,8 @@ class IncidentRecorder(StepCallback):
         precision = trainer.precision_plugin.train_step_context
         with _undisturbed(task):
             for entry in self._batches:
-                finding = run_again(task, entry, precision, accumulate=len(self._batches))
+                loss_of = loss_again(task, entry, precision, accumulate=len(self._batches))
+                finding = trace(task, loss_of)
                 if finding is not None:
                     if finding.phase == "forward":
                         router = router_figures(task, finding.module)
@@ -158,6 +162,7 @@ class IncidentRecorder(StepCallback):
             finding=finding,
             router=router,
             second_moment_finite=_second_moment_finite(optimizer),
+            weight_absmax=weight_absmax(task),
             last=self.latest,
         )
         line = describe(finding, router, self._drift(task, finding))
@@ -222,22 +227,24 @@ class IncidentRecorder(StepCallback):
             "incident": None if self.incident is None else _jsonable(self.incident),
             "spike_step": self.spike_step,
             "ring": list(self.ring),
+            "latest": {k: v for k, v in self.latest.items() if not k.startswith("speed/")},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up again."""
         self.incident, self.spike_step = state_dict["incident"], state_dict["spike_step"]
         self.ring = deque(state_dict["ring"], maxlen=RING)
+        self.latest = dict(state_dict["latest"])
 
 
-def run_again(
+def loss_again(
     task: nn.Module,
     entry: Mapping[str, Any],
     precision: Callable[[], AbstractContextManager[Any]],
     *,
     accumulate: int,
-) -> Finding | None:
-    """Runs one recorded batch again under watch, with what it saw.
+) -> Callable[[], Tensor | None]:
+    """Puts back what a recorded batch saw; what is returned runs its forward pass again.
 
     Args:
         task: has `training_step(batch, batch_idx)`, which returns the loss or a dict with it.
@@ -261,7 +268,7 @@ def run_again(
         loss: Tensor | None = output["loss"] if isinstance(output, dict) else output
         return None if loss is None else loss / accumulate
 
-    return trace(task, loss_of)
+    return loss_of
 
 
 @contextmanager
@@ -332,6 +339,13 @@ def _tensor_at(task: nn.Module, name: str) -> Tensor:
 def _second_moment_finite(optimizer: torch.optim.Optimizer) -> bool:
     moments = [s["exp_avg_sq"] for s in optimizer.state.values() if "exp_avg_sq" in s]
     return all(bool(moment.isfinite().all()) for moment in moments)
+
+
+def weight_absmax(task: nn.Module) -> float:
+    """The largest finite weight, as an absolute value; 0 where there is none."""
+    sizes = [parameter.detach().abs() for parameter in task.parameters()]
+    largest = [torch.where(size.isfinite(), size, 0.0).max() for size in sizes if size.numel()]
+    return torch.stack(largest).max().item() if largest else 0.0
 
 
 def _largest_gradients(task: nn.Module) -> dict[str, float | None]:

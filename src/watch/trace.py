@@ -13,6 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 MAX_POSITIONS = 10
 
+NORM = "norm of the gradient of"
+"""Begins the operation of a finding where every entry is finite and their norm is not."""
+
 _MAKES_INFINITIES_ON_PURPOSE = (
     "masked_fill",
     "masked_fill_",
@@ -46,6 +49,8 @@ class Finding:
     """Indices of the first ten such elements."""
     input_absmax: float | None
     """Largest absolute value that went in."""
+    dtype: str
+    """Of the tensor, such as float32."""
     digest: str
     """SHA-256 of the tensor's bytes: equal where it is bitwise the same."""
 
@@ -64,6 +69,11 @@ class Tracer(TorchFunctionMode):
         self._path = [""]
         self._owners: list[tuple[Any, str]] = []
         self._handles: list[Any] = []
+
+    @property
+    def module(self) -> str:
+        """Path of the module that is running."""
+        return self._path[-1]
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
@@ -91,20 +101,20 @@ class Tracer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function and compares what went in with what came out."""
         kwargs = kwargs or {}
-        inputs = _tensors((args, kwargs)) if self.finding is None else []
+        inputs = tensors_in((args, kwargs)) if self.finding is None else []
         sound = bool(inputs) and _all_finite(inputs)
         # An infinity may be a mask; a NaN that comes of it is none.
         masked = bool(inputs) and not sound and not _any_nan(inputs)
         absmax = _absmax(inputs) if sound else None
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             if tensor.grad_fn is not None:
-                self._owners.append((tensor.grad_fn, self._path[-1]))
+                self._owners.append((tensor.grad_fn, self.module))
             if self.finding is not None or name in _MAKES_INFINITIES_ON_PURPOSE:
                 continue
             if (sound and not _all_finite([tensor])) or (masked and _any_nan([tensor])):
-                self._found("forward", self._path[-1], resolve_name(func) or name, tensor, absmax)
+                self._found("forward", self.module, resolve_name(func) or name, tensor, absmax)
         return result
 
     def watch_backward(self, loss: Tensor) -> None:
@@ -123,11 +133,11 @@ class Tracer(TorchFunctionMode):
 
     def _backward_hook(self, owner: str, node: Any) -> Callable[..., None]:
         def hook(grad_inputs: Any, grad_outputs: Any) -> None:
-            if self.finding is not None or not _all_finite(_tensors(grad_outputs)):
+            if self.finding is not None or not _all_finite(tensors_in(grad_outputs)):
                 return
-            for gradient in _tensors(grad_inputs):
+            for gradient in tensors_in(grad_inputs):
                 if not _all_finite([gradient]):
-                    absmax = _absmax(_tensors(grad_outputs))
+                    absmax = _absmax(tensors_in(grad_outputs))
                     self._found("backward", owner, node.name(), gradient, absmax)
                     return
 
@@ -147,12 +157,21 @@ class Tracer(TorchFunctionMode):
                 self._found("weights", module, field, tensor, None)
 
     def check_gradients(self) -> None:
-        """Finds a gradient that is not finite though no operation made it so."""
+        """Finds a gradient that is not finite though no operation made it so, or whose norm is not.
+
+        The squares of finite numbers above 1.8e19 are infinite.
+        """
         for name, parameter in self.root.named_parameters():
             gradient = parameter.grad
             if self.finding is None and gradient is not None and not _all_finite([gradient]):
                 module, _, field = name.rpartition(".")
                 self._found("backward", module, f"gradient of {field}", gradient, None)
+        for name, parameter in self.root.named_parameters():
+            gradient = parameter.grad
+            if self.finding is None and gradient is not None and not _all_finite([gradient.norm()]):
+                module, _, field = name.rpartition(".")
+                absmax = _absmax([gradient])
+                self._found("backward", module, f"{NORM} {field}", gradient.norm(), absmax)
 
     def _found(
         self, phase: str, module: str, operation: str, tensor: Tensor, absmax: float | None
@@ -169,11 +188,14 @@ class Tracer(TorchFunctionMode):
             num_nonfinite=int(bad.sum()),
             positions=bad.nonzero()[:MAX_POSITIONS].tolist(),
             input_absmax=absmax,
+            dtype=str(tensor.dtype).removeprefix("torch."),
             digest=hashlib.sha256(content).hexdigest(),
         )
 
 
-def trace(root: nn.Module, loss_of: Callable[[], Tensor | None]) -> Finding | None:
+def trace(
+    root: nn.Module, loss_of: Callable[[], Tensor | None], tracer: Tracer | None = None
+) -> Finding | None:
     """Runs forward and backward once and names the first operation that was not finite.
 
     Gradients of `root` are left as the pass makes them.
@@ -181,8 +203,9 @@ def trace(root: nn.Module, loss_of: Callable[[], Tensor | None]) -> Finding | No
     Args:
         root: the module that owns the weights.
         loss_of: runs the forward pass and returns the loss; None where there is none.
+        tracer: watches; None: one of its own.
     """
-    tracer = Tracer(root)
+    tracer = tracer or Tracer(root)
     tracer.check_weights()
     if tracer.finding is not None:
         return tracer.finding
@@ -199,7 +222,8 @@ def trace(root: nn.Module, loss_of: Callable[[], Tensor | None]) -> Finding | No
     return tracer.finding
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors in nested containers."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 

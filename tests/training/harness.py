@@ -48,6 +48,7 @@ def guard_config(**changes: Any) -> GuardConfig:
         "check": ["loss", "gradients"],
         "on_nonfinite": "skip",
         "max_consecutive": None,
+        "on_alarm": "none",
     }
     return GuardConfig(**(values | changes))
 

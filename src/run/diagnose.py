@@ -1,0 +1,131 @@
+"""A post-mortem of one step: what was not finite, or what came nearest to it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src import terminal
+from src.errors import InputError
+from src.given import choice, number
+from src.run.suspect import Suspect, entries_for, read_suspect
+from src.training.recipe import PRECISIONS
+from src.watch.causes import Evidence, cause, describe
+from src.watch.incident import loss_again, router_figures, weight_absmax
+from src.watch.margins import Margin, margins_of
+from src.watch.trace import Finding
+
+
+def diagnose(given: Mapping[str, Any]) -> int:
+    """Runs the step and says what it found; returns the exit code.
+
+    Raises:
+        InputError: any field is bad.
+    """
+    choice(given, "format", ("text", "json"))
+    choice(given, "precision", (None, *PRECISIONS))
+    top = number(given, "top", int, least=1)
+    kwargs, target = given["kwargs"], given["target"]
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InputError(f"kwargs={kwargs}: must be {{name: value}}")
+    suspect = read_suspect(
+        Path(str(given["checkpoint"])),
+        target=None if target is None else str(target),
+        kwargs=None if kwargs is None else dict(kwargs),
+    )
+    batch = None if given["batch"] is None else Path(str(given["batch"]))
+    entries = entries_for(suspect, batch)
+    precision = given["precision"] or _precision_of(suspect)
+    if "threads" in suspect.saved:
+        torch.set_num_threads(suspect.saved["threads"])
+        torch.set_float32_matmul_precision(suspect.saved["matmul_precision"])
+    finding, margins = _examine(suspect, entries, precision)
+    router = {} if finding is None else router_figures(suspect.task, finding.module)
+    answer = _answer(suspect, finding, router, margins[:top], precision=precision)
+    if given["format"] == "json":
+        print(json.dumps(answer))
+    else:
+        _show(suspect, answer)
+    return 0
+
+
+def _precision_of(suspect: Suspect) -> str:
+    if "autocast" in suspect.saved:
+        return "bf16-mixed" if suspect.saved["autocast"] else "32-true"
+    return str(suspect.saved["config"]["recipe"]["precision"]) if suspect.is_run else "32-true"
+
+
+def _examine(
+    suspect: Suspect, entries: list[dict[str, Any]], precision: str
+) -> tuple[Finding | None, list[Margin]]:
+    """The first batch that is not finite; of several that are, the narrowest margins."""
+    moments = suspect.second_moments()
+    nearest: dict[tuple[str, str], Margin] = {}
+
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+
+    for entry in entries:
+        try:
+            loss_of = loss_again(suspect.task, entry, autocast, accumulate=len(entries))
+            finding, margins = margins_of(suspect.task, loss_of, moments)
+        except Exception as error:  # code of somebody else's, on a batch of somebody else's
+            raise InputError(
+                f"batch: the model does not take it ({type(error).__name__}:"
+                f" {str(error).strip().partition(chr(10))[0]})"
+            ) from error
+        if finding is not None:
+            return finding, margins
+        for margin in margins:
+            key = margin.module, margin.quantity
+            if key not in nearest or margin.doublings < nearest[key].doublings:
+                nearest[key] = margin
+    return None, sorted(nearest.values(), key=lambda margin: margin.doublings)
+
+
+def _answer(
+    suspect: Suspect,
+    finding: Finding | None,
+    router: Mapping[str, float],
+    nearest: list[Margin],
+    *,
+    precision: str,
+) -> dict[str, Any]:
+    evidence = Evidence(
+        finding=finding,
+        router=router,
+        second_moment_finite=all(bool(m.isfinite().all()) for m in suspect.second_moments()),
+        weight_absmax=weight_absmax(suspect.task),
+        last={},
+    )
+    return {
+        "finite": finding is None,
+        "line": "all is finite" if finding is None else describe(finding, router, None),
+        "cause": None if finding is None else cause(evidence),
+        "finding": None if finding is None else finding.plain(),
+        "precision": precision,
+        "nearest": [margin.plain() for margin in nearest],
+    }
+
+
+def _show(suspect: Suspect, answer: Mapping[str, Any]) -> None:
+    if suspect.note is not None:
+        terminal.warn(suspect.note)
+    terminal.say(f"{answer['line']} ({answer['precision']})")
+    if not answer["finite"]:
+        terminal.say(f"cause: {answer['cause']}")
+        return
+    rows = [
+        [
+            m["module"] or "the model itself",
+            m["quantity"],
+            f"{m['value']:.3g}",
+            f"{m['limit']:.3g}",
+            f"{m['doublings']:.0f}",
+        ]
+        for m in answer["nearest"]
+    ]
+    columns = ["module", "quantity", "value", "limit", "doublings left"]
+    terminal.table("nearest to their limits", columns, rows)

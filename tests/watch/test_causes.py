@@ -1,0 +1,72 @@
+"""From findings to causes, rule by rule."""
+
+from dataclasses import replace
+
+import pytest
+
+from src.watch.causes import RULES, UNKNOWN, Evidence, cause
+from src.watch.trace import Finding
+
+FORWARD = Finding(
+    phase="forward",
+    module="model.layers.0.mlp",
+    operation="torch.Tensor.mul",
+    shape=[2, 3],
+    num_elements=6,
+    num_nonfinite=1,
+    positions=[[0, 0]],
+    input_absmax=1.0,
+    dtype="float32",
+    digest="",
+)
+SOUND = Evidence(finding=FORWARD, router={}, second_moment_finite=True, weight_absmax=1.0, last={})
+SDPA = "torch.nn.functional.scaled_dot_product_attention"
+ATTENTION = replace(FORWARD, module="model.layers.0.self_attn", operation=SDPA)
+
+
+def with_finding(finding: Finding | None, **changes) -> Evidence:
+    return replace(SOUND, finding=finding, **changes)
+
+
+CASES = {
+    "router underflow": with_finding(FORWARD, router={"topk_sum_min": 0.0}),
+    "optimizer second moment": with_finding(FORWARD, second_moment_finite=False),
+    "guard failure": with_finding(replace(FORWARD, phase="weights")),
+    "exploding weights": with_finding(FORWARD, weight_absmax=1e7),
+    "float16 overflow": with_finding(replace(FORWARD, dtype="float16")),
+    "fully masked row": with_finding(
+        replace(ATTENTION, operation="torch.softmax", input_absmax=None)
+    ),
+    "attention overflow": with_finding(replace(ATTENTION, input_absmax=1e19)),
+    "output divergence": with_finding(replace(FORWARD, module="model.lm_head")),
+    "exploding gradient": with_finding(
+        replace(FORWARD, phase="backward", operation="norm of the gradient of weight")
+    ),
+    "bad gradient": with_finding(replace(FORWARD, phase="backward")),
+    "overfitting rather than instability": with_finding(
+        None, last={"train/loss": 0.2, "val/loss": 4.0}
+    ),
+}
+
+
+def test_every_rule_has_a_case():
+    assert list(CASES) == [name for name, _ in RULES]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_cause_is_told_by_its_evidence(name):
+    assert cause(CASES[name]) == name
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        SOUND,
+        # Small numbers: whatever made it infinite, it was no overflow of scores.
+        with_finding(ATTENTION),
+        with_finding(None, last={"train/loss": 2.0, "val/loss": 2.1}),
+        with_finding(replace(FORWARD, input_absmax=None)),
+    ],
+)
+def test_what_no_rule_explains_is_unknown(evidence):
+    assert cause(evidence) == UNKNOWN
