@@ -9,8 +9,11 @@ from src.watch.trace import NORM, Finding
 
 UNKNOWN = "unknown"
 
-EXPLODED = 1e6
+EXPLODED = 1e3
 """A weight above it is none that training with a fitting rate makes."""
+
+DIVERGED = 1e6
+"""A logit, the loss of a token, or a gradient above it is none that a model can mean."""
 
 LONGEST_SUM = 2**14
 """Products that one entry of an attention's scores may be the sum of."""
@@ -74,13 +77,21 @@ def _attention_overflow(evidence: Evidence) -> bool:
 
 
 def _exploding_gradient(evidence: Evidence) -> bool:
+    """Finite gradients that grew too large for an operation, or for their own norm."""
     finding = evidence.finding
-    return finding is not None and finding.operation.startswith(NORM)
+    if finding is None or finding.phase != "backward":
+        return False
+    grown = max(finding.input_absmax or 0.0, evidence.last.get("grad/norm", 0.0)) > DIVERGED
+    return grown or finding.operation.startswith(NORM)
 
 
 def _output_divergence(evidence: Evidence) -> bool:
+    """In the head, or in what the loss makes of numbers that it has let through."""
     finding = evidence.finding
-    return finding is not None and finding.phase == "forward" and "head" in _words(finding)
+    if finding is None or finding.phase != "forward":
+        return False
+    in_loss = finding.module == "" and (finding.input_absmax or 0.0) > DIVERGED
+    return in_loss or "head" in _words(finding)
 
 
 def _bad_gradient(evidence: Evidence) -> bool:

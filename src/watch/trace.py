@@ -166,12 +166,18 @@ class Tracer(TorchFunctionMode):
             if self.finding is None and gradient is not None and not _all_finite([gradient]):
                 module, _, field = name.rpartition(".")
                 self._found("backward", module, f"gradient of {field}", gradient, None)
-        for name, parameter in self.root.named_parameters():
-            gradient = parameter.grad
-            if self.finding is None and gradient is not None and not _all_finite([gradient.norm()]):
-                module, _, field = name.rpartition(".")
-                absmax = _absmax([gradient])
-                self._found("backward", module, f"{NORM} {field}", gradient.norm(), absmax)
+        self._check_norm()
+
+    def _check_norm(self) -> None:
+        """The norm over all gradients, as a guard takes it; named is the largest of them."""
+        gradients = [(n, p.grad) for n, p in self.root.named_parameters() if p.grad is not None]
+        if self.finding is not None or not gradients:
+            return
+        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in gradients])
+        if not _all_finite([norm]):
+            name, largest = max(gradients, key=lambda entry: _absmax([entry[1]]))
+            module, _, field = name.rpartition(".")
+            self._found("backward", module, f"{NORM} {field}", norm, _absmax([largest]))
 
     def _found(
         self, phase: str, module: str, operation: str, tensor: Tensor, absmax: float | None

@@ -53,6 +53,20 @@ def test_every_rule_has_a_case():
     assert list(CASES) == [name for name, _ in RULES]
 
 
+def test_a_backward_operation_that_large_gradients_overflow_is_no_bad_gradient():
+    grown = replace(FORWARD, phase="backward", input_absmax=1e12)
+    assert cause(with_finding(grown)) == "exploding gradient"
+    small = replace(grown, input_absmax=0.3)
+    assert cause(with_finding(small)) == "bad gradient"
+    assert cause(with_finding(small, last={"grad/norm": 1e12})) == "exploding gradient"
+
+
+def test_a_loss_that_overflows_on_logits_that_diverged_is_an_output_that_did():
+    loss = replace(FORWARD, module="", operation="torch.Tensor.mean", input_absmax=1e30)
+    assert cause(with_finding(loss)) == "output divergence"
+    assert cause(with_finding(replace(loss, input_absmax=3.0))) == UNKNOWN
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_cause_is_told_by_its_evidence(name):
     assert cause(CASES[name]) == name

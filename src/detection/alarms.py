@@ -1,0 +1,27 @@
+"""Early warning over the metrics of a run that is over."""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from src.detection.cases import STEPS
+from src.watch.early import EarlyWarning, Thresholds
+
+
+def first_alarm(
+    lines: Sequence[Mapping[str, float]], thresholds: Thresholds, *, float_max: float | None
+) -> dict[str, Any] | None:
+    """The first warning over a run's metrics.jsonl, as it came, or would have come, in the run."""
+    early = EarlyWarning(
+        say=lambda line: None,
+        float_max=float_max or torch.finfo(torch.float32).max,
+        thresholds=thresholds,
+    )
+    trainer = cast(Any, SimpleNamespace(max_steps=STEPS))
+    for line in lines:
+        early.read_metrics(trainer, line, step=int(line["step"]))
+        if early.alarms:
+            return early.alarms[0]
+    return None
