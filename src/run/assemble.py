@@ -17,6 +17,7 @@ from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
 from src.forks import Fork
 from src.initial import load_initial
+from src.model.kinds import EXTERNAL
 from src.run.forking import state_key
 from src.stability import RunFacts
 from src.streams import generator, stream_seed
@@ -133,6 +134,7 @@ def assemble(
             folder.path / "incidents",
             say=terminal.warn,
             extras=checkpoint_extras,
+            replayable=config.plain()["kinds"]["attention"] != EXTERNAL,
         )
 
     def kept(step: int) -> Path:

@@ -1,4 +1,7 @@
-"""Stability options. A new one: its file here, its YAML in conf/stability, a line in REMEDIES."""
+"""Stability options. A new one: its file here, its YAML in conf/stability, a line in REMEDIES.
+
+They serve any LightningModule: src/watch/README.md shows it.
+"""
 
 from src.stability.base import RemedyConfig, RunFacts
 from src.stability.beta2 import Beta2Config
@@ -49,4 +52,28 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "zclip": ZClipConfig,
 }
 
-__all__ = ["REMEDIES", "RemedyConfig", "RunFacts"]
+__all__ = [
+    "REMEDIES",
+    "Beta2Config",
+    "ClipNormConfig",
+    "ClipValueConfig",
+    "EarlyStopConfig",
+    "EmaConfig",
+    "Fp32Config",
+    "Fp32FullConfig",
+    "LatentNormConfig",
+    "LowerLRConfig",
+    "NoiseConfig",
+    "QKNormConfig",
+    "RemedyConfig",
+    "RouterEpsConfig",
+    "RouterFreezeConfig",
+    "RouterZLossConfig",
+    "RunFacts",
+    "ShakenConfig",
+    "ShakenFullConfig",
+    "SpikeSkipConfig",
+    "WarmdownConfig",
+    "ZClipConfig",
+    "ZLossConfig",
+]

@@ -41,6 +41,7 @@ class IncidentRecorder(StepCallback):
         folder: incidents go to <folder>/step-<n>/.
         say: shows one line to the user.
         extras: plain values that the saved state carries, such as the configuration.
+        replayable: whether src.replay can build the model by itself.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class IncidentRecorder(StepCallback):
         *,
         say: Callable[[str], None] = print,
         extras: Mapping[str, Any] | None = None,
+        replayable: bool = False,
     ) -> None:
         self.folder, self.say, self.extras = folder, say, extras or {}
+        self.replayable = replayable
         self.latest: dict[str, float] = {}
         self.incident: dict[str, Any] | None = None
         self.spike_step: int | None = None
@@ -219,7 +222,11 @@ class IncidentRecorder(StepCallback):
         }
         torch.save(state, folder / "state.part")
         (folder / "state.part").rename(folder / "state.pt")
-        write_page(folder / "incident.html", incident, list(self.ring))
+        repeat = f"python -m src.replay incident={folder}"
+        if not self.replayable:
+            target = "target=<package.module:callable>"
+            repeat = f"python -m src.diagnose checkpoint={folder} {target}"
+        write_page(folder / "incident.html", incident, list(self.ring), repeat=repeat)
 
     def state_dict(self) -> dict[str, Any]:
         """What has been recorded, and the ring."""

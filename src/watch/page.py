@@ -14,13 +14,16 @@ pre { padding: 1rem; } svg { max-width: 100%; height: auto; }
 """
 
 
-def write_page(path: Path, incident: dict[str, Any], ring: Sequence[dict[str, float]]) -> None:
+def write_page(
+    path: Path, incident: dict[str, Any], ring: Sequence[dict[str, float]], *, repeat: str
+) -> None:
     """Writes the page.
 
     Args:
         path: of the HTML file.
         incident: what the recorder has found.
         ring: figures of the last steps, each with its `step`.
+        repeat: the command that runs the step again.
     """
     shown = {key: incident[key] for key in ("finding", "figures", "largest_gradients")}
     page = f"""<!doctype html>
@@ -31,7 +34,7 @@ def write_page(path: Path, incident: dict[str, Any], ring: Sequence[dict[str, fl
 {_curves(ring)}
 <h2>Figures</h2>
 <pre>{html.escape(json.dumps(shown, indent=2))}</pre>
-<p>Repeat it with <code>python -m src.replay incident={html.escape(str(path.parent))}</code>.</p>
+<p>Repeat it with <code>{html.escape(repeat)}</code>.</p>
 </html>
 """
     path.write_text(page, encoding="utf-8")
