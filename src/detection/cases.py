@@ -1,5 +1,6 @@
 """The runs of the benchmark: what is planted, and what the right answer is."""
 
+import re
 from dataclasses import dataclass
 
 STEPS = 130
@@ -32,6 +33,11 @@ class Case:
     """A regular expression for `<module>: <operation>` of the first that is not finite."""
     cause: str = ""
     """The right cause."""
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a path."""
+        return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_")
 
     @property
     def float_max(self) -> float | None:

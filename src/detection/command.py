@@ -94,7 +94,7 @@ def _train(case: Case, *, seed: int, study: str, paths: Mapping[str, str]) -> Pa
             *case.arguments,
             *QUICK,
             f"seed={seed}",
-            f"study={study}-{CASES.index(case)}",
+            f"study={study}-{case.slug}",
             f"paths.runs={paths['runs']}",
             f"paths.cache={paths['cache']}",
         )
