@@ -8,6 +8,15 @@ import torch
 
 from src.detection.cases import STEPS
 from src.watch.early import EarlyWarning, Thresholds
+from src.watch.limits import limit_of
+
+
+def followed(lines: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl with nothing but the figures that have a limit."""
+    return [
+        {name: value for name, value in line.items() if name == "step" or limit_of(name)}
+        for line in lines
+    ]
 
 
 def first_alarm(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from src import terminal
+from src.detection.alarms import followed
 from src.detection.cases import CASES, QUICK, Case
 from src.detection.score import misses, score
 from src.detection.thresholds import Outcome, try_all
@@ -45,7 +46,7 @@ def detect(given: Mapping[str, Any]) -> int:
     _write(out / "results.csv", verdicts)
     outcomes = try_all(
         [
-            (verdict, read_metrics(folder / "metrics.jsonl"), case.float_max)
+            (verdict, followed(read_metrics(folder / "metrics.jsonl")), case.float_max)
             for verdict, folder, (case, half, _) in zip(verdicts, folders, jobs, strict=True)
             if half == "set"
         ]

@@ -1,5 +1,6 @@
 """The limits of arithmetic towards which the instruments' figures can drift."""
 
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ LIMITS = (
 """In this order they are looked for; a figure follows the first that fits its name."""
 
 
+@functools.cache
 def limit_of(metric: str) -> tuple[Limit, str] | None:
     """The limit that a metric can run into, and the place it is measured at; None where none is."""
     for limit in LIMITS:
