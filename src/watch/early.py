@@ -18,11 +18,11 @@ from src.watch.limits import Limit, limit_of
 class Thresholds:
     """When a drift is an alarm; set on one half of experiments/detector, tested on the other."""
 
-    window: int = 8
+    window: int = 6
     """Latest values by which the drift is judged."""
-    sigmas: float = 4.0
+    sigmas: float = 3.0
     """The drift's distance from 0, in its own standard errors."""
-    way_frac: float = 0.1
+    way_frac: float = 0.3
     """Share of the way from the first value to the limit that must lie behind it."""
     horizon_frac: float = 1.0
     """The limit must come within this share of the run, and before its end."""
