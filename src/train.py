@@ -11,6 +11,7 @@ python -m src.train --multirun field=a,b,c ...     a run for each value
   attention=gqa|mlha     ffn=mlp|moe|moe_writeup|moe_writeup_add
   stability=none|clip03|early_stop|warmdown|fp32|noise|ema|... or several: stability=[clip03,ema]
   model=proxy|small|stress|smollm2_135m|smoldeepseek_916m
+  model=external model.target=package.module:callable 'model.kwargs={name:value}'
   preset=laptop|smoke|stress|stress_bf16|crash|control|hot|long|writeup|writeup_constant
   data=shakespeare|text|tokens|tiny_shakespeare
   tokenizer=char|byte|bpe|smollm2|checkpoint

@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import pytest
 
@@ -81,3 +81,29 @@ def test_the_numbers_of_conversions_are_those_of_their_results(study, num_seeds)
         assert [round(gaps[name], 2) for name in ("kv96", "kv24")] == [0.26, 0.63]
         for pair in zip(*(losses[name] for name in ("exact", "kv96", "kv48", "kv24")), strict=True):
             assert list(pair) == sorted(pair)
+
+
+def test_the_numbers_of_detector_are_those_of_its_results():
+    with (ROOT / "experiments" / "detector" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    text = (ROOT / "experiments" / "detector" / "README.md").read_text()
+    unseen = [row for row in rows if row["half"] == "unseen"]
+    healthy = [row for row in unseen if row["kind"] == "healthy"]
+    failed = [row for row in unseen if row["kind"] != "healthy" and row["first_nonfinite"]]
+    assert f"| false alarms in healthy runs | 0 of {len(healthy)} |" in text
+    assert not any(row["alarm_step"] or row["first_nonfinite"] for row in healthy)
+    right = [row["cause_right"] for row in failed]
+    assert f"| cause right | {right.count('True')} of {len(failed)} |" in text
+    leads: dict[str, list[int]] = {}
+    for row in failed:
+        if row["kind"] == "drift":
+            lead = int(row["first_nonfinite"]) - int(row["alarm_step"] or row["first_nonfinite"])
+            leads.setdefault(row["case"], []).append(lead)
+    every = [lead for case in leads.values() for lead in case]
+    warned = sum(lead > 0 for lead in every)
+    assert f"| drifting failures warned of | {warned} of {len(every)} |" in text
+    assert (
+        f"| median lead, share of the run | {median(every) / 130:.0%} |".replace("%", " %") in text
+    )
+    for case, own in leads.items():
+        assert f"| {case} | {len(own)} of 6 | {median(own):g} |" in text

@@ -13,6 +13,8 @@ FORBIDDEN = {
     "training": ABOVE | {"stability", "watch"},
     "stability": ABOVE | {"model"},
     "watch": ABOVE | {"model", "stability"},
+    "examples": ABOVE | {"model", "training", "stability", "data"},
+    "detection": {"sweep", "study", "conversion", "generation", "model"},
     "generation": {"config", "run", "sweep", "study", "conversion", "tracking", "cli"},
     "run": {"sweep", "study", "conversion", "cli"},
     "conversion": {"run", "sweep", "study", "cli"},
