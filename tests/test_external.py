@@ -242,19 +242,19 @@ def test_a_nan_planted_in_a_llama_of_transformers_is_found(pace, monkeypatch, ca
 
 
 def test_an_operation_of_a_llama_is_named(pace, monkeypatch):
-    """One row of keys large enough that their product with the queries overflows."""
+    """Queries and keys whose products overflow, though each of them is finite."""
 
     def build(*, vocab_size, max_seq_len):
         model = build_llama(vocab_size=vocab_size, max_seq_len=max_seq_len)
         with torch.no_grad():
             for proj in ("q_proj", "k_proj"):
-                model.get_parameter(f"model.model.layers.1.self_attn.{proj}.weight").fill_(1e20)
+                model.get_parameter(f"model.model.layers.1.self_attn.{proj}.weight").mul_(1e22)
         return model
 
     monkeypatch.setattr("src.examples.llama.build", build)
     incident = record(train(pace, *LLAMA, "recipe.precision=32-true"))["incident"]
     assert incident["module"] == "model.model.model.layers.1.self_attn"
-    assert incident["cause"] == "attention overflow"
+    assert incident["cause"] == "exploding weights"
 
 
 def test_the_router_instruments_read_a_mixtral(pace):

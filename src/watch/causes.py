@@ -9,6 +9,9 @@ from src.watch.trace import NORM, Finding
 
 UNKNOWN = "unknown"
 
+LOOKED_AT = ("train/loss", "val/loss", "grad/norm")
+"""Logged figures that rules look at."""
+
 EXPLODED = 1e3
 """A weight above it is none that training with a fitting rate makes."""
 
@@ -32,7 +35,7 @@ class Evidence:
     weight_absmax: float
     """The largest finite weight."""
     last: Mapping[str, float]
-    """The latest figures: train/loss, val/loss and whatever else was logged."""
+    """The latest values of the figures in LOOKED_AT that have been logged."""
 
 
 def _router_underflow(evidence: Evidence) -> bool:

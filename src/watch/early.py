@@ -164,7 +164,9 @@ class EarlyWarning(StepCallback):
             return None
         step = series.steps[-1]
         crossing = step + (bound - now) / drift.a_step
-        if max_steps > 0 and crossing > min(step + rules.horizon_frac * max_steps, max_steps):
+        # Of a trainer without a last step as much is asked as it has made.
+        end = max_steps if max_steps > 0 else 2 * step
+        if crossing > min(step + rules.horizon_frac * end, end):
             return None
         return drift, crossing
 

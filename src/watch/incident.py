@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from src.training.guard import StepGuard
 from src.training.steps import StepCallback
-from src.watch.causes import UNKNOWN, Evidence, cause, describe, figures
+from src.watch.causes import LOOKED_AT, UNKNOWN, Evidence, cause, describe, figures
 from src.watch.page import write_page
 from src.watch.trace import Finding, trace
 
@@ -70,8 +70,11 @@ class IncidentRecorder(StepCallback):
         self._routers = _routers(pl_module)
 
     def read_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, float], *, step: int) -> None:
-        """Keeps the last value of each figure, for the rules of the causes."""
-        self.latest |= {name: value for name, value in metrics.items() if math.isfinite(value)}
+        """Keeps the last finite value of what the rules of the causes look at."""
+        for name in LOOKED_AT:
+            value = metrics.get(name, math.nan)
+            if math.isfinite(value):
+                self.latest[name] = value
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -234,7 +237,7 @@ class IncidentRecorder(StepCallback):
             "incident": None if self.incident is None else _jsonable(self.incident),
             "spike_step": self.spike_step,
             "ring": list(self.ring),
-            "latest": {k: v for k, v in self.latest.items() if not k.startswith("speed/")},
+            "latest": dict(self.latest),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

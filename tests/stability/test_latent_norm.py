@@ -13,5 +13,5 @@ def test_latent_norm_acts_from_the_first_step(tiny):
 
 
 def test_an_attention_without_latents_is_refused_by_name():
-    with pytest.raises(InputError, match=r"latent_norm: needs attention.latent_norm, which GQA"):
+    with pytest.raises(InputError, match=r"needs attention.latent_norm, which attention=gqa"):
         compose("train", ["attention=gqa", "stability=latent_norm"])

@@ -151,6 +151,23 @@ def test_incidents_lead_to_their_pages_from_wherever_the_report_is(tmp_path):
     assert row[:4] == ["none", "0", "300", "router underflow"]
 
 
+def test_warnings_stand_beside_the_failures_that_they_foretold(tmp_path):
+    alarm = {"step": 212, "metric": "moe/layer_0/picked_logit_min", "line": "step 212: it falls"}
+    arms = {
+        "none": Arm(num_failing=1, record={"alarms": [alarm]}),
+        "ema": Arm(num_failing=1, first=320),
+    }
+    _, page = report(synthetic.study(tmp_path, arms, seeds=2), tmp_path)
+    rows = page.table("Early warnings, by run")
+    assert rows == [
+        ["none", "0", "212", "300", "88|20% of the run", "it falls"],
+        ["none", "1", "212", "never", NONE, "it falls"],
+        ["ema", "0", NONE, "320", NONE, "no warning"],
+    ]
+    _, quiet = report(synthetic.study(tmp_path / "q", {"none": Arm()}, seeds=2), tmp_path / "q")
+    assert "Early warnings" not in quiet.source
+
+
 # ------------------------------------------------------------------ files
 
 

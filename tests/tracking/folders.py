@@ -39,7 +39,7 @@ def write_lines(folder: Path, lines: list[dict[str, float]]) -> None:
     (folder / "metrics.jsonl").write_text(text)
 
 
-def write_record(folder: Path, *, status: str, loss: float = 3.0) -> None:
+def write_record(folder: Path, *, status: str, loss: float = 3.0, warned: bool = False) -> None:
     record = {
         "status": status,
         "outcome": "clean" if status == "finished" else None,
@@ -49,6 +49,7 @@ def write_record(folder: Path, *, status: str, loss: float = 3.0) -> None:
         "best": {"val/loss": loss, "step": 12},
         "guard": {},
         "incident": None,
+        "alarms": [{"step": 9, "line": "step 9: it falls"}] if warned else [],
         "git_sha": "f00d",
         "versions": {"torch": "2.13.0"},
         "device": {"type": "cpu"},

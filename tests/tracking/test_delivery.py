@@ -193,3 +193,12 @@ def test_two_never_deliver_one_folder_at_a_time(server, monkeypatch):
     monkeypatch.setattr("src.tracking.state.WAIT_SECONDS", 0.0)
     with filelock.FileLock(folder / ".mlflow.lock"), pytest.raises(filelock.Timeout):
         deliver(folder, server, over=True)
+
+
+@pytest.mark.parametrize(("warned", "tag"), [(True, "step 9: it falls"), (False, "none")])
+def test_an_early_warning_is_a_tag(warned, tag, server, database):
+    folder = make_run("study=a", lines=LINES, status=None)
+    start(folder, server)
+    write_record(folder, status="finished", warned=warned)
+    deliver(folder, server, over=True)
+    assert tags(database, name_of(folder))["alarm"] == tag

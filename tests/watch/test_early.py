@@ -46,6 +46,12 @@ def test_a_straight_drift_is_foretold_to_the_step():
     )
 
 
+def test_without_a_last_step_the_limit_must_come_within_as_many_steps_again():
+    series = [-0.8 * step for step in range(120)]
+    assert warned(series, max_steps=-1).alarms[0]["step"] == 56
+    assert warned([-0.1 * step for step in range(300)], max_steps=-1).alarms == []
+
+
 def test_steps_between_values_are_counted():
     early = warned([-0.8 * step for step in range(60)], every=2, max_steps=400)
     assert early.alarms[0]["drift"] == pytest.approx(-0.4)

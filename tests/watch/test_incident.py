@@ -110,7 +110,7 @@ def test_under_accumulation_the_micro_batch_that_failed_is_found(tiny):
 
 
 def test_a_recorder_that_fails_says_so_and_the_run_goes_on(tiny, monkeypatch, capsys):
-    def full(*args):
+    def full(*args, **kwargs):
         raise OSError("no space left")
 
     monkeypatch.setattr("src.watch.incident.write_page", full)
