@@ -11,10 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hydra
-import omegaconf.errors
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,15 +21,16 @@ from src.claims import apply_claims
 from src.data import DataConfig, TokenizerConfig
 from src.digests import file_digest
 from src.errors import InputError
-from src.external import ExternalConfig, ExternalModel
+from src.external import ExternalConfig, ExternalModel, check_parts, parts_for
 from src.forks import Fork, inherited, parse_fork
 from src.initial import Init, adopt, check_fit, options_of
 from src.model import ModelConfig
 from src.model.architecture import Architecture, ModelParts
 from src.model.attention import AttentionConfig
 from src.model.ffn import FeedForwardConfig
-from src.model.kinds import EXTERNAL, ExternalPart, kinds_of
+from src.model.kinds import ExternalPart, kinds_of
 from src.naming import Variant, variant_name
+from src.observers import observers_of
 from src.overrides import GROUPS, Override, allow_new_names, parse
 from src.schema import CONF, PathsConfig, Schema, TrackingConfig, TrainerConfig
 from src.stability import REMEDIES, RemedyConfig
@@ -226,13 +226,13 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     typed = parse(arguments)
     _check_groups(typed)
     init, brought = _initial(config_name, arguments, typed)
-    composed = _composed(config_name, [*brought, *_parts_of_external(typed), *arguments])
+    composed = _composed(config_name, [*brought, *parts_for(typed), *arguments])
     choices = _choices(composed)
     parts = _to_objects(composed)
     if init is None and parts["init"] is not None:
         raise InputError(f"init={parts['init']}: can be typed alone, no preset sets it")
     parts["init"] = init
-    _check_external(parts)
+    check_parts(parts)
     if init is not None:
         adopt(init, parts, choices, typed)
     known = {field.name for field in dataclasses.fields(Schema)}
@@ -250,7 +250,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         whole = ModelParts(**sizes, seq_len=parts["recipe"].seq_len)
         notes += check_fit(init, whole, typed)
     parts["fork"] = parse_fork(parts["fork"])
-    parts["observers"] = _observers(parts.pop("observe"), remedies)
+    parts["observers"] = observers_of(parts.pop("observe"), remedies)
     variant = Variant(
         attention=str(choices["attention"]),
         ffn=str(choices["ffn"]),
@@ -297,63 +297,11 @@ def _initial(
     return init, options_of(init, typed, choices=_choices(composed), defaults=defaults)
 
 
-def _parts_of_external(typed: Sequence[Override]) -> list[str]:
-    """Overrides that choose the parts of a model that is not ours, whatever a preset says.
-
-    Raises:
-        InputError: others were typed.
-    """
-    last = {override.key: override.text for override in typed}
-    if last.get("model") != EXTERNAL:
-        return []
-    for group in ("attention", "ffn"):
-        if last.get(group, EXTERNAL) != EXTERNAL:
-            raise InputError(
-                f"{group}={last[group]}: model={EXTERNAL} brings its own; leave it out"
-            )
-    return [f"{group}={EXTERNAL}" for group in ("attention", "ffn") if group not in last]
-
-
-def _check_external(parts: Mapping[str, Any]) -> None:
-    """Raises InputError where one part of a model is ours and another is not."""
-    if isinstance(parts["model"], ExternalConfig):
-        return
-    for group in ("attention", "ffn"):
-        if isinstance(parts[group], ExternalPart):
-            raise InputError(f"{group}={EXTERNAL}: goes with model={EXTERNAL} alone")
-
-
 def _choices(composed: DictConfig) -> dict[Any, Any]:
     """The option chosen in each group."""
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)
     assert isinstance(choices, dict)
     return choices
-
-
-def _observers(values: Any, remedies: Mapping[str, RemedyConfig]) -> dict[str, RemedyConfig]:
-    """The options that look on, from {name: fields}."""
-    allowed = [name for name, kind in REMEDIES.items() if kind.observes]
-    observers: dict[str, RemedyConfig] = {}
-    if values is not None and not isinstance(values, Mapping):
-        raise InputError(f"observe={values}: must be {{<option>: {{<its fields>}}}}")
-    for name, fields in (values or {}).items():
-        if name not in allowed:
-            raise InputError(f"observe={name}: must be one of {', '.join(allowed)}")
-        if name in remedies:
-            raise InputError(f"observe={name}: stability={name} is on already; choose one of them")
-        known = {field.name for field in dataclasses.fields(REMEDIES[name])}
-        if not isinstance(fields, Mapping) or set(fields) != known:
-            raise InputError(
-                f"observe.{name}={fields}: must have the fields {', '.join(sorted(known))}"
-            )
-        try:
-            node = OmegaConf.merge(OmegaConf.structured(REMEDIES[name]), fields)
-            observers[name] = cast(RemedyConfig, OmegaConf.to_object(node))
-        except omegaconf.errors.OmegaConfBaseException as error:
-            raise InputError(f"observe.{name}: {str(error).splitlines()[0]}") from error
-        except ValueError as error:
-            raise InputError(f"observe.{name}.{error}") from error
-    return observers
 
 
 def compose_plain(config_name: str, arguments: Sequence[str] | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import hashlib
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.errors import InputError
 from src.model.architecture import Architecture, GeneratorFor
-from src.model.kinds import EXTERNAL
+from src.model.kinds import EXTERNAL, ExternalPart
 from src.model.size import BYTES_FLOAT32, Size
+from src.overrides import Override
 
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -52,6 +53,32 @@ class ExternalConfig:
     def __post_init__(self) -> None:
         if not TARGET.fullmatch(self.target):
             raise ValueError(f"target={self.target}: must be package.module:callable")
+
+
+def parts_for(typed: Sequence[Override]) -> list[str]:
+    """Overrides that choose the parts of a model that is not ours, whatever a preset says.
+
+    Raises:
+        InputError: others were typed.
+    """
+    last = {override.key: override.text for override in typed}
+    if last.get("model") != EXTERNAL:
+        return []
+    for group in ("attention", "ffn"):
+        if last.get(group, EXTERNAL) != EXTERNAL:
+            raise InputError(
+                f"{group}={last[group]}: model={EXTERNAL} brings its own; leave it out"
+            )
+    return [f"{group}={EXTERNAL}" for group in ("attention", "ffn") if group not in last]
+
+
+def check_parts(parts: Mapping[str, Any]) -> None:
+    """Raises InputError where one part of a model is ours and another is not."""
+    if isinstance(parts["model"], ExternalConfig):
+        return
+    for group in ("attention", "ffn"):
+        if isinstance(parts[group], ExternalPart):
+            raise InputError(f"{group}={EXTERNAL}: goes with model={EXTERNAL} alone")
 
 
 def load_callable(target: str, *, field: str) -> Callable[..., Any]:

@@ -15,9 +15,9 @@ from src import terminal
 from src.config import RunConfig
 from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
+from src.external import ExternalConfig
 from src.forks import Fork
 from src.initial import load_initial
-from src.model.kinds import EXTERNAL
 from src.run.forking import state_key
 from src.stability import RunFacts
 from src.streams import generator, stream_seed
@@ -134,7 +134,7 @@ def assemble(
             folder.path / "incidents",
             say=terminal.warn,
             extras=checkpoint_extras,
-            replayable=config.plain()["kinds"]["attention"] != EXTERNAL,
+            replayable=not isinstance(config.model, ExternalConfig),
         )
 
     def kept(step: int) -> Path:
