@@ -3,7 +3,8 @@
 The callable gives an `nn.Module` that maps token ids (B, T) to logits (B, T, V), on the CPU, in
 float32, position t from tokens 0 .. t. It is called with `model.kwargs`, and with `vocab_size` and
 `max_seq_len` where it has parameters of these names. What the module draws while it is built comes
-from the run's seed, by torch's global generator.
+from the run's seed, by torch's global generator. What a forward pass changes in the module by
+itself, as BatchNorm its running statistics, a skipped step does not put back.
 
 The module may have any of these methods, as ours have:
 
@@ -13,29 +14,25 @@ The module may have any of these methods, as ours have:
 
 and any module inside it a method `router_stats()`, which gives its figures as floats by name, so
 that the instruments read it as a router: `src.watch.expose_router` gives one to a linear gate.
+`src.contract` tries all of this before anything is written.
 """
 
-import hashlib
-import importlib
-import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from src.contract import check_contract, logits_of, num_inactive_params
 from src.errors import InputError
+from src.foreign import TARGET, call, load_callable, source_hash
 from src.model.architecture import Architecture, GeneratorFor
 from src.model.kinds import EXTERNAL, ExternalPart
 from src.model.size import BYTES_FLOAT32, Size
 from src.overrides import Override
-
-TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 CAUSAL_TOLERANCE = 1e-3
 """Relative to the largest logit: products of another shape round otherwise, leaks are larger."""
@@ -81,70 +78,6 @@ def check_parts(parts: Mapping[str, Any]) -> None:
             raise InputError(f"{group}={EXTERNAL}: goes with model={EXTERNAL} alone")
 
 
-def load_callable(target: str, *, field: str) -> Callable[..., Any]:
-    """What a target names.
-
-    Args:
-        target: package.module:callable.
-        field: what the user typed it for, named in errors.
-
-    Raises:
-        InputError: it has another form, cannot be imported, or is not to be called.
-    """
-    if not TARGET.fullmatch(target):
-        raise InputError(f"{field}={target}: must be package.module:callable")
-    module, _, path = target.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
-    # Code of somebody else's may raise anything while it is imported.
-    except Exception as error:
-        raise InputError(f"{field}={target}: {_said(error)}") from error
-    if not callable(found):
-        raise InputError(f"{field}={target}: is a {type(found).__name__}, nothing to be called")
-    called: Callable[..., Any] = found
-    return called
-
-
-def call(
-    target: str,
-    kwargs: dict[str, Any],
-    *,
-    field: str,
-    vocab_size: int | None,
-    max_seq_len: int | None,
-) -> nn.Module:
-    """The module that a target gives.
-
-    Args:
-        target: package.module:callable.
-        kwargs: its keyword arguments.
-        field: what the user typed it for, named in errors.
-        vocab_size: handed over where it has a parameter of this name; None: unknown.
-        max_seq_len: the same.
-
-    Raises:
-        InputError: it raises, or gives something else.
-    """
-    build = load_callable(target, field=field)
-    known = {"vocab_size": vocab_size, "max_seq_len": max_seq_len}
-    try:
-        parameters = inspect.signature(build).parameters
-        wanted = {n: v for n, v in known.items() if n in parameters and v is not None}
-        model = build(**{**wanted, **kwargs})
-    except Exception as error:
-        raise InputError(f"{field}={target}: {_said(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{field}={target}: gives a {type(model).__name__}, must be an nn.Module")
-    return model
-
-
-def _said(error: Exception) -> str:
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExternalModel(Architecture):
     """A model that is not ours, as the rest of the project sees it."""
@@ -161,13 +94,14 @@ class ExternalModel(Architecture):
         """See Architecture."""
         load_callable(self.config.target, field="model.target")
 
+    @property
+    def _what(self) -> str:
+        """Begins the lines of errors."""
+        return f"model.target={self.config.target}"
+
     def facts(self) -> dict[str, Any]:
         """The hash of the file that it is built by, whose change is another model."""
-        source = inspect.getsourcefile(
-            inspect.unwrap(load_callable(self.config.target, field="model.target"))
-        )
-        assert source is not None
-        return {"source": hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]}
+        return {"source": source_hash(self.config.target, field="model.target")}
 
     def build(self, *, vocab_size: int, generator_for: GeneratorFor) -> nn.Module:
         """See Architecture.
@@ -185,47 +119,27 @@ class ExternalModel(Architecture):
                 vocab_size=vocab_size,
                 max_seq_len=self.seq_len,
             )
-        num_known = self._logits(model, torch.zeros(1, self.seq_len, dtype=torch.long)).shape[-1]
+        tokens_BT = torch.zeros(1, self.seq_len, dtype=torch.long)
+        num_known = logits_of(model, tokens_BT, what=self._what).shape[-1]
         if num_known < vocab_size:
             raise InputError(
-                f"model.target={self.config.target}: gives logits of {num_known} tokens, must be"
-                f" at least the tokenizer's {vocab_size}"
+                f"{self._what}: gives logits of {num_known} tokens, must be at least the"
+                f" tokenizer's {vocab_size}"
             )
+        check_contract(model, tokens_BT, what=self._what)
         return model
-
-    def _logits(self, model: nn.Module, tokens_BT: Tensor) -> Tensor:
-        """Of one forward pass in evaluation mode, which leaves the model as it was."""
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                logits = model(tokens_BT)
-        except Exception as error:
-            raise InputError(
-                f"model.target={self.config.target}: token ids of shape {tuple(tokens_BT.shape)}:"
-                f" {_said(error)}"
-            ) from error
-        finally:
-            model.train(was_training)
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if not isinstance(logits, Tensor) or logits.shape[:-1] != tokens_BT.shape:
-            raise InputError(
-                f"model.target={self.config.target}: token ids of shape {tuple(tokens_BT.shape)}"
-                f" give {shape}, must give a tensor (batch, time, vocabulary)"
-            )
-        return logits
 
     def notes(self, model: nn.Module) -> list[str]:
         """See Architecture."""
         tokens_BT = torch.zeros(1, self.seq_len, dtype=torch.long)
-        before = self._logits(model, tokens_BT)
+        before = logits_of(model, tokens_BT, what=self._what)
         tokens_BT[0, -1] = 1
-        after = self._logits(model, tokens_BT)
+        after = logits_of(model, tokens_BT, what=self._what)
         moved = (after - before)[:, :-1].abs().max().item() if self.seq_len > 1 else 0.0
         if moved <= CAUSAL_TOLERANCE * before.abs().max().item():
             return []
         return [
-            f"model.target={self.config.target}: a token changes the logits before it, by up to"
+            f"{self._what}: a token changes the logits before it, by up to"
             f" {moved:.2g}: the loss is none of prediction"
         ]
 
@@ -237,17 +151,16 @@ class ExternalModel(Architecture):
         tokens_BT = torch.zeros(1, self.seq_len, dtype=torch.long)
         # Fused kernels of attention count nothing on the CPU.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            logits_BTV = self._logits(model, tokens_BT)
+            logits_BTV = logits_of(model, tokens_BT, what=self._what)
         forward = counter.get_total_flops() // self.seq_len
         total = sum(parameter.numel() for parameter in model.parameters())
         by_part: dict[str, int] = {}
         for name, parameter in model.named_parameters():
             part = name.rpartition(".")[0].partition(".")[0] or name
             by_part[part] = by_part.get(part, 0) + parameter.numel()
-        inactive = getattr(model, "num_inactive_params", lambda: 0)()
         return Size(
             params_total=total,
-            params_active=total - inactive,
+            params_active=total - num_inactive_params(model, what=self._what),
             params_by_part=by_part,
             vocab_size=logits_BTV.shape[-1],
             cache_bytes_per_token=None,

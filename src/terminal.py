@@ -5,37 +5,39 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def console() -> Console:
     """Standard output, looked up at each call so that tests and redirections see it."""
-    return Console(highlight=False, soft_wrap=True)
+    return _plain()
+
+
+def _plain(**settings: Any) -> Console:
+    """Shows text as it is: `module:leaf:` is a name and no emoji."""
+    return Console(highlight=False, emoji=False, soft_wrap="width" not in settings, **settings)
 
 
 def say(line: str) -> None:
     """One line of information."""
-    console().print(escape(line))
+    console().print(Text(line))
 
 
 def warn(line: str) -> None:
     """One line that the user should read."""
-    Console(file=sys.stderr, highlight=False, soft_wrap=True).print(
-        f"[yellow]warning:[/yellow] {escape(line)}"
-    )
+    _plain(file=sys.stderr).print(Text.assemble(("warning:", "yellow"), " ", line))
 
 
 def error(line: str) -> None:
     """One line that says why nothing was done."""
     one_line = " ".join(line.split())
-    Console(file=sys.stderr, highlight=False, soft_wrap=True).print(
-        f"[red]error:[/red] {escape(one_line)}"
-    )
+    _plain(file=sys.stderr).print(Text.assemble(("error:", "red"), " ", one_line))
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -44,11 +46,11 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     for index, name in enumerate(header):
         drawn.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*map(Text, row))
     # Wide enough for paths where output goes to a file.
     out = console()
     say(title)
-    (out if out.is_terminal else Console(highlight=False, width=120)).print(drawn)
+    (out if out.is_terminal else _plain(width=120)).print(drawn)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -129,7 +131,7 @@ class JobBoard:
         why = f" ({reason})" if reason else ""
         line = f"[{self.num_ended}/{self.total}] {name}: {state} after {duration(seconds)}{why}"
         # Above what is drawn, not through it.
-        (self._live.console if self._live else console()).print(escape(line))
+        (self._live.console if self._live else console()).print(Text(line))
 
     def show(self, running: Mapping[str, JobProgress], *, left: float | None) -> None:
         """Draws the jobs that run."""
@@ -139,7 +141,7 @@ class JobBoard:
         for name, job in running.items():
             percent = f"{job.step:,}/{job.total:,}"
             rest = "" if job.left is None else f"{duration(job.left)} left"
-            table.add_row(escape(name), percent, f"loss {number(job.loss)}", rest)
+            table.add_row(Text(name), percent, f"loss {number(job.loss)}", rest)
         whole = "" if left is None else f", about {duration(left)} left"
         table.add_row(f"{self.num_ended} of {self.total} jobs ended{whole}")
         self._live.update(table)

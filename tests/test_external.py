@@ -8,6 +8,7 @@ import torch
 
 from src import describe, generate, replay
 from src.config import compose
+from src.contract import check_contract
 from src.examples.llama import build as build_llama
 from src.examples.mixtral import build as build_mixtral
 from src.examples.mlp import MLPLanguageModel
@@ -53,6 +54,78 @@ class Pair(Bigram):
 class Flat(Bigram):
     def forward(self, tokens):
         return self.table(tokens).flatten(0, 1)
+
+
+def leaves(vocab_size):
+    raise SystemExit
+
+
+class LeavesLate(Bigram):
+    def forward(self, tokens):
+        raise SystemExit("no more")
+
+
+class Whole(Bigram):
+    def forward(self, tokens):
+        return self.table(tokens).long()
+
+
+class Detached(Bigram):
+    def forward(self, tokens):
+        return self.table(tokens).detach()
+
+
+class OnlyInEvaluation(Bigram):
+    def forward(self, tokens):
+        if self.training:
+            raise ValueError("not in training")
+        return self.table(tokens)
+
+
+def frozen(vocab_size):
+    return Bigram(vocab_size).requires_grad_(False)
+
+
+def double(vocab_size):
+    return Bigram(vocab_size).double()
+
+
+class Method(Bigram):
+    # Gives what it is told to by one of the methods that a model may have.
+    def __init__(self, vocab_size, method, gives):
+        super().__init__(vocab_size)
+        values = {
+            "list": [1],
+            "vector": {"balance": torch.ones(2)},
+            "float": {"balance": 1.0},
+            "ours": {"loss": torch.ones(())},
+            "slash": {"a/b": torch.ones(())},
+            "tensor": {"load": torch.ones(())},
+            "fraction": 0.5,
+            "all": sum(p.numel() for p in self.parameters()),
+            "uneven": {"load": float("nan"), "count": 3},
+        }
+        setattr(self, method, lambda: values[gives])
+
+
+class Finish(Bigram):
+    def finish_step(self):
+        pass
+
+
+class Chatty(Bigram):
+    def forward(self, tokens):
+        print("here I am")
+        return super().forward(tokens)
+
+
+class Factory:
+    def __call__(self, vocab_size):
+        return Bigram(vocab_size)
+
+
+factory = Factory()
+part = __import__("functools").partial(Bigram, shift=0)
 """
 
 
@@ -62,6 +135,7 @@ def pace(tmp_path, monkeypatch, shared_cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_model.py").write_text(OWN)
+    (tmp_path / "own_leaves.py").write_text("raise SystemExit(0)")
     monkeypatch.delitem(__import__("sys").modules, "own_model", raising=False)
     return [*PACE, f"paths.cache={shared_cache}"]
 
@@ -133,6 +207,16 @@ BAD = {
     "model=external model.target=own_model:Flat": ["give (16, ", "(batch, time, vocabulary)"],
     "model=external model.target=own_model:Bigram model.kwargs={rows:5}": ["own_model:Bigram"],
     "model=external model.target=own_model:Bigram model.kwargs={depth:5}": ["'depth'"],
+    "model=external model.target=own_model:leaves": ["own_model:leaves: SystemExit"],
+    "model=external model.target=own_leaves:build": ["own_leaves:build: SystemExit: 0"],
+    "model=external model.target=own_model:LeavesLate": ["SystemExit: no more"],
+    "model=external model.target=own_model:Whole": ["torch.int64", "floating point"],
+    "model=external model.target=own_model:Detached": ["hang on no parameter"],
+    "model=external model.target=own_model:OnlyInEvaluation": ["ValueError: not in training"],
+    "model=external model.target=own_model:frozen": ["without a parameter to be trained"],
+    "model=external model.target=own_model:double": ["table.weight is torch.float64", "float32"],
+    "model=external model.target=own_model:Finish": ["finish_step", "'applied'"],
+    "model=external model.target=math:hypot": ["math:hypot"],
     "model=external model.target=own_model:Bigram attention=gqa": ["attention=gqa", "its own"],
     "model=external model.target=own_model:Bigram ffn=moe": ["ffn=moe", "its own"],
     "model=external model.target=own_model:Bigram init=x": ["model=external", "init=x"],
@@ -155,6 +239,67 @@ def test_what_is_no_language_model_is_refused_in_one_line(case, pace, capsys):
     for part in BAD[case]:
         assert part in error
     assert not Path("runs").exists()
+
+
+METHODS = {
+    ("extra_losses", "list"): "gives a list, must be losses by name",
+    ("extra_losses", "vector"): "balance as a tensor (2,) of torch.float32",
+    ("extra_losses", "float"): "balance as a float, must be a tensor of one number",
+    ("extra_losses", "ours"): "gives loss, which is a term of the training's own",
+    ("extra_losses", "slash"): "'a/b', must be named by letters",
+    ("router_stats", "list"): "router_stats of the model: gives a list, must be figures by name",
+    ("router_stats", "tensor"): "load as a tensor () of torch.float32, must be a float",
+    ("num_inactive_params", "fraction"): "num_inactive_params gives 0.5",
+    ("num_inactive_params", "all"): "must be an integer from 0 to below",
+}
+
+
+@pytest.mark.parametrize(("method", "gives"), METHODS)
+def test_a_method_that_gives_something_else_is_refused_in_one_line(method, gives, pace, capsys):
+    kwargs = f"model.kwargs={{method:{method},gives:{gives}}}"
+    assert main([*pace, *own("Method"), kwargs]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert METHODS[method, gives] in error
+    assert not Path("runs").exists()
+
+
+def test_figures_of_a_router_may_be_integers_and_not_finite(pace):
+    folder = train(pace, *own("Method"), "model.kwargs={method:router_stats,gives:uneven}")
+    last = metrics(folder)[-1]
+    assert last["moe/layer_0/count"] == 3
+    assert record(folder)["outcome"] == "clean"
+
+
+@pytest.mark.parametrize("name", ["factory", "part"])
+def test_an_object_that_can_be_called_is_a_target_and_its_file_part_of_the_hash(
+    name, pace, tmp_path
+):
+    assert record(train(pace, *own(name)))["outcome"] == "clean"
+    before = compose("train", [*pace, *own(name)]).config_hash()
+    (tmp_path / "own_model.py").write_text(OWN + "\n# changed\n")
+    assert compose("train", [*pace, *own(name)]).config_hash() != before
+
+
+def test_what_it_prints_is_no_part_of_an_answer(pace, capsys):
+    assert describe.main([*pace, *own("Chatty"), "format=json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["params_total"]
+    assert "here I am" in said.err
+
+
+def test_being_tried_leaves_a_model_as_it_was():
+    torch.manual_seed(0)
+    model = build_mixtral(vocab_size=16, max_seq_len=8)
+    model.norm = torch.nn.BatchNorm1d(3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    check_contract(model.eval(), torch.zeros(1, 8, dtype=torch.long), what="it")
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 REFUSED = {"qk_norm", "latent_norm", "router_eps", "router_freeze", "router_z_loss"}

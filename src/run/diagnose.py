@@ -1,19 +1,21 @@
 """A post-mortem of one step: what was not finite, or what came nearest to it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from src import terminal
 from src.errors import InputError
+from src.foreign import running
 from src.given import choice, number
 from src.run.suspect import Suspect, entries_for, read_suspect
-from src.training.recipe import PRECISIONS
+from src.watch.again import AUTOCAST, autocast_for, loss_again, router_figures
 from src.watch.causes import Evidence, cause, describe
-from src.watch.incident import loss_again, router_figures, weight_absmax
+from src.watch.incident import weight_absmax
 from src.watch.margins import Margin, margins_of
 from src.watch.trace import Finding
 
@@ -25,7 +27,7 @@ def diagnose(given: Mapping[str, Any]) -> int:
         InputError: any field is bad.
     """
     choice(given, "format", ("text", "json"))
-    choice(given, "precision", (None, *PRECISIONS))
+    choice(given, "precision", (None, *AUTOCAST))
     top = number(given, "top", int, least=1)
     kwargs, target = given["kwargs"], given["target"]
     if kwargs is not None and not isinstance(kwargs, Mapping):
@@ -52,9 +54,19 @@ def diagnose(given: Mapping[str, Any]) -> int:
 
 
 def _precision_of(suspect: Suspect) -> str:
-    if "autocast" in suspect.saved:
-        return "bf16-mixed" if suspect.saved["autocast"] else "32-true"
-    return str(suspect.saved["config"]["recipe"]["precision"]) if suspect.is_run else "32-true"
+    """That of the incident or the run; of other states nobody knows it."""
+    if suspect.is_incident:
+        precision = str(suspect.saved["precision"])
+    elif suspect.is_run:
+        precision = str(suspect.saved["config"]["recipe"]["precision"])
+    else:
+        precision = "32-true"
+    if precision not in AUTOCAST:
+        raise InputError(
+            f"precision=null: {precision}, in which the step was recorded, is none of"
+            f" {', '.join(AUTOCAST)}; name one of them"
+        )
+    return precision
 
 
 def _examine(
@@ -63,19 +75,13 @@ def _examine(
     """The first batch that is not finite; of several that are, the narrowest margins."""
     moments = suspect.second_moments()
     nearest: dict[tuple[str, str], Margin] = {}
-
-    def autocast() -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
-
+    whose = "checkpoint" if suspect.target is None else f"target={suspect.target}"
     for entry in entries:
-        try:
-            loss_of = loss_again(suspect.task, entry, autocast, accumulate=len(entries))
-            finding, margins = margins_of(suspect.task, loss_of, moments)
-        except Exception as error:  # code of somebody else's, on a batch of somebody else's
-            raise InputError(
-                f"batch: the model does not take it ({type(error).__name__}:"
-                f" {str(error).strip().partition(chr(10))[0]})"
-            ) from error
+        again = loss_again(
+            suspect.task, entry, lambda: autocast_for(precision), accumulate=len(entries)
+        )
+        with running(f"{whose}: the step cannot be run under watch"):
+            finding, margins = margins_of(suspect.task, _checked(again, whose), moments)
         if finding is not None:
             return finding, margins
         for margin in margins:
@@ -83,6 +89,23 @@ def _examine(
             if key not in nearest or margin.doublings < nearest[key].doublings:
                 nearest[key] = margin
     return None, sorted(nearest.values(), key=lambda margin: margin.doublings)
+
+
+def _checked(again: Callable[[], Tensor | None], whose: str) -> Callable[[], Tensor | None]:
+    """The same, with one line for a step that does not take the batch or gives no loss."""
+
+    def loss_of() -> Tensor | None:
+        with running("batch: the model does not take it"):
+            loss = again()
+        if loss is not None and (loss.dim() or not loss.requires_grad):
+            raise InputError(
+                f"{whose}: training_step gives a loss of shape {tuple(loss.shape)}"
+                f" {'with' if loss.requires_grad else 'without'} a gradient, must be one number"
+                " with one"
+            )
+        return loss
+
+    return loss_of
 
 
 def _answer(

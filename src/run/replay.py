@@ -1,8 +1,8 @@
 """Runs a recorded step again: in another process, and with other values where that is asked."""
 
-import contextlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from src.saved import read_tensors
 from src.training.guard import StepGuard
 from src.training.recipe import GuardConfig
 from src.training.task import LanguageModelTask
+from src.watch.again import autocast_for, loss_again, router_figures
 from src.watch.causes import describe
-from src.watch.incident import loss_again, router_figures
 from src.watch.trace import Finding, trace
 
 CHANGEABLE = ("model", "attention", "ffn", "recipe")
@@ -118,8 +118,8 @@ def _run(
             if field not in typed:
                 setattr(task.get_submodule(path), field, value)
 
-    def precision() -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16, enabled=state["autocast"])
+    def precision() -> AbstractContextManager[Any]:
+        return autocast_for(state["precision"])
 
     batches = state["batches"]
     for entry in batches:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from src.config import compose
 from src.data import TrainBatches
 from src.data.tokenizer import restore_tokenizer
 from src.errors import InputError
-from src.external import call
+from src.foreign import call
 from src.model.kinds import EXTERNAL
 from src.restore import empty_model, parts_of
 from src.saved import checkpoint_of, read_tensors
@@ -59,6 +59,11 @@ class Suspect:
     def is_run(self) -> bool:
         """Whether the file is of a run of this project."""
         return isinstance(self.saved.get("config"), dict)
+
+    @property
+    def is_incident(self) -> bool:
+        """Whether the recorder wrote the file, with the batches of the step."""
+        return isinstance(self.saved.get("incident"), dict)
 
     @property
     def seq_len(self) -> int | None:
@@ -109,7 +114,10 @@ def read_suspect(place: Path, *, target: str | None, kwargs: dict[str, Any] | No
         module = call(
             target, kwargs, field="target", vocab_size=known.vocab_size, max_seq_len=known.seq_len
         )
-    weights = cast(Mapping[str, Tensor], saved.get("state_dict", saved))
+    weights = saved.get("state_dict", saved)
+    if not isinstance(weights, Mapping):
+        kind = type(weights).__name__
+        raise InputError(f"checkpoint={place}: state_dict is a {kind}, must be tensors by name")
     note = _load(module, weights, place=place)
     task = module if hasattr(module, "training_step") else PlainStep(module)
     _set_router_values(task, saved.get("router_values", {}))
@@ -134,7 +142,11 @@ def _load(module: nn.Module, weights: Mapping[str, Any], *, place: Path) -> str 
         InputError: there is no such prefix, or a shape differs.
     """
     own = module.state_dict()
-    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: value
+        for name, value in weights.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     first = next(iter(own), "")
     prefixes = sorted({n.removesuffix(first) for n in tensors if n.endswith(first)}, key=len)
     prefix = next((p for p in prefixes if all(p + name in tensors for name in own)), None)
@@ -174,7 +186,7 @@ def entries_for(suspect: Suspect, batch: Path | None) -> list[dict[str, Any]]:
     """
     if batch is not None:
         return [_entry(_from_file(suspect, batch))]
-    if "batches" in suspect.saved:
+    if suspect.is_incident:
         return list(suspect.saved["batches"])
     if not suspect.is_run:
         raise InputError("batch=null: must be a file: .npy or .pt of token ids, or a text")
@@ -210,9 +222,13 @@ def _from_file(suspect: Suspect, file: Path) -> Any:
             return content
     elif file.suffix == ".npy":
         try:
-            content = torch.from_numpy(np.load(file, allow_pickle=False).astype(np.int64))
-        except (ValueError, OSError, TypeError) as error:
+            with file.open("rb") as handle:
+                array = np.lib.format.read_array(handle, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
             raise InputError(f"batch={file}: is damaged, or no array of numbers") from error
+        if array.dtype.kind not in "iu":
+            raise InputError(f"batch={file}: has entries of {array.dtype}, must be integers")
+        content = torch.from_numpy(array.astype(np.int64))
     else:
         content = _tokens_of_text(suspect, file)
     return _pair(suspect, content, file)

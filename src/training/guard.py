@@ -70,8 +70,19 @@ class StepGuard(StepCallback):
                 parameter.grad = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that was ended and is resumed stays ended."""
+        """A run that was ended and is resumed stays ended.
+
+        Raises:
+            ValueError: there is no one optimizer that Lightning steps by itself.
+        """
         super().on_train_start(trainer, pl_module)
+        automatic, num = pl_module.automatic_optimization, len(trainer.optimizers)
+        if not automatic or num != 1:
+            raise ValueError(
+                "the step guard serves one optimizer under automatic optimization,"
+                f" {type(pl_module).__name__} has {num} under"
+                f" {'automatic' if automatic else 'manual'} optimization"
+            )
         if self.stopped:
             trainer.should_stop = True
 

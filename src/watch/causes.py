@@ -151,11 +151,10 @@ def describe(finding: Finding | None, router: Mapping[str, float], drift: float 
         return "the step run again is finite: it was not the model's arithmetic"
     where = finding.module or "the module itself"
     if router.get("topk_sum_min", 1.0) == 0.0:
-        line = (
-            f"{where}: {router['num_zero_sums']:.0f} of {router['num_tokens']:.0f} tokens have a"
-            f" top-{router['top_k']:.0f} score sum of exactly 0 (0/0);"
-            f" mean bias {router['bias_mean']:.1f}"
-        )
+        line = f"{where}: {_zero_sums(router)} score sum of exactly 0 (0/0)"
+        # A gate of somebody else's may have no bias.
+        if "bias_mean" in router:
+            line += f"; mean bias {router['bias_mean']:.1f}"
         if drift:
             line += f", {'falling' if drift < 0 else 'rising'} {abs(drift):.4f} a step"
         return line
@@ -166,6 +165,14 @@ def describe(finding: Finding | None, router: Mapping[str, float], drift: float 
         "" if finding.input_absmax is None else f" from inputs up to {finding.input_absmax:.3g}"
     )
     return f"{where}: {finding.operation} ({finding.phase}) made {what} non-finite{inputs}"
+
+
+def _zero_sums(router: Mapping[str, float]) -> str:
+    """Whose sums are 0, as far as the router says it."""
+    if not {"num_zero_sums", "num_tokens", "top_k"} <= set(router):
+        return "some tokens have a"
+    num_zero, num_tokens, top_k = (router[n] for n in ("num_zero_sums", "num_tokens", "top_k"))
+    return f"{num_zero:.0f} of {num_tokens:.0f} tokens have a top-{top_k:.0f}"
 
 
 def figures(finding: Finding | None, router: Mapping[str, float]) -> dict[str, Any]:

@@ -1,21 +1,27 @@
 """The incident recorder: a step that is not finite is run again under watch, and written down."""
 
-import inspect
 import json
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from src.training.guard import StepGuard
 from src.training.steps import StepCallback
+from src.watch.again import (
+    Routers,
+    loss_again,
+    router_figures,
+    router_state,
+    routers_of,
+    undisturbed,
+)
 from src.watch.causes import LOOKED_AT, UNKNOWN, Evidence, cause, describe, figures
 from src.watch.page import write_page
 from src.watch.trace import Finding, trace
@@ -67,7 +73,7 @@ class IncidentRecorder(StepCallback):
         if guard is None:
             raise ValueError("the incident recorder needs a StepGuard among the callbacks")
         guard.observers.append(self._observe)
-        self._routers = _routers(pl_module)
+        self._routers = routers_of(pl_module)
 
     def read_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, float], *, step: int) -> None:
         """Keeps the last finite value of what the rules of the causes look at."""
@@ -88,7 +94,7 @@ class IncidentRecorder(StepCallback):
                     "batch_idx": batch_idx,
                     "rng": torch.get_rng_state(),
                     "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
-                    "router_state": _router_state(self._routers),
+                    "router_state": router_state(self._routers),
                 }
             )
 
@@ -125,7 +131,7 @@ class IncidentRecorder(StepCallback):
         optimizer: torch.optim.Optimizer,
         step: int,
         kind: str,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
         """An instrument that fails says so and lets the run go on."""
         try:
             return self._record(trainer, task, optimizer, step, kind=kind)
@@ -152,11 +158,11 @@ class IncidentRecorder(StepCallback):
         step: int,
         *,
         kind: str,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
         finding: Finding | None = None
         router: dict[str, float] = {}
         precision = trainer.precision_plugin.train_step_context
-        with _undisturbed(task):
+        with undisturbed(task):
             for entry in self._batches:
                 loss_of = loss_again(task, entry, precision, accumulate=len(self._batches))
                 finding = trace(task, loss_of)
@@ -164,6 +170,8 @@ class IncidentRecorder(StepCallback):
                     if finding.phase == "forward":
                         router = router_figures(task, finding.module)
                     break
+        if kind == "non-finite" and finding is None and _scales_loss(trainer):
+            return None
         evidence = Evidence(
             finding=finding,
             router=router,
@@ -212,7 +220,7 @@ class IncidentRecorder(StepCallback):
             "incident": _jsonable(incident),
             "state_dict": task.state_dict(),
             "batches": list(self._batches),
-            "autocast": "mixed" in str(trainer.precision_plugin.precision),
+            "precision": str(trainer.precision_plugin.precision),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "threads": torch.get_num_threads(),
             # Values that an option may have set in the middle of the run.
@@ -247,83 +255,9 @@ class IncidentRecorder(StepCallback):
         self.latest = dict(state_dict["latest"])
 
 
-def loss_again(
-    task: nn.Module,
-    entry: Mapping[str, Any],
-    precision: Callable[[], AbstractContextManager[Any]],
-    *,
-    accumulate: int,
-) -> Callable[[], Tensor | None]:
-    """Puts back what a recorded batch saw; what is returned runs its forward pass again.
-
-    Args:
-        task: has `training_step(batch, batch_idx)`, which returns the loss or a dict with it.
-        entry: the batch and the state around it, as the recorder keeps it.
-        precision: the context of the training step.
-        accumulate: micro-batches of the step.
-    """
-    torch.set_rng_state(entry["rng"])
-    if entry["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(entry["cuda_rng"])
-    with torch.no_grad():
-        for name, value in entry["router_state"].items():
-            _tensor_at(task, name).copy_(value)
-
-    def loss_of() -> Tensor | None:
-        step = cast(Any, task).training_step
-        # Lightning lets a training_step do without the index.
-        given = (entry["batch"], entry["batch_idx"])[: len(inspect.signature(step).parameters)]
-        with precision():
-            output = step(*given)
-        loss: Tensor | None = output["loss"] if isinstance(output, dict) else output
-        return None if loss is None else loss / accumulate
-
-    return loss_of
-
-
-@contextmanager
-def _undisturbed(task: pl.LightningModule) -> Iterator[None]:
-    """Puts gradients, buffers, router biases, attributes and random state back afterwards."""
-    gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
-    buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
-    routers = _router_state(_routers(task))
-    attributes = {module: dict(module.__dict__) for module in task.modules()}
-    rng = torch.get_rng_state()
-    cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    for parameter in task.parameters():
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(rng)
-        if cuda_rng is not None:
-            torch.cuda.set_rng_state(cuda_rng)
-        for module, values in attributes.items():
-            # Hooks and tables of parameters live there too, and are the same objects still.
-            module.__dict__.update(values)
-        with torch.no_grad():
-            for name, value in {**buffers, **routers}.items():
-                _tensor_at(task, name).copy_(value)
-        for name, parameter in task.named_parameters():
-            parameter.grad = gradients[name]
-
-
-Routers = list[tuple[str, Any]]
-"""Path and module of what has a router's figures."""
-
-
-def _routers(task: nn.Module) -> Routers:
-    return [(n, m) for n, m in task.named_modules() if hasattr(m, "router_stats")]
-
-
-def _router_state(routers: Routers) -> dict[str, Tensor]:
-    """Copies of the small tensors of routers, which may change between forward and verdict."""
-    state = {}
-    for path, router in routers:
-        for name, tensor in [*router.named_parameters(), *router.named_buffers()]:
-            if tensor.dim() <= 1:
-                state[f"{path}.{name}"] = tensor.detach().clone()
-    return state
+def _scales_loss(trainer: pl.Trainer) -> bool:
+    """Whether gradients are those of a loss times a factor that is found by their overflowing."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def _router_means(routers: Routers) -> dict[str, float]:
@@ -334,16 +268,6 @@ def _router_means(routers: Routers) -> dict[str, float]:
         return {}
     values = torch.stack(tuple(known.values())).tolist()
     return {f"bias_mean/{path}": v for path, v in zip(known, values, strict=True)}
-
-
-def router_figures(task: nn.Module, path: str) -> dict[str, float]:
-    """The figures of a router by its path; nothing where the module is none."""
-    return dict(next((r.router_stats() for p, r in _routers(task) if p == path), {}))
-
-
-def _tensor_at(task: nn.Module, name: str) -> Tensor:
-    path, _, field = name.rpartition(".")
-    return cast(Tensor, getattr(task.get_submodule(path), field))
 
 
 def _second_moment_finite(optimizer: torch.optim.Optimizer) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -138,6 +139,56 @@ def test_a_lightning_module_runs_its_own_training_step(tmp_path, monkeypatch, ca
     assert answer(capsys, "checkpoint=own.ckpt", "batch=batch.pt", target, "kwargs={width:4}")
 
 
+class Gives(pl.LightningModule):
+    """A training step whose loss is what it is told."""
+
+    def __init__(self, what: str = "") -> None:
+        super().__init__()
+        self.scale, self.what = torch.nn.Parameter(torch.ones(2)), what
+
+    def training_step(self, batch):
+        print("said by the step")
+        if self.what == "leaves":
+            raise SystemExit(0)
+        if self.what == "backward":
+            return _Refuses.apply(self.scale.sum())
+        if self.what == "detached":
+            return self.scale.sum().detach()
+        return {"many": self.scale}.get(self.what, self.scale.sum())
+
+
+class _Refuses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ArithmeticError("no way back")
+
+
+STEPS = {
+    "leaves": "batch: the model does not take it: SystemExit: 0",
+    "backward": "ArithmeticError: no way back",
+    "detached": "a loss of shape () without a gradient",
+    "many": "a loss of shape (2,) with a gradient, must be one number",
+}
+
+
+@pytest.mark.parametrize("what", STEPS)
+def test_a_step_that_is_none_gets_one_line(what, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(Gives().state_dict(), "w.pt")
+    torch.save(torch.ones(2), "batch.pt")
+    target = "target=tests.run.test_diagnose:Gives"
+    arguments = ["checkpoint=w.pt", "batch=batch.pt", target]
+    assert answer(capsys, *arguments)["finite"]
+    assert diagnose.main([*arguments, f"kwargs={{what:{what}}}"]) == 2
+    error = capsys.readouterr().err
+    assert STEPS[what] in error
+    assert error.count("\n") == 1 + error.count("said by the step\n")
+
+
 def test_an_incident_is_run_again_as_it_was(tiny, capsys):
     crash = [*tiny, "ffn=moe_writeup_add", "ffn.router.bias_rate=150", "recipe.precision=32-true"]
     folder = train(crash)
@@ -189,7 +240,13 @@ BAD = {
     "checkpoint=w.pt": "target=null",
     f"checkpoint=w.pt {LLAMA} {KWARGS}": "batch=null",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=nowhere.npy": "batch=nowhere.npy: no such file",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=words.npy": "no array of numbers",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=words.npy": "entries of <U1, must be integers",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=floats.npy": "entries of float64, must be integers",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=empty.npy": "damaged, or no array",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=many.npy": "damaged, or no array",
+    f"checkpoint=list.pt {LLAMA} {KWARGS} batch=batch.npy": "state_dict is a list",
+    f"checkpoint=numbered.pt {LLAMA} {KWARGS} batch=batch.npy": "does not fit the model",
+    "checkpoint=w.pt target=torch.nn:Identity batch=batch.npy": "without a parameter",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=text.txt": "needs a checkpoint with a tokenizer",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=text.npy": "damaged",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=large.npy": "the model does not take it",
@@ -211,6 +268,12 @@ def test_bad_input_gets_one_line(case, llama, capsys):
         file.write("not a checkpoint")
     with open("text.npy", "w") as file:
         file.write("no array")
+    np.save("floats.npy", np.full((1, 5), 1.5))
+    np.savez("many.npz", np.zeros((1, 5), dtype=np.int64))
+    Path("many.npz").rename("many.npy")
+    Path("empty.npy").touch()
+    torch.save({"state_dict": [1]}, "list.pt")
+    torch.save({1: torch.ones(2)}, "numbered.pt")
     np.save("words.npy", np.array(["a", "b"]))
     np.save("large.npy", np.full((1, 5), 77))
     np.save("flat.npy", np.zeros(5, dtype=np.int64))

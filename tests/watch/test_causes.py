@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from src.watch.causes import RULES, UNKNOWN, Evidence, cause
+from src.watch.causes import RULES, UNKNOWN, Evidence, cause, describe
 from src.watch.trace import Finding
 
 FORWARD = Finding(
@@ -84,3 +84,18 @@ def test_each_cause_is_told_by_its_evidence(name):
 )
 def test_what_no_rule_explains_is_unknown(evidence):
     assert cause(evidence) == UNKNOWN
+
+
+ZERO_SUMS = {"topk_sum_min": 0.0, "num_zero_sums": 3.0, "num_tokens": 8.0, "top_k": 2.0}
+
+
+def test_a_router_is_described_by_what_it_says_of_itself():
+    ours = describe(FORWARD, {**ZERO_SUMS, "bias_mean": -41.3}, -0.5)
+    assert ours == (
+        "model.layers.0.mlp: 3 of 8 tokens have a top-2 score sum of exactly 0 (0/0);"
+        " mean bias -41.3, falling 0.5000 a step"
+    )
+    without_bias = describe(FORWARD, ZERO_SUMS, None)
+    assert without_bias.endswith("3 of 8 tokens have a top-2 score sum of exactly 0 (0/0)")
+    bare = describe(FORWARD, {"topk_sum_min": 0.0}, None)
+    assert bare.endswith("some tokens have a score sum of exactly 0 (0/0)")

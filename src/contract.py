@@ -1,0 +1,140 @@
+"""What a model that is not ours must be able to do, tried before anything is trained."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.errors import InputError
+from src.foreign import running
+from src.watch.again import routers_of, undisturbed
+
+NAME = re.compile(r"[A-Za-z_][\w.-]*")
+"""Of a figure, so that it can be part of a metric's name."""
+
+TAKEN = ("loss", "z_loss")
+"""Terms of the loss that are ours."""
+
+
+def logits_of(model: nn.Module, tokens_BT: Tensor, *, what: str) -> Tensor:
+    """Logits of one forward pass in evaluation mode, which leaves the model as it was.
+
+    Args:
+        model: token ids to logits.
+        tokens_BT: its input.
+        what: begins the line of an error.
+
+    Raises:
+        InputError: the pass raises, or gives something else.
+    """
+    with undisturbed(model), torch.no_grad():
+        model.eval()
+        return _checked(model, tokens_BT, what=what)
+
+
+def _checked(model: nn.Module, tokens_BT: Tensor, *, what: str) -> Tensor:
+    given = f"{what}: token ids of shape {tuple(tokens_BT.shape)}"
+    with running(given):
+        logits = model(tokens_BT)
+    is_tensor = isinstance(logits, Tensor)
+    if not is_tensor or logits.dim() != 3 or logits.shape[:2] != tokens_BT.shape:
+        shape = tuple(logits.shape) if is_tensor else type(logits).__name__
+        raise InputError(f"{given} give {shape}, must give a tensor (batch, time, vocabulary)")
+    if not logits.is_floating_point():
+        raise InputError(f"{given} give logits in {logits.dtype}, must be floating point")
+    return cast(Tensor, logits)
+
+
+def check_contract(model: nn.Module, tokens_BT: Tensor, *, what: str) -> None:
+    """Tries a forward and a backward pass, and the methods that a model may have.
+
+    Args:
+        model: on the CPU; is as it was afterwards.
+        tokens_BT: a batch.
+        what: begins the line of an error.
+
+    Raises:
+        InputError: anything is not as src.external promises it to the rest of the project.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise InputError(f"{what}: {name} is {parameter.dtype}, must be torch.float32")
+    with undisturbed(model):
+        model.train()
+        logits_BTV = _checked(model, tokens_BT, what=what)
+        extra = _extra_losses(model, what=what)
+        loss = F.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BT.flatten())
+        if not loss.requires_grad:
+            raise InputError(f"{what}: the logits hang on no parameter that is to be trained")
+        with running(f"{what}: backward pass"):
+            (loss + sum(extra.values())).backward()
+        for path, router in routers_of(model):
+            _check_figures(router, what=f"{what}: router_stats of {path or 'the model'}")
+    num_inactive_params(model, what=what)
+    finish = getattr(model, "finish_step", None)
+    if finish is not None:
+        with running(f"{what}: finish_step"):
+            inspect.signature(finish).bind(applied=True)
+
+
+def _extra_losses(model: nn.Module, *, what: str) -> Mapping[str, Tensor]:
+    method = getattr(model, "extra_losses", None)
+    if method is None:
+        return {}
+    with running(f"{what}: extra_losses"):
+        extra: Any = method()
+    what = f"{what}: extra_losses gives"
+    if not isinstance(extra, Mapping):
+        raise InputError(f"{what} a {type(extra).__name__}, must be losses by name")
+    for name, loss in extra.items():
+        _check_name(name, what=what)
+        if name in TAKEN:
+            raise InputError(f"{what} {name}, which is a term of the training's own")
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
+            raise InputError(f"{what} {name} as {_kind(loss)}, must be a tensor of one number")
+    return extra
+
+
+def _check_figures(router: Any, *, what: str) -> None:
+    with running(what):
+        stats: Any = router.router_stats()
+    if not isinstance(stats, Mapping):
+        raise InputError(f"{what}: gives a {type(stats).__name__}, must be figures by name")
+    for name, value in stats.items():
+        _check_name(name, what=f"{what}: gives")
+        if not isinstance(value, int | float):
+            raise InputError(f"{what}: gives {name} as {_kind(value)}, must be a float")
+
+
+def _check_name(name: Any, *, what: str) -> None:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InputError(f"{what} {name!r}, must be named by letters, digits and _ . -")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+    return f"a {type(value).__name__}"
+
+
+def num_inactive_params(model: nn.Module, *, what: str) -> int:
+    """Parameters that a single token does not pass through; 0 where the model does not say.
+
+    Raises:
+        InputError: it says something that is no such number.
+    """
+    method = getattr(model, "num_inactive_params", None)
+    if method is None:
+        return 0
+    with running(f"{what}: num_inactive_params"):
+        num: Any = method()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if not isinstance(num, int) or not 0 <= num < total:
+        raise InputError(
+            f"{what}: num_inactive_params gives {num!r}, must be an integer from 0 to below {total}"
+        )
+    return num

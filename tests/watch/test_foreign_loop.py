@@ -1,0 +1,144 @@
+"""Guard and recorder in training loops of somebody else's, and the way back by src.diagnose."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.utils.data import DataLoader
+
+from src import diagnose
+from src.watch import IncidentRecorder, StepGuard, expose_router
+from tests.training.harness import guard_config
+
+
+def fit(task: pl.LightningModule, batch: torch.Tensor, **precision: Any) -> StepGuard:
+    """Two steps with guard and recorder, in the working directory."""
+    guard = StepGuard(guard_config(), max_steps=2, log_every=1)
+    trainer = pl.Trainer(
+        **precision,
+        max_steps=2,
+        callbacks=[guard, IncidentRecorder(Path("incidents"))],
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+    trainer.fit(task, DataLoader(batch, batch_size=len(batch) // 2))
+    return guard
+
+
+def recorded() -> dict:
+    return json.loads(Path("incidents/step-1/incident.json").read_text())
+
+
+def diagnosed(capsys, *arguments: str) -> dict:
+    capsys.readouterr()
+    assert diagnose.main(["checkpoint=incidents/step-1", *arguments, "format=json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class Products(pl.LightningModule):
+    """Overflows where products are in float16 and the weights not small."""
+
+    def __init__(self, weight: float = 10.0) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+        torch.nn.init.constant_(self.inner.weight, weight)
+
+    def training_step(self, batch, batch_idx):
+        return self.inner(batch.to(self.inner.weight.dtype)).float().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def half() -> dict[str, Any]:
+    """Lightning gives float16 on the CPU to those alone who bring the plugin."""
+    return {"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))}
+
+
+LARGE = torch.full((4, 4), 3e3)
+PRODUCTS = "target=tests.watch.test_foreign_loop:Products"
+
+
+def test_an_incident_in_float16_is_run_in_float16(capsys):
+    fit(Products(), LARGE, **half())
+    assert recorded()["finding"]["dtype"] == "float16"
+    found = diagnosed(capsys, PRODUCTS)
+    assert found["precision"] == "16-mixed"
+    assert found["finding"] == recorded()["finding"]
+    assert found["cause"] == recorded()["cause"] == "float16 overflow"
+    assert diagnosed(capsys, PRODUCTS, "precision=bf16-mixed")["finite"]
+
+
+def test_an_incident_in_another_precision_is_refused_until_one_is_chosen(capsys):
+    fit(Products(), torch.full((4, 4), torch.inf), precision="bf16-true")
+    assert diagnose.main(["checkpoint=incidents/step-1", PRODUCTS]) == 2
+    assert "precision=null: bf16-true, in which the step was recorded" in capsys.readouterr().err
+    assert diagnosed(capsys, PRODUCTS, "precision=32-true")["precision"] == "32-true"
+
+
+def test_what_the_scaler_of_the_loss_finds_by_itself_is_no_incident():
+    guard = fit(Products(weight=1e-4), LARGE, **half())
+    assert guard.summary()["nonfinite_grad_steps"] == 2
+    assert guard.summary()["nonfinite_loss_steps"] == 0
+    assert not Path("incidents").exists()
+
+
+class Gated(pl.LightningModule):
+    """Weights experts by the normalized sigmoids of a gate, all of which are 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(4, 3)
+        torch.nn.init.constant_(self.gate.bias, -200.0)
+
+        def read(logits):
+            return logits, logits.topk(2).indices
+
+        expose_router(self.gate, num_experts=3, read=read, sigmoid=True)
+
+    def training_step(self, batch, batch_idx):
+        picked = self.gate(batch).topk(2).values.sigmoid()
+        return (picked / picked.sum(-1, keepdim=True)).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def test_a_gate_that_was_exposed_says_how_many_of_its_sums_are_zero(capsys):
+    """The division is not the gate's own code, so the gate is not what is named."""
+    fit(Gated(), torch.randn(4, 4))
+    assert recorded()["finding"]["operation"] == "torch.Tensor.div"
+    assert diagnosed(capsys, "target=tests.watch.test_foreign_loop:Gated")["finding"]
+
+
+class Manual(Products):
+    def __init__(self, num_optimizers: int) -> None:
+        super().__init__()
+        self.automatic_optimization, self.num = False, num_optimizers
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers() if self.num > 1 else [self.optimizers()]:
+            optimizer.zero_grad()
+            self.manual_backward(self.inner(batch).mean())
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.parameters(), lr=0.0) for _ in range(self.num)]
+
+
+@pytest.mark.parametrize("num_optimizers", [1, 2])
+def test_manual_optimization_is_refused_in_one_sentence(num_optimizers):
+    with pytest.raises(ValueError, match=f"Manual has {num_optimizers} under manual optimization"):
+        fit(Manual(num_optimizers), torch.ones(4, 4))
