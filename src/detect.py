@@ -15,7 +15,8 @@ the first operation and the cause were named rightly. Misses are listed.
   unseen=[2000,2001]  the half that is reported
   n_jobs=2  study=detector  out=FOLDER
 
-About 15 minutes on two cores. Runs that are finished are not trained again.
+About 15 minutes on two cores. Runs that are finished are not trained again: with other thresholds
+their figures are gone over anew; after another change, choose another study.
 """
 
 

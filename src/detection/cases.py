@@ -6,6 +6,8 @@ from dataclasses import dataclass
 STEPS = 130
 """Of every run; seconds each."""
 
+FAULTS = "src.detection.faults:build"
+
 QUICK = (
     f"recipe.max_steps={STEPS}",
     "recipe.precision=32-true",
@@ -40,6 +42,11 @@ class Case:
         return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_")
 
     @property
+    def is_planted(self) -> bool:
+        """Whether the fault is put into the model from outside, and grows as it is told."""
+        return f"model.target={FAULTS}" in self.arguments
+
+    @property
     def float_max(self) -> float | None:
         """The largest number of its arithmetic; None: float32's."""
         typed = dict(argument.partition("=")[::2] for argument in self.arguments)
@@ -50,7 +57,7 @@ def _planted(fault: str, *more: str) -> tuple[str, ...]:
     return (
         "preset=smoke",
         "model=external",
-        "model.target=src.detection.faults:build",
+        f"model.target={FAULTS}",
         f"model.kwargs={{fault:{fault},steps:{STEPS}}}",
         "recipe.seq_len=32",
         *more,

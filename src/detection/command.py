@@ -129,6 +129,11 @@ def _show(verdicts: Sequence[Verdict], outcomes: Sequence[Outcome]) -> None:
     terminal.say(f"thresholds in use: {used}; best on the first half: {outcomes[0]}")
     if used not in best:
         terminal.warn(f"{len(best)} combinations of the grid are better there than those in use")
+    others = sum(v.alarm_step != v.alarm_in_run for v in verdicts)
+    if others:
+        terminal.warn(
+            f"{others} runs were warned otherwise when they were trained, by other thresholds"
+        )
     for line in misses(halves["unseen"]):
         terminal.say(f"missed: {line}")
 
@@ -138,12 +143,10 @@ def _share(part: int, whole: int) -> str:
 
 
 FIGURES = (
-    (
-        "drifting failures warned of",
-        "90%",
-        lambda s: _share(s.warned, s.drifting),
-    ),
+    ("drifting failures warned of", "90%", lambda s: _share(s.warned, s.drifting)),
     ("median lead, share of the run", "10%", lambda s: f"{s.median_lead:.0%}"),
+    ("  of them not planted, warned of", "", lambda s: _share(s.natural_warned, s.natural)),
+    ("  their median lead", "", lambda s: f"{s.natural_lead:.0%}"),
     ("sudden failures warned of", "", lambda s: _share(s.sudden_warned, s.sudden)),
     ("false alarms in healthy runs", "1 in 50", lambda s: _share(s.false_alarms, s.healthy)),
     ("incidents in healthy runs", "0", lambda s: _share(s.healthy_incidents, s.healthy)),

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from src.detection.cases import STEPS
-from src.detection.verdict import Verdict, is_wrong
-from src.watch.causes import UNKNOWN
+from src.detection.verdict import Verdict, is_unknown, is_wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +18,10 @@ class Score:
     """Of them, those that a warning came before."""
     median_lead: float
     """Of all drifting failures, as a share of the run; those without a warning have none."""
+    natural: int
+    """Of the drifting failures, those that nobody planted."""
+    natural_warned: int
+    natural_lead: float
     sudden: int
     sudden_warned: int
     healthy: int
@@ -39,6 +42,7 @@ def score(verdicts: Sequence[Verdict]) -> Score:
     """Counts."""
     failed = [v for v in verdicts if v.kind != "healthy" and v.failed]
     drifting = [v for v in failed if v.kind == "drift"]
+    natural = [v for v in drifting if not v.is_planted]
     sudden = [v for v in failed if v.kind == "sudden"]
     healthy = [v for v in verdicts if v.kind == "healthy"]
     placed = [v for v in failed if v.place_right is not None]
@@ -46,6 +50,9 @@ def score(verdicts: Sequence[Verdict]) -> Score:
         drifting=len(drifting),
         warned=sum(v.warned for v in drifting),
         median_lead=median([v.lead(STEPS) for v in drifting] or [0.0]),
+        natural=len(natural),
+        natural_warned=sum(v.warned for v in natural),
+        natural_lead=median([v.lead(STEPS) for v in natural] or [0.0]),
         sudden=len(sudden),
         sudden_warned=sum(v.warned for v in sudden),
         healthy=len(healthy),
@@ -55,7 +62,7 @@ def score(verdicts: Sequence[Verdict]) -> Score:
         place_right=sum(bool(v.place_right) for v in placed),
         incidents=len(failed),
         cause_right=sum(bool(v.cause_right) for v in failed),
-        cause_unknown=sum(v.cause == UNKNOWN for v in failed),
+        cause_unknown=sum(map(is_unknown, failed)),
         cause_wrong=sum(map(is_wrong, failed)),
         did_not_fail=sum(v.kind != "healthy" and not v.failed for v in verdicts),
     )
@@ -75,7 +82,7 @@ def misses(verdicts: Sequence[Verdict]) -> list[str]:
         if v.kind != "healthy" and not v.failed:
             lines.append(f"{run}: did not fail")
         if v.place_right is False:
-            lines.append(f"{run}: named {v.place}")
-        if v.cause_right is False:
-            lines.append(f"{run}: cause {v.cause}")
+            lines.append(f"{run}: named {v.place or 'no operation'}")
+        if v.kind != "healthy" and v.cause_right is False:
+            lines.append(f"{run}: {'no incident' if v.cause is None else f'cause {v.cause}'}")
     return lines

@@ -80,10 +80,12 @@ def test_its_time_hangs_on_the_seed():
 V = Verdict(
     case="c",
     kind="drift",
+    is_planted=True,
     half="unseen",
     seed=0,
     first_nonfinite=60,
     alarm_step=34,
+    alarm_in_run=34,
     alarm_metric="m",
     alarm_crossing=61,
     place="a: b",
@@ -98,19 +100,23 @@ def test_a_score_counts_what_it_says():
         V,
         replace(V, alarm_step=None),
         replace(V, alarm_step=60),  # with the failure is not before it
-        replace(V, alarm_step=21, cause="unknown", cause_right=False),
+        replace(V, alarm_step=21, cause="unknown", cause_right=False, is_planted=False),
         replace(V, first_nonfinite=None, place_right=None, cause_right=None),
         replace(V, kind="sudden", alarm_step=None, place_right=False),
         replace(V, kind="sudden", cause="router underflow", cause_right=False, place_right=None),
+        # Not noticed by the recorder.
+        replace(V, kind="sudden", place=None, place_right=False, cause=None, cause_right=False),
         replace(V, kind="healthy", first_nonfinite=None),
         replace(V, kind="healthy", first_nonfinite=None, alarm_step=None),
     ]
     found = score(verdicts)
-    assert (found.drifting, found.warned, found.sudden, found.sudden_warned) == (4, 2, 2, 1)
+    assert (found.drifting, found.warned, found.sudden, found.sudden_warned) == (4, 2, 3, 2)
     assert found.median_lead == pytest.approx((26 / STEPS) / 2)
     assert (found.healthy, found.false_alarms, found.healthy_incidents) == (2, 1, 0)
-    assert (found.placed, found.place_right) == (5, 4)
-    assert (found.incidents, found.cause_right, found.cause_unknown) == (6, 4, 1)
+    assert (found.placed, found.place_right) == (6, 4)
+    assert (found.natural, found.natural_warned) == (1, 1)
+    assert found.natural_lead == pytest.approx(39 / STEPS)
+    assert (found.incidents, found.cause_right, found.cause_unknown) == (7, 4, 2)
     assert (found.cause_wrong, found.did_not_fail) == (1, 1)
     lines = misses(verdicts)
     assert sum("no warning" in line for line in lines) == 2
@@ -118,6 +124,8 @@ def test_a_score_counts_what_it_says():
     assert sum("did not fail" in line for line in lines) == 1
     assert sum("cause" in line for line in lines) == 2
     assert sum("named a: b" in line for line in lines) == 1
+    assert sum("no operation" in line for line in lines) == 1
+    assert sum("no incident" in line for line in lines) == 1
 
 
 def test_thresholds_are_ranked_by_false_alarms_then_warnings_then_lead():
@@ -149,7 +157,14 @@ def test_going_over_the_metrics_again_gives_the_warnings_of_the_run(tiny):
     assert (again["step"], again["metric"]) == (alarm["step"], alarm["metric"])
     verdict = judge(CASES[1], folder, half="set", seed=0)
     assert verdict.alarm_step == alarm["step"]
+    assert verdict.alarm_in_run == alarm["step"]
     assert verdict.place_right and verdict.cause_right
+    assert verdict.failed and not verdict.is_planted
+    # A failure that nobody wrote down is no success.
+    made = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps({**made, "incident": None}))
+    verdict = judge(CASES[1], folder, half="set", seed=0)
+    assert verdict.place_right is False and verdict.cause_right is False
 
 
 def test_the_command_trains_judges_and_lists(tmp_path, monkeypatch, capsys, shared_cache):
