@@ -44,8 +44,8 @@ def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[O
     last = {override.key: override for override in typed}
     if "init" in last and last["init"].text == "null":
         del last["init"]
-    # What a saved model is, its name says.
-    told = ("model",) if "init" in last else ()
+    # What a saved model is, its name says; a model that is not ours has its name as its parts'.
+    told = ("model",) if "init" in last or variant.model == variant.attention else ()
     for group, default in DEFAULTS.items():
         if choices[group] != default and group not in told:
             pieces.append(f"{group}-{choices[group]}")

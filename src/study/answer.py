@@ -70,8 +70,8 @@ def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
     shown = [arm for arm in ended if arm.baseline is None] or ended
     clauses = []
     for arm in shown[:MAX_NAMED]:
-        axes = study.of(arm.variant)[0].axes
-        where = f"{axes['attention']} and {axes['ffn']} at preset {axes['preset']}"
+        run = study.of(arm.variant)[0]
+        where = f"{run.composition} at preset {run.axes['preset']}"
         name = f"With {where}" if len(shown) == 1 else f"{arm.label} (with {where})"
         first = f", first at step {steps(arm.first_nonfinite)}" if arm.first_nonfinite else ""
         clauses.append(f"{name}: {of(arm.nonfinite)} seeds go non-finite{first}")

@@ -55,6 +55,12 @@ class Run:
         return variant_of(self.config)
 
     @property
+    def composition(self) -> str:
+        """`mlha and moe`, or the target of a model that is not ours."""
+        target = self.config["model"].get("target")
+        return str(target) if target else f"{self.axes['attention']} and {self.axes['ffn']}"
+
+    @property
     def max_steps(self) -> int:
         """Steps that were planned; early_stop ends before them."""
         return int(self.config["recipe"]["max_steps"])

@@ -65,10 +65,10 @@ class MarginTracer(Tracer):
         if place is not None and place < len(args) and isinstance(args[place], Tensor):
             self._keep_small(name, args[place])
         result = super().__torch_function__(func, types, args, kwargs)
-        went_in = largest_of(tensors_in((args, kwargs)))
+        left = _doublings_left(tensors_in((args, kwargs)))
         for tensor in tensors_in(result):
             # What only moves numbers about brings none of them nearer to a limit.
-            if largest_of([tensor]) > went_in:
+            if _doublings_left([tensor]) < left:
                 self.keep_large(f"result of {resolve_name(func) or name}", self.module, tensor)
         return result
 
@@ -80,7 +80,7 @@ class MarginTracer(Tracer):
 
     def keep_large(self, quantity: str, module: str, tensor: Tensor) -> None:
         """Keeps the largest finite entry of a tensor against the largest number of its type."""
-        largest = largest_of([tensor])
+        largest = largest_of(tensor)
         if largest > 0:
             limit = torch.finfo(tensor.dtype).max
             self.keep(_margin(module, quantity, largest, limit, math.log2(limit / largest)))
@@ -108,10 +108,18 @@ class MarginTracer(Tracer):
                     self.keep(_margin(module, quantity, square, limit, bits))
 
 
-def largest_of(tensors: Iterable[Tensor]) -> float:
+def largest_of(tensor: Tensor) -> float:
     """The largest absolute value that is finite: a mask's infinities are there on purpose."""
-    sizes = [t.detach().abs() for t in tensors if t.is_floating_point() and t.numel()]
-    return max((torch.where(s.isfinite(), s, 0.0).max().item() for s in sizes), default=0.0)
+    if not tensor.is_floating_point() or not tensor.numel():
+        return 0.0
+    sizes = tensor.detach().abs()
+    return torch.where(sizes.isfinite(), sizes, 0.0).max().item()
+
+
+def _doublings_left(tensors: Iterable[Tensor]) -> float:
+    """Until the first of them is at the largest number of its type."""
+    known = [(torch.finfo(t.dtype).max, largest_of(t)) for t in tensors if t.is_floating_point()]
+    return min((math.log2(limit / value) for limit, value in known if value > 0), default=math.inf)
 
 
 def _margin(module: str, quantity: str, value: float, limit: float, doublings: float) -> Margin:

@@ -92,6 +92,18 @@ def test_where_all_is_finite_the_nearest_to_its_limit_comes_first(llama, capsys)
     assert "nearest to their limits" in capsys.readouterr().out
 
 
+def test_a_narrower_type_is_nearer_to_its_limit(llama, capsys):
+    """A result that is no larger than what went in, in a type that ends at 65504."""
+    torch.save(llama.state_dict(), "w.pt")
+    arguments = ["checkpoint=w.pt", "batch=batch.npy", LLAMA, KWARGS, "precision=16-mixed"]
+    nearest = answer(capsys, *arguments)["nearest"]
+    assert all(m["limit"] == 65504 and m["doublings"] < 17 for m in nearest[:3])
+    products = [m for m in nearest if m["quantity"] == "result of torch.nn.functional.linear"]
+    assert products
+    wide = answer(capsys, *arguments[:-1])["nearest"]
+    assert wide[0]["doublings"] > 100
+
+
 def test_a_small_divisor_is_a_margin(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
