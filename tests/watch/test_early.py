@@ -84,11 +84,49 @@ def test_a_smaller_largest_number_brings_the_limit_nearer():
         [-0.02 * step for step in range(199)],  # too slow for this run
         [-0.8 * step for step in range(20)],  # a fifth of the way is still to come
         [-40.0 - 30.0 * (step % 2) for step in range(60)],  # noise
+        [-0.5 * step - 30.0 * (step % 2) for step in range(60)],  # a drift below its noise
+        # Too slow for this run, and on its way back.
+        [-0.3 * step for step in range(100)] + [-30.0 + 0.3 * step for step in range(60)],
         [-0.8 * step for step in range(4)] + [math.nan, math.inf] * 9,  # nothing to go by
     ],
 )
 def test_whatever_is_no_drift_to_the_limit_is_no_alarm(values):
     assert warned(values).alarms == []
+
+
+def test_a_figure_that_is_logged_twice_at_a_step_counts_once():
+    early = EarlyWarning(say=lambda line: None, float_max=3.4e38, thresholds=RULES)
+    trainer = SimpleNamespace(max_steps=200)
+    for step in range(1, 60):
+        for value in (-0.8 * (step - 1), -80.0):
+            early.read_metrics(trainer, {GATE: value}, step=step)
+    (once,) = warned([-0.8 * step for step in range(60)]).alarms
+    assert early.alarms == [once]
+
+
+def test_alarms_that_were_told_before_a_resume_are_not_told_again():
+    said: list[str] = []
+    early = warned([-0.8 * step for step in range(60)])
+    resumed = EarlyWarning(say=said.append, float_max=3.4e38, thresholds=RULES)
+    resumed.load_state_dict(early.state_dict())
+    resumed.on_step_end(SimpleNamespace(should_stop=False), None, 61)
+    assert said == []
+    early.say = said.append
+    early.on_step_end(SimpleNamespace(should_stop=False), None, 61)
+    assert said == [early.alarms[0]["line"]]
+
+
+@pytest.mark.parametrize(
+    ("precision", "largest"),
+    [("16-mixed", 65504.0), ("16-true", 65504.0), ("bf16-mixed", 3.4e38), ("32-true", 3.4e38)],
+)
+def test_the_largest_number_is_that_of_the_trainers_precision(precision, largest):
+    early = EarlyWarning()
+    early.on_fit_start(SimpleNamespace(precision=precision), None)
+    assert early.float_max == pytest.approx(largest, rel=0.01)
+    given = EarlyWarning(float_max=7.0)
+    given.on_fit_start(SimpleNamespace(precision=precision), None)
+    assert given.float_max == 7.0
 
 
 def test_an_alarm_is_given_once_a_kind_of_figure_and_not_once_a_layer():
