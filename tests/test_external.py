@@ -13,6 +13,7 @@ from src.examples.llama import build as build_llama
 from src.examples.mixtral import build as build_mixtral
 from src.examples.mlp import MLPLanguageModel
 from src.stability import REMEDIES
+from src.streams import generator
 from src.train import main
 from src.watch import expose_router
 from tests.builders import DIMS, moe_config
@@ -23,8 +24,12 @@ MLP = ["model=external", "model.target=src.examples.mlp:MLPLanguageModel"]
 LLAMA = ["model=external", "model.target=src.examples.llama:build"]
 
 OWN = """
+import functools
+
 import torch
 from torch import nn
+
+from own_decorator import timed
 
 
 class Bigram(nn.Module):
@@ -125,7 +130,24 @@ class Factory:
 
 
 factory = Factory()
-part = __import__("functools").partial(Bigram, shift=0)
+part = functools.partial(Bigram, shift=0)
+
+
+@timed
+def wrapped(vocab_size):
+    return Bigram(vocab_size)
+"""
+
+DECORATOR = """
+import functools
+
+
+def timed(build):
+    @functools.wraps(build)
+    def inner(*args, **kwargs):
+        return build(*args, **kwargs)
+
+    return inner
 """
 
 
@@ -135,6 +157,7 @@ def pace(tmp_path, monkeypatch, shared_cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_model.py").write_text(OWN)
+    (tmp_path / "own_decorator.py").write_text(DECORATOR)
     (tmp_path / "own_leaves.py").write_text("raise SystemExit(0)")
     monkeypatch.delitem(__import__("sys").modules, "own_model", raising=False)
     return [*PACE, f"paths.cache={shared_cache}"]
@@ -171,6 +194,19 @@ def test_what_it_draws_comes_from_the_seed(pace):
     one, again, other = (metrics(folder) for folder in runs)
     assert one == again
     assert one[0]["train/loss"] != other[0]["train/loss"]
+
+
+def test_what_it_draws_hangs_on_nothing_that_was_drawn_before(pace):
+    config = compose("train", [*pace, *MLP])
+    weights = []
+    for draws in range(2):
+        torch.rand(draws)
+        model = config.architecture.build(
+            vocab_size=20, generator_for=lambda name: generator(3, "init", name)
+        )
+        weights.append(model.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 def test_interrupted_and_resumed_is_uninterrupted(pace, monkeypatch):
@@ -271,7 +307,7 @@ def test_figures_of_a_router_may_be_integers_and_not_finite(pace):
     assert record(folder)["outcome"] == "clean"
 
 
-@pytest.mark.parametrize("name", ["factory", "part"])
+@pytest.mark.parametrize("name", ["factory", "part", "wrapped"])
 def test_an_object_that_can_be_called_is_a_target_and_its_file_part_of_the_hash(
     name, pace, tmp_path
 ):

@@ -19,6 +19,15 @@ from src.training.optim import build_optimizer
 from src.training.recipe import RecipeConfig
 
 
+def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Of each target in nats, (B, T), float32 whatever the precision."""
+    with torch.autocast(logits_BTV.device.type, enabled=False):
+        loss = F.cross_entropy(
+            logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
+        )
+    return loss.view_as(targets_BT)
+
+
 class LanguageModelTask(pl.LightningModule):
     """Trains a model on cross-entropy plus whatever weighted losses its parts add.
 
@@ -59,15 +68,7 @@ class LanguageModelTask(pl.LightningModule):
     def token_losses(self, batch: Batch) -> Tensor:
         """Cross-entropy of each target in nats, (B, T), float32 whatever the precision."""
         tokens_BT, targets_BT = batch
-        return self._cross_entropy(self.model(tokens_BT), targets_BT)
-
-    @staticmethod
-    def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-        with torch.autocast(logits_BTV.device.type, enabled=False):
-            loss = F.cross_entropy(
-                logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
-            )
-        return loss.view_as(targets_BT)
+        return cross_entropy(self.model(tokens_BT), targets_BT)
 
     def _z_loss(self, logits_BTV: Tensor) -> dict[str, Tensor]:
         weight = self.recipe.z_loss_weight
@@ -79,9 +80,8 @@ class LanguageModelTask(pl.LightningModule):
         """The loss of one micro-batch."""
         tokens_BT, targets_BT = batch
         logits_BTV = self.model(tokens_BT)
-        cross_entropy = self._cross_entropy(logits_BTV, targets_BT).mean()
         losses = {
-            "loss": cross_entropy,
+            "loss": cross_entropy(logits_BTV, targets_BT).mean(),
             **self._z_loss(logits_BTV),
             **self._extra_losses(),
         }

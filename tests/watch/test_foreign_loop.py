@@ -123,6 +123,24 @@ def test_a_gate_that_was_exposed_says_how_many_of_its_sums_are_zero(capsys):
     assert diagnosed(capsys, "target=tests.watch.test_foreign_loop:Gated")["finding"]
 
 
+class Draws(Products):
+    """Divides by 0 where it draws what it drew the first time."""
+
+    first = None
+
+    def training_step(self, batch, batch_idx):
+        drawn = torch.rand(())
+        if self.first is None:
+            self.first = drawn
+        return (self.inner(batch) / (drawn != self.first)).mean()
+
+
+def test_what_the_step_drew_is_drawn_again():
+    guard = fit(Draws(), torch.ones(4, 4))
+    assert guard.summary()["nonfinite_steps"] == [1]
+    assert recorded()["finding"]["operation"] == "torch.Tensor.div"
+
+
 class Manual(Products):
     def __init__(self, num_optimizers: int) -> None:
         super().__init__()
