@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from src import diagnose
 from src.examples.llama import build as build_llama
 from src.examples.mlp import MLPLanguageModel
+from src.watch.margins import Margin
 from tests.conftest import PACE
 from tests.runs import record, train
 
@@ -126,6 +127,19 @@ def test_a_small_divisor_is_a_margin(tmp_path, monkeypatch, capsys):
     assert divisors[0]["value"] == pytest.approx(1e-30)
     # 1.2e-38 is the smallest normal number.
     assert divisors[0]["doublings"] == pytest.approx(math.log2(1e-30 / 1.1754944e-38), abs=0.01)
+
+
+def test_of_several_batches_the_one_that_comes_nearest_counts(tiny, monkeypatch, capsys):
+    folder = train(tiny, "recipe.accumulate=2")
+    left = iter([7.0, 3.0])
+
+    def margins_of(task, loss_of, moments):
+        margin = Margin(module="a", quantity="b", value=1.0, limit=2.0, doublings=next(left))
+        return None, [margin]
+
+    monkeypatch.setattr("src.run.diagnose.margins_of", margins_of)
+    (nearest,) = answer(capsys, f"checkpoint={folder}")["nearest"]
+    assert nearest["doublings"] == 3.0
 
 
 class Foreign(pl.LightningModule):

@@ -1,0 +1,74 @@
+"""What is timed: sizes of models and batches, and the compositions of each."""
+
+from dataclasses import dataclass
+
+from src.config import RunConfig, compose
+
+CELLS = {
+    "gqa+mlp": ("attention=gqa", "ffn=mlp"),
+    # With the norms on the latents that DeepSeek and all peers have.
+    "mlha+moe": ("attention=mlha", "ffn=moe", "attention.latent_norm=true"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A size, and the batch on which its step is timed."""
+
+    model: str
+    """Of conf/model."""
+    vocab_size: int
+    batch_size: int
+    seq_len: int
+
+
+SHAPES = {
+    "proxy": Shape(model="proxy", vocab_size=256, batch_size=16, seq_len=128),
+    "mid": Shape(model="small", vocab_size=4096, batch_size=8, seq_len=256),
+    "smollm2_135m": Shape(model="smollm2_135m", vocab_size=49152, batch_size=1, seq_len=512),
+    "smoldeepseek_916m": Shape(
+        model="smoldeepseek_916m", vocab_size=49152, batch_size=1, seq_len=512
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One cell of one shape, as every contestant trains it."""
+
+    shape: str
+    cell: str
+    precision: str
+    """32-true or bf16-mixed."""
+    device: str
+    """cpu or cuda."""
+    threads: int
+    batch_size: int
+
+    @property
+    def sizes(self) -> Shape:
+        """Its sizes."""
+        return SHAPES[self.shape]
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch_size * self.sizes.seq_len
+
+    def config(self, *more: str) -> RunConfig:
+        """The configuration of a run that takes this step."""
+        shape = self.sizes
+        return compose(
+            "train",
+            [
+                f"model={shape.model}",
+                *CELLS[self.cell],
+                f"model.vocab_size={shape.vocab_size}",
+                f"recipe.batch_size={self.batch_size}",
+                f"recipe.seq_len={shape.seq_len}",
+                f"recipe.precision={self.precision}",
+                f"trainer={'cpu' if self.device == 'cpu' else 'cuda'}",
+                f"trainer.threads={self.threads}",
+                *more,
+            ],
+        )
