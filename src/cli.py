@@ -213,8 +213,8 @@ def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> 
             reason = _type_reason(text)
             if reason:
                 return InputError(f"{argument}: {reason}")
-            groups = [a for a in arguments if a.partition("=")[0] in GROUPS]
-            fields = known_fields(config_name, [a for a in groups if a != argument])
+            # A group may need a field that has no value of its own, such as model=external.
+            fields = known_fields(config_name, [a for a in arguments if a != argument])
             group = key.partition(".")[0]
             top = list(GROUPS) if config_name in COMPOSED else [f for f in fields if "." not in f]
             siblings = [f for f in fields if f.startswith(f"{group}.")] or top
@@ -244,7 +244,11 @@ def _type_reason(text: str) -> str | None:
     found = re.search(r"could not be converted to (\w+)", text)
     if found:
         return f"must be {kinds.get(found[1], found[1])}"
-    if "is not a ListConfig" in text:
+    if "reference_type=Dict" in text and "Cannot merge" in text:
+        return "must be {name: value}"
+    if "to string: " in text:
+        return "must be text"
+    if "is not a ListConfig" in text or "Cannot merge DictConfig with ListConfig" in text:
         return "must be a list, such as [a,b]"
     if "field is not Optional" in text or "is not Optional" in text:
         return "must have a value, null is not one"
@@ -257,8 +261,8 @@ def _type_reason(text: str) -> str | None:
     return None
 
 
-def known_fields(config_name: str, groups: Sequence[str]) -> list[str]:
-    """Every field and group that a command knows, with these choices of groups."""
+def known_fields(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Every field and group that a command knows, with these arguments."""
     composed = config_name in COMPOSED
     fields = list(GROUPS) if composed else []
 
@@ -270,9 +274,13 @@ def known_fields(config_name: str, groups: Sequence[str]) -> list[str]:
 
     with contextlib.suppress(Exception):  # a hint is no reason for another error
         plain = (
-            compose(config_name, groups).plain() if composed else compose_plain(config_name, None)
+            compose(config_name, arguments).plain()
+            if composed
+            else compose_plain(config_name, None)
         )
         for key, value in plain.items():
             if key not in ("choices", "kinds", "arguments"):
                 walk(key, value)
+    # Noted in config.yaml, and not to be typed.
+    fields = [field for field in fields if field != "model.source"]
     return [*fields, "resume", "rerun"] if composed else fields

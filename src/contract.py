@@ -1,6 +1,5 @@
 """What a model that is not ours must be able to do, tried before anything is trained."""
 
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, cast
@@ -61,6 +60,8 @@ def check_contract(model: nn.Module, tokens_BT: Tensor, *, what: str) -> None:
         InputError: anything is not as src.external promises it to the rest of the project.
     """
     for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            raise InputError(f"{what}: {name} is on {parameter.device}, must be on the CPU")
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise InputError(f"{what}: {name} is {parameter.dtype}, must be torch.float32")
     with undisturbed(model):
@@ -74,11 +75,48 @@ def check_contract(model: nn.Module, tokens_BT: Tensor, *, what: str) -> None:
             (loss + sum(extra.values())).backward()
         for path, router in routers_of(model):
             _check_figures(router, what=f"{what}: router_stats of {path or 'the model'}")
+        _finish(model, what=what)
     num_inactive_params(model, what=what)
-    finish = getattr(model, "finish_step", None)
-    if finish is not None:
-        with running(f"{what}: finish_step"):
-            inspect.signature(finish).bind(applied=True)
+
+
+def _finish(model: nn.Module, *, what: str) -> None:
+    """Calls what is called after a batch and after a step; the parameters stay as they are."""
+    methods = {"finish_batch": {}, "finish_step": {"applied": False}}
+    for name, arguments in methods.items():
+        method = getattr(model, name, None)
+        if method is not None:
+            parameters = [parameter.detach().clone() for parameter in model.parameters()]
+            with running(f"{what}: {name}"):
+                method(**arguments)
+            with torch.no_grad():
+                for parameter, value in zip(model.parameters(), parameters, strict=True):
+                    parameter.copy_(value)
+
+
+def unsaved_state(model: nn.Module, tokens_BT: Tensor) -> list[str]:
+    """Numbers that a step of training changes and a checkpoint does not hold, by their paths.
+
+    Args:
+        model: has passed `check_contract`; is as it was afterwards.
+        tokens_BT: a batch.
+    """
+
+    def numbers() -> dict[str, Any]:
+        return {
+            f"{path}.{name}".lstrip("."): value
+            for path, module in model.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, int | float) and name != "training"
+        }
+
+    with undisturbed(model):
+        model.train()
+        before = numbers()
+        with running("a step"):
+            model(tokens_BT)
+            _finish(model, what="a step")
+        after = numbers()
+    return [name for name, value in after.items() if before.get(name) != value]
 
 
 def _extra_losses(model: nn.Module, *, what: str) -> Mapping[str, Tensor]:

@@ -4,7 +4,9 @@ The callable gives an `nn.Module` that maps token ids (B, T) to logits (B, T, V)
 float32, position t from tokens 0 .. t. It is called with `model.kwargs`, and with `vocab_size` and
 `max_seq_len` where it has parameters of these names. What the module draws while it is built comes
 from the run's seed, by torch's global generator. What a forward pass changes in the module by
-itself, as BatchNorm its running statistics, a skipped step does not put back.
+itself, as BatchNorm its running statistics, a skipped step does not put back. What it must
+remember from step to step is a persistent buffer: a run that goes on from a saved state has no
+other memory.
 
 The module may have any of these methods, as ours have:
 
@@ -26,13 +28,16 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.contract import check_contract, logits_of, num_inactive_params
+from src.contract import check_contract, logits_of, num_inactive_params, unsaved_state
 from src.errors import InputError
 from src.foreign import TARGET, call, load_callable, source_hash
 from src.model.architecture import Architecture, GeneratorFor
 from src.model.kinds import EXTERNAL, ExternalPart
 from src.model.size import BYTES_FLOAT32, Size
 from src.overrides import Override
+
+ROWS = 2
+"""Of the batch on which a model is tried."""
 
 CAUSAL_TOLERANCE = 1e-3
 """Relative to the largest logit: products of another shape round otherwise, leaks are larger."""
@@ -119,7 +124,7 @@ class ExternalModel(Architecture):
                 vocab_size=vocab_size,
                 max_seq_len=self.seq_len,
             )
-        tokens_BT = torch.zeros(1, self.seq_len, dtype=torch.long)
+        tokens_BT = torch.zeros(ROWS, self.seq_len, dtype=torch.long)
         num_known = logits_of(model, tokens_BT, what=self._what).shape[-1]
         if num_known < vocab_size:
             raise InputError(
@@ -131,28 +136,34 @@ class ExternalModel(Architecture):
 
     def notes(self, model: nn.Module) -> list[str]:
         """See Architecture."""
-        tokens_BT = torch.zeros(1, self.seq_len, dtype=torch.long)
+        tokens_BT = torch.zeros(ROWS, self.seq_len, dtype=torch.long)
+        notes = [
+            f"{self._what}: {name} changes in training and is no buffer: it begins anew in a run"
+            " that is resumed, forked, or shares its first steps"
+            for name in unsaved_state(model, tokens_BT)
+        ]
         before = logits_of(model, tokens_BT, what=self._what)
-        tokens_BT[0, -1] = 1
+        tokens_BT[:, -1] = 1
         after = logits_of(model, tokens_BT, what=self._what)
         moved = (after - before)[:, :-1].abs().max().item() if self.seq_len > 1 else 0.0
-        if moved <= CAUSAL_TOLERANCE * before.abs().max().item():
-            return []
-        return [
-            f"{self._what}: a token changes the logits before it, by up to"
-            f" {moved:.2g}: the loss is none of prediction"
-        ]
+        # Logits that are not finite say nothing about it.
+        if moved > CAUSAL_TOLERANCE * before.abs().max().item():
+            notes.append(
+                f"{self._what}: a token changes the logits before it, by up to"
+                f" {moved:.2g}: the loss is none of prediction"
+            )
+        return notes
 
     def measure(self, *, vocab_size: int, averaged_weights: bool = False) -> Size:
         """See Architecture; builds the model and runs it once, for what nobody has declared."""
         model = self.build(
             vocab_size=vocab_size, generator_for=lambda _: torch.Generator().manual_seed(0)
         )
-        tokens_BT = torch.zeros(1, self.seq_len, dtype=torch.long)
+        tokens_BT = torch.zeros(ROWS, self.seq_len, dtype=torch.long)
         # Fused kernels of attention count nothing on the CPU.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             logits_BTV = logits_of(model, tokens_BT, what=self._what)
-        forward = counter.get_total_flops() // self.seq_len
+        forward = counter.get_total_flops() // tokens_BT.numel()
         total = sum(parameter.numel() for parameter in model.parameters())
         by_part: dict[str, int] = {}
         for name, parameter in model.named_parameters():

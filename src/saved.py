@@ -1,6 +1,7 @@
 """Checkpoints and other files of tensors, read without running code from them."""
 
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def load_model(path: Path, *, field: str) -> dict[str, Any]:
     weights, config = state.get("state_dict"), state.get("config")
     sections = {"model", "attention", "ffn", "recipe", "kinds", "choices"}
     known = isinstance(weights, dict) and isinstance(config, dict) and sections <= set(config)
+    if isinstance(config, dict) and config.get("choices", {}).get("model") == "external":
+        raise InputError(f"{field}={path}: has an external model, which its target alone can build")
     if not known or (weights and EMBEDDING not in weights) or "tokenizer" not in state:
         raise InputError(f"{field}={path}: is no checkpoint of this project")
     return state
@@ -107,6 +110,12 @@ def read_tensors(path: Path, *, field: str) -> dict[str, Any]:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
+        foreign = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        if foreign is not None:
+            raise InputError(
+                f"{field}={path}: holds a {foreign[1]}, and is read without running code from it;"
+                " save tensors and plain values alone"
+            ) from error
         advice = "; resume=<another checkpoint> or rerun=true starts without it"
         raise InputError(
             f"{field}={path}: is damaged or no checkpoint{advice if field == 'resume' else ''}"

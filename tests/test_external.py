@@ -118,6 +118,48 @@ class Finish(Bigram):
         pass
 
 
+class FinishBatch(Bigram):
+    def finish_batch(self, more):
+        pass
+
+
+class FinishRaises(Bigram):
+    def finish_step(self, applied):
+        raise OSError("disk full")
+
+
+class OneRow(Bigram):
+    def forward(self, tokens):
+        assert len(tokens) == 1
+        return self.table(tokens)
+
+
+class Late(Bigram):
+    # Makes a parameter when it runs first.
+    def forward(self, tokens):
+        if not hasattr(self, "scale"):
+            self.scale = nn.Parameter(torch.ones(1))
+        return self.table(tokens) * self.scale
+
+
+class Counts(Bigram):
+    # The scale hangs on a step that no checkpoint knows.
+    steps = 0
+
+    def finish_step(self, applied):
+        self.steps += 1
+
+
+class NotANumber(Bigram):
+    def forward(self, tokens):
+        return self.table(tokens) * float("nan")
+
+
+def meta(vocab_size):
+    with torch.device("meta"):
+        return Bigram(vocab_size)
+
+
 class Chatty(Bigram):
     def forward(self, tokens):
         print("here I am")
@@ -240,7 +282,10 @@ BAD = {
     "model=external model.target=own_model:raises": ["RuntimeError: no such thing"],
     "model=external model.target=own_model:number": ["gives a int", "nn.Module"],
     "model=external model.target=own_model:Pair": ["give tuple", "(batch, time, vocabulary)"],
-    "model=external model.target=own_model:Flat": ["give (16, ", "(batch, time, vocabulary)"],
+    "model=external model.target=own_model:Flat": [
+        "(2, 16) give (32, ",
+        "(batch, time, vocabulary)",
+    ],
     "model=external model.target=own_model:Bigram model.kwargs={rows:5}": ["own_model:Bigram"],
     "model=external model.target=own_model:Bigram model.kwargs={depth:5}": ["'depth'"],
     "model=external model.target=own_model:leaves": ["own_model:leaves: SystemExit"],
@@ -252,12 +297,21 @@ BAD = {
     "model=external model.target=own_model:frozen": ["without a parameter to be trained"],
     "model=external model.target=own_model:double": ["table.weight is torch.float64", "float32"],
     "model=external model.target=own_model:Finish": ["finish_step", "'applied'"],
+    "model=external model.target=own_model:FinishBatch": ["finish_batch", "'more'"],
+    "model=external model.target=own_model:FinishRaises": ["finish_step: OSError: disk full"],
+    "model=external model.target=own_model:OneRow": ["of shape (2, 16): AssertionError"],
+    "model=external model.target=own_model:meta": ["table.weight is on meta", "on the CPU"],
     "model=external model.target=math:hypot": ["math:hypot"],
     "model=external model.target=own_model:Bigram attention=gqa": ["attention=gqa", "its own"],
     "model=external model.target=own_model:Bigram ffn=moe": ["ffn=moe", "its own"],
     "model=external model.target=own_model:Bigram init=x": ["model=external", "init=x"],
-    "model=external model.target=own_model:Bigram model.num_layers=2": ["model.num_layers"],
+    "model=external model.target=own_model:Bigram model.num_layers=2": [
+        "model.num_layers: unknown field",
+        "allowed: model.target, model.kwargs\n",
+    ],
     "model=external model.target=own_model:Bigram model.kwargs=3": ["model.kwargs=3"],
+    "model=external model.target=own_model:Bigram model.kwargs=[1]": ["must be {name: value}"],
+    "model=external model.target=[a]": ["model.target=[a]: must be text"],
     "model=external model.target=own_model:Bigram preset=crash": [
         "preset=crash",
         "model.router_init_std, which model=external has not",
@@ -265,6 +319,44 @@ BAD = {
     "model=proxy model.kwargs.rows=3": ["model.kwargs.rows", "unknown field"],
     "attention=external": ["attention=external", "model=external alone"],
 }
+
+
+def test_state_that_no_checkpoint_holds_is_noted(pace, capsys):
+    folder = train(pace, *own("Counts"))
+    (note,) = record(folder)["notes"]
+    assert "steps changes in training and is no buffer" in note
+    assert note in capsys.readouterr().err
+
+
+def test_logits_that_are_not_finite_say_nothing_about_the_future(pace):
+    folder = train(pace, *own("NotANumber"))
+    assert record(folder)["notes"] == []
+    assert record(folder)["outcome"] == "collapsed"
+
+
+def test_a_parameter_that_is_made_late_is_trained(pace):
+    folder = train(pace, *own("Late"))
+    assert record(folder)["outcome"] == "clean"
+    assert record(folder)["params_total"] == record(folder)["vocab_size"] ** 2 + 1
+
+
+FAULTY = [
+    "model=external",
+    "model.target=src.detection.faults:build",
+    "model.kwargs={fault:gradient_growth,steps:40}",
+    "recipe.max_steps=40",
+]
+
+
+def test_a_model_with_a_memory_of_its_own_fails_alike_whether_its_beginning_is_shared(pace):
+    sweep = [*pace, "--multirun", *FAULTY, "stability=warmdown"]
+    first = {}
+    for shared in ("true", "false"):
+        assert main([*sweep, f"share_prefix={shared}", f"study=shared_{shared}"]) == 0
+        for file in Path("runs", f"shared_{shared}").rglob("record.json"):
+            made = json.loads(file.read_text())
+            first[shared, made["variant"]["stability"]] = made["guard"]["first_nonfinite_step"]
+    assert first["true", "warmdown"] == first["false", "warmdown"] is not None
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -337,6 +429,12 @@ class Restless(torch.nn.Module):
         self.passes += 1
         x = self.norm(self.table(tokens).transpose(1, 2)).transpose(1, 2)
         return self.head(self.drop(x))
+
+
+def test_a_run_of_it_is_no_beginning_for_another(pace, capsys):
+    folder = train(pace, *own("Bigram"))
+    assert main([*pace, f"init={folder}"]) == 2
+    assert "has an external model, which its target alone can build" in capsys.readouterr().err
 
 
 def test_being_tried_leaves_a_model_as_it_was():
@@ -434,8 +532,11 @@ def test_a_nan_planted_in_a_llama_of_transformers_is_found(pace, monkeypatch, ca
     assert incident["cause"] == "guard failure"
     assert record(folder)["outcome"] == "collapsed"
     capsys.readouterr()
-    assert replay.main([f"incident={folder / 'incidents' / 'step-1'}"]) == 2
-    assert "src.diagnose" in capsys.readouterr().err
+    place = folder / "incidents" / "step-1"
+    assert replay.main([f"incident={place}"]) == 2
+    again = f"src.diagnose checkpoint={place} target=src.examples.llama:build"
+    assert f"its model is external; {again} runs it again" in capsys.readouterr().err
+    assert again in (place / "incident.html").read_text()
 
 
 def test_an_operation_of_a_llama_is_named(pace, monkeypatch):

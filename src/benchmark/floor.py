@@ -80,14 +80,14 @@ class Floor:
             return torch.randn(*shape, dtype=dtype, device=device)
 
         tokens = batch_size * parts.seq_len
-        self._products = []
+        self._products: list[tuple[int, list[Tensor]]] = []
         for p in products(parts, tokens=tokens, vocab_size=vocab_size):
             shapes = (p.rows, p.inputs), (p.inputs, p.outputs), (p.rows, p.outputs)
             # Beside input, weight and result the gradient of each.
-            self._products.append((p.count, *(random(*shape) for shape in 2 * shapes)))
+            self._products.append((p.count, [random(*shape) for shape in 2 * shapes]))
         dims = parts.model.dims()
         shape = batch_size, dims.num_heads, parts.seq_len, dims.head_dim
-        self._qkv = tuple(random(*shape).requires_grad_() for _ in range(3))
+        self._query, self._key, self._value = (random(*shape).requires_grad_() for _ in range(3))
         self._grad = random(*shape)
         self._num_layers = parts.model.num_layers
         weight = nn.Parameter(torch.zeros(num_params, device=device))
@@ -97,12 +97,13 @@ class Floor:
     def step(self) -> None:
         """Forward product, gradient of the input and of the weight; attention both ways; AdamW."""
         with torch.no_grad():
-            for count, x_SI, w_IO, y_SO, dx_SI, dw_IO, dy_SO in self._products:
+            for count, (x_SI, w_IO, y_SO, dx_SI, dw_IO, dy_SO) in self._products:
                 for _ in range(count):
                     torch.mm(x_SI, w_IO, out=y_SO)
                     torch.mm(dy_SO, w_IO.t(), out=dx_SI)
                     torch.mm(x_SI.t(), dy_SO, out=dw_IO)
         for _ in range(self._num_layers):
-            out = F.scaled_dot_product_attention(*self._qkv, is_causal=True)
-            torch.autograd.grad(out, self._qkv, self._grad)
+            inputs = self._query, self._key, self._value
+            out = F.scaled_dot_product_attention(*inputs, is_causal=True)
+            torch.autograd.grad(out, inputs, self._grad)
         self._optimizer.step()

@@ -1,7 +1,6 @@
 """Early warning over the metrics of a run that is over."""
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -26,9 +25,10 @@ def first_alarm(
     early = EarlyWarning(
         say=lambda line: None,
         float_max=float_max or torch.finfo(torch.float32).max,
+        max_steps=STEPS,
         thresholds=thresholds,
     )
-    trainer = cast(Any, SimpleNamespace(max_steps=STEPS))
+    trainer = cast(Any, None)
     for line in lines:
         early.read_metrics(trainer, line, step=int(line["step"]))
         if early.alarms:

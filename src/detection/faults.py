@@ -6,7 +6,7 @@ is drawn from the run's seed. Axes: B batch, T time, V vocabulary.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ FLOAT32_DECADES = math.log(torch.finfo(torch.float32).max)
 FLOAT16_DECADES = math.log(torch.finfo(torch.float16).max)
 
 
-class Clock:
+class Clock(nn.Module):
     """Counts training steps, and says how large a fault is in each.
+
+    The count is a buffer, so that a run that goes on from a saved state knows how late it is.
 
     Args:
         steps: of the run.
@@ -25,11 +27,17 @@ class Clock:
     """
 
     def __init__(self, *, steps: int, grows_by: float) -> None:
+        super().__init__()
         begin, length = torch.rand(2).tolist()
-        self.step = 0
+        self.register_buffer("steps_made", torch.zeros((), dtype=torch.long))
         self.begin = round((0.1 + 0.3 * begin) * steps)
         self.rate = grows_by / ((0.25 + 0.2 * length) * steps)
         self.strikes_at = round((0.3 + 0.6 * begin) * steps)
+
+    @property
+    def step(self) -> int:
+        """Steps that are over."""
+        return int(cast(Tensor, self.steps_made))
 
     @property
     def factor(self) -> float:
@@ -66,7 +74,7 @@ class Faulty(nn.Module):
 
     def finish_step(self, *, applied: bool) -> None:
         """The step is over, applied or not."""
-        self.clock.step += 1
+        cast(Tensor, self.clock.steps_made).add_(1)
 
 
 def attention_growth(model: Faulty) -> None:

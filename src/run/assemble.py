@@ -134,7 +134,7 @@ def assemble(
             folder.path / "incidents",
             say=terminal.warn,
             extras=checkpoint_extras,
-            replayable=not isinstance(config.model, ExternalConfig),
+            repeat=_repeat(config),
         )
 
     def kept(step: int) -> Path:
@@ -155,7 +155,6 @@ def assemble(
     )
     watch = config.watch
     early = EarlyWarning(
-        on_alarm=config.guard.on_alarm,
         say=terminal.warn,
         save=lambda step: checkpoints.keep.update({step: kept(step)}),
         float_max=watch.float_max,
@@ -223,6 +222,13 @@ def assemble(
         incidents=incidents,
         early=early,
     )
+
+
+def _repeat(config: RunConfig) -> str:
+    """The command that runs an incident again."""
+    if isinstance(config.model, ExternalConfig):
+        return f"python -m src.diagnose checkpoint={{folder}} target={config.model.target}"
+    return "python -m src.replay incident={folder}"
 
 
 def set_numerics(config: RunConfig) -> None:

@@ -128,15 +128,26 @@ def _answer(
         "line": "all is finite" if finding is None else describe(finding, router, None),
         "cause": None if finding is None else cause(evidence),
         "finding": None if finding is None else finding.plain(),
+        "recorded": suspect.saved["incident"]["line"] if suspect.is_incident else None,
+        "reproduced": _reproduced(finding, suspect) if suspect.is_incident else None,
         "precision": precision,
         "nearest": [margin.plain() for margin in nearest],
     }
+
+
+def _reproduced(finding: Finding | None, suspect: Suspect) -> bool:
+    """Whether the step found the same as when it was recorded."""
+    if finding is None or suspect.recorded is None:
+        return finding is None and suspect.recorded is None
+    return finding.digest == suspect.recorded["digest"]
 
 
 def _show(suspect: Suspect, answer: Mapping[str, Any]) -> None:
     if suspect.note is not None:
         terminal.warn(suspect.note)
     terminal.say(f"{answer['line']} ({answer['precision']})")
+    if answer["reproduced"] is False:
+        terminal.warn(f"not as recorded: {answer['recorded']}")
     if not answer["finite"]:
         terminal.say(f"cause: {answer['cause']}")
         return

@@ -10,6 +10,7 @@ import torch
 
 from src import terminal
 from src.errors import InputError
+from src.model.kinds import EXTERNAL
 from src.restore import (
     empty_model,
     restore_parts,
@@ -47,7 +48,7 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     state = read_tensors(incident / "state.pt", field="incident")
     if "config" not in state:
         raise InputError(f"incident={incident}: was recorded outside of src.train")
-    finding, router = _run(state, changes)
+    finding, router = _run(incident, state, changes)
     recorded = state["incident"]
     answer = {
         "recorded": recorded["line"],
@@ -72,7 +73,7 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
 
 
 def _run(
-    state: Mapping[str, Any], changes: Mapping[str, Any]
+    incident: Path, state: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> tuple[Finding | None, dict[str, float]]:
     recipe_changes = set(changes.get("recipe") or {}) - REPLAYABLE
     if recipe_changes:
@@ -84,6 +85,11 @@ def _run(
     for section in changes:
         if section not in CHANGEABLE:
             raise InputError(f"with.{section}: must be below one of {', '.join(CHANGEABLE)}")
+    if state["config"]["kinds"]["attention"] == EXTERNAL:
+        raise InputError(
+            f"incident={incident}: its model is external; src.diagnose checkpoint={incident}"
+            f" target={state['config']['model']['target']} runs it again"
+        )
     try:
         parts = restore_parts(state["config"], changes)
         recipe = restore_recipe(state["config"], changes)

@@ -1,13 +1,13 @@
 """A saved state made ready to be run again: a module with its weights, a batch, a precision."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,13 +20,16 @@ from src.foreign import call
 from src.model.kinds import EXTERNAL
 from src.restore import empty_model, parts_of
 from src.saved import checkpoint_of, read_tensors
+from src.training.task import cross_entropy
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 STATE = "state.pt"
 """What an incident's folder holds."""
 
 
 class PlainStep(nn.Module):
-    """The training step of a model that maps token ids to logits: cross-entropy.
+    """The training step of a model that maps token ids to logits: cross-entropy and its own terms.
 
     The model's names are those that it has in a training task of ours.
     """
@@ -36,10 +39,12 @@ class PlainStep(nn.Module):
         self.model = model
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The mean loss of a batch of inputs and targets, (B, T) each."""
+        """The loss of a batch of inputs and targets, (B, T) each, as in a training run of ours."""
         tokens_BT, targets_BT = batch
         logits_BTV = self.model(tokens_BT)
-        return F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
+        extra: Mapping[str, Tensor] = getattr(self.model, "extra_losses", dict)()
+        loss = cross_entropy(logits_BTV, targets_BT).mean()
+        return torch.stack((loss, *extra.values())).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +63,17 @@ class Suspect:
     @property
     def is_run(self) -> bool:
         """Whether the file is of a run of this project."""
-        return isinstance(self.saved.get("config"), dict)
+        return _is_ours(self.saved)
 
     @property
     def is_incident(self) -> bool:
         """Whether the recorder wrote the file, with the batches of the step."""
-        return isinstance(self.saved.get("incident"), dict)
+        return {"incident", "batches", "precision", "router_values"} <= set(self.saved)
+
+    @property
+    def recorded(self) -> Mapping[str, Any] | None:
+        """The finding of the incident; None where there is none, or where all was finite then."""
+        return self.saved["incident"]["finding"] if self.is_incident else None
 
     @property
     def seq_len(self) -> int | None:
@@ -73,14 +83,13 @@ class Suspect:
     @property
     def vocab_size(self) -> int | None:
         """Tokens of the run's tokenizer; None: unknown."""
-        known = self.saved.get("tokenizer")
+        known = self.saved.get("tokenizer") if self.is_run else None
         return None if known is None else restore_tokenizer(known).vocab_size
 
     def second_moments(self) -> list[Tensor]:
         """Those of the optimizer, where the file holds it."""
-        states = self.saved.get("optimizer_states") or []
-        entries = [entry for state in states for entry in state.get("state", {}).values()]
-        return [entry["exp_avg_sq"] for entry in entries if "exp_avg_sq" in entry]
+        optimizers = self.saved.get("optimizer_states")
+        return [moment for name, moment in _named(optimizers) if name == "exp_avg_sq"]
 
 
 def read_suspect(place: Path, *, target: str | None, kwargs: dict[str, Any] | None) -> Suspect:
@@ -95,7 +104,7 @@ def read_suspect(place: Path, *, target: str | None, kwargs: dict[str, Any] | No
         InputError: there is no such state, or no model that it fits.
     """
     saved = _read(place)
-    config = saved.get("config") if isinstance(saved.get("config"), dict) else None
+    config = saved["config"] if _is_ours(saved) else None
     ours = config is not None and config["kinds"]["attention"] != EXTERNAL
     if ours and target is not None:
         raise InputError(f"target={target}: checkpoint={place} has a model of ours; leave it out")
@@ -114,14 +123,40 @@ def read_suspect(place: Path, *, target: str | None, kwargs: dict[str, Any] | No
         module = call(
             target, kwargs, field="target", vocab_size=known.vocab_size, max_seq_len=known.seq_len
         )
-    weights = saved.get("state_dict", saved)
-    if not isinstance(weights, Mapping):
-        kind = type(weights).__name__
-        raise InputError(f"checkpoint={place}: state_dict is a {kind}, must be tensors by name")
-    note = _load(module, weights, place=place)
+    note = _load(module, saved, place=place)
     task = module if hasattr(module, "training_step") else PlainStep(module)
-    _set_router_values(task, saved.get("router_values", {}))
-    return Suspect(task=task.train(), saved=saved, target=target, note=note)
+    suspect = Suspect(task=task.train(), saved=saved, target=target, note=note)
+    if suspect.is_incident:
+        _set_router_values(task, saved["router_values"])
+    _stand_at(task, suspect)
+    return suspect
+
+
+def _is_ours(saved: Mapping[str, Any]) -> bool:
+    """Whether a file has what every checkpoint and every incident of this project has."""
+    config = saved.get("config")
+    return isinstance(config, dict) and {"kinds", "model", "recipe", "arguments"} <= set(config)
+
+
+def _named(tree: Any) -> Iterator[tuple[Any, Tensor]]:
+    """All tensors in nested containers, each with the last key that leads to it."""
+    if not isinstance(tree, Mapping | list | tuple):
+        return
+    for name, inner in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        if isinstance(inner, Tensor):
+            yield name, inner
+        else:
+            yield from _named(inner)
+
+
+def _stand_at(task: nn.Module, suspect: Suspect) -> None:
+    """Lets a LightningModule without a trainer know the step, which its code may ask for."""
+    step = suspect.saved.get("global_step")
+    if suspect.is_incident:
+        step = suspect.saved["incident"]["step"] - 1
+    if isinstance(task, pl.LightningModule) and isinstance(step, int):
+        kind = type(task)
+        task.__class__ = type(kind.__name__, (kind,), {"global_step": step})
 
 
 def _read(place: Path) -> dict[str, Any]:
@@ -135,24 +170,21 @@ def _read(place: Path) -> dict[str, Any]:
     return read_tensors(checkpoint_of(place, field="checkpoint"), field="checkpoint")
 
 
-def _load(module: nn.Module, weights: Mapping[str, Any], *, place: Path) -> str | None:
+def _load(module: nn.Module, saved: Mapping[str, Any], *, place: Path) -> str | None:
     """Puts weights into a module, under the one prefix by which all of its names are found.
+
+    They are the file's `state_dict`, the file itself, or any other table in it.
 
     Raises:
         InputError: there is no such prefix, or a shape differs.
     """
     own = module.state_dict()
-    tensors = {
-        name: value
-        for name, value in weights.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    first = next(iter(own), "")
-    prefixes = sorted({n.removesuffix(first) for n in tensors if n.endswith(first)}, key=len)
-    prefix = next((p for p in prefixes if all(p + name in tensors for name in own)), None)
-    if prefix is None:
-        missing = next(name for name in own if name not in tensors)
+    tables = [saved["state_dict"]] if "state_dict" in saved else [saved, *saved.values()]
+    found = next((f for f in (_fitting(table, own) for table in tables) if f is not None), None)
+    if found is None:
+        missing = next((name for name in own if name not in dict(_named(saved))), next(iter(own)))
         raise InputError(f"checkpoint={place}: does not fit the model: has no {missing}")
+    prefix, tensors = found
     for name, value in own.items():
         shape = tuple(tensors[prefix + name].shape)
         if shape != tuple(value.shape):
@@ -163,6 +195,21 @@ def _load(module: nn.Module, weights: Mapping[str, Any], *, place: Path) -> str 
     module.load_state_dict({name: tensors[prefix + name] for name in own})
     left = len(tensors) - len(own)
     return f"{left} tensors of the checkpoint are none of the model's" if left else None
+
+
+def _fitting(table: Any, own: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]] | None:
+    """The tensors of a table, and the prefix by which all names of a module are found there."""
+    if not isinstance(table, Mapping):
+        return None
+    tensors = {
+        name: value
+        for name, value in table.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    first = next(iter(own), "")
+    prefixes = sorted({n.removesuffix(first) for n in tensors if n.endswith(first)}, key=len)
+    prefix = next((p for p in prefixes if all(p + name in tensors for name in own)), None)
+    return None if prefix is None else (prefix, tensors)
 
 
 def _set_router_values(task: nn.Module, values: Mapping[str, Mapping[str, Any]]) -> None:
@@ -236,13 +283,16 @@ def _from_file(suspect: Suspect, file: Path) -> Any:
 
 def _tokens_of_text(suspect: Suspect, file: Path) -> Tensor:
     """A text as one row, cut to what the model can take."""
-    if suspect.saved.get("tokenizer") is None:
+    if suspect.vocab_size is None:
         raise InputError(f"batch={file}: a text needs a checkpoint with a tokenizer; give .npy")
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"batch={file}: is not UTF-8") from error
-    ids = restore_tokenizer(suspect.saved["tokenizer"]).encode(text).astype(np.int64)
+    try:
+        ids = restore_tokenizer(suspect.saved["tokenizer"]).encode(text).astype(np.int64)
+    except InputError as error:
+        raise InputError(f"batch={file}: {error}") from error
     limit = None if suspect.seq_len is None else suspect.seq_len + 1
     return torch.from_numpy(ids[None, :limit])
 
@@ -252,7 +302,8 @@ def _pair(suspect: Suspect, content: Any, file: Path) -> tuple[Tensor, Tensor]:
     is_pair = isinstance(content, list | tuple) and len(content) == 2
     tensors = list(content) if is_pair else [content]
     for tensor in tensors:
-        if not isinstance(tensor, Tensor) or tensor.dim() != 2 or tensor.is_floating_point():
+        is_integers = isinstance(tensor, Tensor) and tensor.dtype in INTEGERS
+        if not is_integers or tensor.dim() != 2 or tensor.layout != torch.strided:
             raise InputError(f"batch={file}: must be integers of shape (rows, time), or two such")
     inputs, targets = tensors if is_pair else (content[:, :-1], content[:, 1:])
     if inputs.shape != targets.shape or not inputs.numel():
@@ -262,6 +313,7 @@ def _pair(suspect: Suspect, content: Any, file: Path) -> tuple[Tensor, Tensor]:
             f"batch={file}: has {inputs.shape[1]} tokens a row, must be at most {suspect.seq_len}"
         )
     known = suspect.vocab_size
-    if known is not None and not 0 <= int(inputs.min()) <= int(inputs.max()) < known:
+    both = torch.cat((inputs.flatten(), targets.flatten()))
+    if known is not None and not 0 <= int(both.min()) <= int(both.max()) < known:
         raise InputError(f"batch={file}: token ids must be from 0 to {known - 1}")
     return inputs.long(), targets.long()

@@ -50,6 +50,11 @@ class StepGuard(StepCallback):
         self.observers: list[Callable[..., None]] = []
         self._losses: list[Tensor] = []
 
+    def add_observer(self, observer: Callable[..., None]) -> None:
+        """Lets it see each step, once, however often it asks."""
+        if observer not in self.observers:
+            self.observers.append(observer)
+
     @staticmethod
     def of(trainer: pl.Trainer) -> "StepGuard | None":
         """The guard among a trainer's callbacks, if there is one."""
@@ -96,14 +101,16 @@ class StepGuard(StepCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Decides about the step, on all ranks alike."""
-        # No loss at all is what a training_step that returns None leaves: no step to apply.
+        # No loss at all is what a training_step that returns None leaves: nothing to apply, and
+        # nothing wrong.
+        has_loss = bool(self._losses)
         nothing = [torch.tensor(float("nan"), device=pl_module.device)]
         self.loss = torch.stack(self._losses or nothing).sum()
         self._losses.clear()
         params = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in params if p.grad is not None]
         self.grad_norm = self.current_norm = torch.nn.utils.get_total_norm(gradients)
-        broken = torch.stack((~self.loss.isfinite(), ~self.grad_norm.isfinite())).float()
+        broken = torch.stack((~self.loss.isfinite(), ~self.grad_norm.isfinite())).float() * has_loss
         if trainer.world_size > 1:
             broken = trainer.strategy.reduce(broken, reduce_op="sum")
         bad = dict(zip(("loss", "gradients"), (broken > 0).tolist(), strict=True))
@@ -115,6 +122,8 @@ class StepGuard(StepCallback):
         self.applied = not any(bad[check] for check in self.config.check)
         if self.applied:
             self.counts["consecutive"] = 0
+            if not has_loss:
+                self.drop_step(optimizer)
             return
         if self.config.on_nonfinite == "raise":
             what = " and ".join(name for name, is_bad in bad.items() if is_bad)

@@ -14,7 +14,16 @@ class StepCallback(pl.Callback):
     _last_step: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes up the count, also of a run that resumes."""
+        """Takes up the count, also of a run that resumes.
+
+        Raises:
+            ValueError: it has followed another run.
+        """
+        if self._last_step is not None and trainer.global_step < self._last_step:
+            raise ValueError(
+                f"this {type(self).__name__} has followed a run up to step {self._last_step};"
+                " another run needs callbacks of its own"
+            )
         self._last_step = trainer.global_step
 
     def on_train_batch_end(

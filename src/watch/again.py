@@ -80,7 +80,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             for name, value in {**buffers, **routers}.items():
                 _tensor_at(module, name).copy_(value)
         for name, parameter in module.named_parameters():
-            parameter.grad = gradients[name]
+            # One that the step has made has had none.
+            parameter.grad = gradients.get(name)
 
 
 def routers_of(module: nn.Module) -> Routers:

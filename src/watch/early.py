@@ -34,7 +34,8 @@ class Series:
 
     limit: Limit
     bound: float
-    place: str
+    subject: str
+    """The figure in words, and where it is measured."""
     first: float | None = None
     """On the axis of the drift, like `values`."""
     steps: deque[int] = field(default_factory=deque)
@@ -76,10 +77,11 @@ class EarlyWarning(StepCallback):
     To be placed after the instruments and before what saves checkpoints.
 
     Args:
-        on_alarm: none; checkpoint: `save` is called after the first alarm; stop: the run ends.
         say: shows one line to the user.
-        save: given the step, sees to it that the state after it is kept.
+        save: given the step, sees to it that the state after it is kept; the guard's
+            `on_alarm=checkpoint` calls it after the first alarm, where `stop` ends the run.
         float_max: the largest number of the arithmetic; None: that of the trainer's precision.
+        max_steps: of the run, optimizer steps; None: as many as the trainer will make.
         thresholds: when a drift is an alarm.
 
     Attributes:
@@ -89,49 +91,63 @@ class EarlyWarning(StepCallback):
     def __init__(
         self,
         *,
-        on_alarm: str = "none",
         say: Callable[[str], None] = print,
         save: Callable[[int], None] | None = None,
         float_max: float | None = None,
+        max_steps: int | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
-        if on_alarm == "checkpoint" and save is None:
-            raise ValueError("on_alarm=checkpoint: needs save")
-        self.on_alarm, self.say, self.save = on_alarm, say, save
+        self.say, self.save, self.max_steps = say, save, max_steps
         self.float_max, self.thresholds = float_max, thresholds or Thresholds()
         self.alarms: list[dict[str, Any]] = []
         self._series: dict[str, Series | None] = {}
         self._restored: dict[str, Any] = {}
         self._told = 0
+        self._on_alarm = "none"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the largest number from the precision where it is not given."""
+        """Takes the largest number from the precision where it is not given.
+
+        Raises:
+            ValueError: the guard wants a checkpoint, and there is nothing that saves one.
+        """
+        guard = StepGuard.of(trainer)
+        self._on_alarm = "none" if guard is None else guard.config.on_alarm
+        if self._on_alarm == "checkpoint" and self.save is None:
+            raise ValueError("on_alarm=checkpoint: EarlyWarning needs save")
         if self.float_max is None:
             half = str(trainer.precision).startswith("16")
             self.float_max = torch.finfo(torch.float16 if half else torch.float32).max
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the length of the run from the trainer where it is not given."""
+        super().on_train_start(trainer, pl_module)
+        if self.max_steps is None:
+            planned = trainer.estimated_stepping_batches
+            self.max_steps = int(planned) if math.isfinite(planned) else -1
+
     def read_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, float], *, step: int) -> None:
         """Takes figures of a step as they are logged."""
-        max_steps = trainer.max_steps
+        assert self.max_steps is not None
         for name, value in metrics.items():
             if name not in self._series:
                 self._series[name] = self._new_series(name)
             series = self._series[name]
             if series is not None and math.isfinite(value):
-                self._add(name, series, float(value), step, max_steps)
+                self._add(name, series, float(value), step, self.max_steps)
 
     def _new_series(self, name: str) -> Series | None:
         found = limit_of(name)
         if found is None:
             return None
-        limit, place = found
+        limit, subject = found
         assert self.float_max is not None
         size = self.thresholds.window
         known = self._restored.get(name, {"first": None, "steps": [], "values": []})
         return Series(
             limit=limit,
             bound=limit.bound_for(self.float_max),
-            place=place,
+            subject=subject,
             first=known["first"],
             steps=deque(known["steps"], maxlen=size),
             values=deque(known["values"], maxlen=size),
@@ -180,13 +196,13 @@ class EarlyWarning(StepCallback):
         self._told = len(self.alarms)
         if not is_first:
             return
-        if self.on_alarm == "checkpoint":
+        if self._on_alarm == "checkpoint":
             assert self.save is not None
             self.save(step)
-        elif self.on_alarm == "stop":
+        elif self._on_alarm == "stop":
             guard = StepGuard.of(trainer)
-            if guard is not None:
-                guard.stopped = True
+            assert guard is not None
+            guard.stopped = True
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,6 +240,6 @@ def _alarm(
         "drift_is": "a factor a step" if limit.grows else "an amount a step",
         "limit": series.bound,
         "crossing_step": round(crossing),
-        "line": f"step {step}: {series.place} {limit.what} {value:.3g}, {moving}: {limit.then} in"
+        "line": f"step {step}: {series.subject} {value:.3g}, {moving}: {limit.then} in"
         f" about {max(1, round(crossing - step))} steps",
     }

@@ -61,7 +61,7 @@ class GradientWatch(StepCallback):
         """Asks the guard to show gradients that it is about to drop."""
         guard = StepGuard.of(trainer)
         if guard is not None:
-            guard.observers.append(self._count_nonfinite)
+            guard.add_observer(self._count_nonfinite)
 
     def _count_nonfinite(
         self,

@@ -47,7 +47,7 @@ class IncidentRecorder(StepCallback):
         folder: incidents go to <folder>/step-<n>/.
         say: shows one line to the user.
         extras: plain values that the saved state carries, such as the configuration.
-        replayable: whether src.replay can build the model by itself.
+        repeat: the command that runs the step again, with `{folder}` for the incident's.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class IncidentRecorder(StepCallback):
         *,
         say: Callable[[str], None] = print,
         extras: Mapping[str, Any] | None = None,
-        replayable: bool = False,
+        repeat: str = "python -m src.diagnose checkpoint={folder} target=<package.module:callable>",
     ) -> None:
         self.folder, self.say, self.extras = folder, say, extras or {}
-        self.replayable = replayable
+        self.repeat = repeat
         self.latest: dict[str, float] = {}
         self.incident: dict[str, Any] | None = None
         self.spike_step: int | None = None
@@ -72,7 +72,7 @@ class IncidentRecorder(StepCallback):
         guard = StepGuard.of(trainer)
         if guard is None:
             raise ValueError("the incident recorder needs a StepGuard among the callbacks")
-        guard.observers.append(self._observe)
+        guard.add_observer(self._observe)
         self._routers = routers_of(pl_module)
 
     def read_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, float], *, step: int) -> None:
@@ -233,10 +233,7 @@ class IncidentRecorder(StepCallback):
         }
         torch.save(state, folder / "state.part")
         (folder / "state.part").rename(folder / "state.pt")
-        repeat = f"python -m src.replay incident={folder}"
-        if not self.replayable:
-            target = "target=<package.module:callable>"
-            repeat = f"python -m src.diagnose checkpoint={folder} {target}"
+        repeat = self.repeat.replace("{folder}", str(folder))
         write_page(folder / "incident.html", incident, list(self.ring), repeat=repeat)
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Limit:
     """What ends a drift of one figure."""
 
     metric: str
-    """A regular expression for the metric's whole name; a group `layer` is its layer."""
+    """A regular expression for the whole name; its groups `layer` and `group` say where."""
     what: str
     """The figure in words."""
     bound: float
@@ -95,7 +95,7 @@ LIMITS = (
         then="overflow",
     ),
     Limit(
-        metric=r"grad/(|\w+/)norm",
+        metric=r"grad/((?P<group>\w+)/)?norm",
         what="gradient norm",
         bound=SQUARE_LIMIT,
         grows=True,
@@ -103,7 +103,7 @@ LIMITS = (
         then="overflow of its square",
     ),
     Limit(
-        metric=r"adam/\w+/moment_max",
+        metric=r"adam/(?P<group>\w+)/moment_max",
         what="largest second moment of AdamW",
         bound=FLOAT32_MAX,
         grows=True,
@@ -116,10 +116,13 @@ LIMITS = (
 
 @functools.cache
 def limit_of(metric: str) -> tuple[Limit, str] | None:
-    """The limit that a metric can run into, and the place it is measured at; None where none is."""
+    """The limit that a metric can run into, and the figure in words; None where there is none."""
     for limit in LIMITS:
         found = re.fullmatch(limit.metric, metric)
         if found is not None:
-            layer = found.groupdict().get("layer")
-            return limit, metric.split("/")[1] if layer is None else f"layers.{layer}"
+            places = found.groupdict()
+            if places.get("layer") is not None:
+                return limit, f"layers.{places['layer']} {limit.what}"
+            group = places.get("group")
+            return limit, limit.what if group is None else f"{limit.what} in group {group}"
     return None

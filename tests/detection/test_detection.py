@@ -16,7 +16,7 @@ from src.detection.alarms import first_alarm
 from src.detection.cases import CASES, QUICK, STEPS
 from src.detection.faults import FAULTS, build
 from src.detection.score import misses, score
-from src.detection.thresholds import GRID, grid, try_all
+from src.detection.thresholds import grid, try_all
 from src.detection.verdict import Verdict, judge
 from src.overrides import quote_free_text
 from src.watch.causes import RULES
@@ -136,7 +136,6 @@ def test_thresholds_are_ranked_by_false_alarms_then_warnings_then_lead():
     healthy = replace(V, kind="healthy", first_nonfinite=None)
     outcomes = try_all([(V, drift, None), (healthy, flat, None), (healthy, early, None)])
     assert len(outcomes) == len(list(grid()))
-    assert set(map(len, (GRID,))) == {4}
     best = outcomes[0]
     assert (best.false_alarms, best.warned, best.drifting) == (0, 1, 1)
     # A drift that stops at -14.4 has gone 15 % of the way, and is believed by whoever asks less.
@@ -187,7 +186,6 @@ def test_the_command_trains_judges_and_lists(tmp_path, monkeypatch, capsys, shar
     assert detect.main(given) == 0
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("record.json")} == before
     assert capsys.readouterr().out == said
-    assert json.dumps(rows)
 
 
 @pytest.mark.parametrize(

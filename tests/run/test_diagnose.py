@@ -1,5 +1,6 @@
 """The post-mortem of a saved state: ours, and somebody else's."""
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -215,6 +216,48 @@ def test_a_step_that_is_none_gets_one_line(what, tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1 + error.count("said by the step\n")
 
 
+FOREIGN = {
+    "a config of its own": {"config": {"n_layer": 2}, "iter_num": 3},
+    "an incident of its own": {"incident": {}},
+    "a tokenizer of its own": {"tokenizer": {"vocab": 3}},
+    "optimizers of another form": {"optimizer_states": [5, {"state": [1]}]},
+    "a step of another form": {"global_step": "three"},
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_checkpoint_of_somebody_elses_may_hold_what_ours_hold(what, llama, capsys):
+    torch.save({"model": llama.state_dict(), **FOREIGN[what]}, "own.pt")
+    found = answer(capsys, "checkpoint=own.pt", "batch=batch.npy", LLAMA, KWARGS)
+    assert found["finite"]
+    assert found["precision"] == "32-true"
+    assert found["reproduced"] is None
+
+
+class Terms(MLPLanguageModel):
+    """Brings a term of the loss that is NaN."""
+
+    def extra_losses(self):
+        return {"own": self.head.weight.sum() * math.nan}
+
+
+def test_losses_of_the_models_own_are_examined_too(tmp_path, monkeypatch, shared_cache, capsys):
+    monkeypatch.chdir(tmp_path)
+    target = "tests.run.test_diagnose:Terms"
+    pace = [*PACE, f"paths.cache={shared_cache}"]
+    folder = train(pace, "model=external", f"model.target={target}")
+    incident = folder / "incidents" / "step-1"
+    found = answer(capsys, f"checkpoint={incident}", f"target={target}")
+    assert found["reproduced"]
+    assert found["finding"]["operation"] == "torch.Tensor.mul"
+    assert found["recorded"] == record(folder)["incident"]["line"]
+    # With another model it is not as recorded, and that is said.
+    other = f"target={target.replace('Terms', 'MLPLanguageModel')}"
+    assert answer(capsys, f"checkpoint={incident}", other)["reproduced"] is False
+    assert diagnose.main([f"checkpoint={incident}", other]) == 0
+    assert "not as recorded: step 1" in capsys.readouterr().err
+
+
 def test_an_incident_is_run_again_as_it_was(tiny, capsys):
     crash = [*tiny, "ffn=moe_writeup_add", "ffn.router.bias_rate=150", "recipe.precision=32-true"]
     folder = train(crash)
@@ -270,8 +313,11 @@ BAD = {
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=floats.npy": "entries of float64, must be integers",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=empty.npy": "damaged, or no array",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=many.npy": "damaged, or no array",
-    f"checkpoint=list.pt {LLAMA} {KWARGS} batch=batch.npy": "state_dict is a list",
+    f"checkpoint=list.pt {LLAMA} {KWARGS} batch=batch.npy": "does not fit the model",
     f"checkpoint=numbered.pt {LLAMA} {KWARGS} batch=batch.npy": "does not fit the model",
+    f"checkpoint=objects.pt {LLAMA} {KWARGS} batch=batch.npy": "holds a argparse.Namespace",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=truth.pt": "must be integers of shape",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=sparse.pt": "must be integers of shape",
     "checkpoint=w.pt target=torch.nn:Identity batch=batch.npy": "without a parameter",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=text.txt": "needs a checkpoint with a tokenizer",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=text.npy": "damaged",
@@ -299,6 +345,9 @@ def test_bad_input_gets_one_line(case, llama, capsys):
     Path("many.npz").rename("many.npy")
     Path("empty.npy").touch()
     torch.save({"state_dict": [1]}, "list.pt")
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, "objects.pt")
+    torch.save(torch.ones(2, 5, dtype=torch.bool), "truth.pt")
+    torch.save(torch.ones(2, 5, dtype=torch.long).to_sparse(), "sparse.pt")
     torch.save({1: torch.ones(2)}, "numbered.pt")
     np.save("words.npy", np.array(["a", "b"]))
     np.save("large.npy", np.full((1, 5), 77))

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from src.training.metrics import TrainMetrics
+from src.training.task import cross_entropy
 from tests.builders import FFN_CASES, transformer
 from tests.training.harness import Harness, recipe_config
 
@@ -84,17 +85,16 @@ def test_the_logged_rate_is_the_one_the_step_used():
     assert used[0] < used[2] > used[5]
 
 
-def test_bf16_mixed_keeps_float32_weights_and_a_float32_loss():
+def test_bf16_mixed_keeps_float32_weights_and_a_float32_loss(monkeypatch):
     run = Harness(recipe=recipe_config(precision="bf16-mixed", max_steps=1))
     dtypes = []
-    inner = run.task._cross_entropy
 
-    def cross_entropy(logits, targets):
-        loss = inner(logits, targets)
+    def seen(logits, targets):
+        loss = cross_entropy(logits, targets)
         dtypes.append((loss.dtype, logits.dtype))
         return loss
 
-    run.task._cross_entropy = cross_entropy
+    monkeypatch.setattr("src.training.task.cross_entropy", seen)
     run.fit()
     assert dtypes == [(torch.float32, torch.bfloat16)]
     assert {p.dtype for p in run.task.parameters()} == {torch.float32}

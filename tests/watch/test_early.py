@@ -10,12 +10,12 @@ import pytest
 from src.train import main
 from src.training.recipe import ON_ALARM
 from src.training.steps import log
-from src.watch import EarlyWarning, Thresholds
+from src.watch import EarlyWarning, StepGuard, Thresholds
 from src.watch.early import drift_of
 from src.watch.limits import LIMITS, limit_of
 from tests.conftest import PACE
 from tests.runs import assert_same_run, metrics, record, stop_after, train
-from tests.training.harness import Harness, recipe_config
+from tests.training.harness import Harness, guard_config, recipe_config
 
 GATE = "moe/layer_3/picked_logit_min"
 RULES = Thresholds(window=5, sigmas=4.0, way_frac=0.2, horizon_frac=1.0)
@@ -24,11 +24,12 @@ RULES = Thresholds(window=5, sigmas=4.0, way_frac=0.2, horizon_frac=1.0)
 def warned(values, *, name=GATE, max_steps=200, every=1, **arguments) -> EarlyWarning:
     """What comes of a series, one value a step."""
     early = EarlyWarning(
-        say=lambda line: None, **{"float_max": 3.4e38, "thresholds": RULES} | arguments
+        say=lambda line: None,
+        max_steps=max_steps,
+        **{"float_max": 3.4e38, "thresholds": RULES} | arguments,
     )
-    trainer = SimpleNamespace(max_steps=max_steps)
     for index, value in enumerate(values, start=1):
-        early.read_metrics(trainer, {name: value}, step=index * every)
+        early.read_metrics(None, {name: value}, step=index * every)
     return early
 
 
@@ -95,11 +96,10 @@ def test_whatever_is_no_drift_to_the_limit_is_no_alarm(values):
 
 
 def test_a_figure_that_is_logged_twice_at_a_step_counts_once():
-    early = EarlyWarning(say=lambda line: None, float_max=3.4e38, thresholds=RULES)
-    trainer = SimpleNamespace(max_steps=200)
+    early = EarlyWarning(say=lambda line: None, float_max=3.4e38, max_steps=200, thresholds=RULES)
     for step in range(1, 60):
         for value in (-0.8 * (step - 1), -80.0):
-            early.read_metrics(trainer, {GATE: value}, step=step)
+            early.read_metrics(None, {GATE: value}, step=step)
     (once,) = warned([-0.8 * step for step in range(60)]).alarms
     assert early.alarms == [once]
 
@@ -122,19 +122,34 @@ def test_alarms_that_were_told_before_a_resume_are_not_told_again():
 )
 def test_the_largest_number_is_that_of_the_trainers_precision(precision, largest):
     early = EarlyWarning()
-    early.on_fit_start(SimpleNamespace(precision=precision), None)
+    early.on_fit_start(SimpleNamespace(precision=precision, callbacks=[]), None)
     assert early.float_max == pytest.approx(largest, rel=0.01)
     given = EarlyWarning(float_max=7.0)
-    given.on_fit_start(SimpleNamespace(precision=precision), None)
+    given.on_fit_start(SimpleNamespace(precision=precision, callbacks=[]), None)
     assert given.float_max == 7.0
 
 
+WHERE = {
+    "grad/norm": "gradient norm 3.2",
+    "grad/attention/norm": "gradient norm in group attention 3.2",
+    "adam/0/moment_max": "largest second moment of AdamW in group 0 3.2",
+    "output/logsumexp": "logsumexp of the output 3.2",
+    "act/layer_2/absmax": "layers.2 largest activation 3.2",
+}
+
+
+@pytest.mark.parametrize("metric", WHERE)
+def test_a_line_says_what_and_where(metric):
+    (alarm,) = warned([1e9 ** (step / 10) for step in range(9)] + [3.2e8], name=metric).alarms
+    said = alarm["line"].partition(": ")[2]
+    assert said.startswith(WHERE[metric].removesuffix("3.2"))
+
+
 def test_an_alarm_is_given_once_a_kind_of_figure_and_not_once_a_layer():
-    early = EarlyWarning(say=lambda line: None, float_max=3.4e38, thresholds=RULES)
-    trainer = SimpleNamespace(max_steps=200)
+    early = EarlyWarning(say=lambda line: None, float_max=3.4e38, max_steps=200, thresholds=RULES)
     for step in range(1, 60):
         layers = {f"moe/layer_{i}/picked_logit_min": -0.8 * step for i in range(4)}
-        early.read_metrics(trainer, {**layers, "grad/norm": 3.0**step}, step=step)
+        early.read_metrics(None, {**layers, "grad/norm": 3.0**step}, step=step)
     whats = [alarm["what"] for alarm in early.alarms]
     assert sorted(whats) == ["gradient norm", "lowest picked gate logit"]
 
@@ -238,8 +253,10 @@ def test_a_bad_on_alarm_is_refused(capsys):
     line = capsys.readouterr().err
     assert "guard.on_alarm=shout" in line and all(name in line for name in ON_ALARM)
     assert main(["watch.float_max=0"]) == 2
+    guard = StepGuard(guard_config(on_alarm="checkpoint"), max_steps=1, log_every=1)
+    trainer = SimpleNamespace(callbacks=[guard], precision="32-true")
     with pytest.raises(ValueError, match="needs save"):
-        EarlyWarning(on_alarm="checkpoint")
+        EarlyWarning().on_fit_start(trainer, None)
 
 
 def test_figures_reach_every_callback_that_reads_them():

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
 from src import diagnose
-from src.watch import IncidentRecorder, StepGuard, expose_router
+from src.watch import EarlyWarning, IncidentRecorder, StepGuard, expose_router
 from tests.training.harness import guard_config
 
 
@@ -139,6 +139,51 @@ def test_what_the_step_drew_is_drawn_again():
     guard = fit(Draws(), torch.ones(4, 4))
     assert guard.summary()["nonfinite_steps"] == [1]
     assert recorded()["finding"]["operation"] == "torch.Tensor.div"
+
+
+def test_callbacks_follow_one_run(monkeypatch):
+    """Steps of another run would be taken for steps that have been seen."""
+    callbacks: list[pl.Callback] = [StepGuard(guard_config(), max_steps=2, log_every=1)]
+    callbacks += [IncidentRecorder(Path("incidents")), EarlyWarning()]
+
+    def run(max_steps: int) -> pl.Trainer:
+        return pl.Trainer(
+            max_steps=max_steps,
+            callbacks=callbacks,
+            accelerator="cpu",
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=False,
+        )
+
+    batches = DataLoader(torch.ones(4, 4), batch_size=2)
+    trainer = run(2)
+    trainer.fit(Products(), batches)
+    guard = StepGuard.of(trainer)
+    num_observers = len(guard.observers)
+    # The same run may go on.
+    trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = 9, 4
+    trainer.fit(Products(), batches)
+    assert trainer.global_step == 4
+    assert len(guard.observers) == num_observers == 1
+    with pytest.raises(ValueError, match="has followed a run up to step 4"):
+        run(2).fit(Products(), batches)
+
+
+def test_the_length_of_a_run_may_be_given_in_epochs():
+    early = EarlyWarning()
+    trainer = pl.Trainer(
+        max_epochs=3,
+        callbacks=[early],
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+    trainer.fit(Products(), DataLoader(torch.ones(10, 4), batch_size=2))
+    assert early.max_steps == 15
 
 
 class Manual(Products):

@@ -41,6 +41,21 @@ def test_the_example_runs_as_it_stands_and_finds_what_goes_wrong(tmp_path):
     incident = json.loads((tmp_path / "incidents" / "step-51" / "incident.json").read_text())
     assert incident["module"] == ""
     assert incident["cause"] == "unknown"
+    (command,) = re.findall(r"`python -m (src.diagnose [^`]*)`", PAGE)
+    (tmp_path / "your").mkdir()
+    (tmp_path / "your" / "module.py").write_text(EXAMPLE)
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split(" ")],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "the module itself: torch.Tensor.div (forward)" in done.stdout, done.stderr
+    assert "not as recorded" not in done.stderr
+    again = json.loads((tmp_path / "incidents" / "step-51" / "incident.json").read_text())
+    assert again == incident
     page = (tmp_path / "incidents" / "step-51" / "incident.html").read_text()
     assert "src.diagnose" in page and "src.replay" not in page
 
