@@ -67,7 +67,7 @@ class Case:
                 f"recipe.batch_size={self.batch_size}",
                 f"recipe.seq_len={shape.seq_len}",
                 f"recipe.precision={self.precision}",
-                f"trainer={'cpu' if self.device == 'cpu' else 'cuda'}",
+                f"trainer={'cpu' if self.device == 'cpu' else 'gpu'}",
                 f"trainer.threads={self.threads}",
                 *more,
             ],
