@@ -82,15 +82,16 @@ def check_contract(model: nn.Module, tokens_BT: Tensor, *, what: str) -> None:
 def _finish(model: nn.Module, *, what: str) -> None:
     """Calls what is called after a batch and after a step; the parameters stay as they are."""
     methods = {"finish_batch": {}, "finish_step": {"applied": False}}
-    for name, arguments in methods.items():
-        method = getattr(model, name, None)
-        if method is not None:
-            parameters = [parameter.detach().clone() for parameter in model.parameters()]
-            with running(f"{what}: {name}"):
-                method(**arguments)
-            with torch.no_grad():
-                for parameter, value in zip(model.parameters(), parameters, strict=True):
-                    parameter.copy_(value)
+    methods = {name: given for name, given in methods.items() if hasattr(model, name)}
+    if not methods:
+        return
+    values = [parameter.detach().clone() for parameter in model.parameters()]
+    for name, given in methods.items():
+        with running(f"{what}: {name}"):
+            getattr(model, name)(**given)
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), values, strict=True):
+            parameter.copy_(value)
 
 
 def unsaved_state(model: nn.Module, tokens_BT: Tensor) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from src.errors import InputError
+from src.model.kinds import EXTERNAL
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """In the folder of a run or of a converted model."""
@@ -51,7 +52,7 @@ def load_model(path: Path, *, field: str) -> dict[str, Any]:
     weights, config = state.get("state_dict"), state.get("config")
     sections = {"model", "attention", "ffn", "recipe", "kinds", "choices"}
     known = isinstance(weights, dict) and isinstance(config, dict) and sections <= set(config)
-    if isinstance(config, dict) and config.get("choices", {}).get("model") == "external":
+    if isinstance(config, dict) and config.get("choices", {}).get("model") == EXTERNAL:
         raise InputError(f"{field}={path}: has an external model, which its target alone can build")
     if not known or (weights and EMBEDDING not in weights) or "tokenizer" not in state:
         raise InputError(f"{field}={path}: is no checkpoint of this project")

@@ -27,20 +27,20 @@ def bench(given: Mapping[str, Any]) -> int:
     counts = {name: number(given, name, int, least=1) for name in ("rounds", "steps", "warmup")}
     cases, names = _cases(given), _names(given)
     out = None if given["out"] is None else Path(str(given["out"]))
-    results: list[Result] = []
     failed: list[str] = []
     for case in cases:
         found, lines = race(case, names, **counts)
-        results += found
         failed += lines
+        rows = _rows(case, found)
+        written = [json.dumps(row) for row in rows]
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(_plain(r, found)) + "\n" for r in found)
-        for result in found if given["format"] == "json" else ():
-            print(json.dumps(_plain(result, found)), flush=True)
-        if given["format"] == "text":
-            _show(case, found)
+                file.writelines(f"{line}\n" for line in written)
+        if given["format"] == "json":
+            print(*written, sep="\n", flush=True)
+        else:
+            _show(case, rows)
     for line in failed:
         terminal.warn(f"left out: {line}")
     return 1 if failed else 0
@@ -88,52 +88,42 @@ def _listed(given: Mapping[str, Any], field: str, allowed: Sequence[str]) -> lis
     return list(dict.fromkeys(value))
 
 
-def _plain(result: Result, race_: Sequence[Result]) -> dict[str, Any]:
-    """Everything of a result, and its ratios within the race."""
-    return {
-        **asdict(result),
-        "model_flops_utilization": _utilization(result),
-        "of_floor": _ratio(result, _floor(race_)),
-        "torch": torch.__version__,
-    }
+def _rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Everything of the results, with MFU and ratio to the floor.
+
+    MFU: operations of the model (6 an active parameter, and attention) over the machine's.
+    """
+    size = case.config().architecture.measure(vocab_size=case.sizes.vocab_size)
+    floor = next((r.tokens_per_second for r in results if r.name == FLOOR), None)
+    return [
+        {
+            **asdict(result),
+            "mfu": size.flops_per_token * result.tokens_per_second / result.peak_flops,
+            "of_floor": None if floor is None else result.tokens_per_second / floor,
+            "torch": torch.__version__,
+        }
+        for result in results
+    ]
 
 
-def _floor(results: Sequence[Result]) -> Result | None:
-    return next((result for result in results if result.name == FLOOR), None)
-
-
-def _ratio(result: Result, other: Result | None) -> float | None:
-    return None if other is None else result.tokens_per_second / other.tokens_per_second
-
-
-def _utilization(result: Result) -> float:
-    """Operations of the model (6 an active parameter, and attention) over those of the machine."""
-    config = result.case.config()
-    size = config.architecture.measure(vocab_size=result.case.sizes.vocab_size)
-    return size.flops_per_token * result.tokens_per_second / result.peak_flops
-
-
-def _show(case: Case, results: Sequence[Result]) -> None:
-    floor = _floor(results)
-    rows = []
-    for result in results:
-        of_floor = _ratio(result, floor)
-        rows.append(
-            [
-                result.name,
-                f"{result.tokens_per_second:,.0f}",
-                f"{result.least:,.0f} to {result.greatest:,.0f}",
-                "-" if of_floor is None else f"{of_floor:.2f}",
-                f"{_utilization(result):.2f}",
-                f"{result.peak_bytes / 2**20:,.0f}",
-                f"{result.start_seconds:.1f}",
-                f"{result.cpu:.2f}",
-            ]
-        )
+def _show(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = ["", "tokens/s", "rounds", "of floor", "MFU", "peak MiB", "start s", "CPU/wall"]
+    cells = [
+        [
+            row["name"],
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['least']:,.0f} to {row['greatest']:,.0f}",
+            "-" if row["of_floor"] is None else f"{row['of_floor']:.2f}",
+            f"{row['mfu']:.2f}",
+            f"{row['peak_bytes'] / 2**20:,.0f}",
+            f"{row['start_seconds']:.1f}",
+            f"{row['cpu']:.2f}",
+        ]
+        for row in rows
+    ]
     title = (
         f"{case.shape}, {case.cell}, {case.precision}, {case.device}, {case.tokens:,} tokens a step"
     )
-    terminal.table(title, columns, rows)
-    if results and min(result.cpu for result in results) < 0.9 and case.device == "cpu":
+    terminal.table(title, columns, cells)
+    if case.device == "cpu" and any(row["cpu"] < 0.9 for row in rows):
         terminal.warn("others held the cores (CPU/wall below 0.9): only ratios mean anything")

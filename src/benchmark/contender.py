@@ -51,11 +51,11 @@ def build(shape: Mapping[str, Any]) -> tuple[Transformer, Any, dict[str, Any]]:
     routed = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
     extra = {
         "routed_params": routed,
-        "after_step": _after_step,
+        "after_step": after_step,
         "generate": _generate,
         "cache_bytes": lambda model, prompt: _cache_bytes(model),
     }
-    return model, _loss, extra
+    return model, loss_of, extra
 
 
 def parts_of(shape: Mapping[str, Any]) -> ModelParts:
@@ -124,11 +124,12 @@ def _parts(shape: Mapping[str, Any]) -> tuple[AttentionConfig, FeedForwardConfig
     return mlha, moe, head_dim
 
 
-def _loss(model: torch.nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+def loss_of(model: Any, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """The mean cross-entropy in nats."""
     return cross_entropy(model(inputs_BT), targets_BT).mean()
 
 
-def _after_step(model: Transformer) -> None:
+def after_step(model: Transformer) -> None:
     """What a training run does, too: the router's bias follows its load."""
     model.finish_batch()
     model.finish_step(applied=True)

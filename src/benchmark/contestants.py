@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.benchmark.contender import after_step, loss_of
 from src.benchmark.floor import Floor
 from src.benchmark.shapes import Case
 from src.config import RunConfig
@@ -15,7 +16,6 @@ from src.model.architecture import ModelParts
 from src.model.transformer import Transformer
 from src.streams import generator
 from src.training.optim import build_optimizer
-from src.training.task import cross_entropy
 
 OURS, TRANSFORMERS, FLOOR = "ours", "transformers", "floor"
 COMPILED = " compiled"
@@ -57,20 +57,20 @@ def build(name: str, case: Case, *, num_params: int) -> Contestant:
             batch_size=case.batch_size,
             vocab_size=case.sizes.vocab_size,
             num_params=num_params,
-            dtype=torch.bfloat16 if case.precision == "bf16-mixed" else torch.float32,
+            dtype=case.dtype,
             device=torch.device(case.device),
         )
         return Contestant(step=floor.step, num_params=num_params)
     who = name.removesuffix(COMPILED)
-    model, loss_of = _ours(config, case) if who == OURS else _of_transformers(config, case)
-    return _contestant(model, loss_of, config, case, compiled=name.endswith(COMPILED))
+    model, loss = _ours(config, case) if who == OURS else _of_transformers(config, case)
+    return _contestant(model, loss, config, case, compiled=name.endswith(COMPILED))
 
 
 def _ours(config: RunConfig, case: Case) -> tuple[nn.Module, Loss]:
     model = config.architecture.build(
         vocab_size=case.sizes.vocab_size, generator_for=lambda name: generator(0, "init", name)
     )
-    return model, lambda run, inputs, targets: cross_entropy(run(inputs), targets).mean()
+    return model, loss_of
 
 
 def _of_transformers(config: RunConfig, case: Case) -> tuple[nn.Module, Loss]:
@@ -82,7 +82,7 @@ def _of_transformers(config: RunConfig, case: Case) -> tuple[nn.Module, Loss]:
 
 
 def _contestant(
-    model: nn.Module, loss_of: Loss, config: RunConfig, case: Case, *, compiled: bool
+    model: nn.Module, loss: Loss, config: RunConfig, case: Case, *, compiled: bool
 ) -> Contestant:
     device = torch.device(case.device)
     model.to(device).train()
@@ -94,7 +94,7 @@ def _contestant(
         torch.randint(case.sizes.vocab_size, shape, generator=draws).to(device)
         for _ in range(NUM_BATCHES)
     ]
-    autocast = case.precision == "bf16-mixed"
+    autocast = case.dtype == torch.bfloat16
     number = 0
 
     def step() -> Tensor:
@@ -102,13 +102,12 @@ def _contestant(
         batch = batches[number % NUM_BATCHES]
         number += 1
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            loss = loss_of(run, batch[:, :-1], batch[:, 1:])
-        loss.backward()
+            value = loss(run, batch[:, :-1], batch[:, 1:])
+        value.backward()
         optimizer.step()
         optimizer.zero_grad()
         if isinstance(model, Transformer):
-            model.finish_batch()
-            model.finish_step(applied=True)
-        return loss.detach()
+            after_step(model)
+        return value.detach()
 
     return Contestant(step=step, num_params=sum(p.numel() for p in model.parameters()))

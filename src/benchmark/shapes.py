@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from src.config import RunConfig, compose
 
 CELLS = {
@@ -49,6 +51,11 @@ class Case:
     def sizes(self) -> Shape:
         """Its sizes."""
         return SHAPES[self.shape]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of products."""
+        return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
 
     @property
     def tokens(self) -> int:

@@ -17,7 +17,7 @@ from src.watch.again import AUTOCAST, autocast_for, loss_again, router_figures
 from src.watch.causes import Evidence, cause, describe
 from src.watch.incident import weight_absmax
 from src.watch.margins import Margin, margins_of
-from src.watch.trace import Finding
+from src.watch.trace import Finding, is_same
 
 
 def diagnose(given: Mapping[str, Any]) -> int:
@@ -129,17 +129,10 @@ def _answer(
         "cause": None if finding is None else cause(evidence),
         "finding": None if finding is None else finding.plain(),
         "recorded": suspect.saved["incident"]["line"] if suspect.is_incident else None,
-        "reproduced": _reproduced(finding, suspect) if suspect.is_incident else None,
+        "reproduced": is_same(finding, suspect.recorded) if suspect.is_incident else None,
         "precision": precision,
         "nearest": [margin.plain() for margin in nearest],
     }
-
-
-def _reproduced(finding: Finding | None, suspect: Suspect) -> bool:
-    """Whether the step found the same as when it was recorded."""
-    if finding is None or suspect.recorded is None:
-        return finding is None and suspect.recorded is None
-    return finding.digest == suspect.recorded["digest"]
 
 
 def _show(suspect: Suspect, answer: Mapping[str, Any]) -> None:

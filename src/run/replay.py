@@ -24,7 +24,7 @@ from src.training.recipe import GuardConfig
 from src.training.task import LanguageModelTask
 from src.watch.again import autocast_for, loss_again, router_figures
 from src.watch.causes import describe
-from src.watch.trace import Finding, trace
+from src.watch.trace import Finding, is_same, trace
 
 CHANGEABLE = ("model", "attention", "ffn", "recipe")
 """Sections in which a replay can have other values."""
@@ -53,7 +53,7 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     answer = {
         "recorded": recorded["line"],
         "now": "all is finite" if finding is None else describe(finding, router, None),
-        "reproduced": not changes and _same(finding, recorded["finding"]),
+        "reproduced": not changes and is_same(finding, recorded["finding"]),
         "averted": finding is None and recorded["finding"] is not None,
         "finding": None if finding is None else finding.plain(),
     }
@@ -133,12 +133,3 @@ def _run(
         if finding is not None:
             return finding, router_figures(task, finding.module)
     return None, {}
-
-
-def _same(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:
-    if finding is None or recorded is None:
-        # A spike is finite, then and now.
-        return finding is None and recorded is None
-    return all(
-        finding.plain()[name] == recorded[name] for name in ("module", "operation", "digest")
-    )

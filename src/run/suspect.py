@@ -39,7 +39,7 @@ class PlainStep(nn.Module):
         self.model = model
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch of inputs and targets, (B, T) each, as in a training run of ours."""
+        """The loss of a batch of inputs and targets, (B, T) each."""
         tokens_BT, targets_BT = batch
         logits_BTV = self.model(tokens_BT)
         extra: Mapping[str, Tensor] = getattr(self.model, "extra_losses", dict)()
@@ -182,7 +182,8 @@ def _load(module: nn.Module, saved: Mapping[str, Any], *, place: Path) -> str | 
     tables = [saved["state_dict"]] if "state_dict" in saved else [saved, *saved.values()]
     found = next((f for f in (_fitting(table, own) for table in tables) if f is not None), None)
     if found is None:
-        missing = next((name for name in own if name not in dict(_named(saved))), next(iter(own)))
+        names = {name for name, _ in _named(saved)}
+        missing = next((name for name in own if name not in names), next(iter(own)))
         raise InputError(f"checkpoint={place}: does not fit the model: has no {missing}")
     prefix, tensors = found
     for name, value in own.items():

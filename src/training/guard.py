@@ -104,8 +104,10 @@ class StepGuard(StepCallback):
         # No loss at all is what a training_step that returns None leaves: nothing to apply, and
         # nothing wrong.
         has_loss = bool(self._losses)
-        nothing = [torch.tensor(float("nan"), device=pl_module.device)]
-        self.loss = torch.stack(self._losses or nothing).sum()
+        if has_loss:
+            self.loss = torch.stack(self._losses).sum()
+        else:
+            self.loss = torch.tensor(float("nan"), device=pl_module.device)
         self._losses.clear()
         params = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in params if p.grad is not None]

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,6 +57,19 @@ class Finding:
     def plain(self) -> dict[str, Any]:
         """The fields by name."""
         return asdict(self)
+
+
+def is_same(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:
+    """Whether a step run again found what was recorded, bitwise; None is a step that is finite.
+
+    Args:
+        finding: of now.
+        recorded: of then, as `plain` gives it.
+    """
+    if finding is None or recorded is None:
+        return finding is None and recorded is None
+    now = finding.plain()
+    return all(now[name] == recorded[name] for name in ("module", "operation", "digest"))
 
 
 class Tracer(TorchFunctionMode):

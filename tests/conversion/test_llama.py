@@ -132,8 +132,12 @@ def test_the_tokenizer_comes_with_it_and_goes_back(tmp_path):
 
 def test_nothing_of_ours_imports_transformers_but_models_that_are_not_ours():
     # torchmetrics, which Lightning brings, does so where it finds it.
-    foreign = {"src/examples/llama.py", "src/examples/mixtral.py", "src/detection/faults.py"}
-    foreign.add("src/benchmark/peers.py")
+    foreign = {
+        "src/examples/llama.py",
+        "src/examples/mixtral.py",
+        "src/detection/faults.py",
+        "src/benchmark/peers.py",
+    }
     for file in (ROOT / "src").rglob("*.py"):
         if str(file.relative_to(ROOT)) in foreign:
             continue
