@@ -269,6 +269,19 @@ def test_an_incident_is_run_again_as_it_was(tiny, capsys):
     assert found["cause"] == recorded["cause"] == "router underflow"
 
 
+def test_values_that_an_option_had_set_on_routers_are_set_again(tiny, capsys):
+    crash = [*tiny, "ffn=moe_writeup_add", "ffn.router.bias_rate=150", "recipe.precision=32-true"]
+    folder = train(crash)
+    place = folder / "incidents" / f"step-{record(folder)['incident']['step']}"
+    state = torch.load(place / "state.pt", weights_only=True)
+    assert state["router_values"]
+    for values in state["router_values"].values():
+        values["norm_eps"] = 1e-20
+    torch.save(state, place / "state.pt")
+    found = answer(capsys, f"checkpoint={place}")
+    assert found["finite"] and found["reproduced"] is False
+
+
 def test_a_run_of_ours_is_run_on_the_batch_that_it_would_take_next(tiny, capsys, tmp_path):
     folder = train(tiny)
     found = answer(capsys, f"checkpoint={folder}", "top=1000")
