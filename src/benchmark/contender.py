@@ -22,7 +22,7 @@ from src.model.ffn.moe import MoEConfig
 from src.model.ffn.router import RouterConfig
 from src.model.transformer import ModelConfig
 from src.streams import generator
-from src.training.task import cross_entropy
+from src.training.loss import cross_entropy
 
 GREEDY = Sampling(temperature=0.0, top_k=None, top_p=None, repetition_penalty=1.0)
 

@@ -12,6 +12,8 @@ from src.model.cache import Rope
 class RotaryTable(nn.Module):
     """Cosines and sines for positions 0 .. max_seq_len - 1, shared by all layers of a model.
 
+    The sines of the first half are negative: a rotation adds `-x_second * sin` there.
+
     Args:
         rope_dim: how many dimensions of a head rotate; even, because a rotation turns pairs.
         max_seq_len: the longest sequence, in tokens.
@@ -28,7 +30,8 @@ class RotaryTable(nn.Module):
         angles_TR = torch.cat((angles, angles), dim=-1)
         # Derived from the config, so they stay out of checkpoints.
         self.register_buffer("cos_TR", angles_TR.cos(), persistent=False)
-        self.register_buffer("sin_TR", angles_TR.sin(), persistent=False)
+        sines = torch.cat((-angles.sin(), angles.sin()), dim=-1)
+        self.register_buffer("sin_TR", sines, persistent=False)
 
     def forward(self, num_positions: int) -> Rope:
         """The tables of the first `num_positions` positions, each (T, R).
@@ -50,8 +53,7 @@ def rotate(x_BHTR: Tensor, rope: Rope) -> Tensor:
     """Rotates every head by its position; float32 inside, the dtype of the input outside."""
     cos_TR, sin_TR = rope
     x = x_BHTR.float()
-    first, second = x.chunk(2, dim=-1)
-    rotated = x * cos_TR + torch.cat((-second, first), dim=-1) * sin_TR
+    rotated = torch.addcmul(x * cos_TR, x.roll(x.shape[-1] // 2, dims=-1), sin_TR)
     return rotated.to(x_BHTR.dtype)
 
 

@@ -20,7 +20,7 @@ from src.foreign import call
 from src.model.kinds import EXTERNAL
 from src.restore import empty_model, parts_of
 from src.saved import checkpoint_of, read_tensors
-from src.training.task import cross_entropy
+from src.training.loss import cross_entropy
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

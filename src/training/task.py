@@ -8,24 +8,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from src.data.batches import Batch
 from src.training.guard import StepGuard
+from src.training.loss import cross_entropy
 from src.training.optim import build_optimizer
 from src.training.recipe import RecipeConfig
-
-
-def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Of each target in nats, (B, T), float32 whatever the precision."""
-    with torch.autocast(logits_BTV.device.type, enabled=False):
-        loss = F.cross_entropy(
-            logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
-        )
-    return loss.view_as(targets_BT)
 
 
 class LanguageModelTask(pl.LightningModule):

@@ -1,7 +1,7 @@
 import torch
 
 from src.config import compose
-from src.training.task import cross_entropy
+from src.training.loss import cross_entropy
 from tests.runs import last_checkpoint, record
 from tests.stability.harnessed import START, figure, first_difference, runs
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from src.training.loss import cross_entropy
 from src.training.metrics import TrainMetrics
-from src.training.task import cross_entropy
 from tests.builders import FFN_CASES, transformer
 from tests.training.harness import Harness, recipe_config
 

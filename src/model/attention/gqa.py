@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.model.attention.base import Attention, AttentionConfig
+from src.model.attention.causal import scaled_dot_product_attention
 from src.model.cache import Rope, Span
 from src.model.dims import Dims
 from src.model.norm import RMSNorm
@@ -67,9 +68,7 @@ class GroupedQueryAttention(Attention):
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """See Attention."""
         q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, rope)
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=self.num_kv_heads < self.num_heads
-        )
+        y_BHTK = scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.model.attention.base import Attention, AttentionConfig
+from src.model.attention.causal import scaled_dot_product_attention
 from src.model.cache import Rope, Span
 from src.model.dims import Dims
 from src.model.norm import RMSNorm
@@ -95,45 +96,50 @@ class MultiHeadLatentAttention(Attention):
         self.kv_latent_norm = RMSNorm(kv_latent, eps=eps) if config.latent_norm else nn.Identity()
         self.q_norm = RMSNorm(self.head_dim, eps=eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, eps=eps) if config.qk_norm else nn.Identity()
-        self.absorbs = not config.qk_norm
+        self.qk_norm = config.qk_norm
 
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """See Attention."""
         q_BHTK = self._rotate_tail(self._queries(x_BTD), rope)
-        k_BHTK, v_BHTK = self._decompress(*self._compress(x_BTD), rope)
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+        latent_BTL, k_BGTR = self._compress(x_BTD, rope)
+        k_BHTK, v_BHTK = self._decompress(latent_BTL, k_BGTR, rope)
+        y_BHTK = scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
         """See Attention."""
         q_BHTK = self._rotate_tail(self._queries(x_BTD), span.rope)
-        latent_BTL, k_BGTR = self._compress(x_BTD)
-        if self.absorbs:
-            k_BGTR = rotate(k_BGTR, span.rope)
+        latent_BTL, k_BGTR = self._compress(x_BTD, span.rope)
         latent_B1SL = span.keep(kept["latents"], latent_BTL.unsqueeze(1))
         k_BGSR = span.keep(kept["rope_keys"], k_BGTR)
-        if self.absorbs:
-            y_BHTK = self._attend_absorbed(q_BHTK, latent_B1SL, k_BGSR, span.mask)
-        else:
+        if self.qk_norm:
             k_BHSK, v_BHSK = self._decompress(latent_B1SL.squeeze(1), k_BGSR, span.rope_before)
             y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=span.mask)
+        else:
+            y_BHTK = self._attend_absorbed(q_BHTK, latent_B1SL, k_BGSR, span.mask)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
         latent_BTL = self.q_latent_norm(self.q_down(x_BTD))
         return self.q_norm(_split(self.q_up(latent_BTL), self.num_heads, self.head_dim))
 
-    def _compress(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """The key-value latent (B, T, L) and the rope keys (B, G, T, R) before their rotation."""
+    def _compress(self, x_BTD: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """The key-value latent (B, T, L) and the rope keys (B, G, T, R).
+
+        They are rotated, but with qk_norm, which comes before the rotation and sees whole keys.
+        """
         latent_BTL = self.kv_latent_norm(self.kv_down(x_BTD))
-        return latent_BTL, _split(self.k_rope(x_BTD), self.num_rope_keys, self.rope_dim)
+        k_BGTR = _split(self.k_rope(x_BTD), self.num_rope_keys, self.rope_dim)
+        return latent_BTL, k_BGTR if self.qk_norm else rotate(k_BGTR, rope)
 
     def _decompress(self, latent_BTL: Tensor, k_BGTR: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """Keys and values of every head."""
+        """Keys and values of every head from what `_compress` gives."""
         k_BHTC = _split(self.k_up(latent_BTL), self.num_heads, self.content_dim)
         v_BHTK = _split(self.v_up(latent_BTL), self.num_heads, self.head_dim)
-        k_BHTR = k_BGTR.repeat_interleave(self.num_heads // self.num_rope_keys, dim=1)
-        k_BHTK = self._rotate_tail(self.k_norm(torch.cat((k_BHTC, k_BHTR), dim=-1)), rope)
+        k_BHTR = _shared(k_BGTR, self.num_heads // self.num_rope_keys)
+        k_BHTK = torch.cat((k_BHTC, k_BHTR), dim=-1)
+        if self.qk_norm:
+            k_BHTK = self._rotate_tail(self.k_norm(k_BHTK), rope)
         return k_BHTK, v_BHTK
 
     def _attend_absorbed(
@@ -166,3 +172,8 @@ class MultiHeadLatentAttention(Attention):
 def _split(x_BTE: Tensor, num: int, dim: int) -> Tensor:
     """(B, T, num * dim) to (B, num, T, dim)."""
     return x_BTE.unflatten(-1, (num, dim)).transpose(1, 2)
+
+
+def _shared(x_BGTR: Tensor, times: int) -> Tensor:
+    """Each head for so many: (B, G, T, R) to (B, G * times, T, R), without a copy where G is 1."""
+    return x_BGTR.unsqueeze(2).expand(-1, -1, times, -1, -1).flatten(1, 2)

@@ -4,12 +4,14 @@ Axes: S tokens of a batch, D hidden, I inner, E experts, K experts picked for a 
 N = S * K token-expert pairs sorted by expert.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-ALIGNMENT = 8
-"""Entries of the narrowest dtype, bfloat16, in 16 bytes."""
+from src.model.ffn.grouped import grouped_product
 
 
 class Experts(nn.Module):
@@ -47,27 +49,38 @@ class Experts(nn.Module):
         expert_N, order_N = picked_SK.flatten().sort(stable=True)
         experts_E = torch.arange(self.num_experts, device=expert_N.device)
         ends_E = torch.searchsorted(expert_N, experts_E, right=True).to(torch.int32)
-        # grouped_mm does not follow autocast, so the cast is written out.
+        # Neither product follows autocast, so the cast is written out.
         device = x_SD.device.type
         dtype = (
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_SD.dtype
         )
-
-        def product(rows: Tensor, weight_EOI: Tensor) -> Tensor:
-            outputs, inputs = weight_EOI.shape[1:]
-            # Zeros up to whole 16 bytes, which the kernel's strides must be; they add nothing.
-            more_inputs, more_outputs = -inputs % ALIGNMENT, -outputs % ALIGNMENT
-            weight_EOI = weight_EOI.to(dtype)
-            if more_inputs or more_outputs:
-                rows = F.pad(rows, (0, more_inputs))
-                weight_EOI = F.pad(weight_EOI, (0, more_inputs, 0, more_outputs))
-            out = F.grouped_mm(rows, weight_EOI.transpose(1, 2), offs=ends_E)
-            return out[:, :outputs]
-
-        x_ND = x_SD.to(dtype)[order_N // top_k]
-        inner_NI = F.silu(product(x_ND, self.gate_proj)) * product(x_ND, self.up_proj)
-        out_ND = product(inner_NI, self.down_proj)
-        # Back to token order by the inverse permutation and a sum over K: deterministic on every
-        # device, which index_add_ with repeated rows is not.
-        out_SKD = out_ND[order_N.argsort()].view(num_tokens, top_k, -1)
+        place_N = order_N.argsort()
+        x_ND = _Rows.apply(x_SD.to(dtype), order_N, place_N, top_k)
+        gate_NI = grouped_product(x_ND, self.gate_proj.to(dtype), ends_E)
+        inner_NI = F.silu(gate_NI) * grouped_product(x_ND, self.up_proj.to(dtype), ends_E)
+        out_ND = grouped_product(inner_NI, self.down_proj.to(dtype), ends_E)
+        out_SKD = _Rows.apply(out_ND, place_N, order_N, 1).view(num_tokens, top_k, -1)
         return (out_SKD * weights_SK.unsqueeze(-1)).sum(dim=1)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows in another order, each `copies` times.
+
+    The gradient goes back by the inverse order and a sum over copies: deterministic on every
+    device, which adding to repeated rows is not, and faster than what indexing does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, copies: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.copies = copies
+        return x.index_select(0, order if copies == 1 else order // copies)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse,) = ctx.saved_tensors
+        grad = grad.index_select(0, inverse)
+        if ctx.copies > 1:
+            grad = grad.unflatten(0, (-1, ctx.copies)).sum(dim=1)
+        return grad, None, None, None

@@ -1,0 +1,94 @@
+"""Causal attention over whole sequences.
+
+Axes: B batch, H query heads, G key-value heads, T time, K dimensions of a head, N = B * H.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+NUM_BLOCKS = 4
+"""Of the queries on a CPU: with more of them less is computed for nothing, in more calls."""
+
+SHORTEST, LONGEST = 64, 512
+"""Sequences, in tokens, for which blocks are faster than PyTorch's kernel, and their probabilities,
+which are kept for the backward pass, small beside the rest."""
+
+
+def scaled_dot_product_attention(
+    query_BHTK: Tensor, key_BGTK: Tensor, value_BGTK: Tensor
+) -> Tensor:
+    """Softmax of scores / sqrt(K) over positions up to a query's own, times values; (B, H, T, K).
+
+    PyTorch's function of this name, causal. Its kernel for CPUs computes the scores of later keys
+    too, and hides them. There, in float32, queries go in blocks, each with no more keys than its
+    last one sees, which saves a quarter to a third of the time.
+
+    Args:
+        query_BHTK: a multiple of G heads; a group of consecutive ones shares a key-value head.
+        key_BGTK: one for each query.
+        value_BGTK: of the size of the keys.
+    """
+    given = query_BHTK, key_BGTK, value_BGTK
+    if has_torch_function_variadic(*given):
+        # So that who watches functions sees this one, and not its inside.
+        attended: Tensor = handle_torch_function(scaled_dot_product_attention, given, *given)
+        return attended
+    num_sharing = query_BHTK.shape[1] // key_BGTK.shape[1]
+    plain = query_BHTK.device.type == "cpu" and query_BHTK.dtype == torch.float32
+    if not plain or not SHORTEST <= query_BHTK.shape[2] <= LONGEST:
+        return F.scaled_dot_product_attention(*given, is_causal=True, enable_gqa=num_sharing > 1)
+    if num_sharing > 1:
+        key_BGTK, value_BGTK = (
+            x.repeat_interleave(num_sharing, dim=1) for x in (key_BGTK, value_BGTK)
+        )
+    out_NTK: Tensor = _InBlocks.apply(
+        *(x.flatten(0, 1) for x in (query_BHTK, key_BGTK, value_BGTK))
+    )
+    return out_NTK.unflatten(0, query_BHTK.shape[:2])
+
+
+class _InBlocks(torch.autograd.Function):
+    """Attention of each head for itself."""
+
+    @staticmethod
+    def forward(ctx: Any, query_NTK: Tensor, key_NTK: Tensor, value_NTK: Tensor) -> Tensor:
+        scale = query_NTK.shape[-1] ** -0.5
+        out_NTK = torch.empty_like(query_NTK)
+        probabilities = []
+        for start, end in _blocks(query_NTK.shape[1]):
+            later = torch.full((end - start, end), -torch.inf).triu(start + 1)
+            query, key = query_NTK[:, start:end], key_NTK[:, :end]
+            scores = torch.baddbmm(later, query, key.transpose(1, 2), alpha=scale)
+            probabilities.append(scores.softmax(dim=-1))
+            out_NTK[:, start:end] = probabilities[-1] @ value_NTK[:, :end]
+        ctx.save_for_backward(query_NTK, key_NTK, value_NTK, *probabilities)
+        return out_NTK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query_NTK, key_NTK, value_NTK, *probabilities = ctx.saved_tensors
+        scale = query_NTK.shape[-1] ** -0.5
+        grad_query, grad_key, grad_value = (
+            torch.zeros_like(x) for x in (query_NTK, key_NTK, value_NTK)
+        )
+        for (start, end), p in zip(_blocks(query_NTK.shape[1]), probabilities, strict=True):
+            grad, query = grad_NTK[:, start:end], query_NTK[:, start:end]
+            key, value = key_NTK[:, :end], value_NTK[:, :end]
+            grad_value[:, :end] += p.transpose(1, 2) @ grad
+            grad_p = grad @ value.transpose(1, 2)
+            grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype) * scale
+            grad_query[:, start:end] = grad_scores @ key
+            grad_key[:, :end] += grad_scores.transpose(1, 2) @ query
+        return grad_query, grad_key, grad_value
+
+
+def _blocks(time: int) -> list[tuple[int, int]]:
+    """First query and end of each block."""
+    ends = [time * (number + 1) // NUM_BLOCKS for number in range(NUM_BLOCKS)]
+    return list(zip([0, *ends], ends, strict=False))
