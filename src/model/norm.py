@@ -48,4 +48,4 @@ class _NormOnCPU(torch.autograd.Function):
         along = grad * normed
         mean = (along @ weight).unsqueeze(-1) / weight.shape[0]
         grad_x = torch.addcmul(grad * weight, normed, mean, value=-1).mul_(scale)
-        return grad_x, along.flatten(0, -2).sum(dim=0), None
+        return grad_x, along.reshape(-1, along.shape[-1]).sum(dim=0), None
