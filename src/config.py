@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.claims import apply_claims
+from src.compiling import is_compiled
 from src.data import DataConfig, TokenizerConfig
 from src.digests import file_digest
 from src.errors import InputError
@@ -64,6 +65,8 @@ class RunConfig:
     trainer: TrainerConfig
     tracking: TrackingConfig
     paths: PathsConfig
+    compile: bool
+    """Whether the training step is compiled; auto is decided."""
     seed: int
     repeat: int
     study: str
@@ -143,6 +146,8 @@ class RunConfig:
             for name in (*HASHED, "trainer", "kinds")
             if name != "stability"
         )
+        # Runs of before there was the choice say nothing.
+        same = same and source.get("compile", False) == self.compile
         return not same or self.fork.step > min([self.natural_start, *theirs])
 
     @property
@@ -165,6 +170,7 @@ class RunConfig:
         plain: dict[str, Any] = {name: self._section(name) for name in fields}
         plain["choices"] = dict(self.choices)
         plain["kinds"] = kinds_of(self.attention, self.ffn)
+        plain["compile"] = self.compile
         plain["seed"], plain["repeat"], plain["study"] = self.seed, self.repeat, self.study
         plain["init"] = None if self.init is None else self._init()
         plain["fork"] = None if self.fork is None else f"{self.fork.source}@{self.fork.step}"
@@ -199,6 +205,8 @@ class RunConfig:
         content["device"] = self.trainer.device_type
         content["threads"] = self.trainer.threads
         content["seed"], content["repeat"] = self.seed, self.repeat
+        if self.compile:
+            content["compile"] = True
         if self.init is not None:
             content["init"] = self._init()["digest"]
         if self.fork is not None and self.is_counterfactual:
@@ -258,8 +266,10 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         model=str(choices["model"]),
         preset=str(choices["preset"]),
     )
+    asked = parts.pop("compile")
     config = RunConfig(
         **parts,
+        compile=False,
         remedies=remedies,
         variant=variant,
         arguments=arguments,
@@ -269,6 +279,10 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         extra=extra,
     )
     _check_across(config)
+    compiled = is_compiled(
+        asked, config.architecture, config.recipe, device=config.trainer.device_type
+    )
+    config = dataclasses.replace(config, compile=compiled)
     if config.fork is not None and config.is_counterfactual:
         name = f"{config.variant_name}@fork-{config.fork.step}"
         return dataclasses.replace(config, variant_name=name)

@@ -111,6 +111,7 @@ class Schema:
     trainer: TrainerConfig = MISSING
     tracking: TrackingConfig = MISSING
     paths: PathsConfig = MISSING
+    compile: Any = MISSING
     seed: int = MISSING
     repeat: int = MISSING
     study: str = MISSING

@@ -200,6 +200,7 @@ def assemble(
         guard=guard,
         lr_factor=config.lr_factor,
         checkpoint_extras=dict(checkpoint_extras),
+        compiled=config.compile,
     )
     batches = TrainBatches(
         corpus.train,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from src import terminal
+from src.compiling import check_compiler
 from src.config import UNCOMPARED, RunConfig
 from src.data import Corpus
 from src.errors import InputError
@@ -41,6 +42,7 @@ def run(config: RunConfig) -> int:
         InputError: before anything is trained or written.
     """
     config.trainer.check_device()
+    check_compiler(compiled=config.compile, device=config.trainer.device_type)
     set_numerics(config)
     explicit = config.resume not in ("auto", "never")
     if config.rerun and explicit:

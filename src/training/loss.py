@@ -5,7 +5,7 @@ Axes: B batch, T time, V vocabulary.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -15,3 +15,15 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
             logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
         )
     return loss.view_as(targets_BT)
+
+
+def losses(
+    model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, *, z_loss_weight: float
+) -> dict[str, Tensor]:
+    """The mean cross-entropy, and the z-loss where it has a weight (arXiv 2204.02311)."""
+    logits_BTV = model(tokens_BT)
+    found = {"loss": cross_entropy(logits_BTV, targets_BT).mean()}
+    if z_loss_weight:
+        partition_BT = logits_BTV.float().logsumexp(dim=-1)
+        found["z_loss"] = z_loss_weight * partition_BT.square().mean()
+    return found

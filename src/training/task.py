@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from src.data.batches import Batch
 from src.training.guard import StepGuard
-from src.training.loss import cross_entropy
+from src.training.loss import cross_entropy, losses
 from src.training.optim import build_optimizer
 from src.training.recipe import RecipeConfig
 
@@ -29,6 +29,7 @@ class LanguageModelTask(pl.LightningModule):
         guard: the step guard that is among the trainer's callbacks.
         lr_factor: factor on the learning rate by optimizer step.
         checkpoint_extras: plain values that every checkpoint carries.
+        compiled: put the training step's forward and backward pass through torch.compile.
     """
 
     def __init__(
@@ -39,9 +40,12 @@ class LanguageModelTask(pl.LightningModule):
         guard: StepGuard,
         lr_factor: Callable[[int], float],
         checkpoint_extras: dict[str, Any],
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        # All that is not a training step, such as validation, takes the model as it is.
+        self._losses = torch.compile(losses, dynamic=False) if compiled else losses
         self._extra_losses = getattr(model, "extra_losses", dict)
         self._finish_batch = getattr(model, "finish_batch", _nothing)
         self._finish_step = getattr(model, "finish_step", _nothing)
@@ -61,21 +65,12 @@ class LanguageModelTask(pl.LightningModule):
         tokens_BT, targets_BT = batch
         return cross_entropy(self.model(tokens_BT), targets_BT)
 
-    def _z_loss(self, logits_BTV: Tensor) -> dict[str, Tensor]:
-        weight = self.recipe.z_loss_weight
-        if not weight:
-            return {}
-        return {"z_loss": weight * logits_BTV.float().logsumexp(dim=-1).square().mean()}
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
         tokens_BT, targets_BT = batch
-        logits_BTV = self.model(tokens_BT)
-        losses = {
-            "loss": cross_entropy(logits_BTV, targets_BT).mean(),
-            **self._z_loss(logits_BTV),
-            **self._extra_losses(),
-        }
+        weight = self.recipe.z_loss_weight
+        losses = self._losses(self.model, tokens_BT, targets_BT, z_loss_weight=weight)
+        losses |= self._extra_losses()
         if batch_idx % self.recipe.accumulate == 0:
             self.step_losses = {}
         for name, loss in losses.items():
