@@ -45,7 +45,8 @@ def loss_again(
         with precision():
             output = step(*given)
         loss: Tensor | None = output["loss"] if isinstance(output, dict) else output
-        return None if loss is None else loss / accumulate
+        # A division of ours is no operation of the model's.
+        return loss if loss is None or accumulate == 1 else loss / accumulate
 
     return loss_of
 

@@ -165,15 +165,19 @@ class IncidentRecorder(StepCallback):
         with undisturbed(task):
             for entry in self._batches:
                 loss_of = loss_again(task, entry, precision, accumulate=len(self._batches))
-                finding = trace(task, loss_of)
+                finding = trace(task, loss_of, batch=entry["batch"])
                 if finding is not None:
                     if finding.phase == "forward":
                         router = router_figures(task, finding.module)
                     break
         if kind == "non-finite" and finding is None and _scales_loss(trainer):
             return None
+        guard = StepGuard.of(trainer)
+        assert guard is not None
+        assert guard.loss is not None
         evidence = Evidence(
             finding=finding,
+            loss_finite=bool(guard.loss.isfinite()),
             router=router,
             second_moment_finite=_second_moment_finite(optimizer),
             weight_absmax=weight_absmax(task),

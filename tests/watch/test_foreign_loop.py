@@ -95,6 +95,19 @@ def test_what_the_scaler_of_the_loss_finds_by_itself_is_no_incident():
     assert not Path("incidents").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_is_named_and_not_what_it_spoils(value, capsys):
+    batch = torch.ones(4, 4)
+    batch[0, 1] = value
+    fit(Products(weight=1.0), batch)
+    incident = recorded()
+    assert incident["finding"]["phase"] == "batch"
+    assert incident["cause"] == "bad batch"
+    assert incident["line"] == "step 1: batch: 1 of 8 elements are not finite before the step"
+    found = diagnosed(capsys, PRODUCTS)
+    assert found["reproduced"] and not found["finite"]
+
+
 class Gated(pl.LightningModule):
     """Weights experts by the normalized sigmoids of a gate, all of which are 0."""
 
