@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from src.streams import host_states
 from src.training.guard import StepGuard
 from src.training.steps import StepCallback
 from src.watch.again import (
@@ -93,6 +94,7 @@ class IncidentRecorder(StepCallback):
                     "batch": batch,
                     "batch_idx": batch_idx,
                     "rng": torch.get_rng_state(),
+                    "host_rng": host_states(),
                     "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
                     "router_state": router_state(self._routers),
                 }

@@ -313,7 +313,8 @@ def trace(
         return tracer.finding
     tracer.check_batch(batch)
     with tracer.hooked():
-        with tracer:
+        # What is compiled would hide its operations.
+        with tracer, torch.compiler.set_stance("force_eager"):
             loss = loss_of()
         if loss is not None:
             tracer.check_loss(loss)
