@@ -2,7 +2,8 @@
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,18 @@ def seed_global(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, those generators begin at a seed; afterwards they are where they were."""
+    host = host_states()
+    with torch.random.fork_rng(devices=[]):
+        seed_global(seed)
+        try:
+            yield
+        finally:
+            set_host_states(host)
 
 
 def host_states() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Finds the operation that turned finite numbers into others."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
+
+from src.watch.contents import digest_of
 
 MAX_POSITIONS = 10
 
@@ -272,7 +273,6 @@ def _found(
 ) -> Finding:
     tensor = tensor.detach()
     bad = ~tensor.isfinite()
-    content = tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
     return Finding(
         phase=phase,
         module=module,
@@ -283,7 +283,7 @@ def _found(
         positions=bad.nonzero()[:MAX_POSITIONS].tolist(),
         input_absmax=absmax,
         dtype=str(tensor.dtype).removeprefix("torch."),
-        digest=hashlib.sha256(content).hexdigest(),
+        digest=digest_of(tensor),
     )
 
 
