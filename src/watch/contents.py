@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 CONTAINERS = (list, deque, set, dict, OrderedDict, defaultdict, Counter)
 """What is put back with its content; a class of somebody's that is derived from one may differ."""
@@ -46,11 +47,11 @@ class Contents:
         if isinstance(value, tuple):
             for entry in value:
                 self._keep(entry)
-        if id(value) in self._known or isinstance(value, nn.Parameter):
+        if id(value) in self._known or isinstance(value, nn.Parameter) or is_lazy(value):
             return
         if isinstance(value, Tensor):
             self._refill.append(_refill_tensor(value))
-        elif isinstance(value, np.ndarray):
+        elif isinstance(value, np.ndarray) and value.flags.writeable:
             self._refill.append(_refill_array(value))
         elif type(value) in CONTAINERS:
             self._refill.append(_refill_container(value))
@@ -77,14 +78,17 @@ class Contents:
 def _refill_tensor(tensor: Tensor) -> Callable[[], None]:
     if tensor.layout != torch.strided or type(tensor) is not Tensor:
         return partial(_copy, tensor, tensor.detach().clone())
-    # All memory behind it, of which several of its entries may be one.
+    # As bytes: several of its entries may be one place in memory.
     place = tensor.detach()
     content = _memory(tensor).clone()
 
     def refill() -> None:
         if tensor.data_ptr() != place.data_ptr() or tensor.shape != place.shape:
             tensor.data = place
-        _copy(_memory(place)[: len(content)], content)
+        memory = _memory(place)
+        # Memory that nobody may write to has not changed.
+        if not torch.equal(memory, content):
+            memory.copy_(content)
 
     return refill
 
@@ -94,17 +98,20 @@ def _copy(tensor: Tensor, content: Tensor) -> None:
 
 
 def _memory(tensor: Tensor) -> Tensor:
-    """The bytes behind a tensor."""
+    """The bytes from a tensor's first entry to its last."""
+    if not tensor.numel():
+        return torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    size, first = tensor.element_size(), tensor.storage_offset()
     memory = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return memory.set_(tensor.untyped_storage())
+    return memory.set_(tensor.untyped_storage())[first * size : (first + last + 1) * size]
 
 
 def _refill_array(array: np.ndarray) -> Callable[[], None]:
     content = array.copy()
 
     def refill() -> None:
-        if array.flags.writeable:
-            array[...] = content
+        array[...] = content
 
     return refill
 

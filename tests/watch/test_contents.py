@@ -1,6 +1,7 @@
 """What is kept of a module, and put back."""
 
 import collections
+import warnings
 
 import numpy as np
 import torch
@@ -70,6 +71,24 @@ def test_all_is_as_it_was_and_the_same_object():
     assert module.tables["a"] == {"b": 1} and list(module.tables) == ["a", "weights"]
     assert module.counts == {"a": 1} and list(module.queue) == [1, 2]
     assert module.number == 1
+
+
+def test_memory_that_nobody_may_write_to_is_left_alone(tmp_path):
+    np.save(tmp_path / "tokens.npy", np.arange(4))
+    module = nn.Module()
+    module.array = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    with warnings.catch_warnings(action="ignore"):
+        module.tensor = torch.from_numpy(module.array)
+    Contents(module).put_back()
+    assert module.tensor.tolist() == [0, 1, 2, 3]
+
+
+def test_a_buffer_that_has_no_content_yet_has_none_to_put_back():
+    module = nn.LazyBatchNorm1d()
+    contents = Contents(module)
+    module(torch.ones(2, 3))
+    contents.put_back()
+    assert module.running_mean.shape == (3,)
 
 
 def test_what_is_made_anew_stays_and_weights_are_left_alone():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -144,7 +145,7 @@ class Draws(Products):
     first = None
 
     def training_step(self, batch, batch_idx):
-        drawn = torch.rand(())
+        drawn = torch.rand(()) + random.random() + np.random.rand()
         if self.first is None:
             self.first = drawn
         return (self.inner(batch) / (drawn != self.first)).mean()
