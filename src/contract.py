@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from src.errors import InputError
 from src.foreign import running
+from src.streams import host_states, set_host_states
 from src.watch.again import routers_of, undisturbed
+from src.watch.contents import unsaved
 
 NAME = re.compile(r"[A-Za-z_][\w.-]*")
 """Of a figure, so that it can be part of a metric's name."""
@@ -59,11 +61,23 @@ def check_contract(model: nn.Module, tokens_BT: Tensor, *, what: str) -> None:
     Raises:
         InputError: anything is not as src.external promises it to the rest of the project.
     """
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{what}: {path or 'the model'} is compiled by torch.jit, must be Python's:"
+                " instruments cannot look into it"
+            )
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
             raise InputError(f"{what}: {name} is on {parameter.device}, must be on the CPU")
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise InputError(f"{what}: {name} is {parameter.dtype}, must be torch.float32")
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and _overlaps(value):
+            raise InputError(
+                f"{what}: entries of {name} share their memory, so that no saved state can be"
+                " loaded into it; clone() it, or let it be persistent=False"
+            )
     with undisturbed(model):
         model.train()
         logits_BTV = _checked(model, tokens_BT, what=what)
@@ -73,10 +87,23 @@ def check_contract(model: nn.Module, tokens_BT: Tensor, *, what: str) -> None:
             raise InputError(f"{what}: the logits hang on no parameter that is to be trained")
         with running(f"{what}: backward pass"):
             (loss + sum(extra.values())).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                raise InputError(
+                    f"{what}: the gradient of {name} is sparse, must be dense: neither guard nor"
+                    " optimizer takes another"
+                )
         for path, router in routers_of(model):
             _check_figures(router, what=f"{what}: router_stats of {path or 'the model'}")
         _finish(model, what=what)
     num_inactive_params(model, what=what)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether one place in memory is several entries, as `expand` makes it."""
+    if tensor.layout != torch.strided:
+        return False
+    return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _finish(model: nn.Module, *, what: str) -> None:
@@ -95,29 +122,30 @@ def _finish(model: nn.Module, *, what: str) -> None:
 
 
 def unsaved_state(model: nn.Module, tokens_BT: Tensor) -> list[str]:
-    """Numbers that a step of training changes and a checkpoint does not hold, by their paths.
+    """What a step of training changes and a checkpoint does not hold, by its path.
+
+    Numbers that one step changes; tensors and containers that a second step, the same as the
+    first, changes once more: what each pass only writes anew is no memory of the last.
 
     Args:
         model: has passed `check_contract`; is as it was afterwards.
         tokens_BT: a batch.
     """
-
-    def numbers() -> dict[str, Any]:
-        return {
-            f"{path}.{name}".lstrip("."): value
-            for path, module in model.named_modules()
-            for name, value in vars(module).items()
-            if isinstance(value, int | float) and name != "training"
-        }
-
     with undisturbed(model):
         model.train()
-        before = numbers()
-        with running("a step"):
-            model(tokens_BT)
-            _finish(model, what="a step")
-        after = numbers()
-    return [name for name, value in after.items() if before.get(name) != value]
+        drawn, host = torch.get_rng_state(), host_states()
+        states = [unsaved(model)]
+        for _ in range(2):
+            torch.set_rng_state(drawn)
+            set_host_states(host)
+            with running("a step"):
+                model(tokens_BT)
+                _finish(model, what="a step")
+            states.append(unsaved(model))
+    before, after, later = states
+    changed = {n for n, value in after.items() if before.get(n) != value}
+    numbers = {n for n in changed if isinstance(after[n], str)}
+    return [n for n, value in later.items() if n in numbers or after.get(n) != value]
 
 
 def _extra_losses(model: nn.Module, *, what: str) -> Mapping[str, Tensor]:

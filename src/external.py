@@ -3,10 +3,10 @@
 The callable gives an `nn.Module` that maps token ids (B, T) to logits (B, T, V), on the CPU, in
 float32, position t from tokens 0 .. t. It is called with `model.kwargs`, and with `vocab_size` and
 `max_seq_len` where it has parameters of these names. What the module draws while it is built comes
-from the run's seed, by torch's global generator. What a forward pass changes in the module by
-itself, as BatchNorm its running statistics, a skipped step does not put back. What it must
-remember from step to step is a persistent buffer: a run that goes on from a saved state has no
-other memory.
+from the run's seed, by the global generators of torch, NumPy and Python. What a forward pass
+changes in the module by itself, as BatchNorm its running statistics, a skipped step does not put
+back. What it must remember from step to step is a persistent buffer: a run that goes on from a
+saved state has no other memory.
 
 The module may have any of these methods, as ours have:
 
@@ -35,6 +35,7 @@ from src.model.architecture import Architecture, GeneratorFor
 from src.model.kinds import EXTERNAL, ExternalPart
 from src.model.size import BYTES_FLOAT32, Size
 from src.overrides import Override
+from src.streams import seeded
 
 ROWS = 2
 """Of the batch on which a model is tried."""
@@ -115,8 +116,7 @@ class ExternalModel(Architecture):
             InputError: the callable raises, or what it gives is no language model of so many
                 tokens.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator_for(EXTERNAL).initial_seed())
+        with seeded(generator_for(EXTERNAL).initial_seed()):
             model = call(
                 self.config.target,
                 dict(self.config.kwargs),
@@ -138,8 +138,8 @@ class ExternalModel(Architecture):
         """See Architecture."""
         tokens_BT = torch.zeros(ROWS, self.seq_len, dtype=torch.long)
         notes = [
-            f"{self._what}: {name} changes in training and is no buffer: it begins anew in a run"
-            " that is resumed, forked, or shares its first steps"
+            f"{self._what}: {name} changes in training and is no persistent buffer: it begins anew"
+            " in a run that is resumed, forked, or shares its first steps"
             for name in unsaved_state(model, tokens_BT)
         ]
         before = logits_of(model, tokens_BT, what=self._what)

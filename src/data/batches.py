@@ -18,7 +18,8 @@ Batch = tuple[Tensor, Tensor]
 def _windows(tokens: np.ndarray, starts: np.ndarray, seq_len: int) -> Batch:
     rows = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
     window_BT1 = torch.from_numpy(rows)
-    return window_BT1[:, :-1], window_BT1[:, 1:]
+    # A model may write into its tokens, never into its targets.
+    return window_BT1[:, :-1], window_BT1[:, 1:].clone()
 
 
 class TrainBatches:

@@ -20,7 +20,7 @@ from src.forks import Fork
 from src.initial import load_initial
 from src.run.forking import state_key
 from src.stability import RunFacts
-from src.streams import generator, stream_seed
+from src.streams import generator, seed_global, stream_seed
 from src.tracking.folder import RunFolder
 from src.tracking.writer import MetricsWriter
 from src.training.checkpoint import Checkpoints
@@ -235,8 +235,7 @@ def _repeat(config: RunConfig) -> str:
 def set_numerics(config: RunConfig) -> None:
     """Process-wide settings on which the last bits of numbers depend, and a quiet Lightning."""
     torch.set_num_threads(config.trainer.threads)
-    # Nothing of ours draws from the global generator; a model of somebody else's may.
-    torch.manual_seed(stream_seed(config.seed, "global"))
+    seed_global(stream_seed(config.seed, "global"))
     torch.set_float32_matmul_precision(config.recipe.matmul_precision)
     # Its greetings and its advice about workers, which a corpus in memory does not need.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

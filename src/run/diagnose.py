@@ -81,7 +81,9 @@ def _examine(
             suspect.task, entry, lambda: autocast_for(precision), accumulate=len(entries)
         )
         with running(f"{whose}: the step cannot be run under watch"):
-            finding, margins = margins_of(suspect.task, _checked(again, whose), moments)
+            finding, margins = margins_of(
+                suspect.task, _checked(again, whose), moments, batch=entry["batch"]
+            )
         if finding is not None:
             return finding, margins
         for margin in margins:
@@ -118,6 +120,7 @@ def _answer(
 ) -> dict[str, Any]:
     evidence = Evidence(
         finding=finding,
+        loss_finite=finding is None,
         router=router,
         second_moment_finite=all(bool(m.isfinite().all()) for m in suspect.second_moments()),
         weight_absmax=weight_absmax(suspect.task),

@@ -17,6 +17,7 @@ from src.tracking.facts import device_facts, git_facts, versions
 from src.tracking.folder import RunFolder, read_metrics
 from src.tracking.labels import variant_of
 from src.training.validate import offered_weights
+from src.watch.trace import is_spoilt
 
 
 def build_record(
@@ -86,11 +87,11 @@ def build_record(
 
 
 def _outcome(run: Assembly, guard: dict[str, Any]) -> str:
-    finite = all(bool(p.isfinite().all()) for p in run.task.model.parameters())
+    spoilt = any(is_spoilt(parameter) for parameter in run.task.model.parameters())
     return records.outcome(
         guard=guard,
         stopped=run.guard.stopped,
-        weights_finite=finite,
+        weights_finite=not spoilt,
         val=run.validation.last["val/nonfinite_frac"],
     )
 

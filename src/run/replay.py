@@ -129,7 +129,8 @@ def _run(
 
     batches = state["batches"]
     for entry in batches:
-        finding = trace(task, loss_again(task, entry, precision, accumulate=len(batches)))
+        again = loss_again(task, entry, precision, accumulate=len(batches))
+        finding = trace(task, again, batch=entry["batch"])
         if finding is not None:
             return finding, router_figures(task, finding.module)
     return None, {}

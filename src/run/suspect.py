@@ -317,4 +317,5 @@ def _pair(suspect: Suspect, content: Any, file: Path) -> tuple[Tensor, Tensor]:
     both = torch.cat((inputs.flatten(), targets.flatten()))
     if known is not None and not 0 <= int(both.min()) <= int(both.max()) < known:
         raise InputError(f"batch={file}: token ids must be from 0 to {known - 1}")
-    return inputs.long(), targets.long()
+    # As in training, a model that writes into its tokens leaves its targets alone.
+    return inputs.long(), targets.long().clone()

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from src.data.batches import Batch
+from src.streams import host_states, set_host_states
 from src.training.guard import StepGuard
 from src.training.loss import cross_entropy, losses
 from src.training.optim import build_optimizer
@@ -125,10 +126,13 @@ class LanguageModelTask(pl.LightningModule):
         """Adds what makes a checkpoint complete: config, tokenizer, state of the generators."""
         checkpoint.update(self.checkpoint_extras)
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda, **host_states()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the generators where they were."""
+        # Older checkpoints have torch's alone.
+        if "python" in checkpoint["rng"]:
+            set_host_states(checkpoint["rng"])
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         if torch.cuda.is_available() and checkpoint["rng"]["cuda"]:
             torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])

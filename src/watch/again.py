@@ -5,11 +5,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
+
+from src.streams import host_states, set_host_states
+from src.watch.contents import Contents
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Precisions, by Lightning's names, in which a step can be run again; products are in this type."""
+
+LOGS = ("log", "log_dict")
+"""Methods of a LightningModule by which figures leave its training step."""
 
 Routers = list[tuple[str, Any]]
 """Path and module of what has a router's figures."""
@@ -31,6 +39,8 @@ def loss_again(
         accumulate: micro-batches of the step.
     """
     torch.set_rng_state(entry["rng"])
+    if "host_rng" in entry:
+        set_host_states(entry["host_rng"])
     # What was recorded on a GPU may be looked at without one.
     if entry["cuda_rng"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(entry["cuda_rng"])
@@ -42,12 +52,39 @@ def loss_again(
         step = cast(Any, task).training_step
         # Lightning lets a training_step do without the index.
         given = (entry["batch"], entry["batch_idx"])[: len(inspect.signature(step).parameters)]
-        with precision():
+        with precision(), _muted(task):
             output = step(*given)
         loss: Tensor | None = output["loss"] if isinstance(output, dict) else output
-        return None if loss is None else loss / accumulate
+        # A division of ours is no operation of the model's.
+        return loss if loss is None or accumulate == 1 else loss / accumulate
 
     return loss_of
+
+
+@contextmanager
+def _muted(task: nn.Module) -> Iterator[None]:
+    """Inside, what is logged goes nowhere: the step itself has logged it."""
+    modules = [m for m in task.modules() if isinstance(m, pl.LightningModule)]
+    own = [{name: vars(m)[name] for name in LOGS if name in vars(m)} for m in modules]
+    trainer = getattr(task, "_trainer", None)
+    loggers = [] if trainer is None else trainer.loggers
+    for module in modules:
+        vars(module).update(dict.fromkeys(LOGS, _nowhere))
+    if trainer is not None:
+        trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        if trainer is not None:
+            trainer.loggers = loggers
+        for module, kept in zip(modules, own, strict=True):
+            for name in LOGS:
+                del vars(module)[name]
+            vars(module).update(kept)
+
+
+def _nowhere(*_: Any, **__: Any) -> None:
+    """Takes what is logged."""
 
 
 def autocast_for(precision: str) -> AbstractContextManager[Any]:
@@ -58,26 +95,29 @@ def autocast_for(precision: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Puts gradients, buffers, router biases, attributes and random state back afterwards."""
+    """Puts gradients, buffers, router biases, attributes and random state back afterwards.
+
+    `Contents` says how deep. What is compiled runs as it is written: operations are to be seen.
+    """
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     routers = router_state(routers_of(module))
-    attributes = {inner: dict(inner.__dict__) for inner in module.modules()}
+    contents = Contents(module)
+    host_rng = host_states()
     rng = torch.get_rng_state()
     cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     for parameter in module.parameters():
         parameter.grad = None
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
+        set_host_states(host_rng)
         torch.set_rng_state(rng)
         if cuda_rng is not None:
             torch.cuda.set_rng_state(cuda_rng)
-        for inner, values in attributes.items():
-            # Hooks and tables of parameters live there too, and are the same objects still.
-            inner.__dict__.update(values)
+        contents.put_back()
         with torch.no_grad():
-            for name, value in {**buffers, **routers}.items():
+            for name, value in routers.items():
                 _tensor_at(module, name).copy_(value)
         for name, parameter in module.named_parameters():
             # One that the step has made has had none.

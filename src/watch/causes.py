@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.watch.limits import FLOAT32_MAX
-from src.watch.trace import NORM, Finding
+from src.watch.trace import INPUT, LOSS, NORM, Finding
 
 UNKNOWN = "unknown"
 
@@ -28,6 +28,8 @@ class Evidence:
 
     finding: Finding | None
     """None where running the step again was finite."""
+    loss_finite: bool
+    """Whether the loss of the step itself was."""
     router: Mapping[str, float]
     """`router_stats` of the module that was named, if it is a router; else empty."""
     second_moment_finite: bool
@@ -50,13 +52,17 @@ def _guard_failure(evidence: Evidence) -> bool:
     return evidence.finding is not None and evidence.finding.phase == "weights"
 
 
+def _bad_batch(evidence: Evidence) -> bool:
+    return evidence.finding is not None and evidence.finding.phase == "batch"
+
+
 def _exploding_weights(evidence: Evidence) -> bool:
     return evidence.weight_absmax > EXPLODED
 
 
 def _float16_overflow(evidence: Evidence) -> bool:
     finding = evidence.finding
-    return finding is not None and finding.phase == "forward" and finding.dtype == "float16"
+    return finding is not None and _is_made(finding) and finding.dtype == "float16"
 
 
 def _masked_row(evidence: Evidence) -> bool:
@@ -91,7 +97,7 @@ def _exploding_gradient(evidence: Evidence) -> bool:
 def _output_divergence(evidence: Evidence) -> bool:
     """In the head, or in what the loss makes of numbers that it has let through."""
     finding = evidence.finding
-    if finding is None or finding.phase != "forward":
+    if finding is None or not _is_made(finding):
         return False
     in_loss = finding.module == "" and (finding.input_absmax or 0.0) > DIVERGED
     return in_loss or "head" in _words(finding)
@@ -103,7 +109,7 @@ def _bad_gradient(evidence: Evidence) -> bool:
 
 def _overfitting(evidence: Evidence) -> bool:
     train, val = evidence.last.get("train/loss"), evidence.last.get("val/loss")
-    no_operation = evidence.finding is None
+    no_operation = evidence.finding is None and evidence.loss_finite
     return no_operation and train is not None and val is not None and val > 2 * train + 1
 
 
@@ -111,6 +117,7 @@ RULES: list[tuple[str, Callable[[Evidence], bool]]] = [
     ("router underflow", _router_underflow),
     ("optimizer second moment", _second_moment),
     ("guard failure", _guard_failure),
+    ("bad batch", _bad_batch),
     ("exploding weights", _exploding_weights),
     ("float16 overflow", _float16_overflow),
     ("fully masked row", _masked_row),
@@ -126,6 +133,12 @@ RULES: list[tuple[str, Callable[[Evidence], bool]]] = [
 def cause(evidence: Evidence) -> str:
     """The first rule that holds, or unknown."""
     return next((name for name, holds in RULES if holds(evidence)), UNKNOWN)
+
+
+def _is_made(finding: Finding) -> bool:
+    """Whether an operation of the forward pass is named as what made the numbers."""
+    seen = not finding.operation.startswith(INPUT) and finding.operation != LOSS
+    return seen and finding.phase == "forward"
 
 
 def _words(finding: Finding) -> set[str]:
@@ -159,8 +172,14 @@ def describe(finding: Finding | None, router: Mapping[str, float], drift: float 
             line += f", {'falling' if drift < 0 else 'rising'} {abs(drift):.4f} a step"
         return line
     what = f"{finding.num_nonfinite} of {finding.num_elements} elements"
+    if finding.phase == "batch":
+        return f"{finding.operation}: {what} are not finite before the step"
     if finding.phase == "weights":
         return f"{where}: {what} of {finding.operation} are not finite before the step"
+    if finding.operation.startswith(INPUT):
+        return f"{where}: {what} of an {finding.operation} are NaN or infinite, made out of sight"
+    if finding.operation == LOSS:
+        return "the loss is not finite, made so out of sight of the operations"
     inputs = (
         "" if finding.input_absmax is None else f" from inputs up to {finding.input_absmax:.3g}"
     )

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from src.streams import host_states
 from src.training.guard import StepGuard
 from src.training.steps import StepCallback
 from src.watch.again import (
@@ -93,6 +94,7 @@ class IncidentRecorder(StepCallback):
                     "batch": batch,
                     "batch_idx": batch_idx,
                     "rng": torch.get_rng_state(),
+                    "host_rng": host_states(),
                     "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
                     "router_state": router_state(self._routers),
                 }
@@ -165,15 +167,19 @@ class IncidentRecorder(StepCallback):
         with undisturbed(task):
             for entry in self._batches:
                 loss_of = loss_again(task, entry, precision, accumulate=len(self._batches))
-                finding = trace(task, loss_of)
+                finding = trace(task, loss_of, batch=entry["batch"])
                 if finding is not None:
                     if finding.phase == "forward":
                         router = router_figures(task, finding.module)
                     break
         if kind == "non-finite" and finding is None and _scales_loss(trainer):
             return None
+        guard = StepGuard.of(trainer)
+        assert guard is not None
+        assert guard.loss is not None
         evidence = Evidence(
             finding=finding,
+            loss_finite=bool(guard.loss.isfinite()),
             router=router,
             second_moment_finite=_second_moment_finite(optimizer),
             weight_absmax=weight_absmax(task),

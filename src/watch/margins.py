@@ -130,6 +130,8 @@ def margins_of(
     root: nn.Module,
     loss_of: Callable[[], Tensor | None],
     second_moments: Iterable[Tensor] = (),
+    *,
+    batch: Any = None,
 ) -> tuple[Finding | None, list[Margin]]:
     """Runs forward and backward once; names what was not finite, or what came nearest to it.
 
@@ -137,12 +139,13 @@ def margins_of(
         root: the module that owns the weights; its gradients are left as the pass makes them.
         loss_of: runs the forward pass and returns the loss; None where there is none.
         second_moments: of the optimizer, where they are known.
+        batch: as `trace` takes it.
 
     Returns:
         The finding, or None and the margins, the narrowest first.
     """
     tracer = MarginTracer(root)
-    finding = trace(root, loss_of, tracer)
+    finding = trace(root, loss_of, tracer, batch=batch)
     tracer.keep_parameters()
     for moment in second_moments:
         tracer.keep_large("AdamW's second moment", "optimizer", moment)

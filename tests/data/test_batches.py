@@ -18,6 +18,13 @@ def test_targets_are_the_next_tokens():
     assert torch.equal(inputs + 1, targets)
 
 
+def test_what_is_written_into_the_inputs_is_not_in_the_targets():
+    inputs, targets = train().batch(3)
+    kept = targets.clone()
+    inputs.zero_()
+    assert torch.equal(targets, kept)
+
+
 def test_any_step_can_be_built_without_the_ones_before_it():
     iterator = iter(train())
     in_order = [next(iterator) for _ in range(6)]

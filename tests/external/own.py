@@ -2,7 +2,9 @@
 
 OWN = """
 import functools
+import random
 
+import numpy
 import torch
 from torch import nn
 
@@ -125,6 +127,106 @@ class Counts(Bigram):
 
     def finish_step(self, applied):
         self.steps += 1
+
+
+class Remembers(Bigram):
+    # In all that no checkpoint holds, beside what each pass writes anew.
+    def __init__(self, vocab_size):
+        super().__init__(vocab_size)
+        self.register_buffer("mean", torch.zeros(1), persistent=False)
+        self.register_buffer("mask", torch.ones(1, 1), persistent=False)
+        self.last, self.tensor = None, torch.zeros(1)
+        self.seen, self.by_name = [], {"inner": {"steps": 0}}
+
+    def forward(self, tokens):
+        logits = self.table(tokens)
+        self.last = [logits.detach()]
+        self.mask = torch.ones(tokens.shape[1], tokens.shape[1])
+        if self.training:
+            self.mean.add_(logits.detach().abs().mean())
+            self.tensor += 1
+            self.seen.append(1)
+            self.by_name["inner"]["steps"] += 1
+        return logits
+
+
+class Draws(Bigram):
+    # From every generator there is.
+    def __init__(self, vocab_size):
+        super().__init__(vocab_size)
+        with torch.no_grad():
+            self.table.weight.add_(random.random() + numpy.random.rand())
+
+    def forward(self, tokens):
+        logits = self.table(tokens)
+        if self.training:
+            logits = logits * (random.random() + numpy.random.rand() + torch.rand(()))
+        return logits
+
+
+class Grows(Bigram):
+    # A mask that becomes as large as the longest row so far.
+    def __init__(self, vocab_size):
+        super().__init__(vocab_size)
+        self.register_buffer("mask", torch.ones(1, 1), persistent=False)
+        self.register_buffer("scratch", torch.zeros(0), persistent=False)
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+        self.register_buffer("places", torch.arange(8).expand(4, -1), persistent=False)
+
+    def forward(self, tokens):
+        length = tokens.shape[1]
+        if len(self.mask) < length:
+            self.mask = torch.ones(length, length).tril()
+        mask = self.mask[:length, :length]
+        x = self.table(tokens)
+        self.scratch, self.cache = x.detach(), None
+        return (mask / mask.sum(-1, keepdim=True)) @ x
+
+
+class Masked(Bigram):
+    # By a parameter that is not trained.
+    def __init__(self, vocab_size, max_seq_len):
+        super().__init__(vocab_size)
+        mask = torch.full((max_seq_len, max_seq_len), -torch.inf).triu(1)
+        self.mask = nn.Parameter(mask, requires_grad=False)
+
+    def forward(self, tokens):
+        length = tokens.shape[1]
+        return self.mask[:length, :length].softmax(-1) @ self.table(tokens)
+
+
+class Divides(Bigram):
+    # By 0, in the third step.
+    def __init__(self, vocab_size):
+        super().__init__(vocab_size)
+        self.register_buffer("step", torch.zeros(()))
+
+    def finish_step(self, applied):
+        self.step += 1
+
+    def forward(self, tokens):
+        logits = self.table(tokens)
+        return logits / (self.step != 2) if self.training else logits
+
+
+def compiled(vocab_size):
+    return torch.compile(Divides(vocab_size), backend="eager")
+
+
+class Expanded(Bigram):
+    def __init__(self, vocab_size):
+        super().__init__(vocab_size)
+        self.register_buffer("places", torch.arange(8).expand(4, -1))
+
+
+class Sparse(Bigram):
+    def __init__(self, vocab_size):
+        super().__init__(vocab_size)
+        self.table = nn.Embedding(vocab_size, vocab_size, sparse=True)
+
+
+def scripted(vocab_size):
+    return torch.jit.trace(Bigram(vocab_size), torch.zeros(1, 2, dtype=torch.long))
 
 
 class NotANumber(Bigram):

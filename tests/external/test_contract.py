@@ -1,8 +1,10 @@
 """What a model that is not ours must be able to do, and what is said where it is not."""
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,8 +25,14 @@ def test_a_model_that_sees_the_future_is_noted(pace):
 def test_state_that_no_checkpoint_holds_is_noted(pace, capsys):
     folder = train(pace, *own("Counts"))
     (note,) = record(folder)["notes"]
-    assert "steps changes in training and is no buffer" in note
+    assert "steps changes in training and is no persistent buffer" in note
     assert note in capsys.readouterr().err
+
+
+def test_every_memory_that_no_checkpoint_holds_is_noted_and_nothing_else(pace):
+    notes = record(train(pace, *own("Remembers")))["notes"]
+    names = [note.partition(": ")[2].partition(" changes in training")[0] for note in notes]
+    assert sorted(names) == ["by_name", "mean", "seen", "tensor"]
 
 
 def test_logits_that_are_not_finite_say_nothing_about_the_future(pace):
@@ -67,6 +75,9 @@ BAD = {
     "model=external model.target=own_model:FinishRaises": ["finish_step: OSError: disk full"],
     "model=external model.target=own_model:OneRow": ["of shape (2, 16): AssertionError"],
     "model=external model.target=own_model:meta": ["table.weight is on meta", "on the CPU"],
+    "model=external model.target=own_model:Expanded": ["entries of places share their memory"],
+    "model=external model.target=own_model:Sparse": ["gradient of table.weight is sparse"],
+    "model=external model.target=own_model:scripted": ["the model is compiled by torch.jit"],
     "model=external model.target=math:hypot": ["math:hypot"],
     "model=external model.target=own_model:Bigram attention=gqa": ["attention=gqa", "its own"],
     "model=external model.target=own_model:Bigram ffn=moe": ["ffn=moe", "its own"],
@@ -156,6 +167,7 @@ class Restless(torch.nn.Module):
     def forward(self, tokens):
         self.passes += 1
         x = self.norm(self.table(tokens).transpose(1, 2)).transpose(1, 2)
+        x = x + random.random() + np.random.rand()
         return self.head(self.drop(x))
 
 
@@ -164,8 +176,12 @@ def test_being_tried_leaves_a_model_as_it_was():
     model = Restless().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     drawn = torch.get_rng_state()
+    np.random.seed(0)
+    host = random.getstate(), np.random.rand()
+    np.random.seed(0)
     check_contract(model, torch.zeros(1, 8, dtype=torch.long), what="it")
     assert torch.equal(torch.get_rng_state(), drawn)
+    assert (random.getstate(), np.random.rand()) == host
     assert not any(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.passes == 0

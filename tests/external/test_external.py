@@ -42,9 +42,10 @@ def test_kwargs_reach_the_callable_and_make_another_run(pace):
     assert record(few)["params_total"] < record(more)["params_total"]
 
 
-def test_what_it_draws_comes_from_the_seed(pace):
+@pytest.mark.parametrize("model", [MLP, own("Draws")], ids=["mlp", "draws"])
+def test_what_it_draws_comes_from_the_seed(model, pace):
     runs = [
-        train(pace, *MLP, f"seed={seed}", f"study={study}")
+        train(pace, *model, f"seed={seed}", f"study={study}")
         for seed, study in ((1, "a"), (1, "b"), (2, "a"))
     ]
     one, again, other = (metrics(folder) for folder in runs)
@@ -52,8 +53,9 @@ def test_what_it_draws_comes_from_the_seed(pace):
     assert one[0]["train/loss"] != other[0]["train/loss"]
 
 
-def test_what_it_draws_hangs_on_nothing_that_was_drawn_before(pace):
-    config = compose("train", [*pace, *MLP])
+@pytest.mark.parametrize("model", [MLP, own("Draws")], ids=["mlp", "draws"])
+def test_what_it_draws_hangs_on_nothing_that_was_drawn_before(model, pace):
+    config = compose("train", [*pace, *model])
     weights = []
     for draws in range(2):
         torch.rand(draws)
@@ -65,8 +67,9 @@ def test_what_it_draws_hangs_on_nothing_that_was_drawn_before(pace):
         assert torch.equal(value, weights[1][name]), name
 
 
-def test_interrupted_and_resumed_is_uninterrupted(pace, monkeypatch):
-    arguments = [*pace, *MLP, "stability=[ema,noise]"]
+@pytest.mark.parametrize("model", [MLP, own("Draws"), own("Grows")], ids=["mlp", "draws", "grows"])
+def test_interrupted_and_resumed_is_uninterrupted(model, pace, monkeypatch):
+    arguments = [*pace, *model, "stability=[ema,noise]"]
     whole = train(arguments, "study=whole")
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
@@ -79,6 +82,30 @@ def test_a_changed_file_is_another_run(pace, tmp_path):
     before = compose("train", [*pace, *own("Bigram")]).config_hash()
     (tmp_path / "own_model.py").write_text(OWN + "\n# changed\n")
     assert compose("train", [*pace, *own("Bigram")]).config_hash() != before
+
+
+def test_a_mask_that_grows_hides_the_future_after_it_was_tried(pace):
+    """A pass over shorter rows leaves no mask for longer ones behind."""
+    config = compose("train", [*pace, *own("Grows")])
+    model = config.architecture.build(
+        vocab_size=20, generator_for=lambda name: generator(0, "init", name)
+    )
+    assert (model.mask.shape, model.scratch.shape, model.cache.shape) == ((1, 1), (0,), (1,))
+    assert torch.equal(model.places, torch.arange(8).expand(4, -1))
+    assert config.architecture.notes(model) == []
+    assert record(train(pace, *own("Grows")))["outcome"] == "clean"
+
+
+def test_infinities_of_a_frozen_parameter_are_a_mask(pace):
+    made = record(train(pace, *own("Masked")))
+    assert (made["outcome"], made["incident"]) == ("clean", None)
+
+
+def test_an_operation_of_a_compiled_model_is_named(pace):
+    made = record(train(pace, *own("compiled")))
+    assert made["guard"]["first_nonfinite_step"] == made["incident"]["step"] == 3
+    assert made["incident"]["module"] == "model._orig_mod"
+    assert "torch.Tensor.div (forward) made" in made["incident"]["line"]
 
 
 FAULTY = [

@@ -134,7 +134,7 @@ def test_of_several_batches_the_one_that_comes_nearest_counts(tiny, monkeypatch,
     folder = train(tiny, "recipe.accumulate=2")
     left = iter([7.0, 3.0])
 
-    def margins_of(task, loss_of, moments):
+    def margins_of(task, loss_of, moments, batch):
         margin = Margin(module="a", quantity="b", value=1.0, limit=2.0, doublings=next(left))
         return None, [margin]
 

@@ -19,7 +19,14 @@ FORWARD = Finding(
     dtype="float32",
     digest="",
 )
-SOUND = Evidence(finding=FORWARD, router={}, second_moment_finite=True, weight_absmax=1.0, last={})
+SOUND = Evidence(
+    finding=FORWARD,
+    loss_finite=True,
+    router={},
+    second_moment_finite=True,
+    weight_absmax=1.0,
+    last={},
+)
 SDPA = "torch.nn.functional.scaled_dot_product_attention"
 ATTENTION = replace(FORWARD, module="model.layers.0.self_attn", operation=SDPA)
 
@@ -32,6 +39,7 @@ CASES = {
     "router underflow": with_finding(FORWARD, router={"topk_sum_min": 0.0}),
     "optimizer second moment": with_finding(FORWARD, second_moment_finite=False),
     "guard failure": with_finding(replace(FORWARD, phase="weights")),
+    "bad batch": with_finding(replace(FORWARD, phase="batch", module="", operation="batch[0]")),
     "exploding weights": with_finding(FORWARD, weight_absmax=1e7),
     "float16 overflow": with_finding(replace(FORWARD, dtype="float16")),
     "fully masked row": with_finding(
@@ -80,10 +88,24 @@ def test_each_cause_is_told_by_its_evidence(name):
         with_finding(ATTENTION),
         with_finding(None, last={"train/loss": 2.0, "val/loss": 2.1}),
         with_finding(replace(FORWARD, input_absmax=None)),
+        # What is not finite is no overfitting, even where running it again was.
+        with_finding(None, last={"train/loss": 0.2, "val/loss": 4.0}, loss_finite=False),
+        # A NaN that was put into the loss, or came into it, is no divergence of the output.
+        with_finding(replace(FORWARD, operation="input of torch.nn.functional.cross_entropy")),
+        with_finding(replace(FORWARD, operation="loss", module="", dtype="float16")),
     ],
 )
 def test_what_no_rule_explains_is_unknown(evidence):
     assert cause(evidence) == UNKNOWN
+
+
+def test_what_was_not_finite_before_any_operation_is_described_as_that():
+    batch = replace(FORWARD, phase="batch", module="", operation="batch['x']")
+    line = describe(batch, {}, None)
+    assert line == "batch['x']: 1 of 6 elements are not finite before the step"
+    taken = describe(replace(FORWARD, operation="input of torch.Tensor.mul"), {}, None)
+    assert "model.layers.0.mlp: 1 of 6 elements of an input of torch.Tensor.mul" in taken
+    assert "out of sight" in describe(replace(FORWARD, operation="loss"), {}, None)
 
 
 ZERO_SUMS = {"topk_sum_min": 0.0, "num_zero_sums": 3.0, "num_tokens": 8.0, "top_k": 2.0}

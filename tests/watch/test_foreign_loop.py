@@ -1,12 +1,15 @@
 """Guard and recorder in training loops of somebody else's, and the way back by src.diagnose."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
@@ -95,6 +98,19 @@ def test_what_the_scaler_of_the_loss_finds_by_itself_is_no_incident():
     assert not Path("incidents").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_is_named_and_not_what_it_spoils(value, capsys):
+    batch = torch.ones(4, 4)
+    batch[0, 1] = value
+    fit(Products(weight=1.0), batch)
+    incident = recorded()
+    assert incident["finding"]["phase"] == "batch"
+    assert incident["cause"] == "bad batch"
+    assert incident["line"] == "step 1: batch: 1 of 8 elements are not finite before the step"
+    found = diagnosed(capsys, PRODUCTS)
+    assert found["reproduced"] and not found["finite"]
+
+
 class Gated(pl.LightningModule):
     """Weights experts by the normalized sigmoids of a gate, all of which are 0."""
 
@@ -129,7 +145,7 @@ class Draws(Products):
     first = None
 
     def training_step(self, batch, batch_idx):
-        drawn = torch.rand(())
+        drawn = torch.rand(()) + random.random() + np.random.rand()
         if self.first is None:
             self.first = drawn
         return (self.inner(batch) / (drawn != self.first)).mean()
@@ -139,6 +155,80 @@ def test_what_the_step_drew_is_drawn_again():
     guard = fit(Draws(), torch.ones(4, 4))
     assert guard.summary()["nonfinite_steps"] == [1]
     assert recorded()["finding"]["operation"] == "torch.Tensor.div"
+
+
+class Logs(Products):
+    """Logs what it sees, by every way out of a training step, and divides by 0 in the first."""
+
+    def training_step(self, batch, batch_idx):
+        self.log("rows", float(len(batch)), on_step=False, on_epoch=True, reduce_fx="sum")
+        self.log_dict({"mean": self.inner(batch).mean()}, on_step=False, on_epoch=True)
+        self.logger.log_metrics({"step": float(batch_idx)})
+        return (self.inner(batch) / batch_idx).mean()
+
+
+class Lines(DummyLogger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[dict] = []
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.lines.append(dict(metrics))
+
+
+def test_what_a_step_logs_is_logged_once():
+    def logged(*recorder: IncidentRecorder):
+        guard, lines = StepGuard(guard_config(), max_steps=2, log_every=9), Lines()
+        trainer = pl.Trainer(
+            max_epochs=1,
+            callbacks=[guard, *recorder],
+            logger=lines,
+            accelerator="cpu",
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        torch.manual_seed(0)
+        trainer.fit(Logs(weight=1.0), DataLoader(torch.ones(4, 4), batch_size=2))
+        assert guard.summary()["nonfinite_steps"] == [1]
+        return {name: value.item() for name, value in trainer.callback_metrics.items()}, lines.lines
+
+    assert logged(IncidentRecorder(Path("incidents"))) == logged()
+    assert recorded()["finding"]["operation"] == "torch.Tensor.div"
+
+
+class Hoards(Draws):
+    """Remembers in what is changed in place, and draws from Python's generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.seen = torch.zeros(()), []
+
+    def training_step(self, batch, batch_idx):
+        self.mean += batch.mean() + random.random()
+        self.seen.append(batch_idx)
+        return super().training_step(batch, batch_idx) * len(self.seen)
+
+
+def test_what_a_module_remembers_is_remembered_once(tmp_path):
+    def seen(*recorder: IncidentRecorder):
+        random.seed(0)
+        torch.manual_seed(0)
+        trainer = pl.Trainer(
+            max_steps=2,
+            callbacks=[StepGuard(guard_config(), max_steps=2, log_every=1), *recorder],
+            accelerator="cpu",
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=False,
+        )
+        task = Hoards()
+        trainer.fit(task, DataLoader(torch.ones(4, 4), batch_size=2))
+        return task.mean.item(), task.seen
+
+    assert seen(IncidentRecorder(Path("incidents"))) == seen() == (seen()[0], [0, 1])
+    assert recorded()["step"] == 1
 
 
 def test_callbacks_follow_one_run(monkeypatch):
