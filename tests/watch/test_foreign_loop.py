@@ -82,10 +82,31 @@ def test_an_incident_in_float16_is_run_in_float16(capsys):
 
 
 def test_an_incident_in_another_precision_is_refused_until_one_is_chosen(capsys):
-    fit(Products(), torch.full((4, 4), torch.inf), precision="bf16-true")
+    fit(Products(), torch.full((4, 4), torch.inf))
+    state = torch.load("incidents/step-1/state.pt", weights_only=True)
+    torch.save({**state, "precision": "transformer-engine"}, "incidents/step-1/state.pt")
     assert diagnose.main(["checkpoint=incidents/step-1", PRODUCTS]) == 2
-    assert "precision=null: bf16-true, in which the step was recorded" in capsys.readouterr().err
+    assert "precision=null: transformer-engine, in which the step" in capsys.readouterr().err
     assert diagnosed(capsys, PRODUCTS, "precision=32-true")["precision"] == "32-true"
+
+
+class Divides(Products):
+    """Takes the batch as it comes, in whatever type."""
+
+    def training_step(self, batch, batch_idx):
+        return (self.inner(batch) / (batch - batch)).mean()
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+def test_an_incident_in_a_whole_precision_is_run_in_it(precision, capsys):
+    fit(Divides(), torch.randn(4, 4), precision=precision)
+    target = "target=tests.watch.test_foreign_loop:Divides"
+    found = diagnosed(capsys, target)
+    assert found["precision"] == precision
+    assert found["finding"] == recorded()["finding"]
+    assert found["reproduced"]
+    # The batch that was recorded has the type that it had then.
+    assert diagnosed(capsys, target, "precision=32-true")["finding"]["dtype"] == "float32"
 
 
 def test_what_the_scaler_of_the_loss_finds_by_itself_is_no_incident():
