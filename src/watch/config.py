@@ -1,6 +1,7 @@
 """Which instruments look, and how often."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(kw_only=True)
@@ -28,3 +29,9 @@ class WatchConfig:
                 raise ValueError(f"{field}={value}: must be at least 1, or null for off")
         if self.float_max is not None and not self.float_max > 0:
             raise ValueError(f"float_max={self.float_max}: must be above 0, or null")
+
+
+def check_interval(every: Any) -> None:
+    """Raises ValueError where an interval is no number of steps."""
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ValueError(f"every={every}: must be an integer, at least 1")
