@@ -1,5 +1,6 @@
 """Which instruments look, and how often."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ class WatchConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field}={value}: must be at least 1, or null for off")
-        if self.float_max is not None and not self.float_max > 0:
-            raise ValueError(f"float_max={self.float_max}: must be above 0, or null")
+        if self.float_max is not None and not 0 < self.float_max < math.inf:
+            raise ValueError(f"float_max={self.float_max}: must be above 0 and finite, or null")
 
 
 def check_interval(every: Any) -> None:
