@@ -246,6 +246,8 @@ def _type_reason(text: str) -> str | None:
         return f"must be {kinds.get(found[1], found[1])}"
     if "reference_type=Dict" in text and "Cannot merge" in text:
         return "must be {name: value}"
+    if re.search(r"Key .* is incompatible with \(str\)", text):
+        return "must be {name: value}, each name text"
     if "to string: " in text:
         return "must be text"
     if "is not a ListConfig" in text or "Cannot merge DictConfig with ListConfig" in text:

@@ -14,7 +14,8 @@ whose result is not finite; where all is finite, the quantities that come neares
   checkpoint=last.ckpt target=pkg.model:build   weights of yours, and what builds the nn.Module
   batch=batch.npy                               token ids (rows, time); a text; or what your
                                                 training_step takes, as .pt
-  kwargs={depth:4}  precision=32-true|bf16-mixed|16-mixed  top=10  format=text|json
+  kwargs={depth:4}  precision=32-true|bf16-mixed|16-mixed|64-true|bf16-true|16-true
+  top=10  format=text|json
 
 No code is run out of the checkpoint. Code of yours is run where you name it.
 """

@@ -77,6 +77,11 @@ CASES = {
     "fast": ["fast", "field=value"],
     "--multirun stability=none,emma": ["stability=emma", "did you mean ema?"],
     "--multirun recipe.max_steps=3,0": ["recipe.max_steps=0", "at least 1"],
+    "model=external model.target=a:b model.kwargs={1:2}": ["model.kwargs={1:2}", "each name text"],
+    "model=external model.target=a:b model.kwargs={nan:true}": ["{nan:true}", "each name text"],
+    "--multirun experiment=stability model=external model.target=a:b": [
+        "experiment=stability: sets attention=mlha: model=external brings its own"
+    ],
 }
 if not torch.cuda.is_available():
     CASES["trainer=gpu"] = ["trainer.accelerator=gpu", "no GPU"]

@@ -12,12 +12,16 @@ from src import terminal
 from src.errors import InputError
 from src.foreign import running
 from src.given import choice, number
+from src.run.precision import PRECISIONS, context_for
 from src.run.suspect import Suspect, entries_for, read_suspect
-from src.watch.again import AUTOCAST, autocast_for, loss_again, router_figures
+from src.watch.again import loss_again, router_figures
 from src.watch.causes import Evidence, cause, describe
 from src.watch.incident import weight_absmax
 from src.watch.margins import Margin, margins_of
 from src.watch.trace import Finding, is_same
+
+NO_TRAINER = "is not attached to a `Trainer`"
+"""In what a LightningModule raises that is asked for its trainer, or for what the trainer holds."""
 
 
 def diagnose(given: Mapping[str, Any]) -> int:
@@ -27,25 +31,26 @@ def diagnose(given: Mapping[str, Any]) -> int:
         InputError: any field is bad.
     """
     choice(given, "format", ("text", "json"))
-    choice(given, "precision", (None, *AUTOCAST))
+    choice(given, "precision", (None, *PRECISIONS))
     top = number(given, "top", int, least=1)
     kwargs, target = given["kwargs"], given["target"]
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InputError(f"kwargs={kwargs}: must be {{name: value}}")
+    if kwargs is not None and not all(isinstance(name, str) for name in kwargs):
+        raise InputError(f"kwargs={kwargs}: names must be text")
     suspect = read_suspect(
         Path(str(given["checkpoint"])),
         target=None if target is None else str(target),
         kwargs=None if kwargs is None else dict(kwargs),
+        precision=given["precision"],
     )
-    batch = None if given["batch"] is None else Path(str(given["batch"]))
-    entries = entries_for(suspect, batch)
-    precision = given["precision"] or _precision_of(suspect)
-    if "threads" in suspect.saved:
+    entries = entries_for(suspect, _batch(given))
+    if suspect.is_incident:
         torch.set_num_threads(suspect.saved["threads"])
         torch.set_float32_matmul_precision(suspect.saved["matmul_precision"])
-    finding, margins = _examine(suspect, entries, precision)
+    finding, margins = _examine(suspect, entries)
     router = {} if finding is None else router_figures(suspect.task, finding.module)
-    answer = _answer(suspect, finding, router, margins[:top], precision=precision)
+    answer = _answer(suspect, finding, router, margins[:top])
     if given["format"] == "json":
         print(json.dumps(answer))
     else:
@@ -53,34 +58,27 @@ def diagnose(given: Mapping[str, Any]) -> int:
     return 0
 
 
-def _precision_of(suspect: Suspect) -> str:
-    """That of the incident or the run; of other states nobody knows it."""
-    if suspect.is_incident:
-        precision = str(suspect.saved["precision"])
-    elif suspect.is_run:
-        precision = str(suspect.saved["config"]["recipe"]["precision"])
-    else:
-        precision = "32-true"
-    if precision not in AUTOCAST:
-        raise InputError(
-            f"precision=null: {precision}, in which the step was recorded, is none of"
-            f" {', '.join(AUTOCAST)}; name one of them"
-        )
-    return precision
+def _batch(given: Mapping[str, Any]) -> Path | None:
+    if given["batch"] == "":
+        raise InputError("batch=: must be a file: .npy or .pt of token ids, or a text")
+    return None if given["batch"] is None else Path(str(given["batch"]))
 
 
 def _examine(
-    suspect: Suspect, entries: list[dict[str, Any]], precision: str
+    suspect: Suspect, entries: list[dict[str, Any]]
 ) -> tuple[Finding | None, list[Margin]]:
     """The first batch that is not finite; of several that are, the narrowest margins."""
     moments = suspect.second_moments()
     nearest: dict[tuple[str, str], Margin] = {}
     whose = "checkpoint" if suspect.target is None else f"target={suspect.target}"
     for entry in entries:
-        again = loss_again(
-            suspect.task, entry, lambda: autocast_for(precision), accumulate=len(entries)
-        )
         with running(f"{whose}: the step cannot be run under watch"):
+            again = loss_again(
+                suspect.task,
+                entry,
+                lambda: context_for(suspect.precision),
+                accumulate=len(entries),
+            )
             finding, margins = margins_of(
                 suspect.task, _checked(again, whose), moments, batch=entry["batch"]
             )
@@ -98,7 +96,14 @@ def _checked(again: Callable[[], Tensor | None], whose: str) -> Callable[[], Ten
 
     def loss_of() -> Tensor | None:
         with running("batch: the model does not take it"):
-            loss = again()
+            try:
+                loss = again()
+            except RuntimeError as error:
+                if NO_TRAINER not in str(error):
+                    raise
+                raise InputError(
+                    f"{whose}: its training_step asks for its trainer, and is run without one here"
+                ) from error
         if loss is not None and (loss.dim() or not loss.requires_grad):
             raise InputError(
                 f"{whose}: training_step gives a loss of shape {tuple(loss.shape)}"
@@ -115,8 +120,6 @@ def _answer(
     finding: Finding | None,
     router: Mapping[str, float],
     nearest: list[Margin],
-    *,
-    precision: str,
 ) -> dict[str, Any]:
     evidence = Evidence(
         finding=finding,
@@ -133,7 +136,7 @@ def _answer(
         "finding": None if finding is None else finding.plain(),
         "recorded": suspect.saved["incident"]["line"] if suspect.is_incident else None,
         "reproduced": is_same(finding, suspect.recorded) if suspect.is_incident else None,
-        "precision": precision,
+        "precision": suspect.precision,
         "nearest": [margin.plain() for margin in nearest],
     }
 

@@ -10,7 +10,6 @@ import torch
 
 from src import terminal
 from src.errors import InputError
-from src.model.kinds import EXTERNAL
 from src.restore import (
     empty_model,
     restore_parts,
@@ -18,6 +17,7 @@ from src.restore import (
     weights_of,
     with_vocabulary_of,
 )
+from src.run.state import STATE, check_state, is_external, is_incident, is_run
 from src.saved import read_tensors
 from src.training.guard import StepGuard
 from src.training.recipe import GuardConfig
@@ -45,9 +45,10 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     """
     if form not in ("text", "json"):
         raise InputError(f"format={form}: must be one of text, json")
-    state = read_tensors(incident / "state.pt", field="incident")
-    if "config" not in state:
-        raise InputError(f"incident={incident}: was recorded outside of src.train")
+    state = read_tensors(incident / STATE, field="incident")
+    check_state(state, what=f"incident={incident}")
+    if not (is_incident(state) and is_run(state)):
+        raise InputError(f"incident={incident}: is no incident of a run of src.train")
     finding, router = _run(incident, state, changes)
     recorded = state["incident"]
     answer = {
@@ -85,7 +86,7 @@ def _run(
     for section in changes:
         if section not in CHANGEABLE:
             raise InputError(f"with.{section}: must be below one of {', '.join(CHANGEABLE)}")
-    if state["config"]["kinds"]["attention"] == EXTERNAL:
+    if is_external(state):
         raise InputError(
             f"incident={incident}: its model is external; src.diagnose checkpoint={incident}"
             f" target={state['config']['model']['target']} runs it again"

@@ -1,6 +1,6 @@
 """A saved state made ready to be run again: a module with its weights, a batch, a precision."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,34 +18,40 @@ from src.data import TrainBatches
 from src.data.tokenizer import restore_tokenizer
 from src.errors import InputError
 from src.foreign import call
-from src.model.kinds import EXTERNAL
 from src.restore import empty_model, parts_of
+from src.run.precision import PRECISIONS, WHOLE, plugin_for
+from src.run.state import STATE, check_state, is_external, is_incident, is_run
+from src.run.weights import load_weights, named_tensors
 from src.saved import checkpoint_of, read_tensors
 from src.training.loss import cross_entropy
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-STATE = "state.pt"
-"""What an incident's folder holds."""
 
 
 class PlainStep(nn.Module):
     """The training step of a model that maps token ids to logits: cross-entropy and its own terms.
 
     The model's names are those that it has in a training task of ours.
+
+    Args:
+        model: ours or somebody else's.
+        z_loss_weight: of the run's recipe.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, z_loss_weight: float) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.z_loss_weight = model, z_loss_weight
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch of inputs and targets, (B, T) each."""
         tokens_BT, targets_BT = batch
         logits_BTV = self.model(tokens_BT)
+        losses = [cross_entropy(logits_BTV, targets_BT).mean()]
+        if self.z_loss_weight:
+            log_z_BT = logits_BTV.float().logsumexp(dim=-1)
+            losses.append(self.z_loss_weight * log_z_BT.square().mean())
         extra: Mapping[str, Tensor] = getattr(self.model, "extra_losses", dict)()
-        loss = cross_entropy(logits_BTV, targets_BT).mean()
-        return torch.stack((loss, *extra.values())).sum()
+        return torch.stack((*losses, *extra.values())).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +64,20 @@ class Suspect:
     """The whole content of the file."""
     target: str | None
     """What built the module; None: we did."""
+    precision: str
+    """In which the step is run, one of PRECISIONS."""
     note: str | None
     """What of the file was left out."""
 
     @property
     def is_run(self) -> bool:
         """Whether the file is of a run of this project."""
-        return _is_ours(self.saved)
+        return is_run(self.saved)
 
     @property
     def is_incident(self) -> bool:
         """Whether the recorder wrote the file, with the batches of the step."""
-        return {"incident", "batches", "precision", "router_values"} <= set(self.saved)
+        return is_incident(self.saved)
 
     @property
     def recorded(self) -> Mapping[str, Any] | None:
@@ -78,75 +87,105 @@ class Suspect:
     @property
     def seq_len(self) -> int | None:
         """The longest sequence, in tokens; None: unknown."""
-        return int(self.saved["config"]["recipe"]["seq_len"]) if self.is_run else None
+        return _seq_len(self.saved)
 
     @property
     def vocab_size(self) -> int | None:
         """Tokens of the run's tokenizer; None: unknown."""
-        known = self.saved.get("tokenizer") if self.is_run else None
-        return None if known is None else restore_tokenizer(known).vocab_size
+        return _vocab_size(self.saved)
 
     def second_moments(self) -> list[Tensor]:
         """Those of the optimizer, where the file holds it."""
         optimizers = self.saved.get("optimizer_states")
-        return [moment for name, moment in _named(optimizers) if name == "exp_avg_sq"]
+        return [moment for name, moment in named_tensors(optimizers) if name == "exp_avg_sq"]
 
 
-def read_suspect(place: Path, *, target: str | None, kwargs: dict[str, Any] | None) -> Suspect:
+def read_suspect(
+    place: Path, *, target: str | None, kwargs: dict[str, Any] | None, precision: str | None
+) -> Suspect:
     """Reads a state, and puts it into a model.
 
     Args:
         place: an incident's folder, a run folder, or a file.
         target: what builds the model; None: it is one of ours.
         kwargs: of the target; None: those of the run, or none.
+        precision: one of PRECISIONS; None: that of the incident or the run.
 
     Raises:
-        InputError: there is no such state, or no model that it fits.
+        InputError: there is no such state, it is damaged, or no model that it fits.
     """
     saved = _read(place)
-    config = saved["config"] if _is_ours(saved) else None
-    ours = config is not None and config["kinds"]["attention"] != EXTERNAL
-    if ours and target is not None:
+    check_state(saved, what=f"checkpoint={place}")
+    precision = precision or _precision_of(saved)
+    if is_run(saved) and not is_external(saved) and target is not None:
         raise InputError(f"target={target}: checkpoint={place} has a model of ours; leave it out")
     if target is None:
-        if not ours:
-            whose = "" if config is None else f", which its run had as {config['model']['target']}"
-            raise InputError(
-                f"target=null: checkpoint={place} has no model of ours{whose};"
-                " target=package.module:callable names what builds it"
-            )
-        module: nn.Module = empty_model(parts_of(saved))
+        module: nn.Module = _own_model(saved, place)
     else:
-        known = Suspect(task=nn.Module(), saved=saved, target=target, note=None)
-        if kwargs is None:
-            kwargs = {} if config is None else config["model"]["kwargs"]
-        module = call(
-            target, kwargs, field="target", vocab_size=known.vocab_size, max_seq_len=known.seq_len
-        )
-    note = _load(module, saved, place=place)
-    task = module if hasattr(module, "training_step") else PlainStep(module)
-    suspect = Suspect(task=task.train(), saved=saved, target=target, note=note)
+        module = _foreign_model(saved, target, kwargs)
+    module = plugin_for(precision).convert_module(module)
+    note = load_weights(module, saved, place=place)
+    # Runs of ours never call a training_step of their model's.
+    if hasattr(module, "training_step") and not is_run(saved):
+        task = module
+    else:
+        z_loss_weight = saved["config"]["recipe"]["z_loss_weight"] if is_run(saved) else 0.0
+        task = PlainStep(module, z_loss_weight=z_loss_weight)
+    suspect = Suspect(task=task.train(), saved=saved, target=target, precision=precision, note=note)
     if suspect.is_incident:
         _set_router_values(task, saved["router_values"])
     _stand_at(task, suspect)
     return suspect
 
 
-def _is_ours(saved: Mapping[str, Any]) -> bool:
-    """Whether a file has what every checkpoint and every incident of this project has."""
-    config = saved.get("config")
-    return isinstance(config, dict) and {"kinds", "model", "recipe", "arguments"} <= set(config)
+def _own_model(saved: Mapping[str, Any], place: Path) -> nn.Module:
+    if is_run(saved) and not is_external(saved):
+        return empty_model(parts_of(saved))
+    whose = ""
+    if is_run(saved):
+        whose = f", which its run had as {saved['config']['model']['target']}"
+    raise InputError(
+        f"target=null: checkpoint={place} has no model of ours{whose};"
+        " target=package.module:callable names what builds it"
+    )
 
 
-def _named(tree: Any) -> Iterator[tuple[Any, Tensor]]:
-    """All tensors in nested containers, each with the last key that leads to it."""
-    if not isinstance(tree, Mapping | list | tuple):
-        return
-    for name, inner in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
-        if isinstance(inner, Tensor):
-            yield name, inner
-        else:
-            yield from _named(inner)
+def _foreign_model(
+    saved: Mapping[str, Any], target: str, kwargs: dict[str, Any] | None
+) -> nn.Module:
+    if kwargs is None:
+        kwargs = saved["config"]["model"]["kwargs"] if is_run(saved) else {}
+    return call(
+        target,
+        kwargs,
+        field="target",
+        vocab_size=_vocab_size(saved),
+        max_seq_len=_seq_len(saved),
+    )
+
+
+def _seq_len(saved: Mapping[str, Any]) -> int | None:
+    return int(saved["config"]["recipe"]["seq_len"]) if is_run(saved) else None
+
+
+def _vocab_size(saved: Mapping[str, Any]) -> int | None:
+    return restore_tokenizer(saved["tokenizer"]).vocab_size if is_run(saved) else None
+
+
+def _precision_of(saved: Mapping[str, Any]) -> str:
+    """That of the incident or the run; of other states nobody knows it."""
+    if is_incident(saved):
+        precision = str(saved["precision"])
+    elif is_run(saved):
+        precision = str(saved["config"]["recipe"]["precision"])
+    else:
+        precision = "32-true"
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"precision=null: {precision}, in which the step was recorded, is none of"
+            f" {', '.join(PRECISIONS)}; name one of them"
+        )
+    return precision
 
 
 def _stand_at(task: nn.Module, suspect: Suspect) -> None:
@@ -170,49 +209,6 @@ def _read(place: Path) -> dict[str, Any]:
     return read_tensors(checkpoint_of(place, field="checkpoint"), field="checkpoint")
 
 
-def _load(module: nn.Module, saved: Mapping[str, Any], *, place: Path) -> str | None:
-    """Puts weights into a module, under the one prefix by which all of its names are found.
-
-    They are the file's `state_dict`, the file itself, or any other table in it.
-
-    Raises:
-        InputError: there is no such prefix, or a shape differs.
-    """
-    own = module.state_dict()
-    tables = [saved["state_dict"]] if "state_dict" in saved else [saved, *saved.values()]
-    found = next((f for f in (_fitting(table, own) for table in tables) if f is not None), None)
-    if found is None:
-        names = {name for name, _ in _named(saved)}
-        missing = next((name for name in own if name not in names), next(iter(own)))
-        raise InputError(f"checkpoint={place}: does not fit the model: has no {missing}")
-    prefix, tensors = found
-    for name, value in own.items():
-        shape = tuple(tensors[prefix + name].shape)
-        if shape != tuple(value.shape):
-            raise InputError(
-                f"checkpoint={place}: does not fit the model: {prefix + name} is {shape},"
-                f" must be {tuple(value.shape)}"
-            )
-    module.load_state_dict({name: tensors[prefix + name] for name in own})
-    left = len(tensors) - len(own)
-    return f"{left} tensors of the checkpoint are none of the model's" if left else None
-
-
-def _fitting(table: Any, own: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]] | None:
-    """The tensors of a table, and the prefix by which all names of a module are found there."""
-    if not isinstance(table, Mapping):
-        return None
-    tensors = {
-        name: value
-        for name, value in table.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    first = next(iter(own), "")
-    prefixes = sorted({n.removesuffix(first) for n in tensors if n.endswith(first)}, key=len)
-    prefix = next((p for p in prefixes if all(p + name in tensors for name in own)), None)
-    return None if prefix is None else (prefix, tensors)
-
-
 def _set_router_values(task: nn.Module, values: Mapping[str, Mapping[str, Any]]) -> None:
     """What an option had set on routers when an incident was recorded."""
     known = dict(task.named_modules())
@@ -233,9 +229,13 @@ def entries_for(suspect: Suspect, batch: Path | None) -> list[dict[str, Any]]:
         InputError: there is none, or it is no batch of this model.
     """
     if batch is not None:
-        return [_entry(_from_file(suspect, batch))]
+        content = plugin_for(suspect.precision).convert_input(_from_file(suspect, batch))
+        return [_entry(content)]
     if suspect.is_incident:
-        return list(suspect.saved["batches"])
+        return [
+            {**entry, "batch": _in_type(suspect, entry["batch"])}
+            for entry in suspect.saved["batches"]
+        ]
     if not suspect.is_run:
         raise InputError("batch=null: must be a file: .npy or .pt of token ids, or a text")
     try:
@@ -258,7 +258,18 @@ def _entry(batch: Any) -> dict[str, Any]:
     return {"batch": batch, "batch_idx": 0, "rng": rng, "cuda_rng": None, "router_state": {}}
 
 
+def _in_type(suspect: Suspect, batch: Any) -> Any:
+    """A recorded batch, which Lightning had brought to the type that the weights had then."""
+    if suspect.saved["precision"] in WHOLE and suspect.precision not in WHOLE:
+        return apply_to_collection(
+            batch, Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor
+        )
+    return plugin_for(suspect.precision).convert_input(batch)
+
+
 def _from_file(suspect: Suspect, file: Path) -> Any:
+    if file.is_dir():
+        raise InputError(f"batch={file}: is a folder, must be a file")
     if not file.is_file():
         raise InputError(f"batch={file}: no such file")
     if file.suffix == ".pt":

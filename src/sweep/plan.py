@@ -124,7 +124,13 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     study = settings.experiment or f"sweep-{sweep_id}"
     if "study" not in keys and not any(_key(a) == "study" for a in settings.axes):
         expanded = [[*cell, f"study={study}"] for cell in expanded]
-    cells, dropped = _with_baselines(config_name, expanded)
+    brought = {_key(a) for a in settings.axes} - keys
+    try:
+        cells, dropped = _with_baselines(config_name, expanded)
+    except InputError as error:
+        if _key(str(error)) not in brought:
+            raise
+        raise InputError(f"experiment={settings.experiment}: sets {error}") from error
     for field in ("study", "paths", "tracking"):
         values = dict.fromkeys(str(getattr(cell.config, field)) for cell in cells)
         if len(values) > 1:

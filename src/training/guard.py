@@ -13,6 +13,11 @@ from src.training.steps import StepCallback, is_log_step, log
 TAIL_FRAC = 1 / 7
 """The last part of a run, over which `skipped_tail_frac` is taken."""
 
+_SEVERAL = (
+    "the step guard serves optimizers that compute loss and gradient once a step,"
+    " {} does it several times"
+)
+
 
 class StepGuard(StepCallback):
     """Skips, stops at or raises on a step whose loss or gradient is not finite.
@@ -33,6 +38,9 @@ class StepGuard(StepCallback):
     """
 
     def __init__(self, config: GuardConfig, *, max_steps: int, log_every: int) -> None:
+        for field, value in (("max_steps", max_steps), ("log_every", log_every)):
+            if value < 1:
+                raise ValueError(f"{field}={value}: must be at least 1")
         self.config, self.max_steps, self.log_every = config, max_steps, log_every
         self.loss: Tensor | None = None
         self.grad_norm: Tensor | None = None
@@ -49,6 +57,7 @@ class StepGuard(StepCallback):
         self.nonfinite_steps: list[int] = []
         self.observers: list[Callable[..., None]] = []
         self._losses: list[Tensor] = []
+        self._judged: int | None = None
 
     def add_observer(self, observer: Callable[..., None]) -> None:
         """Lets it see each step, once, however often it asks."""
@@ -78,7 +87,7 @@ class StepGuard(StepCallback):
         """A run that was ended and is resumed stays ended.
 
         Raises:
-            ValueError: there is no one optimizer that Lightning steps by itself.
+            ValueError: there is no one optimizer that Lightning steps by itself, once a step.
         """
         super().on_train_start(trainer, pl_module)
         automatic, num = pl_module.automatic_optimization, len(trainer.optimizers)
@@ -88,6 +97,9 @@ class StepGuard(StepCallback):
                 f" {type(pl_module).__name__} has {num} under"
                 f" {'automatic' if automatic else 'manual'} optimization"
             )
+        if isinstance(trainer.optimizers[0], torch.optim.LBFGS):
+            raise ValueError(_SEVERAL.format("LBFGS"))
+        self._judged = None
         if self.stopped:
             trainer.should_stop = True
 
@@ -100,7 +112,15 @@ class StepGuard(StepCallback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Decides about the step, on all ranks alike."""
+        """Decides about the step, on all ranks alike.
+
+        Raises:
+            FloatingPointError: it is not finite, and the guard is to raise.
+            ValueError: it has decided about this step already.
+        """
+        if self._judged == trainer.global_step:
+            raise ValueError(_SEVERAL.format(type(optimizer).__name__))
+        self._judged = trainer.global_step
         # No loss at all is what a training_step that returns None leaves: nothing to apply, and
         # nothing wrong.
         has_loss = bool(self._losses)

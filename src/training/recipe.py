@@ -112,7 +112,8 @@ class GuardConfig:
     """What happens to a step whose loss or gradient is NaN or infinite."""
 
     check: list[str]
-    """What is looked at before the optimizer acts: loss, gradients (the write-up: loss alone)."""
+    """What is looked at before the optimizer acts: loss, gradients (the write-up: loss alone); of
+    none, steps that are not finite are counted and let through."""
     on_nonfinite: str
     """skip: leave all state as it was and go on; stop: end the run in order; raise: fail."""
     max_consecutive: int | None
@@ -122,9 +123,11 @@ class GuardConfig:
     run."""
 
     def __post_init__(self) -> None:
-        unknown = [entry for entry in self.check if entry not in CHECKS]
-        if unknown:
-            raise ValueError(f"check={self.check}: may hold {', '.join(CHECKS)}")
+        is_list = isinstance(self.check, list | tuple)
+        if not is_list or any(entry not in CHECKS for entry in self.check):
+            raise ValueError(
+                f"check={self.check}: must be a list that may hold {', '.join(CHECKS)}"
+            )
         if self.on_nonfinite not in ON_NONFINITE:
             raise ValueError(
                 f"on_nonfinite={self.on_nonfinite}: must be one of {', '.join(ON_NONFINITE)}"

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from src.training.steps import StepCallback, is_log_step, log
+from src.watch.config import check_interval
 
 CORNER = 64
 """Positions of a row whose attention is looked at."""
@@ -21,15 +22,18 @@ class ActivationWatch(StepCallback):
     `act/layer_<i>/rms` and `absmax` are those of what each block gives out, a block being an entry
     of the longest outermost module list; `attention/layer_<i>/max_logit` and `entropy` are of the
     first row and the first 64 positions at each call of scaled_dot_product_attention, entropy in
-    nats, mean over heads and queries; `output/logsumexp` is the mean over the batch. Where a module
-    has children `experts` and `shared`, `act/layer_<i>/experts_rms` and `shared_rms` compare them.
+    nats, mean over heads and queries. `output/logsumexp` is that of the logits which the first call
+    of torch's cross_entropy gets, mean over its targets; without such a call it is not there. Where
+    a module has children `experts` and `shared`, `act/layer_<i>/experts_rms` and `shared_rms`
+    compare them. What is no tensor of real numbers, or the first of a tuple, is left out.
     """
 
     def __init__(self, *, every: int) -> None:
+        check_interval(every)
         self.every = every
         self.figures: dict[str, Tensor] = {}
         self._handles: list[Any] = []
-        self._probe: _AttentionProbe | None = None
+        self._probe: _Probe | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -44,8 +48,7 @@ class ActivationWatch(StepCallback):
             for part in ("experts", "shared"):
                 hook = self._rms_hook(f"act/layer_{index}/{part}_rms")
                 self._handles.append(getattr(mixture, part).register_forward_hook(hook))
-        self._handles.append(_model(pl_module).register_forward_hook(self._output_hook))
-        self._probe = _AttentionProbe(self.figures)
+        self._probe = _Probe(self.figures)
         self._probe.__enter__()
 
     def on_before_backward(
@@ -82,25 +85,20 @@ class ActivationWatch(StepCallback):
 
     def _block_hook(self, index: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
-            x = output[0] if isinstance(output, tuple) else output
-            if not isinstance(x, Tensor):
-                return
-            x = x.detach().float()
-            self.figures[f"act/layer_{index}/rms"] = x.square().mean().sqrt()
-            self.figures[f"act/layer_{index}/absmax"] = x.abs().max()
+            x = _activations(output)
+            if x is not None:
+                self.figures[f"act/layer_{index}/rms"] = x.square().mean().sqrt()
+                self.figures[f"act/layer_{index}/absmax"] = x.abs().max()
 
         return hook
 
     def _rms_hook(self, name: str) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
-            self.figures[name] = output.detach().float().square().mean().sqrt()
+            x = _activations(output)
+            if x is not None:
+                self.figures[name] = x.square().mean().sqrt()
 
         return hook
-
-    def _output_hook(self, module: Any, args: Any, output: Any) -> None:
-        logits = output.logits if hasattr(output, "logits") else output
-        if isinstance(logits, Tensor):
-            self.figures["output/logsumexp"] = logits.detach().float().logsumexp(dim=-1).mean()
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Logs what was seen."""
@@ -111,22 +109,31 @@ class ActivationWatch(StepCallback):
             self.figures.clear()
 
 
-class _AttentionProbe(TorchFunctionMode):
-    """Computes scores anew, on a corner of them, at each attention call."""
+def _activations(output: Any) -> Tensor | None:
+    """What a module gives out, or the first of several, in float32; None: nothing to measure."""
+    x = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
+        return None
+    return x.detach().float()
+
+
+class _Probe(TorchFunctionMode):
+    """Computes scores anew, on a corner of them, at each attention call; looks at the logits."""
 
     def __init__(self, figures: dict[str, Tensor]) -> None:
         super().__init__()
-        self.figures, self.calls = figures, 0
+        self.figures, self.calls, self.has_logits = figures, 0, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:
-            self._look(args[0], args[1], kwargs.get("scale"))
+            self._look(corner_scores(*args, **kwargs))
+        elif func is functional.cross_entropy and not self.has_logits:
+            self._look_at_logits(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
 
     @torch.no_grad()
-    def _look(self, query: Tensor, key: Tensor, scale: float | None) -> None:
-        scores = corner_scores(query, key, scale)
+    def _look(self, scores: Tensor | None) -> None:
         if scores is None:
             return
         log_p = scores.log_softmax(dim=-1)
@@ -135,15 +142,25 @@ class _AttentionProbe(TorchFunctionMode):
         self.figures[f"attention/layer_{self.calls}/entropy"] = entropy
         self.calls += 1
 
+    @torch.no_grad()
+    def _look_at_logits(self, logits: Tensor) -> None:
+        """Classes are the second axis, or the only one."""
+        self.has_logits = True
+        dim = min(1, logits.dim() - 1)
+        self.figures["output/logsumexp"] = logits.detach().float().logsumexp(dim=dim).mean()
 
-def corner_scores(query: Tensor, key: Tensor, scale: float | None) -> Tensor | None:
+
+def corner_scores(
+    query: Tensor, key: Tensor, *args: Any, scale: float | None = None, **kwargs: Any
+) -> Tensor | None:
     """Causal scores of the first row and the first 64 positions, float32, later ones -inf.
 
     Args:
         query, key: (batch, heads, time, head); None comes back where they have other axes.
+        args, kwargs: what else scaled_dot_product_attention takes.
         scale: of the scores; None: 1 / sqrt(head).
     """
-    if query.dim() != 4:
+    if query.dim() != 4 or query.is_nested:
         return None
     q, k = (t[:1, :, :CORNER].detach().float() for t in (query, key))
     if k.shape[1] != q.shape[1]:
@@ -168,9 +185,3 @@ def _blocks(task: torch.nn.Module) -> list[torch.nn.Module]:
     outer = [p for p in paths if not any(p.startswith(f"{other}.") for other in paths)]
     lists = [list(task.get_submodule(path).children()) for path in outer]
     return max(lists, key=len, default=[])
-
-
-def _model(task: pl.LightningModule) -> torch.nn.Module:
-    """The model inside a LightningModule: its largest child."""
-    children = list(task.children())
-    return max(children, key=lambda c: sum(p.numel() for p in c.parameters()), default=task)

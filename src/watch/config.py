@@ -1,6 +1,8 @@
 """Which instruments look, and how often."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(kw_only=True)
@@ -26,5 +28,11 @@ class WatchConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field}={value}: must be at least 1, or null for off")
-        if self.float_max is not None and not self.float_max > 0:
-            raise ValueError(f"float_max={self.float_max}: must be above 0, or null")
+        if self.float_max is not None and not 0 < self.float_max < math.inf:
+            raise ValueError(f"float_max={self.float_max}: must be above 0 and finite, or null")
+
+
+def check_interval(every: Any) -> None:
+    """Raises ValueError where an interval is no number of steps."""
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ValueError(f"every={every}: must be an integer, at least 1")

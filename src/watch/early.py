@@ -27,6 +27,16 @@ class Thresholds:
     horizon_frac: float = 1.0
     """The limit must come within this share of the run, and before its end."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.window, int) or self.window < 3:
+            raise ValueError(f"window={self.window}: must be an integer, at least 3")
+        if not self.sigmas >= 0:
+            raise ValueError(f"sigmas={self.sigmas}: must be at least 0")
+        if not 0 <= self.way_frac < 1:
+            raise ValueError(f"way_frac={self.way_frac}: must be at least 0 and below 1")
+        if not self.horizon_frac > 0:
+            raise ValueError(f"horizon_frac={self.horizon_frac}: must be above 0")
+
 
 @dataclass
 class Series:
@@ -34,6 +44,8 @@ class Series:
 
     limit: Limit
     bound: float
+    then: str
+    """What happens there."""
     subject: str
     """The figure in words, and where it is measured."""
     first: float | None = None
@@ -81,7 +93,8 @@ class EarlyWarning(StepCallback):
         save: given the step, sees to it that the state after it is kept; the guard's
             `on_alarm=checkpoint` calls it after the first alarm, where `stop` ends the run.
         float_max: the largest number of the arithmetic; None: that of the trainer's precision.
-        max_steps: of the run, optimizer steps; None: as many as the trainer will make.
+        max_steps: of the run, optimizer steps; -1: it has no last one; None: as many as the
+            trainer will make.
         thresholds: when a drift is an alarm.
 
     Attributes:
@@ -97,6 +110,10 @@ class EarlyWarning(StepCallback):
         max_steps: int | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
+        if float_max is not None and not 0 < float_max < math.inf:
+            raise ValueError(f"float_max={float_max}: must be above 0 and finite, or None")
+        if max_steps is not None and max_steps < 1 and max_steps != -1:
+            raise ValueError(f"max_steps={max_steps}: must be at least 1, -1 or None")
         self.say, self.save, self.max_steps = say, save, max_steps
         self.float_max, self.thresholds = float_max, thresholds or Thresholds()
         self.alarms: list[dict[str, Any]] = []
@@ -147,6 +164,7 @@ class EarlyWarning(StepCallback):
         return Series(
             limit=limit,
             bound=limit.bound_for(self.float_max),
+            then=limit.then_for(self.float_max),
             subject=subject,
             first=known["first"],
             steps=deque(known["steps"], maxlen=size),
@@ -240,6 +258,6 @@ def _alarm(
         "drift_is": "a factor a step" if limit.grows else "an amount a step",
         "limit": series.bound,
         "crossing_step": round(crossing),
-        "line": f"step {step}: {series.subject} {value:.3g}, {moving}: {limit.then} in"
+        "line": f"step {step}: {series.subject} {value:.3g}, {moving}: {series.then} in"
         f" about {max(1, round(crossing - step))} steps",
     }

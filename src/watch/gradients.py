@@ -1,7 +1,7 @@
 """Gradients, updates and AdamW's moments, by group of parameters."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from src.training.guard import StepGuard
 from src.training.steps import StepCallback, is_log_step, log
+from src.watch.config import check_interval
 
 GROUPS = (
     ("latents", ("q_down", "kv_down", "q_up", "k_up", "v_up", "k_rope", "latent_norm")),
@@ -45,12 +46,14 @@ class GradientWatch(StepCallback):
     to 3 come before a spike; `adam/<group>/small_frac` is the share of entries whose sqrt(v) is
     below 10 eps, v without its bias towards 0; `adam/<group>/moment_max` is the largest v as it is
     kept. The ratio is taken on at most about a million entries of each tensor, evenly spread, so
-    that no second copy of a large model is held.
+    that no second copy of a large model is held. Of optimizers that keep no moments as AdamW does
+    there is no `adam/`.
     `grad/nonfinite_tensors` counts gradient tensors that were not finite, in all steps so far,
     those included that the guard dropped.
     """
 
     def __init__(self, *, every: int) -> None:
+        check_interval(every)
         self.every = every
         self._before: dict[str, Tensor] = {}
         self._figures: dict[str, Tensor] = {}
@@ -141,9 +144,9 @@ class GradientWatch(StepCallback):
         squares, small, largest, count = [], [], [], 0
         for parameter in params.values():
             state = optimizer.state.get(parameter, {})
-            if parameter.grad is None or "exp_avg_sq" not in state:
+            group_settings = settings.get(id(parameter), {})
+            if parameter.grad is None or not _is_adams(state, group_settings, parameter):
                 continue
-            group_settings = settings[id(parameter)]
             floor = group_settings["eps"]
             moment = state["exp_avg_sq"] / (1 - group_settings["betas"][1] ** state["step"])
             scaled = parameter.grad.square() / moment.clamp(min=max(floor**2, 1e-38))
@@ -170,6 +173,19 @@ def _grouped(task: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     for name, parameter in task.named_parameters():
         groups.setdefault(group_of(name), {})[name] = parameter
     return groups
+
+
+def _is_adams(
+    state: Mapping[str, Any], settings: Mapping[str, Any], parameter: nn.Parameter
+) -> bool:
+    """Whether there is a second moment for each entry, made and used as AdamW does it.
+
+    Other optimizers keep one under the same name, as Adafactor, whose decay is another.
+    """
+    moment, eps = state.get("exp_avg_sq"), settings.get("eps")
+    has_steps = "betas" in settings and "step" in state and isinstance(eps, int | float)
+    fits = isinstance(moment, Tensor) and moment.shape == parameter.shape and moment.numel() > 0
+    return has_steps and fits
 
 
 def _stride(parameter: Tensor) -> int:

@@ -25,6 +25,7 @@ from src.watch.again import (
 )
 from src.watch.causes import LOOKED_AT, UNKNOWN, Evidence, cause, describe, figures
 from src.watch.page import write_page
+from src.watch.plain import plain, unreadable
 from src.watch.trace import Finding, trace
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class IncidentRecorder(StepCallback):
     so that training goes on bitwise as if nobody had looked. Needs a StepGuard in the trainer.
 
     Args:
-        folder: incidents go to <folder>/step-<n>/.
+        folder: incidents go to <folder>/step-<n>/. Batches are kept in it as tensors and plain
+            values, mappings as dicts, arrays as tensors.
         say: shows one line to the user.
         extras: plain values that the saved state carries, such as the configuration.
         repeat: the command that runs the step again, with `{folder}` for the incident's.
@@ -53,13 +55,13 @@ class IncidentRecorder(StepCallback):
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         *,
         say: Callable[[str], None] = print,
         extras: Mapping[str, Any] | None = None,
         repeat: str = "python -m src.diagnose checkpoint={folder} target=<package.module:callable>",
     ) -> None:
-        self.folder, self.say, self.extras = folder, say, extras or {}
+        self.folder, self.say, self.extras = Path(folder), say, extras or {}
         self.repeat = repeat
         self.latest: dict[str, float] = {}
         self.incident: dict[str, Any] | None = None
@@ -198,8 +200,13 @@ class IncidentRecorder(StepCallback):
             "figures": figures(finding, router),
             "largest_gradients": _largest_gradients(task),
         }
-        self._write(trainer, task, incident)
+        foreign = self._write(trainer, task, incident)
         self.say(incident["line"])
+        if foreign is not None:
+            self.say(
+                f"step {step}: it cannot be run again: the state holds a {foreign}, not tensors and"
+                " plain values alone"
+            )
         return incident
 
     def _drift(self, task: pl.LightningModule, finding: Finding | None) -> float | None:
@@ -215,7 +222,8 @@ class IncidentRecorder(StepCallback):
 
     def _write(
         self, trainer: pl.Trainer, task: pl.LightningModule, incident: dict[str, Any]
-    ) -> None:
+    ) -> str | None:
+        """Returns what in the saved state cannot be read again, if anything."""
         folder = self.folder / f"step-{incident['step']}"
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_jsonable(incident), indent=2, allow_nan=False)
@@ -225,7 +233,7 @@ class IncidentRecorder(StepCallback):
             **self.extras,
             "incident": _jsonable(incident),
             "state_dict": task.state_dict(),
-            "batches": list(self._batches),
+            "batches": [{**entry, "batch": plain(entry["batch"])} for entry in self._batches],
             "precision": str(trainer.precision_plugin.precision),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "threads": torch.get_num_threads(),
@@ -238,9 +246,11 @@ class IncidentRecorder(StepCallback):
             },
         }
         torch.save(state, folder / "state.part")
+        foreign = unreadable(folder / "state.part")
         (folder / "state.part").rename(folder / "state.pt")
-        repeat = self.repeat.replace("{folder}", str(folder))
+        repeat = None if foreign is not None else self.repeat.replace("{folder}", str(folder))
         write_page(folder / "incident.html", incident, list(self.ring), repeat=repeat)
+        return foreign
 
     def state_dict(self) -> dict[str, Any]:
         """What has been recorded, and the ring."""

@@ -38,6 +38,10 @@ class Limit:
         """The bound in arithmetic whose largest number this is."""
         return min(self.bound, float_max) if self.narrows else self.bound
 
+    def then_for(self, float_max: float) -> str:
+        """What happens there: where the arithmetic's own end is the bound, the figure overflows."""
+        return "overflow" if self.narrows and float_max < self.bound else self.then
+
     def scaled(self, value: float) -> float | None:
         """The figure on the axis on which it drifts evenly; None where it has no place there."""
         if not self.grows:

@@ -58,7 +58,7 @@ class MarginTracer(Tracer):
         """Runs the function as the tracer does, and measures what is finite."""
         name = getattr(func, "__name__", str(func))
         if func is functional.scaled_dot_product_attention:
-            scores = corner_scores(args[0], args[1], (kwargs or {}).get("scale"))
+            scores = corner_scores(*args, **(kwargs or {}))
             if scores is not None:
                 self.keep_large("attention logits", self.module, scores)
         place = DIVISIONS.get(name)

@@ -15,7 +15,7 @@ pre { padding: 1rem; } svg { max-width: 100%; height: auto; }
 
 
 def write_page(
-    path: Path, incident: dict[str, Any], ring: Sequence[dict[str, float]], *, repeat: str
+    path: Path, incident: dict[str, Any], ring: Sequence[dict[str, float]], *, repeat: str | None
 ) -> None:
     """Writes the page.
 
@@ -23,7 +23,7 @@ def write_page(
         path: of the HTML file.
         incident: what the recorder has found.
         ring: figures of the last steps, each with its `step`.
-        repeat: the command that runs the step again.
+        repeat: the command that runs the step again; None: the state cannot be read again.
     """
     shown = {key: incident[key] for key in ("finding", "figures", "largest_gradients")}
     page = f"""<!doctype html>
@@ -34,10 +34,16 @@ def write_page(
 {_curves(ring)}
 <h2>Figures</h2>
 <pre>{html.escape(json.dumps(shown, indent=2))}</pre>
-<p>Repeat it with <code>{html.escape(repeat)}</code>.</p>
+<p>{_advice(repeat)}</p>
 </html>
 """
     path.write_text(page, encoding="utf-8")
+
+
+def _advice(repeat: str | None) -> str:
+    if repeat is None:
+        return "Its state holds more than tensors and plain values, and cannot be run again."
+    return f"Repeat it with <code>{html.escape(repeat)}</code>."
 
 
 def _curves(ring: Sequence[dict[str, float]]) -> str:

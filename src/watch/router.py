@@ -5,6 +5,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 
 from src.training.steps import StepCallback, is_log_step, log
+from src.watch.config import check_interval
 
 UNLOGGED = ("num_zero_sums", "num_tokens", "top_k")
 """What an incident's line needs and no curve."""
@@ -17,6 +18,7 @@ class RouterWatch(StepCallback):
     """
 
     def __init__(self, *, every: int) -> None:
+        check_interval(every)
         self.every = every
         self._bias: dict[int, tuple[int, float]] = {}
 

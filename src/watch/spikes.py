@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.training.guard import StepGuard
 from src.training.steps import StepCallback, is_log_step, log
+from src.watch.config import check_interval
 
 DEFINITIONS = {"": (6.0, 128), "_1000": (7.0, 1000)}
 """Suffix of the metric: standard deviations and window, of OLMo-core and of OLMo 2."""
@@ -77,6 +78,7 @@ class SpikeWatch(StepCallback):
     """Scores every step's loss and gradient norm, read in bulk on logged steps."""
 
     def __init__(self, guard: StepGuard, *, every: int) -> None:
+        check_interval(every)
         self.guard, self.every = guard, every
         self.scores = {
             f"{what}_score{suffix}": SpikeScore(sigmas=sigmas, window=window)

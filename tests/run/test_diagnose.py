@@ -177,6 +177,8 @@ class Gives(pl.LightningModule):
         print("said by the step")
         if self.what == "leaves":
             raise SystemExit(0)
+        if self.what == "attached":
+            self.optimizers().zero_grad()
         if self.what == "backward":
             return _Refuses.apply(self.scale.sum())
         if self.what == "detached":
@@ -196,6 +198,7 @@ class _Refuses(torch.autograd.Function):
 
 STEPS = {
     "leaves": "batch: the model does not take it: SystemExit: 0",
+    "attached": "Gives: its training_step asks for its trainer, and is run without one here",
     "backward": "ArithmeticError: no way back",
     "detached": "a loss of shape () without a gradient",
     "many": "a loss of shape (2,) with a gradient, must be one number",
@@ -322,6 +325,8 @@ BAD = {
     "checkpoint=w.pt": "target=null",
     f"checkpoint=w.pt {LLAMA} {KWARGS}": "batch=null",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=nowhere.npy": "batch=nowhere.npy: no such file",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=folder": "batch=folder: is a folder, must be a file",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=": "batch=: must be a file",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=words.npy": "entries of <U1, must be integers",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=floats.npy": "entries of float64, must be integers",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=empty.npy": "damaged, or no array",
@@ -338,6 +343,7 @@ BAD = {
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=flat.npy": "(rows, time)",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy": "missing",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy kwargs=3": "kwargs=3",
+    f"checkpoint=w.pt {LLAMA} batch=batch.npy kwargs={{1:2}}": "names must be text",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy precision=fp8": "precision=fp8",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy top=0": "top=0",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy format=xml": "format=xml",
@@ -357,6 +363,7 @@ def test_bad_input_gets_one_line(case, llama, capsys):
     np.savez("many.npz", np.zeros((1, 5), dtype=np.int64))
     Path("many.npz").rename("many.npy")
     Path("empty.npy").touch()
+    Path("folder").mkdir()
     torch.save({"state_dict": [1]}, "list.pt")
     torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, "objects.pt")
     torch.save(torch.ones(2, 5, dtype=torch.bool), "truth.pt")

@@ -32,3 +32,9 @@ def test_they_are_no_part_of_the_hash_nor_of_the_name(tiny):
 def test_an_interval_below_one_is_refused():
     with pytest.raises(InputError, match=r"watch.routers_every=0: must be at least 1, or null"):
         compose("train", ["watch.routers_every=0"])
+
+
+@pytest.mark.parametrize("value", ["0", "inf", "nan"])
+def test_a_largest_number_that_is_none_is_refused(value):
+    with pytest.raises(InputError, match=r"watch.float_max=.*: must be above 0 and finite"):
+        compose("train", [f"watch.float_max={value}"])

@@ -74,6 +74,7 @@ def test_a_smaller_largest_number_brings_the_limit_nearer():
     assert warned(series, name=name).alarms == []
     (alarm,) = warned(series, name=name, float_max=65504.0).alarms
     assert alarm["limit"] == 65504.0
+    assert ": overflow in about" in alarm["line"]
     assert alarm["crossing_step"] == 17
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,41 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
 from src import diagnose
-from src.watch import EarlyWarning, IncidentRecorder, StepGuard, expose_router
+from src.watch import (
+    ActivationWatch,
+    EarlyWarning,
+    GradientWatch,
+    IncidentRecorder,
+    RouterWatch,
+    SpikeWatch,
+    StepGuard,
+    Thresholds,
+    expose_router,
+)
 from tests.training.harness import guard_config
 
 
-def fit(task: pl.LightningModule, batch: torch.Tensor, **precision: Any) -> StepGuard:
-    """Two steps with guard and recorder, in the working directory."""
+def fit(
+    task: pl.LightningModule,
+    data: torch.Tensor | DataLoader,
+    *callbacks: pl.Callback,
+    **precision: Any,
+) -> StepGuard:
+    """Two steps with guard and recorder, in the working directory; a tensor makes two batches."""
     guard = StepGuard(guard_config(), max_steps=2, log_every=1)
     trainer = pl.Trainer(
         **precision,
         max_steps=2,
-        callbacks=[guard, IncidentRecorder(Path("incidents"))],
+        callbacks=[guard, *callbacks, IncidentRecorder("incidents")],
         accelerator="cpu",
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
     )
-    trainer.fit(task, DataLoader(batch, batch_size=len(batch) // 2))
+    if isinstance(data, torch.Tensor):
+        data = DataLoader(data, batch_size=len(data) // 2)
+    trainer.fit(task, data)
     return guard
 
 
@@ -85,10 +103,31 @@ def test_an_incident_in_float16_is_run_in_float16(capsys):
 
 
 def test_an_incident_in_another_precision_is_refused_until_one_is_chosen(capsys):
-    fit(Products(), torch.full((4, 4), torch.inf), precision="bf16-true")
+    fit(Products(), torch.full((4, 4), torch.inf))
+    state = torch.load("incidents/step-1/state.pt", weights_only=True)
+    torch.save({**state, "precision": "transformer-engine"}, "incidents/step-1/state.pt")
     assert diagnose.main(["checkpoint=incidents/step-1", PRODUCTS]) == 2
-    assert "precision=null: bf16-true, in which the step was recorded" in capsys.readouterr().err
+    assert "precision=null: transformer-engine, in which the step" in capsys.readouterr().err
     assert diagnosed(capsys, PRODUCTS, "precision=32-true")["precision"] == "32-true"
+
+
+class Divides(Products):
+    """Takes the batch as it comes, in whatever type."""
+
+    def training_step(self, batch, batch_idx):
+        return (self.inner(batch) / (batch - batch)).mean()
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+def test_an_incident_in_a_whole_precision_is_run_in_it(precision, capsys):
+    fit(Divides(), torch.randn(4, 4), precision=precision)
+    target = "target=tests.watch.test_foreign_loop:Divides"
+    found = diagnosed(capsys, target)
+    assert found["precision"] == precision
+    assert found["finding"] == recorded()["finding"]
+    assert found["reproduced"]
+    # The batch that was recorded has the type that it had then.
+    assert diagnosed(capsys, target, "precision=32-true")["finding"]["dtype"] == "float32"
 
 
 def test_what_the_scaler_of_the_loss_finds_by_itself_is_no_incident():
@@ -295,3 +334,56 @@ class Manual(Products):
 def test_manual_optimization_is_refused_in_one_sentence(num_optimizers):
     with pytest.raises(ValueError, match=f"Manual has {num_optimizers} under manual optimization"):
         fit(Manual(num_optimizers), torch.ones(4, 4))
+
+
+class Several(torch.optim.SGD):
+    """Computes loss and gradient twice a step."""
+
+    def step(self, closure=None):
+        closure()
+        return super().step(closure)
+
+
+class Optimized(Products):
+    def __init__(self, optimizer) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, Several])
+def test_an_optimizer_that_computes_the_loss_several_times_a_step_is_refused(optimizer):
+    named = f"loss and gradient once a step, {optimizer.__name__} does it several times"
+    with pytest.raises(ValueError, match=named):
+        fit(Optimized(optimizer), torch.ones(4, 4), GradientWatch(every=1))
+
+
+def test_what_is_no_setting_of_an_instrument_is_refused_with_its_value():
+    guard = StepGuard(guard_config(), max_steps=2, log_every=1)
+    for every in (0, -1, None, 1.5, True):
+        for make in (
+            GradientWatch,
+            ActivationWatch,
+            RouterWatch,
+            lambda every: SpikeWatch(guard, every=every),
+        ):
+            with pytest.raises(ValueError, match=f"every={every}: must be an integer, at least 1"):
+                make(every=every)
+    for make, settings in (
+        (Thresholds, {"window": 2}),
+        (Thresholds, {"sigmas": -1.0}),
+        (Thresholds, {"way_frac": 1.0}),
+        (Thresholds, {"horizon_frac": 0.0}),
+        (EarlyWarning, {"float_max": -1.0}),
+        (EarlyWarning, {"max_steps": 0}),
+        (guard_config, {"check": "loss"}),
+        (guard_config, {"check": ["weights"]}),
+    ):
+        ((field, value),) = settings.items()
+        with pytest.raises(ValueError, match=re.escape(f"{field}={value}: must be")):
+            make(**settings)
+    for wrong in ({"max_steps": 0, "log_every": 1}, {"max_steps": 1, "log_every": 0}):
+        with pytest.raises(ValueError, match="=0: must be at least 1"):
+            StepGuard(guard_config(), **wrong)

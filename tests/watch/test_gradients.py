@@ -1,10 +1,14 @@
+import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers.optimization import Adafactor
 
 from src.watch import GradientWatch
 from src.watch.gradients import group_of
 from tests.runs import metrics, train
-from tests.training.harness import Harness, Poison, recipe_config
+from tests.training.harness import Harness, Poison, Recorder, recipe_config
 
 
 @pytest.mark.parametrize(
@@ -88,3 +92,41 @@ def test_of_a_large_tensor_a_sample_gives_the_ratio(monkeypatch):
     for name in ("update/attention/ratio", "update/embedding/ratio"):
         assert sampled[2][name] != whole[2][name]
         assert sampled[2][name] == pytest.approx(whole[2][name], rel=0.5)
+
+
+class Foreign(pl.LightningModule):
+    """Has a parameter without an entry, as an adapter of rank 0 has."""
+
+    def __init__(self, optimizer) -> None:
+        super().__init__()
+        self.inner, self.optimizer = nn.Linear(4, 4), optimizer
+        self.inner.adapter = nn.Parameter(torch.zeros(0, 4))
+
+    def training_step(self, batch, batch_idx):
+        low = batch @ self.inner.adapter.T @ self.inner.adapter
+        return (self.inner(batch) + low).square().mean()
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters(), lr=1e-2)
+
+
+def adafactor(parameters, lr):
+    return Adafactor(parameters, lr=lr, relative_step=False, scale_parameter=False)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, adafactor])
+def test_of_optimizers_that_are_not_adam_the_moments_are_left_out(optimizer):
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        max_steps=2,
+        callbacks=[GradientWatch(every=1)],
+        accelerator="cpu",
+        logger=recorder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Foreign(optimizer), DataLoader(torch.randn(4, 4), batch_size=2))
+    line = recorder.lines[2]
+    assert line["grad/inner/norm"] > 0 and line["update/inner/ratio"] > 0
+    assert ("adam/inner/rms" in line) == (optimizer is torch.optim.AdamW)
