@@ -13,7 +13,7 @@ import hydra.errors
 import omegaconf.errors
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src import terminal
+from src import startup, terminal
 from src.config import RunConfig, compose, compose_plain
 from src.errors import InputError, nearest
 from src.overrides import GROUPS, parse, quote_free_text
@@ -109,6 +109,7 @@ def plain_main(
 
 
 def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[str] | None) -> int:
+    startup.imports_are_done()
     raw = list(sys.argv[1:] if argv is None else argv)
     arguments = [quote_free_text(a) for a in raw if a not in ("-m", "--multirun")]
     multirun = len(arguments) < len(raw)

@@ -169,7 +169,9 @@ def assemble(
         metrics,
         spikes,
         RouterWatch(every=watch.routers_every) if watch.routers_every else None,
-        ActivationWatch(every=watch.activations_every) if watch.activations_every else None,
+        ActivationWatch(every=watch.activations_every, apart=config.compile)
+        if watch.activations_every
+        else None,
         early,
         incidents,
         validation,

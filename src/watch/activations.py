@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from src.training.steps import StepCallback, is_log_step, log
+from src.watch.again import undisturbed
 from src.watch.config import check_interval
 
 CORNER = 64
@@ -26,11 +27,15 @@ class ActivationWatch(StepCallback):
     of torch's cross_entropy gets, mean over its targets; without such a call it is not there. Where
     a module has children `experts` and `shared`, `act/layer_<i>/experts_rms` and `shared_rms`
     compare them. What is no tensor of real numbers, or the first of a tuple, is left out.
+
+    Args:
+        every: steps between those that are looked at.
+        apart: look at a forward pass of its own beside the training's, which may then be compiled.
     """
 
-    def __init__(self, *, every: int) -> None:
+    def __init__(self, *, every: int, apart: bool = False) -> None:
         check_interval(every)
-        self.every = every
+        self.every, self.apart = every, apart
         self.figures: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         self._probe: _Probe | None = None
@@ -50,6 +55,11 @@ class ActivationWatch(StepCallback):
                 self._handles.append(getattr(mixture, part).register_forward_hook(hook))
         self._probe = _Probe(self.figures)
         self._probe.__enter__()
+        if self.apart:
+            precision = trainer.precision_plugin.train_step_context
+            with undisturbed(pl_module), torch.no_grad(), precision():
+                pl_module.training_step(batch, batch_idx)
+            self._unhook()
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
@@ -126,7 +136,7 @@ class _Probe(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention:
+        if is_attention(func):
             self._look(corner_scores(*args, **kwargs))
         elif func is functional.cross_entropy and not self.has_logits:
             self._look_at_logits(args[0] if args else kwargs["input"])
@@ -148,6 +158,12 @@ class _Probe(TorchFunctionMode):
         self.has_logits = True
         dim = min(1, logits.dim() - 1)
         self.figures["output/logsumexp"] = logits.detach().float().logsumexp(dim=dim).mean()
+
+
+def is_attention(func: Any) -> bool:
+    """Whether it is PyTorch's attention, or one that takes its place under its name."""
+    name: str = functional.scaled_dot_product_attention.__name__
+    return getattr(func, "__name__", None) == name
 
 
 def corner_scores(

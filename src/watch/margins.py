@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import resolve_name
 
-from src.watch.activations import corner_scores
+from src.watch.activations import corner_scores, is_attention
 from src.watch.trace import Finding, Tracer, tensors_in, trace
 
 DIVISIONS = {
@@ -57,7 +56,7 @@ class MarginTracer(Tracer):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function as the tracer does, and measures what is finite."""
         name = getattr(func, "__name__", str(func))
-        if func is functional.scaled_dot_product_attention:
+        if is_attention(func):
             scores = corner_scores(*args, **(kwargs or {}))
             if scores is not None:
                 self.keep_large("attention logits", self.module, scores)

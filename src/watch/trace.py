@@ -112,7 +112,7 @@ class Tracer(TorchFunctionMode):
         self._batch: Finding | None = None
         self._carried: Finding | None = None
         self._path = [""]
-        self._owners: list[tuple[Any, str]] = []
+        self._owners: dict[Any, str] = {}
         self._handles: list[Any] = []
 
     @property
@@ -141,7 +141,12 @@ class Tracer(TorchFunctionMode):
         return enter
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._path.pop()
+        path = self._path.pop()
+        # Nodes of what is no torch function, such as an autograd.Function, are the module's that
+        # gives them out.
+        for tensor in tensors_in(output):
+            if tensor.grad_fn is not None:
+                self._owners.setdefault(tensor.grad_fn, path)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function and compares what went in with what came out."""
@@ -153,7 +158,7 @@ class Tracer(TorchFunctionMode):
         # An assignment to a part returns nothing.
         for tensor in tensors_in(args[:1] if name == "__setitem__" else result):
             if tensor.grad_fn is not None:
-                self._owners.append((tensor.grad_fn, self.module))
+                self._owners[tensor.grad_fn] = self.module
             if inputs is not None and self.finding is None:
                 self._compare(inputs, resolve_name(func) or name, tensor)
         return result
@@ -177,7 +182,6 @@ class Tracer(TorchFunctionMode):
 
     def watch_backward(self, loss: Tensor) -> None:
         """Hooks every node of the graph of a loss; each knows the module that made it."""
-        owners: dict[Any, str] = dict(self._owners)
         todo = [(loss.grad_fn, "")]
         seen = set()
         while todo:
@@ -185,7 +189,7 @@ class Tracer(TorchFunctionMode):
             if node is None or node in seen:
                 continue
             seen.add(node)
-            owner = owners.get(node, consumer)
+            owner = self._owners.get(node, consumer)
             self._handles.append(node.register_hook(self._backward_hook(owner, node)))
             todo += [(inner, owner) for inner, _ in node.next_functions]
 
