@@ -10,11 +10,14 @@ import torch
 
 from src import terminal
 from src.benchmark.contestants import CONTESTANTS, FLOOR, TRANSFORMERS, is_there
+from src.benchmark.figures import TASKS
 from src.benchmark.race import Result, race
 from src.benchmark.shapes import CELLS, SHAPES, Case
 from src.errors import InputError
 from src.given import choice, number
 from src.training.recipe import PRECISIONS
+
+STEP = "step"
 
 
 def bench(given: Mapping[str, Any]) -> int:
@@ -26,21 +29,27 @@ def bench(given: Mapping[str, Any]) -> int:
     choice(given, "format", ("text", "json"))
     counts = {name: number(given, name, int, least=1) for name in ("rounds", "steps", "warmup")}
     cases, names = _cases(given), _names(given)
+    tasks = _listed(given, "tasks", (STEP, *TASKS))
     out = None if given["out"] is None else Path(str(given["out"]))
     failed: list[str] = []
     for case in cases:
-        found, lines = race(case, names, **counts)
-        failed += lines
-        rows = _rows(case, found)
-        written = [json.dumps(row) for row in rows]
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in written)
-        if given["format"] == "json":
-            print(*written, sep="\n", flush=True)
-        else:
-            _show(case, rows)
+        for task in tasks:
+            if task == STEP:
+                found, lines = race(case, names, **counts)
+                failed += lines
+                rows, show = _rows(case, found), _show
+            else:
+                figures = TASKS[task](case, rounds=counts["rounds"])
+                rows, show = [asdict(figure) for figure in figures], _show_figures
+            written = [json.dumps(row) for row in rows]
+            if out is not None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                with out.open("a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in written)
+            if given["format"] == "json":
+                print(*written, sep="\n", flush=True)
+            else:
+                show(case, rows)
     for line in failed:
         terminal.warn(f"left out: {line}")
     return 1 if failed else 0
@@ -97,6 +106,7 @@ def _rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
     floor = next((r.tokens_per_second for r in results if r.name == FLOOR), None)
     return [
         {
+            "task": STEP,
             **asdict(result),
             "mfu": size.flops_per_token * result.tokens_per_second / result.peak_flops,
             "of_floor": None if floor is None else result.tokens_per_second / floor,
@@ -127,3 +137,18 @@ def _show(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
     terminal.table(title, columns, cells)
     if case.device == "cpu" and any(row["cpu"] < 0.9 for row in rows):
         terminal.warn("others held the cores (CPU/wall below 0.9): only ratios mean anything")
+
+
+def _show_figures(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
+    first = rows[0]
+    cells = [
+        [
+            row["name"],
+            terminal.number(row["value"]),
+            f"{terminal.number(row['least'])} to {terminal.number(row['greatest'])}",
+            f"{row['value'] / first['value']:.3f}",
+        ]
+        for row in rows
+    ]
+    title = f"{case.shape}, {case.cell}, {case.precision}, {case.device}: {first['task']}"
+    terminal.table(title, ["", first["unit"], "rounds", f"of {first['name']}"], cells)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.allocator import keep_freed_memory
 from src.generation.decode import continue_prompts
 from src.generation.sampling import Sampling
 from src.model import Transformer
@@ -43,6 +44,7 @@ def build(shape: Mapping[str, Any]) -> tuple[Transformer, Any, dict[str, Any]]:
     Raises:
         ValueError: an unknown arch, or values of another size than a head.
     """
+    keep_freed_memory()
     parts = parts_of(shape)
     model = parts.build(
         vocab_size=shape["vocab"], generator_for=lambda name: generator(0, "init", name)
@@ -52,7 +54,7 @@ def build(shape: Mapping[str, Any]) -> tuple[Transformer, Any, dict[str, Any]]:
     extra = {
         "routed_params": routed,
         "after_step": after_step,
-        "generate": _generate,
+        "generate": generate,
         "cache_bytes": lambda model, prompt: _cache_bytes(model),
     }
     return model, loss_of, extra
@@ -135,7 +137,7 @@ def after_step(model: Transformer) -> None:
     model.finish_step(applied=True)
 
 
-def _generate(model: Transformer, prompt_1T: Tensor, num_new: int) -> Tensor:
+def generate(model: Transformer, prompt_1T: Tensor, num_new: int) -> Tensor:
     """The prompt and the tokens that follow it greedily, (1, T + num_new)."""
     (new,) = continue_prompts(
         model, prompt_1T.tolist(), max_new_tokens=num_new, sampling=GREEDY, seed=0

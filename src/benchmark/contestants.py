@@ -2,13 +2,13 @@
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from src.benchmark.contender import after_step, loss_of
+from src.allocator import keep_freed_memory
+from src.benchmark.contender import after_step, generate, loss_of
 from src.benchmark.floor import Floor
 from src.benchmark.shapes import Case
 from src.config import RunConfig
@@ -24,7 +24,12 @@ CONTESTANTS = (OURS, OURS + COMPILED, TRANSFORMERS, TRANSFORMERS + COMPILED, FLO
 NUM_BATCHES = 8
 """Different ones, in turn."""
 
+NUM_PROMPT_TOKENS = 16
+LONGEST = 512
+"""Tokens of a model's context, where its shape has fewer."""
+
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Decode = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,8 @@ class Contestant:
     step: Callable[[], Tensor | None]
     """One step; returns its loss, where there is one."""
     num_params: int
+    decode: Callable[[int], None] | None = None
+    """Continues a prompt by so many tokens, greedily."""
 
 
 def is_there(name: str) -> bool:
@@ -61,32 +68,37 @@ def build(name: str, case: Case, *, num_params: int) -> Contestant:
             device=torch.device(case.device),
         )
         return Contestant(step=floor.step, num_params=num_params)
-    who = name.removesuffix(COMPILED)
-    model, loss = _ours(config, case) if who == OURS else _of_transformers(config, case)
-    return _contestant(model, loss, config, case, compiled=name.endswith(COMPILED))
+    # As long as what is decoded, too.
+    parts = replace(config.architecture, seq_len=max(config.architecture.seq_len, LONGEST))
+    who = _ours if name.removesuffix(COMPILED) == OURS else _of_transformers
+    model, loss, decode = who(parts, case.sizes.vocab_size)
+    if name.endswith(COMPILED):
+        loss = torch.compile(loss, dynamic=False)
+    return _contestant(model, loss, decode, config, case)
 
 
-def _ours(config: RunConfig, case: Case) -> tuple[nn.Module, Loss]:
-    model = config.architecture.build(
-        vocab_size=case.sizes.vocab_size, generator_for=lambda name: generator(0, "init", name)
+def _ours(parts: ModelParts, vocab_size: int) -> tuple[nn.Module, Loss, Decode]:
+    # As a run of ours does; what others do is theirs.
+    keep_freed_memory()
+    model = parts.build(
+        vocab_size=vocab_size, generator_for=lambda name: generator(0, "init", name)
     )
-    return model, loss_of
+    assert isinstance(model, Transformer)
+    return model, loss_of, lambda prompt_1T, count: generate(model, prompt_1T, count)
 
 
-def _of_transformers(config: RunConfig, case: Case) -> tuple[nn.Module, Loss]:
-    from src.benchmark.peers import transformers_loss, transformers_model
+def _of_transformers(parts: ModelParts, vocab_size: int) -> tuple[nn.Module, Loss, Decode]:
+    from src.benchmark.peers import transformers_decode, transformers_loss, transformers_model
 
-    assert isinstance(config.architecture, ModelParts)
-    model = transformers_model(config.architecture, vocab_size=case.sizes.vocab_size)
-    return model, transformers_loss
+    model = transformers_model(parts, vocab_size=vocab_size)
+    return model, transformers_loss, transformers_decode(model)
 
 
 def _contestant(
-    model: nn.Module, loss: Loss, config: RunConfig, case: Case, *, compiled: bool
+    model: nn.Module, loss: Loss, decode: Decode, config: RunConfig, case: Case
 ) -> Contestant:
     device = torch.device(case.device)
     model.to(device).train()
-    run: Any = torch.compile(model) if compiled else model
     optimizer = build_optimizer(model.parameters(), config.recipe)
     shape = case.batch_size, case.sizes.seq_len + 1
     draws = generator(0, "benchmark")
@@ -102,7 +114,7 @@ def _contestant(
         batch = batches[number % NUM_BATCHES]
         number += 1
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            value = loss(run, batch[:, :-1], batch[:, 1:])
+            value = loss(model, batch[:, :-1], batch[:, 1:])
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -110,4 +122,8 @@ def _contestant(
             after_step(model)
         return value.detach()
 
-    return Contestant(step=step, num_params=sum(p.numel() for p in model.parameters()))
+    def continue_prompt(count: int) -> None:
+        decode(batches[0][:1, :NUM_PROMPT_TOKENS], count)
+
+    num_params = sum(p.numel() for p in model.parameters())
+    return Contestant(step=step, num_params=num_params, decode=continue_prompt)

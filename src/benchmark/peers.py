@@ -1,5 +1,6 @@
 """The same compositions as transformers has them, with its own modelling code."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,3 +75,20 @@ def transformers_loss(
     """The loss as its users take it: labels in, loss out, shifted inside."""
     loss: torch.Tensor = model(input_ids=inputs_BT, labels=inputs_BT, use_cache=False).loss
     return loss
+
+
+def transformers_decode(model: Any) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """Its generate, greedy and without an end."""
+
+    def decode(prompt_1T: torch.Tensor, count: int) -> torch.Tensor:
+        model.eval()
+        made: torch.Tensor = model.generate(
+            prompt_1T,
+            attention_mask=torch.ones_like(prompt_1T),
+            do_sample=False,
+            min_new_tokens=count,
+            max_new_tokens=count,
+        )
+        return made
+
+    return decode

@@ -45,13 +45,22 @@ class Result:
 class Worker:
     """A contestant's process."""
 
-    def __init__(self, name: str, case: Case, *, warmup: int, num_params: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        case: Case,
+        *,
+        warmup: int,
+        num_params: int,
+        module: str = "src.benchmark.worker",
+        **more: str,
+    ) -> None:
         spec = {"name": name, "case": asdict(case), "warmup": warmup, "num_params": num_params}
         self.name = name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         threads = {n: str(case.threads) for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "src.benchmark.worker", json.dumps(spec)],
+            [sys.executable, "-m", module, json.dumps(spec | more)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

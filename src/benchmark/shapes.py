@@ -62,20 +62,20 @@ class Case:
         """Of a step."""
         return self.batch_size * self.sizes.seq_len
 
-    def config(self, *more: str) -> RunConfig:
-        """The configuration of a run that takes this step."""
+    def arguments(self) -> list[str]:
+        """What to type for a run that takes this step."""
         shape = self.sizes
-        return compose(
-            "train",
-            [
-                f"model={shape.model}",
-                *CELLS[self.cell],
-                f"model.vocab_size={shape.vocab_size}",
-                f"recipe.batch_size={self.batch_size}",
-                f"recipe.seq_len={shape.seq_len}",
-                f"recipe.precision={self.precision}",
-                f"trainer={'cpu' if self.device == 'cpu' else 'gpu'}",
-                f"trainer.threads={self.threads}",
-                *more,
-            ],
-        )
+        return [
+            f"model={shape.model}",
+            *CELLS[self.cell],
+            f"model.vocab_size={shape.vocab_size}",
+            f"recipe.batch_size={self.batch_size}",
+            f"recipe.seq_len={shape.seq_len}",
+            f"recipe.precision={self.precision}",
+            f"trainer={'cpu' if self.device == 'cpu' else 'gpu'}",
+            f"trainer.threads={self.threads}",
+        ]
+
+    def config(self) -> RunConfig:
+        """Its configuration."""
+        return compose("train", self.arguments())

@@ -46,6 +46,8 @@ def main() -> int:
         command = json.loads(line)
         if command["do"] == "steps":
             _say(answers, _timed(contestant.step, case.device, command["count"]))
+        elif command["do"] == "decode":
+            _say(answers, {"seconds": _seconds(contestant.decode, command["count"])})
         else:
             _say(answers, {"flops_a_second": _peak(case.device, case.dtype)})
     return 0
@@ -70,6 +72,12 @@ def _timed(step: Any, device: str, count: int) -> dict[str, Any]:
     cpu = (time.process_time() - begin_cpu) / (time.perf_counter() - begin)
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_resident()
     return {"seconds": seconds, "cpu": cpu, "peak_bytes": memory}
+
+
+def _seconds(act: Any, count: int) -> float:
+    begin = time.perf_counter()
+    act(count)
+    return time.perf_counter() - begin
 
 
 def _peak_resident() -> int:

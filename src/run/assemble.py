@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from src import terminal
+from src.allocator import keep_freed_memory
 from src.config import RunConfig
 from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
@@ -236,6 +237,7 @@ def _repeat(config: RunConfig) -> str:
 
 def set_numerics(config: RunConfig) -> None:
     """Process-wide settings on which the last bits of numbers depend, and a quiet Lightning."""
+    keep_freed_memory()
     torch.set_num_threads(config.trainer.threads)
     seed_global(stream_seed(config.seed, "global"))
     torch.set_float32_matmul_precision(config.recipe.matmul_precision)

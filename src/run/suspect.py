@@ -23,7 +23,7 @@ from src.run.precision import PRECISIONS, WHOLE, plugin_for
 from src.run.state import STATE, check_state, is_external, is_incident, is_run
 from src.run.weights import load_weights, named_tensors
 from src.saved import checkpoint_of, read_tensors
-from src.training.loss import cross_entropy
+from src.training.loss import losses
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -45,13 +45,9 @@ class PlainStep(nn.Module):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch of inputs and targets, (B, T) each."""
         tokens_BT, targets_BT = batch
-        logits_BTV = self.model(tokens_BT)
-        losses = [cross_entropy(logits_BTV, targets_BT).mean()]
-        if self.z_loss_weight:
-            log_z_BT = logits_BTV.float().logsumexp(dim=-1)
-            losses.append(self.z_loss_weight * log_z_BT.square().mean())
-        extra: Mapping[str, Tensor] = getattr(self.model, "extra_losses", dict)()
-        return torch.stack((*losses, *extra.values())).sum()
+        found = losses(self.model, tokens_BT, targets_BT, z_loss_weight=self.z_loss_weight)
+        found |= getattr(self.model, "extra_losses", dict)()
+        return torch.stack(tuple(found.values())).sum()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ def dtypes_by_step(monkeypatch) -> list[torch.dtype]:
             seen.append((logits.dtype, torch.is_autocast_enabled("cpu")))
         return cross_entropy(logits, targets)
 
-    monkeypatch.setattr("src.training.task.cross_entropy", looked_at)
+    monkeypatch.setattr("src.training.loss.cross_entropy", looked_at)
     return seen
 
 

@@ -2,17 +2,17 @@ import pytest
 import torch
 
 from src.config import compose
+from src.training.loss import losses
 from tests.builders import tokens, transformer
 from tests.stability.harnessed import figure, first_difference, runs
-from tests.training.harness import Harness, recipe_config
 
 
 def test_the_term_is_the_squared_log_partition():
-    run = Harness(recipe=recipe_config(z_loss_weight=0.5))
-    logits = transformer()(tokens())
-    expected = 0.5 * logits.logsumexp(-1).square().mean()
-    torch.testing.assert_close(run.task._z_loss(logits)["z_loss"], expected)
-    assert Harness().task._z_loss(logits) == {}
+    model, inputs = transformer(), tokens()
+    expected = 0.5 * model(inputs).logsumexp(-1).square().mean()
+    found = losses(model, inputs, inputs, z_loss_weight=0.5)
+    torch.testing.assert_close(found["z_loss"], expected)
+    assert set(losses(model, inputs, inputs, z_loss_weight=0.0)) == {"loss"}
 
 
 def test_z_loss_acts_and_stands_beside_the_cross_entropy(tiny):

@@ -94,7 +94,7 @@ def test_bf16_mixed_keeps_float32_weights_and_a_float32_loss(monkeypatch):
         dtypes.append((loss.dtype, logits.dtype))
         return loss
 
-    monkeypatch.setattr("src.training.task.cross_entropy", seen)
+    monkeypatch.setattr("src.training.loss.cross_entropy", seen)
     run.fit()
     assert dtypes == [(torch.float32, torch.bfloat16)]
     assert {p.dtype for p in run.task.parameters()} == {torch.float32}

@@ -153,16 +153,16 @@ class MultiHeadLatentAttention(Attention):
         q_BHTC, q_BHTR = q_BHTK.split((self.content_dim, self.rope_dim), dim=-1)
         k_up_HCL = self.k_up.weight.unflatten(0, (self.num_heads, self.content_dim))
         v_up_HKL = self.v_up.weight.unflatten(0, (self.num_heads, self.head_dim))
-        latent_BGSL = latent_B1SL.expand(-1, self.num_rope_keys, -1, -1)
-        mixed_BHTL = F.scaled_dot_product_attention(
-            torch.cat((q_BHTC @ k_up_HCL, q_BHTR), dim=-1),
-            torch.cat((latent_BGSL, k_BGSR), dim=-1),
-            latent_BGSL,
-            attn_mask=mask,
-            scale=self.head_dim**-0.5,
-            enable_gqa=self.num_rope_keys < self.num_heads,
-        )
-        return mixed_BHTL @ v_up_HKL.transpose(1, 2)
+        # All heads see the same latents, and those of a group the same rope keys: they are queries
+        # of one head each, and nothing is copied.
+        content = _as_queries(q_BHTC @ k_up_HCL, 1) @ latent_B1SL.transpose(2, 3)
+        turned = _as_queries(q_BHTR, self.num_rope_keys) @ k_BGSR.transpose(2, 3)
+        scores_BHTS = content.view(*q_BHTK.shape[:3], -1) + turned.view(*q_BHTK.shape[:3], -1)
+        scores_BHTS *= self.head_dim**-0.5
+        if mask is not None:
+            scores_BHTS.masked_fill_(~mask, -torch.inf)
+        mixed_BHTL = _as_queries(scores_BHTS.softmax(dim=-1), 1) @ latent_B1SL
+        return mixed_BHTL.view(*q_BHTK.shape[:3], -1) @ v_up_HKL.transpose(1, 2)
 
     def _rotate_tail(self, x_BHTK: Tensor, rope: Rope) -> Tensor:
         content, turning = x_BHTK.split((self.content_dim, self.rope_dim), dim=-1)
@@ -177,3 +177,8 @@ def _split(x_BTE: Tensor, num: int, dim: int) -> Tensor:
 def _shared(x_BGTR: Tensor, times: int) -> Tensor:
     """Each head for so many: (B, G, T, R) to (B, G * times, T, R), without a copy where G is 1."""
     return x_BGTR.unsqueeze(2).expand(-1, -1, times, -1, -1).flatten(1, 2)
+
+
+def _as_queries(x_BHTK: Tensor, num: int) -> Tensor:
+    """(B, H, T, K) to (B, num, H / num * T, K): heads that share a key, one after the other."""
+    return x_BHTK.reshape(x_BHTK.shape[0], num, -1, x_BHTK.shape[-1])

@@ -1,0 +1,121 @@
+"""What is measured beside training steps: the whole run, decoding, and the start of a run."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+
+from src.benchmark.contestants import OURS, TRANSFORMERS, is_there
+from src.benchmark.race import Worker
+from src.benchmark.shapes import Case
+
+RUN = "whole run"
+IMPORTS = "imports"
+
+LOOP_STEPS = 40
+"""Of a turn: the least in which every instrument looks at its default interval."""
+
+NUM_TOKENS = 128
+"""Decoded in a turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of one contestant."""
+
+    case: Case
+    task: str
+    name: str
+    unit: str
+    value: float
+    least: float
+    greatest: float
+    """Of the rounds."""
+
+
+def measure_loop(case: Case, *, rounds: int) -> list[Figure]:
+    """Milliseconds a step, mean over rounds: of the bare step and of `python -m src.train`.
+
+    A turn of the run has all that its steps bring along: data, guard, instruments, clipping,
+    tracking, the progress bar and a checkpoint every 100 steps.
+    """
+    folder = tempfile.mkdtemp()
+    bare = Worker(OURS, case, warmup=3, num_params=1)
+    run = Worker(RUN, case, warmup=1, num_params=1, module="src.benchmark.run", folder=folder)
+    try:
+        turns: dict[str, list[float]] = {OURS: [], RUN: []}
+        for number in range(rounds):
+            for worker in (bare, run) if number % 2 == 0 else (run, bare):
+                seconds = worker.ask(do="steps", count=LOOP_STEPS)["seconds"]
+                turns[worker.name].append(1000 * sum(seconds) / LOOP_STEPS)
+    finally:
+        bare.close()
+        run.close()
+        shutil.rmtree(folder)
+    return [_figure(case, "loop", name, "ms a step", turns[name], mean) for name in turns]
+
+
+def measure_decode(case: Case, *, rounds: int) -> list[Figure]:
+    """Tokens a second, greedy, one prompt of 16 tokens; median over rounds."""
+    names = [OURS, *([TRANSFORMERS] if is_there(TRANSFORMERS) else [])]
+    workers = [Worker(name, case, warmup=0, num_params=1) for name in names]
+    turns: dict[str, list[float]] = {name: [] for name in names}
+    try:
+        for number in range(rounds + 1):
+            for worker in workers:
+                seconds = worker.ask(do="decode", count=NUM_TOKENS)["seconds"]
+                # The first turn warms up.
+                if number:
+                    turns[worker.name].append(NUM_TOKENS / seconds)
+    finally:
+        for worker in workers:
+            worker.close()
+    return [_figure(case, "decode", name, "tokens/s", turns[name], median) for name in names]
+
+
+def measure_start(case: Case, *, rounds: int) -> list[Figure]:
+    """Seconds to the end of a run's first step, and to import torch and lightning alone."""
+    turns: dict[str, list[float]] = {IMPORTS: [], RUN: []}
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-c", "import torch, lightning.pytorch"], check=True, timeout=300
+        )
+        turns[IMPORTS].append(time.perf_counter() - begin)
+        folder = tempfile.mkdtemp()
+        begin = time.perf_counter()
+        run = Worker(RUN, case, warmup=1, num_params=1, module="src.benchmark.run", folder=folder)
+        turns[RUN].append(time.perf_counter() - begin)
+        run.close()
+        shutil.rmtree(folder)
+    return [_figure(case, "start", name, "s", turns[name], median) for name in turns]
+
+
+TASKS: dict[str, Callable[..., list[Figure]]] = {
+    "loop": measure_loop,
+    "decode": measure_decode,
+    "start": measure_start,
+}
+
+
+def _figure(
+    case: Case,
+    task: str,
+    name: str,
+    unit: str,
+    turns: Sequence[float],
+    middle: Callable[[Sequence[float]], float],
+) -> Figure:
+    return Figure(
+        case=case,
+        task=task,
+        name=name,
+        unit=unit,
+        value=middle(turns),
+        least=min(turns),
+        greatest=max(turns),
+    )
