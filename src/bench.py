@@ -11,7 +11,7 @@ Trains the same steps with this project, with transformers where it is installed
 but the step's products, attention and AdamW (the floor), in processes that take turns: whatever
 else the machine does falls on all alike. Compare within a table, not from one to the next.
 
-  tasks=[step,loop,decode,start]
+  tasks=[step,loop,decode,start,growth]
   shapes=[proxy,mid,smollm2_135m,smoldeepseek_916m]  cells=[gqa+mlp,mlha+moe]
   contestants=[ours,"ours compiled",transformers,"transformers compiled",floor]
   precision=32-true|bf16-mixed  device=auto|cpu|cuda  threads=1  batch_size=null

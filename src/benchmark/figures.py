@@ -6,18 +6,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 
 from src.benchmark.contestants import OURS, TRANSFORMERS, is_there
 from src.benchmark.race import Worker
 from src.benchmark.shapes import Case
+from src.model.architecture import ModelParts
+from src.model.ffn.moe import MoEConfig
 
 RUN = "whole run"
 IMPORTS = "imports"
 
 LOOP_STEPS = 40
 """Of a turn: the least in which every instrument looks at its default interval."""
+
+GROWTH_STEPS = 5
 
 NUM_TOKENS = 128
 """Decoded in a turn."""
@@ -95,10 +99,39 @@ def measure_start(case: Case, *, rounds: int) -> list[Figure]:
     return [_figure(case, "start", name, "s", turns[name], median) for name in turns]
 
 
+def measure_growth(case: Case, *, rounds: int) -> list[Figure]:
+    """Tokens a second of our step: as it is, with four times the experts, with twice the layers."""
+    parts = case.config().architecture
+    assert isinstance(parts, ModelParts)
+    layers = parts.model.num_layers
+    grown: dict[str, tuple[str, ...]] = {
+        f"{layers} layers": (),
+        f"{2 * layers} layers": (f"model.num_layers={2 * layers}",),
+    }
+    if isinstance(parts.ffn, MoEConfig):
+        experts = 4 * parts.ffn.num_routed
+        grown[f"{experts} experts"] = (f"ffn.num_routed={experts}",)
+    workers = {
+        name: Worker(OURS, replace(case, more=more), warmup=3, num_params=1)
+        for name, more in grown.items()
+    }
+    turns: dict[str, list[float]] = {name: [] for name in grown}
+    try:
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                seconds = worker.ask(do="steps", count=GROWTH_STEPS)["seconds"]
+                turns[name].append(case.tokens / median(seconds))
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return [_figure(case, "growth", name, "tokens/s", turns[name], median) for name in grown]
+
+
 TASKS: dict[str, Callable[..., list[Figure]]] = {
     "loop": measure_loop,
     "decode": measure_decode,
     "start": measure_start,
+    "growth": measure_growth,
 }
 
 

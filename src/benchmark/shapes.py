@@ -1,5 +1,6 @@
 """What is timed: sizes of models and batches, and the compositions of each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,8 @@ class Case:
     """cpu or cuda."""
     threads: int
     batch_size: int
+    more: Sequence[str] = ()
+    """Further fields of the run."""
 
     @property
     def sizes(self) -> Shape:
@@ -74,6 +77,7 @@ class Case:
             f"recipe.precision={self.precision}",
             f"trainer={'cpu' if self.device == 'cpu' else 'gpu'}",
             f"trainer.threads={self.threads}",
+            *self.more,
         ]
 
     def config(self) -> RunConfig:
