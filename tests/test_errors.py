@@ -47,6 +47,7 @@ CASES = {
     "tokenizer=smollm2 tokenizer.path=.": ["tokenizer.path=.", "tokenizer.json"],
     "tokenizer=bpe tokenizer.vocab_size=10": ["tokenizer.vocab_size=10", "from 257"],
     "model.vocab_size=10": ["model.vocab_size=10", "the tokenizer's 63 tokens"],
+    "compile=perhaps": ["compile=perhaps", "true, false, auto"],
     "attention=mhla": ["attention=mhla", "did you mean mlha?", "gqa, mlha"],
     "atention=mlha": ["atention", "did you mean attention?"],
     "stability=emma": ["stability=emma", "did you mean ema?"],

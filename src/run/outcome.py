@@ -71,6 +71,8 @@ def build_record(
         "tokens": tokens,
         "wall_seconds": run.metrics.wall_seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
+        "compiled": config.compile,
+        "first_step_seconds": run.metrics.first_step_seconds,
         "init": config.plain()["init"],
         "derived_from": derived_from,
         "own_steps": steps - (0 if derived_from is None else derived_from["step"]),
@@ -146,6 +148,9 @@ def show_record(record: dict[str, Any], folder: RunFolder) -> None:
         ["tokens a second", number(record["tokens_per_second"]), ""],
         ["seconds", number(record["wall_seconds"]), ""],
     ]
+    # Records of before there was the choice say nothing.
+    if record.get("compiled"):
+        rows.append(["of these compiling", number(record["first_step_seconds"]), ""])
     name = f"{record['variant_name']}/{folder.path.name}"
     how = record["outcome"] or record["status"]
     variant = record["variant"]

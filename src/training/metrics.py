@@ -14,6 +14,10 @@ class TrainMetrics(StepCallback):
     """Means since the last logged line: losses over finite steps, shares over all.
 
     Sums stay on the device, so that only logged steps wait for it.
+
+    Attributes:
+        train_seconds: spent in steps, in all processes of the run.
+        first_step_seconds: of these, in the first step of each process, which compiles it.
     """
 
     def __init__(self, *, tokens_per_step: int, max_steps: int, log_every: int) -> None:
@@ -23,7 +27,8 @@ class TrainMetrics(StepCallback):
         self._num_steps = 0
         self._started = time.perf_counter()
         self._seconds, self._timed_steps = 0.0, 0
-        self.train_seconds = 0.0
+        self.train_seconds = self.first_step_seconds = 0.0
+        self._is_first = True
         self._began, self._wall_before = time.perf_counter(), 0.0
 
     @property
@@ -49,6 +54,9 @@ class TrainMetrics(StepCallback):
         seconds = time.perf_counter() - self._started
         self._seconds += seconds
         self.train_seconds += seconds
+        if self._is_first:
+            self.first_step_seconds += seconds
+            self._is_first = False
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
@@ -89,6 +97,7 @@ class TrainMetrics(StepCallback):
             "clipped": self._clipped,
             "num_steps": self._num_steps,
             "train_seconds": self.train_seconds,
+            "first_step_seconds": self.first_step_seconds,
             "wall_seconds": self.wall_seconds,
         }
 
@@ -97,4 +106,5 @@ class TrainMetrics(StepCallback):
         self._sums = state_dict["sums"]
         self._clipped, self._num_steps = state_dict["clipped"], state_dict["num_steps"]
         self.train_seconds = state_dict["train_seconds"]
+        self.first_step_seconds = state_dict["first_step_seconds"]
         self._wall_before = state_dict["wall_seconds"]

@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 NUM_BLOCKS = 4
 """Of the queries on a CPU: with more of them less is computed for nothing, in more calls."""
 
-SHORTEST, LONGEST = 64, 512
+SHORTEST, LONGEST = 128, 512
 """Sequences, in tokens, for which blocks are faster than PyTorch's kernel, and their probabilities,
 which are kept for the backward pass, small beside the rest."""
 

@@ -1,0 +1,99 @@
+"""compile=true: the training step goes through torch.compile, and nothing else does."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from src.compiling import check_compiler
+from src.config import compose
+from src.errors import InputError
+from src.watch import ActivationWatch
+from tests.runs import metrics, record, train, weights
+from tests.training.harness import Harness, recipe_config
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What was given to the compiler and how often it was called, in place of compiling it."""
+    calls = []
+
+    def compile_(function, **settings):
+        def run(*args, **kwargs):
+            calls.append(torch.is_grad_enabled())
+            return function(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return calls
+
+
+def test_every_training_step_is_compiled_and_no_validation(tiny, compiled):
+    folder = train(tiny, "compile=true", "watch.activations_every=5")
+    # The looks apart run it without gradients; the mock does not know that they are not compiled.
+    assert compiled.count(True) == 12
+    assert record(folder)["compiled"] and record(folder)["first_step_seconds"] > 0
+
+
+def test_off_nothing_is_compiled(tiny, compiled):
+    assert not record(train(tiny))["compiled"]
+    assert compiled == []
+
+
+def test_it_is_part_of_the_hash_and_of_the_name_where_it_is_on():
+    off, on = compose("train", []), compose("train", ["compile=true"])
+    assert off.config_hash() != on.config_hash()
+    assert off.config_hash() == dataclasses.replace(on, compile=False).config_hash()
+    assert on.variant_name.endswith("@compile-true")
+
+
+def test_auto_compiles_runs_that_are_long_enough():
+    assert not compose("train", ["compile=auto"]).compile
+    assert compose("train", ["compile=auto", "recipe.max_steps=20000"]).compile
+    assert compose("train", ["compile=auto", "model=small"]).compile
+
+
+def test_without_a_compiler_it_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=r"compile=true: needs a C\+\+ compiler"):
+        check_compiler(compiled=True, device="cpu")
+    check_compiler(compiled=False, device="cpu")
+    check_compiler(compiled=True, device="cuda")
+
+
+def test_a_look_apart_sees_the_same_and_changes_nothing():
+    seen, runs = [], {}
+    for apart in (False, True):
+        watch = ActivationWatch(every=2, apart=apart)
+        runs[apart] = Harness(recipe=recipe_config(), callbacks=[watch]).fit()
+        seen.append(
+            {
+                (step, name): value
+                for step, line in runs[apart].recorder.lines.items()
+                for name, value in line.items()
+                if name.startswith(("act/", "attention/", "output/"))
+            }
+        )
+    assert seen[0] and seen[0] == pytest.approx(seen[1])
+    for one, other in zip(runs[False].task.parameters(), runs[True].task.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["attention=gqa ffn=mlp", "attention=mlha ffn=moe"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_compiled_run_is_the_plain_one_but_for_rounding(tiny, cell, precision):
+    given = [a for a in tiny if not (a.startswith("ffn.") and "mlp" in cell)]
+    given += [*cell.split(), f"recipe.precision={precision}"]
+    plain, on = train(given), train(given, "compile=true")
+    again = train(given, "compile=true", "study=again")
+    for name, weight in weights(on).items():
+        assert torch.equal(weight, weights(again)[name]), name
+    losses = [
+        [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
+        for folder in (plain, on)
+    ]
+    # Twelve steps of float32, or of bfloat16 with its 8 bits.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4 if precision == "32-true" else 2e-2)
