@@ -1,5 +1,6 @@
 """What a sweep is about to do, and what it will cost, before it does it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,22 @@ def _show_whole(plan: Plan, whole: Cost, *, has_begun: bool) -> None:
             f"to train: {whole.runs} runs, {whole.steps:,} steps, {whole.tokens:,} tokens,"
             f" {whole.flops:.2g} FLOPs, {time}; {whole.shared_steps:,} steps come from saved states"
         )
+        _warn_of_threads(plan)
     else:
         terminal.say("nothing to train: every run is finished; rerun=true trains them again")
     for name in plan.dropped:
         terminal.say(f"left out: {name} would repeat another run bit by bit")
     for note in dict.fromkeys(note for cell in plan.cells for note in cell.config.notes):
         terminal.warn(note)
+
+
+def _warn_of_threads(plan: Plan) -> None:
+    """Jobs that have no core each take longer together than one after the other."""
+    n_jobs, cores = plan.settings.n_jobs, os.cpu_count() or 1
+    threads = max(cell.config.trainer.threads for cell in plan.cells)
+    on_cpu = any(cell.config.trainer.device_type == "cpu" for cell in plan.cells)
+    if on_cpu and n_jobs * threads > cores:
+        terminal.warn(
+            f"n_jobs={n_jobs} with trainer.threads={threads} is more than the {cores} cores here:"
+            " the jobs will wait for each other"
+        )

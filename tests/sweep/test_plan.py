@@ -218,6 +218,17 @@ def test_bad_sweeps_are_one_line_before_anything_is_written(argument, tiny, caps
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(("threads", "is_warned"), [(1, False), (2, True)])
+def test_jobs_with_more_threads_than_cores_are_warned_of(
+    tiny, capsys, monkeypatch, threads, is_warned
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    pace = [*PACE, "n_jobs=2", f"trainer.threads={threads}", "trainer=cpu"]
+    assert main(["--multirun", *tiny, *pace, "seed=0,1", "plan=true"]) == 0
+    printed = "".join(capsys.readouterr())
+    assert ("more than the 2 cores here" in " ".join(printed.split())) is is_warned
+
+
 @pytest.mark.parametrize("argument", ["n_jobs=2", "experiment=smoke", "plan=true"])
 def test_a_field_of_sweeps_without_multirun_is_said_to_be_one(argument, tiny, capsys):
     assert main([*tiny, argument]) == 2
