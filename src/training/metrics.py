@@ -106,5 +106,6 @@ class TrainMetrics(StepCallback):
         self._sums = state_dict["sums"]
         self._clipped, self._num_steps = state_dict["clipped"], state_dict["num_steps"]
         self.train_seconds = state_dict["train_seconds"]
-        self.first_step_seconds = state_dict["first_step_seconds"]
+        # States of before it was kept say nothing.
+        self.first_step_seconds = state_dict.get("first_step_seconds", 0.0)
         self._wall_before = state_dict["wall_seconds"]
