@@ -107,3 +107,45 @@ def test_the_numbers_of_detector_are_those_of_its_results():
     )
     for case, own in leads.items():
         assert f"| {case} | {len(own)} of 6 | {median(own):g} |" in text
+
+
+def test_the_ratios_of_speed_are_those_of_its_results():
+    folder = ROOT / "experiments" / "speed"
+    text = (folder / "README.md").read_text()
+    with (folder / "results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["measured_by"] == "peers script"]
+
+    def best(rows, name, column="value", pick=max):
+        """Ours over the best of the others."""
+        ours = next(float(row[column]) for row in rows if row["name"] == name)
+        others = [float(r[column]) for r in rows if r["name"] not in (name, "floor")]
+        return ours / pick(others)
+
+    for shape in ("proxy", "mid"):
+        for cell in ("gqa+mlp", "mlha+moe"):
+            here = [r for r in rows if (r["shape"], r["cell"]) == (shape, cell)]
+            for kind in ("eager", "compiled"):
+                steps = [
+                    r
+                    for r in here
+                    if r["task"] == "step" and r["name"].endswith("compiled") == (kind != "eager")
+                ]
+                name = "ours" if kind == "eager" else "ours compiled"
+                line = next(x for x in text.splitlines() if f"{kind} step, {shape}, {cell}" in x)
+                assert f"{best(steps, name):.2f}" in line
+                assert (
+                    f"{next(float(r['of_floor']) for r in steps if r['name'] == name):.2f}" in line
+                )
+            if shape == "mid":
+                decoding = [r for r in here if r["task"] == "decode"]
+                line = next(x for x in text.splitlines() if f"greedy decoding, mid, {cell}" in x)
+                assert f"{best(decoding, 'ours'):.2f}" in line
+    memory = next(x for x in text.splitlines() if "peak memory, proxy" in x)
+    for cell in ("gqa+mlp", "mlha+moe"):
+        here = [
+            r
+            for r in rows
+            if (r["shape"], r["cell"], r["task"]) == ("proxy", cell, "step")
+            and not r["name"].endswith("compiled")
+        ]
+        assert f"{best(here, 'ours', 'peak_mib', min):.2f}" in memory
