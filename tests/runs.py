@@ -92,7 +92,7 @@ def start(command: str, arguments: Sequence[str], cwd: Path, **env: str) -> subp
     )
 
 
-UNTIMED = ("train_seconds", "wall_seconds")
+UNTIMED = ("train_seconds", "first_step_seconds", "wall_seconds")
 
 
 def comparable(checkpoint):

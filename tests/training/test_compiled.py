@@ -8,8 +8,9 @@ import torch
 from src.compiling import check_compiler
 from src.config import compose
 from src.errors import InputError
+from src.train import main
 from src.watch import ActivationWatch
-from tests.runs import metrics, record, train, weights
+from tests.runs import assert_same_run, metrics, record, stop_after, train
 from tests.training.harness import Harness, recipe_config
 
 
@@ -84,16 +85,21 @@ def test_a_look_apart_sees_the_same_and_changes_nothing():
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["attention=gqa ffn=mlp", "attention=mlha ffn=moe"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_compiled_run_is_the_plain_one_but_for_rounding(tiny, cell, precision):
+def test_a_compiled_run_is_the_plain_one_but_for_rounding_and_resumes_bitwise(
+    tiny, cell, precision, monkeypatch
+):
     given = [a for a in tiny if not (a.startswith("ffn.") and "mlp" in cell)]
     given += [*cell.split(), f"recipe.precision={precision}"]
-    plain, on = train(given), train(given, "compile=true")
-    again = train(given, "compile=true", "study=again")
-    for name, weight in weights(on).items():
-        assert torch.equal(weight, weights(again)[name]), name
+    plain, whole = train(given), train(given, "compile=true")
     losses = [
         [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
-        for folder in (plain, on)
+        for folder in (plain, whole)
     ]
     # Twelve steps of float32, or of bfloat16 with its 8 bits.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if precision == "32-true" else 2e-2)
+    stopped = [*given, "compile=true", "study=stopped"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        assert main(stopped) == 143
+    assert main(stopped) == 0
+    assert_same_run(whole, whole.parents[2] / "stopped" / whole.parents[0].name / "seed-0")
