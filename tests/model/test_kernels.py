@@ -46,8 +46,13 @@ def test_the_norm_is_rms_norm(shape: tuple[int, ...]) -> None:
     assert_same(ours, lambda x, w: F.rms_norm(x, w.shape, w, 1e-3), random(*shape), weight)
 
 
+@pytest.mark.parametrize("is_compiling", [False, True])
 @pytest.mark.parametrize("ends", [(3, 5, 9), (0, 9, 9), (0, 0, 9)])
-def test_a_grouped_product_is_one_product_a_group(ends: tuple[int, ...]) -> None:
+def test_a_grouped_product_is_one_product_a_group(
+    ends: tuple[int, ...], is_compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)
+
     def loop(rows: Tensor, weight: Tensor) -> Tensor:
         starts = (0, *ends)
         return torch.cat(

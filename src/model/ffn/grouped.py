@@ -22,8 +22,8 @@ def grouped_product(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tens
         weight_EOI: of the dtype of the rows.
         ends_E: int32, the row behind the last of each group; the last one is N.
     """
-    if rows_NI.device.type == "cpu":
-        product: Tensor = _grouped_on_cpu(rows_NI, weight_EOI, ends_E)
+    if rows_NI.device.type == "cpu" and torch.compiler.is_compiling():
+        product: Tensor = _compilable(rows_NI, weight_EOI, ends_E)
         return product
     return _grouped_mm(rows_NI, weight_EOI, ends_E)
 
@@ -39,9 +39,9 @@ def _grouped_mm(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(rows_NI, weight_EOI.transpose(1, 2), offs=ends_E)[:, :outputs]
 
 
-# On a CPU PyTorch's is one product a group as well, but does not compile in float32.
+# On a CPU PyTorch's kernel is one product a group as well, but does not compile in float32.
 @torch.library.custom_op("src::grouped_product", mutates_args=())
-def _grouped_on_cpu(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+def _compilable(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     product_NO = rows_NI.new_empty(len(rows_NI), weight_EOI.shape[1])
     for group, start, end in _groups(ends_E):
         torch.mm(rows_NI[start:end], weight_EOI[group].t(), out=product_NO[start:end])
@@ -49,7 +49,7 @@ def _grouped_on_cpu(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tens
 
 
 @torch.library.custom_op("src::grouped_product_backward", mutates_args=())
-def _backward_on_cpu(
+def _compilable_backward(
     grad_NO: Tensor, rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor
 ) -> tuple[Tensor, Tensor]:
     grad_rows_NI = torch.empty_like(rows_NI)
@@ -75,12 +75,12 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None
 
 
 def _backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, Tensor, None]:
-    return *_backward_on_cpu(grad_NO, *ctx.saved_tensors), None
+    return *_compilable_backward(grad_NO, *ctx.saved_tensors), None
 
 
 # What torch.compile has to know: shapes, and how gradients go back.
-_grouped_on_cpu.register_fake(lambda rows, weight, ends: rows.new_empty(len(rows), weight.shape[1]))
-_backward_on_cpu.register_fake(
+_compilable.register_fake(lambda rows, weight, ends: rows.new_empty(len(rows), weight.shape[1]))
+_compilable_backward.register_fake(
     lambda grad, rows, weight, ends: (torch.empty_like(rows), torch.empty_like(weight))
 )
-_grouped_on_cpu.register_autograd(_backward, setup_context=_setup_context)
+_compilable.register_autograd(_backward, setup_context=_setup_context)
