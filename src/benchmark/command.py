@@ -34,13 +34,20 @@ def bench(given: Mapping[str, Any]) -> int:
     failed: list[str] = []
     for case in cases:
         for task in tasks:
-            if task == STEP:
-                found, lines = race(case, names, **counts)
-                failed += lines
-                rows, show = _rows(case, found), _show
-            else:
-                figures = TASKS[task](case, rounds=counts["rounds"])
-                rows, show = [asdict(figure) for figure in figures], _show_figures
+            try:
+                if task == STEP:
+                    found, lines = race(case, names, **counts)
+                    failed += lines
+                    rows, show = _rows(case, found), _show
+                else:
+                    figures = TASKS[task](case, rounds=counts["rounds"])
+                    rows, show = [asdict(figure) for figure in figures], _show_figures
+            # A process of a contestant has ended.
+            except RuntimeError as error:
+                failed.append(f"{case.shape}, {case.cell}, {task}: {error}")
+                continue
+            if not rows:
+                continue
             written = [json.dumps(row) for row in rows]
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)

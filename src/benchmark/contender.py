@@ -142,7 +142,7 @@ def generate(model: Transformer, prompt_1T: Tensor, num_new: int) -> Tensor:
     (new,) = continue_prompts(
         model, prompt_1T.tolist(), max_new_tokens=num_new, sampling=GREEDY, seed=0
     )
-    return torch.cat((prompt_1T, torch.tensor([new])), dim=1)
+    return torch.cat((prompt_1T, torch.tensor([new], device=prompt_1T.device)), dim=1)
 
 
 def _cache_bytes(model: Transformer) -> int:

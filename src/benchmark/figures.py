@@ -1,16 +1,16 @@
 """What is measured beside training steps: the whole run, decoding, and the start of a run."""
 
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from statistics import mean, median
 
 from src.benchmark.contestants import OURS, TRANSFORMERS, is_there
-from src.benchmark.race import Worker
+from src.benchmark.race import Worker, process_environment
 from src.benchmark.shapes import Case
 from src.model.architecture import ModelParts
 from src.model.ffn.moe import MoEConfig
@@ -47,37 +47,29 @@ def measure_loop(case: Case, *, rounds: int) -> list[Figure]:
     A turn of the run has all that its steps bring along: data, guard, instruments, clipping,
     tracking, the progress bar and a checkpoint every 100 steps.
     """
-    folder = tempfile.mkdtemp()
-    bare = Worker(OURS, case, warmup=3, num_params=1)
-    run = Worker(RUN, case, warmup=1, num_params=1, module="src.benchmark.run", folder=folder)
-    try:
-        turns: dict[str, list[float]] = {OURS: [], RUN: []}
-        for number in range(rounds):
+    turns: dict[str, list[float]] = {OURS: [], RUN: []}
+    with _worker(OURS, case) as bare, _run(case) as run:
+        for number in range(rounds + 1):
             for worker in (bare, run) if number % 2 == 0 else (run, bare):
                 seconds = worker.ask(do="steps", count=LOOP_STEPS)["seconds"]
-                turns[worker.name].append(1000 * sum(seconds) / LOOP_STEPS)
-    finally:
-        bare.close()
-        run.close()
-        shutil.rmtree(folder)
+                # In the first turn tracking still begins.
+                if number:
+                    turns[worker.name].append(1000 * sum(seconds) / LOOP_STEPS)
     return [_figure(case, "loop", name, "ms a step", turns[name], mean) for name in turns]
 
 
 def measure_decode(case: Case, *, rounds: int) -> list[Figure]:
     """Tokens a second, greedy, one prompt of 16 tokens; median over rounds."""
     names = [OURS, *([TRANSFORMERS] if is_there(TRANSFORMERS) else [])]
-    workers = [Worker(name, case, warmup=0, num_params=1) for name in names]
     turns: dict[str, list[float]] = {name: [] for name in names}
-    try:
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_worker(name, case)) for name in names]
         for number in range(rounds + 1):
             for worker in workers:
                 seconds = worker.ask(do="decode", count=NUM_TOKENS)["seconds"]
                 # The first turn warms up.
                 if number:
                     turns[worker.name].append(NUM_TOKENS / seconds)
-    finally:
-        for worker in workers:
-            worker.close()
     return [_figure(case, "decode", name, "tokens/s", turns[name], median) for name in names]
 
 
@@ -87,15 +79,15 @@ def measure_start(case: Case, *, rounds: int) -> list[Figure]:
     for _ in range(rounds):
         begin = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-c", "import torch, lightning.pytorch"], check=True, timeout=300
+            [sys.executable, "-c", "import torch, lightning.pytorch"],
+            check=True,
+            timeout=300,
+            env=process_environment(case),
         )
         turns[IMPORTS].append(time.perf_counter() - begin)
-        folder = tempfile.mkdtemp()
         begin = time.perf_counter()
-        run = Worker(RUN, case, warmup=1, num_params=1, module="src.benchmark.run", folder=folder)
-        turns[RUN].append(time.perf_counter() - begin)
-        run.close()
-        shutil.rmtree(folder)
+        with _run(case):
+            turns[RUN].append(time.perf_counter() - begin)
     return [_figure(case, "start", name, "s", turns[name], median) for name in turns]
 
 
@@ -111,19 +103,16 @@ def measure_growth(case: Case, *, rounds: int) -> list[Figure]:
     if isinstance(parts.ffn, MoEConfig):
         experts = 4 * parts.ffn.num_routed
         grown[f"{experts} experts"] = (f"ffn.num_routed={experts}",)
-    workers = {
-        name: Worker(OURS, replace(case, more=more), warmup=3, num_params=1)
-        for name, more in grown.items()
-    }
     turns: dict[str, list[float]] = {name: [] for name in grown}
-    try:
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(_worker(OURS, replace(case, more=more)))
+            for name, more in grown.items()
+        }
         for _ in range(rounds):
             for name, worker in workers.items():
                 seconds = worker.ask(do="steps", count=GROWTH_STEPS)["seconds"]
                 turns[name].append(case.tokens / median(seconds))
-    finally:
-        for worker in workers.values():
-            worker.close()
     return [_figure(case, "growth", name, "tokens/s", turns[name], median) for name in grown]
 
 
@@ -133,6 +122,19 @@ TASKS: dict[str, Callable[..., list[Figure]]] = {
     "start": measure_start,
     "growth": measure_growth,
 }
+
+
+def _worker(name: str, case: Case) -> Worker:
+    return Worker(name, case, warmup=3, num_params=1)
+
+
+@contextmanager
+def _run(case: Case) -> Iterator[Worker]:
+    """A run that has taken its first step, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        module = "src.benchmark.run"
+        with Worker(RUN, case, warmup=1, num_params=1, module=module, folder=folder) as worker:
+            yield worker
 
 
 def _figure(

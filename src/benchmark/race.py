@@ -4,6 +4,7 @@ So whatever else the machine does falls on all alike, and their ratios hold wher
 do not.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 from src.benchmark.contestants import FLOOR
 from src.benchmark.shapes import Case
@@ -58,14 +59,13 @@ class Worker:
         spec = {"name": name, "case": asdict(case), "warmup": warmup, "num_params": num_params}
         self.name = name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        threads = {n: str(case.threads) for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(spec | more)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, **threads},
+            env=process_environment(case),
         )
         self.facts = self._read()
 
@@ -82,19 +82,34 @@ class Worker:
     def ask(self, **command: Any) -> dict[str, Any]:
         """Sends a command and waits for the answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
         return self._read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
         self._log.close()
+
+
+def process_environment(case: Case) -> dict[str, str]:
+    """Of every process of a case."""
+    threads = {n: str(case.threads) for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    return {**os.environ, **threads}
 
 
 def race(
@@ -116,16 +131,18 @@ def race(
     failed = []
     try:
         # The floor moves as many parameters as a model has.
+        size = case.config().architecture.measure(vocab_size=case.sizes.vocab_size)
+        # It comes last, and so takes the product by which the machine is measured: its memory is
+        # compared with nothing.
         for name in sorted(names, key=lambda name: name == FLOOR):
-            num_params = workers[0].facts["num_params"] if workers else 1
             try:
-                workers.append(Worker(name, case, warmup=warmup, num_params=num_params))
+                workers.append(Worker(name, case, warmup=warmup, num_params=size.params_total))
             except RuntimeError as error:
                 failed.append(str(error))
         turns: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in workers}
         peaks = []
         for number in range(rounds):
-            peaks += [worker.ask(do="peak")["flops_a_second"] for worker in workers[:1]]
+            peaks += [worker.ask(do="peak")["flops_a_second"] for worker in workers[-1:]]
             for worker in workers if number % 2 == 0 else workers[::-1]:
                 turns[worker.name].append(worker.ask(do="steps", count=steps))
         results = [

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 
@@ -25,7 +26,7 @@ class RMSNorm(nn.Module):
         trains_here = x.device.type == "cpu" and torch.is_grad_enabled()
         # A compiler does better with the parts than with the whole.
         if trains_here and not torch.compiler.is_compiling():
-            normed: Tensor = _NormOnCPU.apply(x.float(), self.weight, self.eps)
+            normed: Tensor = _NormOnCPU.apply(x.float(), self.weight.float(), self.eps)
         else:
             normed = F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
         return normed.to(x.dtype)
@@ -34,16 +35,19 @@ class RMSNorm(nn.Module):
 class _NormOnCPU(torch.autograd.Function):
     """F.rms_norm with a backward pass of its own, where PyTorch's is made of many operations."""
 
+    # Without autocast, which would take sums of products in bfloat16.
     @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = (torch.linalg.vecdot(x, x) / x.shape[-1] + eps).rsqrt().unsqueeze(-1)
+        scale = (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
         normed = x * scale
         ctx.save_for_backward(normed, scale, weight)
         return normed * weight
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    @custom_bwd(device_type="cpu")
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         normed, scale, weight = ctx.saved_tensors
         # By weight, so that both sums come of one product.
         along = grad * normed

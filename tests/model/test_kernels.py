@@ -46,6 +46,19 @@ def test_the_norm_is_rms_norm(shape: tuple[int, ...]) -> None:
     assert_same(ours, lambda x, w: F.rms_norm(x, w.shape, w, 1e-3), random(*shape), weight)
 
 
+def test_the_norm_is_float32_under_autocast_and_with_weights_of_bfloat16() -> None:
+    norm, x = RMSNorm(256, eps=1e-5), random(64, 256)
+    exact = F.rms_norm(x, (256,), norm.weight, 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = norm(x)
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+    torch.testing.assert_close(out, exact, rtol=1e-6, atol=1e-6)
+    out.sum().backward()
+    halves = norm.to(torch.bfloat16)(x.bfloat16())
+    halves.sum().backward()
+    torch.testing.assert_close(halves.float(), exact, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("is_compiling", [False, True])
 @pytest.mark.parametrize("ends", [(3, 5, 9), (0, 9, 9), (0, 0, 9)])
 def test_a_grouped_product_is_one_product_a_group(
@@ -118,3 +131,17 @@ def test_grouped_experts_have_the_gradients_of_the_loop() -> None:
         return forward
 
     assert_same(run("grouped"), run("loop"), random(5, 6), random(5, 2), *weights.values())
+
+
+def test_the_experts_of_one_token_are_those_of_many_under_autocast_too() -> None:
+    experts = Experts(num_experts=4, hidden_dim=16, inner_dim=8, dispatch="grouped")
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
+    x, scores = random(3, 16), random(3, 2).softmax(-1)
+    picked = torch.tensor([[0, 2], [3, 1], [2, 3]])
+    for is_autocast in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            together = experts(x, scores, picked)
+            single = [experts(x[i : i + 1], scores[i : i + 1], picked[i : i + 1]) for i in range(3)]
+        assert single[0].dtype == together.dtype == torch.float32
+        torch.testing.assert_close(torch.cat(single), together, rtol=1e-2, atol=1e-2 * 8)

@@ -39,7 +39,8 @@ def scaled_dot_product_attention(
         attended: Tensor = handle_torch_function(scaled_dot_product_attention, given, *given)
         return attended
     num_sharing = query_BHTK.shape[1] // key_BGTK.shape[1]
-    plain = query_BHTK.device.type == "cpu" and query_BHTK.dtype == torch.float32
+    on_cpu = query_BHTK.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    plain = on_cpu and query_BHTK.dtype == torch.float32
     if not plain or not SHORTEST <= query_BHTK.shape[2] <= LONGEST:
         return F.scaled_dot_product_attention(*given, is_causal=True, enable_gqa=num_sharing > 1)
     if num_sharing > 1:

@@ -39,7 +39,8 @@ class Experts(nn.Module):
 
     def _single(self, x_1D: Tensor, weights_1K: Tensor, picked_1K: Tensor) -> Tensor:
         outs = [self._expert(number, x_1D) for number in picked_1K[0].tolist()]
-        return weights_1K @ torch.cat(outs).to(weights_1K.dtype)
+        # No product: autocast would round it.
+        return (torch.cat(outs) * weights_1K.T).sum(dim=0, keepdim=True)
 
     def _expert(self, number: int, x_SD: Tensor) -> Tensor:
         inner = F.silu(F.linear(x_SD, self.gate_proj[number]))
