@@ -14,7 +14,8 @@ import omegaconf.errors
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import startup, terminal
-from src.config import RunConfig, compose, compose_plain
+from src.composed import compose_plain
+from src.config import RunConfig, compose
 from src.errors import InputError, nearest
 from src.overrides import GROUPS, parse, quote_free_text
 from src.schema import CONF

@@ -1,6 +1,6 @@
 """From a command line to one checked, typed configuration of a run.
 
-`compose` is the only place where a DictConfig exists.
+A DictConfig exists in `compose` and in `src.composed` only.
 """
 
 import dataclasses
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.claims import apply_claims
 from src.compiling import is_compiled
+from src.composed import choices_of, composed_config
 from src.data import DataConfig, TokenizerConfig
 from src.digests import file_digest
 from src.errors import InputError
@@ -32,8 +31,8 @@ from src.model.ffn import FeedForwardConfig
 from src.model.kinds import ExternalPart, kinds_of
 from src.naming import Variant, variant_name
 from src.observers import observers_of
-from src.overrides import GROUPS, Override, allow_new_names, parse
-from src.schema import CONF, PathsConfig, Schema, TrackingConfig, TrainerConfig
+from src.overrides import GROUPS, Override, parse
+from src.schema import PathsConfig, Schema, TrackingConfig, TrainerConfig
 from src.stability import REMEDIES, RemedyConfig
 from src.training.recipe import GuardConfig, RecipeConfig
 from src.watch.config import WatchConfig
@@ -234,8 +233,8 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     typed = parse(arguments)
     _check_groups(typed)
     init, brought = _initial(config_name, arguments, typed)
-    composed = _composed(config_name, [*brought, *parts_for(typed), *arguments])
-    choices = _choices(composed)
+    composed = composed_config(config_name, [*brought, *parts_for(typed), *arguments])
+    choices = choices_of(composed)
     parts = _to_objects(composed)
     if init is None and parts["init"] is not None:
         raise InputError(f"init={parts['init']}: can be typed alone, no preset sets it")
@@ -301,49 +300,14 @@ def _initial(
         for argument, override in zip(arguments, typed, strict=True)
         if override.key in (*GROUPS, "init")
     ]
-    composed = _composed(config_name, early)
+    composed = composed_config(config_name, early)
     if composed.init is None:
         return None, []
     if not composed.init:
         raise InputError("init=: names no saved model (allowed: a folder, a checkpoint, null)")
     init = Init(path=str(composed.init))
-    defaults = _choices(_composed(config_name, []))
-    return init, options_of(init, typed, choices=_choices(composed), defaults=defaults)
-
-
-def _choices(composed: DictConfig) -> dict[Any, Any]:
-    """The option chosen in each group."""
-    choices = OmegaConf.to_container(composed.hydra.runtime.choices)
-    assert isinstance(choices, dict)
-    return choices
-
-
-def compose_plain(config_name: str, arguments: Sequence[str] | None) -> dict[str, Any]:
-    """The fields of a command that has its own, as plain values.
-
-    Args:
-        config_name: the command's file in conf/.
-        arguments: overrides; None: none, and a field without a value is no error.
-
-    Raises:
-        Hydra's and OmegaConf's exceptions, which the command line turns into one line.
-    """
-    composed = _composed(config_name, arguments or [])
-    del composed["hydra"]
-    must = arguments is not None
-    plain = OmegaConf.to_container(composed, resolve=must, throw_on_missing=must)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        composed = hydra.compose(
-            config_name, overrides=allow_new_names(arguments), return_hydra_config=True
-        )
-    OmegaConf.set_struct(composed, False)
-    return composed
+    defaults = choices_of(composed_config(config_name, []))
+    return init, options_of(init, typed, choices=choices_of(composed), defaults=defaults)
 
 
 def _check_groups(typed: Sequence[Override]) -> None:

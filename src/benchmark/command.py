@@ -35,31 +35,41 @@ def bench(given: Mapping[str, Any]) -> int:
     for case in cases:
         for task in tasks:
             try:
-                if task == STEP:
-                    found, lines = race(case, names, **counts)
-                    failed += lines
-                    rows, show = _rows(case, found), _show
-                else:
-                    figures = TASKS[task](case, rounds=counts["rounds"])
-                    rows, show = [asdict(figure) for figure in figures], _show_figures
+                rows, lines = _measure(case, task, names, counts)
             # A process of a contestant has ended.
             except RuntimeError as error:
-                failed.append(f"{case.shape}, {case.cell}, {task}: {error}")
-                continue
-            if not rows:
-                continue
-            written = [json.dumps(row) for row in rows]
-            if out is not None:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                with out.open("a", encoding="utf-8") as file:
-                    file.writelines(f"{line}\n" for line in written)
-            if given["format"] == "json":
-                print(*written, sep="\n", flush=True)
-            else:
-                show(case, rows)
+                rows, lines = [], [f"{case.shape}, {case.cell}, {task}: {error}"]
+            failed += lines
+            if rows:
+                _hand_on(case, rows, out, form=given["format"])
     for line in failed:
         terminal.warn(f"left out: {line}")
     return 1 if failed else 0
+
+
+def _measure(
+    case: Case, task: str, names: Sequence[str], counts: Mapping[str, int]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a task, and a line for each contestant that could not take part."""
+    if task == STEP:
+        found, failed = race(case, names, **counts)
+        return _rows(case, found), failed
+    figures = TASKS[task](case, rounds=counts["rounds"])
+    return [asdict(figure) for figure in figures], []
+
+
+def _hand_on(case: Case, rows: Sequence[Mapping[str, Any]], out: Path | None, *, form: str) -> None:
+    """To the file, and to who watches."""
+    written = [json.dumps(row) for row in rows]
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in written)
+    if form == "json":
+        print(*written, sep="\n", flush=True)
+    else:
+        show = _show if rows[0]["task"] == STEP else _show_figures
+        show(case, rows)
 
 
 def _cases(given: Mapping[str, Any]) -> list[Case]:

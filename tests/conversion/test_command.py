@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.config import compose_plain
+from src.composed import compose_plain
 from src.conversion.command import convert as convert_command
 from src.convert import main
 from src.data.tokenizer import CharTokenizer

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
+from torch.utils.data import DataLoader
 
 from src.data.batches import TrainBatches
 from src.training.guard import StepGuard
@@ -132,6 +133,24 @@ class Harness:
     @property
     def states(self) -> list[dict[str, Any]]:
         return self.snapshots.states
+
+
+def logged_by(
+    callback: pl.Callback, task: pl.LightningModule, data: torch.Tensor
+) -> dict[int, dict[str, float]]:
+    """What a callback logs in two steps of a trainer that is not ours."""
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        max_steps=2,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=recorder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, DataLoader(data, batch_size=2))
+    return recorder.lines
 
 
 class Poison(pl.Callback):

@@ -3,11 +3,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
 
 from src.watch import ActivationWatch
 from tests.builders import ATTENTION_CASES, transformer
-from tests.training.harness import Harness, Recorder, recipe_config
+from tests.training.harness import Harness, logged_by, recipe_config
 
 
 @pytest.mark.parametrize("attention", ["gqa", "mlha"])
@@ -96,18 +95,7 @@ class Routed(nn.Linear):
 
 
 def lines_of(task: pl.LightningModule) -> dict[int, dict[str, float]]:
-    recorder = Recorder()
-    trainer = pl.Trainer(
-        max_steps=2,
-        callbacks=[ActivationWatch(every=1)],
-        accelerator="cpu",
-        logger=recorder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(task, DataLoader(torch.randint(50, (4, 6)), batch_size=2))
-    return recorder.lines
+    return logged_by(ActivationWatch(every=1), task, torch.randint(50, (4, 6)))
 
 
 @pytest.mark.parametrize("given_by_name", [False, True])

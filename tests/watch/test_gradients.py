@@ -2,13 +2,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers.optimization import Adafactor
 
 from src.watch import GradientWatch
 from src.watch.gradients import group_of
 from tests.runs import metrics, train
-from tests.training.harness import Harness, Poison, Recorder, recipe_config
+from tests.training.harness import Harness, Poison, logged_by, recipe_config
 
 
 @pytest.mark.parametrize(
@@ -116,17 +115,6 @@ def adafactor(parameters, lr):
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, adafactor])
 def test_of_optimizers_that_are_not_adam_the_moments_are_left_out(optimizer):
-    recorder = Recorder()
-    trainer = pl.Trainer(
-        max_steps=2,
-        callbacks=[GradientWatch(every=1)],
-        accelerator="cpu",
-        logger=recorder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Foreign(optimizer), DataLoader(torch.randn(4, 4), batch_size=2))
-    line = recorder.lines[2]
+    line = logged_by(GradientWatch(every=1), Foreign(optimizer), torch.randn(4, 4))[2]
     assert line["grad/inner/norm"] > 0 and line["update/inner/ratio"] > 0
     assert ("adam/inner/rms" in line) == (optimizer is torch.optim.AdamW)
