@@ -165,8 +165,12 @@ def test_every_experiment_says_what_it_asks_and_costs(name):
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
     for part in ("Question:", "Cost:", "Expect:"):
         assert part in text
-    commands = {"convert": "make convert\n", "convert_smollm2": f"make convert CONVERT={name}"}
-    assert commands.get(name, f"make ablate EXPERIMENT={name}") in text
+    commands = {
+        "convert": "make convert\n",
+        "convert_smollm2": f"make convert CONVERT={name}",
+        "smoke": "make ablate EXPERIMENT=smoke",
+    }
+    assert commands.get(name, f"make reproduce STUDIES={name}") in text
 
 
 def test_the_stability_study_has_the_writeups_options_the_null_arms_and_the_known_good_one():
@@ -175,7 +179,7 @@ def test_the_stability_study_has_the_writeups_options_the_null_arms_and_the_know
     writeup = {"clip03", "clip05", "clip_value", "early_stop", "warmdown", "noise", "ema"}
     assert arms == writeup | {"lower_lr", "none", "shaken", "shaken_full", "router_eps"}
     default = make_plan("train", ["experiment=stability"])
-    assert {cell.config.seed for cell in default.cells} == set(range(6))
+    assert {cell.config.seed for cell in default.cells} == set(range(1000, 1010))
 
 
 def test_plan_true_prints_cells_and_cost_and_writes_nothing(tiny, capsys):
