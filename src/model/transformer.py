@@ -152,11 +152,15 @@ class Transformer(nn.Module):
         Raises:
             ValueError: the sequence is longer than max_seq_len.
         """
+        return self.head(self.states(tokens_BT))
+
+    def states(self, tokens_BT: Tensor) -> Tensor:
+        """What the head makes logits of, (B, T, D); see forward."""
         rope = self.rope(tokens_BT.shape[1])
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks():
             x_BTD = block(x_BTD, rope)
-        return self.head(self.final_norm(x_BTD))
+        return self.final_norm(x_BTD)
 
     def new_cache(self, *, num_padding: Sequence[int], num_slots: int) -> Cache:
         """Memory for `extend`, empty.

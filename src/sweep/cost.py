@@ -11,6 +11,8 @@ from src.streams import generator
 STEPS = 2
 START_SECONDS = 8.0
 """What a process takes before its first step, and after its last."""
+COMPILE_SECONDS = 30.0
+"""What torch.compile takes before the first step of a compiled run: 20 to 40 on one core."""
 TOO_MANY_FLOPS = 1e13
 """Of one step; above, the few steps would take longer than their answer is worth."""
 

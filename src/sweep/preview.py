@@ -10,7 +10,7 @@ from src.config import RunConfig
 from src.describe import vocab_size
 from src.model.size import Size
 from src.naming import short_names
-from src.sweep.cost import START_SECONDS, step_seconds
+from src.sweep.cost import COMPILE_SECONDS, START_SECONDS, step_seconds
 from src.sweep.plan import Cell, Plan
 from src.tracking.folder import RunFolder, read_metrics
 
@@ -62,13 +62,14 @@ class Estimator:
             )
         tokens = cell.own_steps * recipe.batch_size * recipe.seq_len * recipe.accumulate
         a_step = self._seconds[shape]
+        before = START_SECONDS + (COMPILE_SECONDS if config.compile else 0.0)
         return Cost(
             runs=1,
             steps=cell.own_steps,
             shared_steps=cell.first_step,
             tokens=tokens,
             flops=tokens * size.flops_per_token,
-            seconds=None if a_step is None else START_SECONDS + a_step * cell.own_steps,
+            seconds=None if a_step is None else before + a_step * cell.own_steps,
         )
 
 
@@ -150,8 +151,14 @@ def _show_whole(plan: Plan, whole: Cost, *, has_begun: bool) -> None:
         _warn_of_threads(plan)
     else:
         terminal.say("nothing to train: every run is finished; rerun=true trains them again")
+    dropped: dict[str, list[str]] = {}
     for name in plan.dropped:
-        terminal.say(f"left out: {name} would repeat another run bit by bit")
+        variant, _, run = name.rpartition("/")
+        dropped.setdefault(variant, []).append(run)
+    for variant, runs in dropped.items():
+        more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        repeating = "would repeat another run" if not more else "would repeat other runs"
+        terminal.say(f"left out: {variant}/{runs[0]}{more} {repeating} bit by bit")
     for note in dict.fromkeys(note for cell in plan.cells for note in cell.config.notes):
         terminal.warn(note)
 

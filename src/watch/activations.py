@@ -16,6 +16,9 @@ from src.watch.config import check_interval
 CORNER = 64
 """Positions of a row whose attention is looked at."""
 
+ROWS = 256
+"""Targets whose logits are there at once, where the loss has them in pieces."""
+
 
 class ActivationWatch(StepCallback):
     """Looks at the training batch's own forward pass on logged steps.
@@ -24,7 +27,8 @@ class ActivationWatch(StepCallback):
     of the longest outermost module list; `attention/layer_<i>/max_logit` and `entropy` are of the
     first row and the first 64 positions at each call of scaled_dot_product_attention, entropy in
     nats, mean over heads and queries. `output/logsumexp` is that of the logits which the first call
-    of torch's cross_entropy gets, mean over its targets; without such a call it is not there. Where
+    of torch's cross_entropy gets, or of its linear_cross_entropy makes, mean over its targets;
+    without such a call it is not there. Where
     a module has children `experts` and `shared`, `act/layer_<i>/experts_rms` and `shared_rms`
     compare them. What is no tensor of real numbers, or the first of a tuple, is left out.
 
@@ -140,6 +144,8 @@ class _Probe(TorchFunctionMode):
             self._look(corner_scores(*args, **kwargs))
         elif func is functional.cross_entropy and not self.has_logits:
             self._look_at_logits(args[0] if args else kwargs["input"])
+        elif func is functional.linear_cross_entropy and not self.has_logits:
+            self._look_at_products(*args[:2])
         return func(*args, **kwargs)
 
     @torch.no_grad()
@@ -158,6 +164,16 @@ class _Probe(TorchFunctionMode):
         self.has_logits = True
         dim = min(1, logits.dim() - 1)
         self.figures["output/logsumexp"] = logits.detach().float().logsumexp(dim=dim).mean()
+
+    @torch.no_grad()
+    def _look_at_products(self, states: Tensor, weight: Tensor) -> None:
+        """Of logits that are never there all at once: row by row of a few."""
+        self.has_logits = True
+        partitions = [
+            functional.linear(rows, weight).float().logsumexp(dim=-1)
+            for rows in states.detach().split(ROWS)
+        ]
+        self.figures["output/logsumexp"] = torch.cat(partitions).mean()
 
 
 def is_attention(func: Any) -> bool:

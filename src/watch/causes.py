@@ -147,7 +147,7 @@ def _words(finding: Finding) -> set[str]:
     words = set()
     if any("attn" in name or "attention" in name for name in names):
         words.add("attn")
-    if {"head", "lm_head", "cross_entropy", "log_softmax"} & set(names):
+    if {"head", "lm_head", "cross_entropy", "linear_cross_entropy", "log_softmax"} & set(names):
         words.add("head")
     return words
 

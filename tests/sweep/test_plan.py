@@ -7,7 +7,9 @@ import pytest
 from src.errors import InputError
 from src.model.size import measure
 from src.schema import CONF
+from src.sweep.cost import COMPILE_SECONDS
 from src.sweep.plan import make_plan
+from src.sweep.preview import Estimator
 from src.sweep.settings import compose_settings
 from src.train import main
 from tests.conftest import TINY
@@ -192,6 +194,31 @@ def test_plan_true_prints_cells_and_cost_and_writes_nothing(tiny, capsys):
     assert not Path("runs").exists()
 
 
+def test_what_would_repeat_others_is_one_line_a_variant(tiny, capsys):
+    arguments = [
+        "--multirun",
+        *tiny,
+        *PACE,
+        "stability=none,shaken,ema",
+        "seed=1,2",
+        "repeat=0,1,2",
+    ]
+    assert main([*arguments, "plan=true"]) == 0
+    shown = [x for x in capsys.readouterr().out.splitlines() if x.startswith("left out:")]
+    assert sorted("ema" in line for line in shown) == [False, True]
+    assert all(line.endswith("and 3 more would repeat other runs bit by bit") for line in shown)
+
+
+def test_the_cost_of_a_compiled_run_counts_its_compilation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("src.sweep.preview.step_seconds", lambda *args, **kwargs: 0.5)
+    whole = {}
+    for compiled in ("true", "false"):
+        (cell,) = make_plan("train", [*TINY, f"compile={compiled}", "stability=none"]).cells
+        whole[compiled] = Estimator().cost(cell).seconds
+    assert whole["true"] - whole["false"] == COMPILE_SECONDS
+
+
 CASES = {
     "n_jobs=0": "n_jobs=0: must be an integer from 1",
     "n_jobs=1,2": "n_jobs=1,2: a sweep takes one value of it",
@@ -297,5 +324,5 @@ def test_the_architectures_have_one_width_and_one_number_of_active_parameters():
         assert c.model.hidden_dim == 64
         routers = size.params_by_part.get("routers", 0)
         active[c.variant.attention, c.variant.ffn] = size.params_active - routers
-    assert len(active) == 4
+    assert len(active) == 6
     assert len(set(active.values())) == 1
