@@ -21,8 +21,8 @@ CONVERT_ROPE_convert = 16
 CONVERT_ROPE_convert_smollm2 = 32
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock test test-all check smoke train ablate report ui smollm2 convert detector bench \
-	clean
+.PHONY: help setup lock test test-all check smoke train ablate report reproduce book ui smollm2 convert \
+	detector bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -67,6 +67,12 @@ ablate: $(READY)  ## the study: EXPERIMENT='stability precision' SEEDS=0,1,2,3,4
 			$(if $(SEEDS),seed=$(SEEDS)) $(if $(MODEL),model=$(MODEL)) $(ARGS); \
 		code=$$?; [ $$code -lt 128 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
 	done; exit $$status
+
+reproduce: $(READY)  ## all studies of experiments/ again (hours; resumable), compared; STUDIES=stability,balance
+	$(BIN)/python -m src.reproduce n_jobs=$(N_JOBS) $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
+
+book: $(READY)  ## the pages of experiments/ anew; STUDIES=stability brings in its runs first
+	$(BIN)/python -m src.book $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
 
 detector: $(READY)  ## how often warnings and verdicts are right, on planted failures (13 minutes)
 	$(BIN)/python -m src.detect $(ARGS)

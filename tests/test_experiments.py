@@ -1,14 +1,31 @@
 """What the laboratory book says is what its results say."""
 
 import csv
+import subprocess
 from pathlib import Path
 from statistics import fmean, median
 
 import pytest
 
+from src.laboratory.files import studies, study_named
+from src.laboratory.page import TEMPLATE, Book
+from src.laboratory.predictions import RIGHT, UNDECIDED, WRONG, predictions
+from src.study.analysis import arm_results
+from src.study.collect import collect
+from src.study.report import read_csv, write_report
+from src.study.results import Analysis
+from src.study.rows import arm_rows
+from src.sweep.plan import make_plan
+from src.train import main as train
 from tests.runs import ROOT
 
 STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/README.md"))
+
+SWEPT = list(studies())
+
+RUN = [study for study in SWEPT if study.has_results]
+
+BOOK = Book()
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
@@ -21,30 +38,86 @@ def test_every_study_says_how_it_is_repeated_and_has_its_results(study):
         assert drawing.name in text
 
 
-def failing(name: str) -> dict[str, list[int]]:
-    """Non-finite batches of each arm's seeds, counted from where it acts."""
-    with (ROOT / "experiments" / name / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    arms: dict[str, list[int]] = {}
-    for row in rows:
-        arms.setdefault(row["label"], []).append(int(row["nonfinite_batches_after"]))
-    return arms
+@pytest.mark.parametrize("template", BOOK.templates(), ids=lambda file: file.parent.name)
+def test_the_numbers_of_a_page_are_those_of_its_results(template):
+    page = template.with_name(template.name.removesuffix(TEMPLATE))
+    assert page.read_text() == BOOK.page(template), "python -m src.book writes it anew"
 
 
-def test_the_numbers_of_ablate_are_those_of_its_results():
-    arms = failing("ablate")
-    seeds = {arm: sum(count > 0 for count in counts) for arm, counts in arms.items()}
-    assert all(len(counts) == 6 for counts in arms.values())
-    assert (seeds["none@preset-stress"], seeds["none@preset-stress_bf16"]) == (6, 5)
-    assert seeds["router_eps"] == 0
-    assert {seeds[arm] for arm in ("clip03", "clip05", "clip_value", "warmdown")} == {6}
-    assert {seeds[arm] for arm in ("noise", "lower_lr", "fp32")} == {5}
-    assert seeds["fp32_full"] == 6
-    shaken = ("shaken_full", "shaken@preset-stress", "shaken@preset-stress_bf16")
-    assert sorted(seeds[arm] for arm in shaken) == [4, 5, 5]
-    assert arms["fp32_full"] == arms["none@preset-stress"] == [140, 21, 4, 63, 52, 18]
-    text = (Path(ROOT) / "experiments" / "ablate" / "README.md").read_text()
-    assert "140, 21, 4, 63, 52 and 18" in text
+@pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)
+def test_the_arms_of_a_study_are_those_of_its_runs(study):
+    results = arm_results(study.study)
+    analysis = Analysis(study=study.name, arms=results, answer=[], can_rank=True, warnings=[])
+    found = [
+        {key: "" if value is None else str(value) for key, value in row.items()}
+        for row in arm_rows(study.study, analysis)
+    ]
+    assert found == read_csv(study.folder / "arms.csv")
+
+
+@pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)
+def test_confirmatory_seeds_are_none_that_chose_a_setting(study):
+    assert min(int(row["seed"]) for row in study.rows) >= 1000
+
+
+@pytest.mark.parametrize("study", SWEPT, ids=lambda study: study.name)
+def test_predictions_are_older_than_results(study):
+    def commits(name):
+        path = f"experiments/{study.name}/{name}"
+        log = ["git", "log", "--format=%H", "--", path]
+        return subprocess.run(log, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    predictions(study.folder)
+    if not study.has_results or not (committed := commits("results.csv").split()):
+        return
+    last_said = commits("predictions.yaml").split()[0]
+    ancestor = ["git", "merge-base", "--is-ancestor", last_said, committed[-1]]
+    assert last_said != committed[-1]
+    assert subprocess.run(ancestor, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("study", SWEPT, ids=lambda study: study.name)
+def test_the_sweeps_of_a_study_compose(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    variants = set()
+    for sweep in study.sweeps():
+        # One seed of every arm: the others differ in it alone, and take long to compose.
+        plan = make_plan("train", [*sweep, "seed=1000", "repeat=0", "tracking=local"])
+        assert plan.study == study.name
+        variants |= {cell.config.variant_name for cell in plan.cells}
+    if study.has_results:
+        assert variants == {row["variant"] for row in study.rows}
+
+
+def run_short(study, folder, capsys):
+    """Two seeds of a few steps, and what the book would make of them."""
+    for sweep in study.sweeps(short=True):
+        assert train(["--multirun", *sweep, "tracking=local", "n_jobs=2"]) == 0
+    report = write_report(collect(Path("runs"), study.name), show=False).page.parent
+    for name in ("predictions.yaml", "study.yaml"):
+        (folder / study.name).mkdir(parents=True, exist_ok=True)
+        (folder / study.name / name).write_text((study.folder / name).read_text())
+    (folder / study.name / "results.csv").write_text((report / "report.csv").read_text())
+
+
+@pytest.mark.parametrize(
+    "name", ["control", *(pytest.param(s.name, marks=pytest.mark.slow) for s in SWEPT)]
+)
+def test_a_short_version_of_a_study_runs_and_can_be_judged(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    study = study_named(name)
+    run_short(study, tmp_path / "book", capsys)
+    book = Book(tmp_path / "book")
+    variants = {row["variant"] for row in book.measures(name).folder.rows}
+    if study.has_results:
+        # The short version has the arms of the whole one, but for the fields that shorten it.
+        assert len(variants) == len({row["variant"] for row in study.rows})
+    told = {"stability_linear": ["stability"], "precision": ["stability"]}
+    for prediction in predictions(study.folder):
+        # What it compares with is another study's.
+        if "other(" in prediction.measure and name in told:
+            continue
+        assert prediction.verdict(book.words(name)) in (RIGHT, WRONG, UNDECIDED)
 
 
 ARMS = {

@@ -33,13 +33,7 @@ def analyse(study: Study) -> Analysis:
     comparison looks at the steps after the arm's start alone, on seeds that were finite until then
     in the arm and in its baseline.
     """
-    arms = arms_of(study)
-    compared = comparisons(arms)
-    budgets = _budgets(arms)
-    results = [
-        _result(arm, compared.get(arm.variant, {}), nearest_null(arm, arms), budgets)
-        for arm in sorted(arms, key=lambda arm: arm.baseline is not None)
-    ]
+    arms, results = arms_of(study), arm_results(study)
     needed = {a.variant for a in arms if a.stability == MUST_BE_FOUND and a.baseline is not None}
     not_found = [arm for arm in results if arm.variant in needed and not found_good(arm)]
     return Analysis(
@@ -49,6 +43,17 @@ def analyse(study: Study) -> Analysis:
         can_rank=not not_found,
         warnings=warnings(study, results),
     )
+
+
+def arm_results(study: Study) -> list[ArmResult]:
+    """The statistics of every variant alone, baselines first."""
+    arms = arms_of(study)
+    compared = comparisons(arms)
+    budgets = _budgets(arms)
+    return [
+        _result(arm, compared.get(arm.variant, {}), nearest_null(arm, arms), budgets)
+        for arm in sorted(arms, key=lambda arm: arm.baseline is not None)
+    ]
 
 
 def _budgets(arms: Sequence[Arm]) -> dict[str, float]:

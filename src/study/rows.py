@@ -6,7 +6,8 @@ from statistics import fmean
 
 from src.study import digits
 from src.study.collect import Run, Study
-from src.study.endpoints import AXES, clean_loss
+from src.study.endpoints import AXES, clean_loss, loss_metric
+from src.study.load import layer_loads
 from src.study.results import Analysis, ArmResult, Estimate, Proportion
 
 Value = str | int | float | None
@@ -122,15 +123,19 @@ def _run_row(run: Run, arm: ArmResult) -> Row:
         "baseline": run.baseline,
         "status": run.status,
         "outcome": run.outcome,
+        "learning_rate": run.config["recipe"]["learning_rate"],
+        "vocab_size": record.get("vocab_size"),
         "max_steps": run.max_steps,
         "steps": run.steps,
         "own_steps": own_steps(run),
         "acts_from": run.acts_from,
+        "nonfinite_steps": spans(run.nonfinite_steps),
         "nonfinite_batches": len(run.nonfinite_steps),
         "nonfinite_batches_after": len(after),
         "first_nonfinite": min(run.nonfinite_steps, default=None),
         "first_nonfinite_after": min(after, default=None),
         "skipped_steps": guard.get("skipped_steps"),
+        "spike_steps": spans(run.spike_steps),
         "spikes": len(run.spike_steps),
         "spikes_after": sum(step > arm.acts_from for step in run.spike_steps),
         "grad_norm_max": spikes.get("grad_norm_max"),
@@ -138,6 +143,8 @@ def _run_row(run: Run, arm: ArmResult) -> Row:
         "loss_metric": arm.loss_metric,
         "loss": run.final(arm.loss_metric),
         "nonfinite_frac": run.final(frac_metric(arm.loss_metric)),
+        "validations": validations(run),
+        "max_violation": _max_violation(run),
         "best_loss": best.get("val/loss"),
         "best_nonfinite_frac": best.get("val/nonfinite_frac"),
         "best_step": best.get("step"),
@@ -156,6 +163,34 @@ def _run_row(run: Run, arm: ArmResult) -> Row:
         "git_sha": record.get("git_sha"),
         "code": record.get("code"),
     }
+
+
+def spans(steps: Sequence[int]) -> str:
+    """Steps as text, those that follow each other as one: `7 12-15`."""
+    found: list[list[int]] = []
+    for step in sorted(steps):
+        if found and step == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], step]
+        else:
+            found.append([step])
+    return " ".join("-".join(map(str, span)) for span in found)
+
+
+def validations(run: Run) -> str:
+    """The loss by step, as `40:2.91:0.0`: step, loss, share of windows without one."""
+    metric = loss_metric(run)
+    frac = frac_metric(metric)
+    return " ".join(
+        f"{int(line['step'])}:{line.get(metric, '')}:{line[frac]}"
+        for line in run.lines
+        if frac in line
+    )
+
+
+def _max_violation(run: Run) -> float | None:
+    """MaxVio in the last quarter of the run, mean over its layers; None without experts."""
+    loads = layer_loads([run])
+    return fmean(load.max_violation for load in loads) if loads else None
 
 
 def own_steps(run: Run) -> int:

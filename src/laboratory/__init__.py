@@ -1,0 +1,1 @@
+"""The laboratory book: studies in experiments/, what was predicted of them, and what they show."""

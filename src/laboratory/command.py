@@ -1,0 +1,144 @@
+"""The commands of the book: what they run, compare and write."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from src import cli, terminal
+from src.errors import InputError
+from src.given import number
+from src.laboratory.compare import Comparison, compare
+from src.laboratory.files import StudyFolder, studies, study_named
+from src.laboratory.page import TEMPLATE, Book
+from src.run.lifecycle import finished_record
+from src.study.collect import collect
+from src.study.report import read_csv, write_report
+from src.sweep.plan import make_plan
+from src.sweep.preview import Cost, Estimator
+
+
+def reproduce(given: Mapping[str, Any]) -> int:
+    """Runs studies again and compares them with the book; returns the exit code.
+
+    Raises:
+        InputError: a field is bad.
+    """
+    n_jobs = number(given, "n_jobs", int, least=1)
+    chosen = _chosen(given["studies"])
+    paths = given["paths"]
+    settings = [f"n_jobs={n_jobs}", "tracking=local", *(f"paths.{k}={v}" for k, v in paths.items())]
+    sweeps = {study.name: [[*s, *settings] for s in study.sweeps()] for study in chosen}
+    _say_cost(sweeps, n_jobs=n_jobs)
+    if given["plan"]:
+        return cli.OK
+    failed = []
+    for name, each in sweeps.items():
+        for sweep in each:
+            code = _train(sweep)
+            if code > cli.BAD_INPUT:
+                terminal.say("stopped; the same command goes on from here")
+                return code
+            failed += [name] if code else []
+    return _report(chosen, Path(str(paths["runs"])), failed=failed)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    # Not above: the command's own imports are in it.
+    from src import train
+
+    return train.main(["--multirun", *arguments])
+
+
+def _chosen(value: Any) -> list[StudyFolder]:
+    if value is None:
+        return list(studies())
+    names = value if isinstance(value, list) else [value]
+    return [study_named(str(name)) for name in names]
+
+
+def _say_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> None:
+    rows, whole = [], Cost()
+    for name, each in sweeps.items():
+        cost, estimator = Cost(), Estimator()
+        for sweep in each:
+            for cell in make_plan("train", sweep).cells:
+                if finished_record(cell.config, cell.config.config_hash()) is None:
+                    cost.add(estimator.cost(cell))
+        whole.add(cost)
+        time = terminal.duration((cost.seconds or 0.0) / n_jobs)
+        rows.append([name, str(cost.runs), f"{cost.steps:,}", time])
+    terminal.table("to be done", ["study", "runs", "steps", f"time with n_jobs={n_jobs}"], rows)
+    time = terminal.duration((whole.seconds or 0.0) / n_jobs)
+    terminal.say(
+        f"{whole.runs} runs, about {time} in all; Ctrl-C stops, and the same command goes on"
+    )
+
+
+def _report(chosen: Sequence[StudyFolder], runs: Path, *, failed: Sequence[str]) -> int:
+    rows, agrees = [], not failed
+    for study in chosen:
+        written = write_report(collect(runs, study.name), show=False)
+        if not study.has_results:
+            rows.append([study.name, "none in the book", "", ""])
+            continue
+        found = compare(study.name, study.rows, read_csv(written.page.parent / "report.csv"))
+        agrees &= found.agrees
+        rows.append([study.name, *_told(found)])
+    terminal.table(
+        "the book beside what was run here",
+        ["study", "runs bitwise equal", "differing columns", "arms told apart"],
+        rows,
+    )
+    terminal.say(
+        "On the machine and with the versions of a study's page every figure but the seconds is to"
+        " be bitwise equal; elsewhere last bits differ, a chaotic failure comes at other steps, and"
+        " no arm is to be told apart (Fisher and Welch, with Holm, p above 0.05)."
+    )
+    for name in dict.fromkeys(failed):
+        terminal.error(f"{name}: some runs failed")
+    return cli.OK if agrees else cli.FAILURE
+
+
+def _told(found: Comparison) -> list[str]:
+    missing = f", {len(found.missing)} not run" if found.missing else ""
+    return [
+        f"{found.num_equal} of {found.num_runs}{missing}",
+        ", ".join(found.differing[:4]) + (" ..." if len(found.differing) > 4 else ""),
+        ", ".join(found.apart) or "none",
+    ]
+
+
+def write_book(given: Mapping[str, Any]) -> int:
+    """Brings the runs of studies into the book and makes its pages anew; returns the exit code.
+
+    Raises:
+        InputError: a study has no runs, or a page asks for what is not there.
+    """
+    runs = Path(str(given["paths"]["runs"]))
+    for study in [] if given["studies"] is None else _chosen(given["studies"]):
+        _bring(study, runs)
+        terminal.say(f"{study.folder}: results.csv, arms.csv, figures")
+    book = Book()
+    for template in book.templates():
+        template.with_name(template.name.removesuffix(TEMPLATE)).write_text(
+            book.page(template), encoding="utf-8"
+        )
+        terminal.say(f"{template.with_name(template.name.removesuffix(TEMPLATE))}")
+    return cli.OK
+
+
+def _bring(study: StudyFolder, runs: Path) -> None:
+    """results.csv, arms.csv, and the figures that the page shows."""
+    report = write_report(collect(runs, study.name), show=False).page.parent
+    shutil.copyfile(report / "report.csv", study.folder / "results.csv")
+    shutil.copyfile(report / "arms.csv", study.folder / "arms.csv")
+    template = study.folder / f"README.md{TEMPLATE}"
+    if not template.is_file():
+        raise InputError(f"{template}: is missing, and says which figures a study shows")
+    figures = study.folder / "figures"
+    shutil.rmtree(figures, ignore_errors=True)
+    for name in re.findall(r"\(figures/([\w-]+\.svg)\)", template.read_text(encoding="utf-8")):
+        figures.mkdir(exist_ok=True)
+        shutil.copyfile(report / "figures" / name, figures / name)

@@ -1,0 +1,83 @@
+"""Results that were made again beside those of the book: bit by bit, else by statistics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats as scipy_stats
+
+from src.study.analysis import arm_results
+from src.study.endpoints import by_seed, clean_loss, seed_means
+from src.study.rebuilt import rebuilt
+from src.study.rows import Row
+from src.study.stats import ALPHA, fisher, holm
+
+OF_THE_MACHINE = ("seconds", "git_sha", "code", "status")
+"""Columns that may differ where the same arithmetic was done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One study, made again."""
+
+    num_runs: int
+    """Of the book."""
+    num_equal: int
+    """Of these, bitwise the same in every figure."""
+    missing: list[str]
+    """Of these, not there again."""
+    apart: list[str]
+    """Arms whose failing seeds or losses are told apart, after Holm over all arms."""
+    differing: list[str]
+    """Columns in which some run differs."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing is missing and no arm is told apart."""
+        return not self.missing and not self.apart
+
+
+def compare(name: str, committed: Sequence[Row], again: Sequence[Row]) -> Comparison:
+    """Runs by variant, seed and repeat.
+
+    Args:
+        name: of the study.
+        committed: lines of the book's results.csv, as text.
+        again: the same of the runs that were made anew.
+    """
+    old, new = ({_key(row): row for row in rows} for rows in (committed, again))
+    columns = {
+        key: [c for c in row if c not in OF_THE_MACHINE and row[c] != new[key].get(c)]
+        for key, row in old.items()
+        if key in new
+    }
+    return Comparison(
+        num_runs=len(old),
+        num_equal=sum(not each for each in columns.values()),
+        missing=["/".join(key) for key in old if key not in new],
+        apart=_apart(name, committed, again) if any(columns.values()) else [],
+        differing=sorted({column for each in columns.values() for column in each}),
+    )
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return str(row["variant"]), str(row["seed"]), str(row["repeat"])
+
+
+def _apart(name: str, committed: Sequence[Row], again: Sequence[Row]) -> list[str]:
+    """Arms that another machine's rounding does not explain: Fisher and Welch, with Holm."""
+    studies = rebuilt(name, committed), rebuilt(name, again)
+    arms = [{arm.variant: arm for arm in arm_results(study)} for study in studies]
+    p_values: dict[tuple[str, str], float] = {}
+    for variant in arms[0].keys() & arms[1].keys():
+        one, two = (each[variant] for each in arms)
+        p_values[one.label, "failing seeds"] = fisher(one.nonfinite, two.nonfinite)
+        losses = [
+            seed_means(by_seed(s.of(variant)), lambda run: clean_loss(run, step=run.steps))
+            for s in studies
+        ]
+        if min(map(len, losses)) > 1 and losses[0] != losses[1]:
+            p_values[one.label, "loss"] = float(
+                scipy_stats.ttest_ind(*losses, equal_var=False).pvalue
+            )
+    adjusted = holm(p_values)
+    return sorted(f"{label} ({what})" for (label, what), p in adjusted.items() if p <= ALPHA)

@@ -1,0 +1,97 @@
+"""The folder of a study in experiments/: what is run for it, what was predicted, what came out."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.errors import InputError
+from src.schema import CONF
+from src.study.collect import Study
+from src.study.rebuilt import rebuilt
+from src.study.report import read_csv
+from src.study.rows import Row
+
+BOOK = CONF.parent / "experiments"
+
+STUDY_FILE = "study.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFolder:
+    """One study of the book."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Of the study, which is that of its folder."""
+        return self.folder.name
+
+    @cached_property
+    def plan(self) -> Mapping[str, Any]:
+        """study.yaml: sweeps, each a list of overrides, and `short`, what makes a run of seconds.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        file = self.folder / STUDY_FILE
+        try:
+            plan = yaml.safe_load(file.read_text(encoding="utf-8"))
+            sweeps = [[str(argument) for argument in sweep] for sweep in plan["sweeps"]]
+            return {"sweeps": sweeps, "short": [str(argument) for argument in plan["short"]]}
+        except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+            raise InputError(f"{file}: must hold sweeps and short ({error})") from error
+
+    def sweeps(self, *, study: str | None = None, short: bool = False) -> list[list[str]]:
+        """The arguments of `python -m src.train --multirun`, sweep by sweep.
+
+        Args:
+            study: where the runs go; None: the study's own name.
+            short: two seeds of a few steps.
+        """
+        last = [*(self.plan["short"] if short else []), f"study={study or self.name}"]
+        # What is typed last wins.
+        return [_joined(sweep, last) for sweep in self.plan["sweeps"]]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """results.csv, a row a run, as text."""
+        return read_csv(self.folder / "results.csv")
+
+    @cached_property
+    def study(self) -> Study:
+        """The study, out of results.csv."""
+        return rebuilt(self.name, self.rows)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether anything of it has been run."""
+        return (self.folder / "results.csv").is_file()
+
+
+def _joined(sweep: list[str], last: list[str]) -> list[str]:
+    """A field once, as `last` has it where both have it."""
+    typed = {argument.partition("=")[0] for argument in last}
+    return [*(a for a in sweep if a.partition("=")[0] not in typed), *last]
+
+
+def studies(book: Path = BOOK) -> Iterator[StudyFolder]:
+    """Those that are made of sweeps, by name."""
+    for file in sorted(book.glob(f"*/{STUDY_FILE}")):
+        yield StudyFolder(folder=file.parent)
+
+
+def study_named(name: str, book: Path = BOOK) -> StudyFolder:
+    """One of them.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    known = {study.name: study for study in studies(book)}
+    if name not in known:
+        raise InputError(f"studies={name}: must be of {', '.join(known)}")
+    return known[name]

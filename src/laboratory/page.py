@@ -1,0 +1,128 @@
+"""Pages of the book: `<name>.md.jinja` and the figures of its results make `<name>.md`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from src.errors import InputError
+from src.laboratory.files import BOOK, STUDY_FILE, StudyFolder, studies
+from src.laboratory.measures import Measures, UndecidedError
+from src.laboratory.predictions import RIGHT, UNDECIDED, WRONG, predictions
+from src.study import digits
+from src.study.cells import AnyRow
+from src.study.overview import arms_table
+from src.study.results import Analysis
+from src.study.rows import arm_rows
+from src.study.table import escape_markdown
+
+TEMPLATE = ".jinja"
+
+MARKS = {RIGHT: "right", WRONG: "**wrong**", UNDECIDED: "undecided"}
+
+
+class Book:
+    """All studies that have results, and the pages that speak of them.
+
+    Args:
+        folder: experiments/.
+    """
+
+    def __init__(self, folder: Path = BOOK) -> None:
+        self.folder = folder
+        self._measures: dict[str, Measures] = {}
+
+    def measures(self, name: str) -> Measures:
+        """Of one study.
+
+        Raises:
+            UndecidedError: it has not been run.
+        """
+        if name not in self._measures:
+            study = StudyFolder(folder=self.folder / name)
+            if not study.has_results:
+                raise UndecidedError(f"{name} has not been run")
+            self._measures[name] = Measures(study, others=self.measures)
+        return self._measures[name]
+
+    def words(self, name: str) -> dict[str, Any]:
+        """What predictions and the page of a study may say."""
+        measures = self.measures(name)
+        return measures.words() | {
+            "predictions_table": lambda: _predictions_table(measures),
+            "arms_table": lambda *columns: _arms_table(measures, columns),
+        }
+
+    def templates(self) -> list[Path]:
+        """All pages that are made, of studies that have been run."""
+        found = sorted(self.folder.rglob(f"*.md{TEMPLATE}"))
+        return [file for file in found if self._is_told(file)]
+
+    def _is_told(self, file: Path) -> bool:
+        own = file.parent / STUDY_FILE
+        return not own.is_file() or StudyFolder(folder=file.parent).has_results
+
+    def page(self, template: Path) -> str:
+        """The text of a page.
+
+        Raises:
+            InputError: it asks for what its results do not say.
+        """
+        words: dict[str, Any] = {
+            "study": lambda name: self.measures(name),
+            "studies": [study.name for study in studies(self.folder) if study.has_results],
+            "predicted": lambda name: _score(self.measures(name)),
+        }
+        if (template.parent / STUDY_FILE).is_file():
+            words |= self.words(template.parent.name)
+        try:
+            return _environment().from_string(template.read_text(encoding="utf-8")).render(words)
+        except Exception as error:
+            # Whatever goes wrong in an expression: a page says which, in one line.
+            raise InputError(f"{template}: {type(error).__name__}: {error}") from error
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {
+        "fixed": digits.fixed,
+        "signed": digits.signed,
+        "p": lambda value: digits.p_value(value).replace("<", "below "),
+        "percent": lambda share: f"{share:.0%}".replace("%", " %"),
+    }
+    return environment
+
+
+def _predictions_table(measures: Measures) -> str:
+    words = measures.words()
+    lines = ["| predicted before the runs | wanted | found | |", "|---|---|--:|---|"]
+    for prediction in predictions(measures.folder.folder):
+        found = prediction.found(words)
+        shown = digits.NONE if found is None else f"{found:.4g}"
+        mark = MARKS[prediction.verdict(words)]
+        lines.append(f"| {prediction.says} | {prediction.expected()} | {shown} | {mark} |")
+    return "\n".join(lines)
+
+
+def _score(measures: Measures) -> Mapping[str, int]:
+    """Predictions by what became of them."""
+    words = measures.words()
+    verdicts = [p.verdict(words) for p in predictions(measures.folder.folder)]
+    return {name: verdicts.count(name) for name in MARKS}
+
+
+def _arms_table(measures: Measures, columns: tuple[str, ...]) -> str:
+    """Some columns of the report's first table, an arm a row."""
+    results = Analysis(
+        study=measures.folder.name, arms=measures.arms, answer=[], can_rank=True, warnings=[]
+    )
+    rows: list[AnyRow] = list(arm_rows(measures.folder.study, results))
+    table = arms_table(rows, title="").only(("arm", *columns))
+    heads = " | ".join(column.name for column in table.columns)
+    rule = "|".join("---" if column.is_text else "--:" for column in table.columns)
+    body = [f"| {' | '.join(escape_markdown(c.plain) for c in row)} |" for row in table.rows]
+    return "\n".join([f"| {heads} |", f"|{rule}|", *body])

@@ -1,0 +1,31 @@
+"""`python -m src.reproduce`: the studies of the laboratory book, run again."""
+
+import sys
+
+from src import startup
+
+USAGE = """
+python -m src.reproduce [studies=NAME | studies=[NAME,NAME]] [n_jobs=2] [plan=true]
+
+Runs the studies of experiments/ again, all of them unless named, says beforehand what that takes
+(hours), and compares every run with the committed results.csv: bit by bit, and where the last bits
+differ, as on another machine, by statistics. Ctrl-C stops it; the same command goes on.
+
+  studies=[stability,root_cause]   folders of experiments/ that have a study.yaml
+  plan=true                        say what would be run, and stop
+  n_jobs=2                         runs at a time
+  paths.runs=FOLDER                where the runs go; runs unless given
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    with startup.quiet_interrupt():
+        from src import cli
+        from src.laboratory.command import reproduce
+
+        return cli.plain_main("reproduce", reproduce, usage=USAGE, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+import pytest
+
+from src.laboratory.measures import Measures, UndecidedError
+from tests.laboratory.folders import study_folder
+from tests.study.synthetic import Arm
+
+
+def measures(tmp_path, arms=None):
+    folder = study_folder(tmp_path) if arms is None else study_folder(tmp_path, arms)
+    return Measures(folder, others={}.__getitem__)
+
+
+def test_failures_are_counted_from_where_an_arm_acts(tmp_path):
+    m = measures(tmp_path)
+    assert (m.failing("none"), m.failing("router_eps"), m.failing("shaken")) == (6, 0, 5)
+    assert m.sum_failing() == 17 and m.least_failing() == 0
+    assert m.seeds("none") == m.seeds_at_risk("router_eps") == 6
+    assert m.first("none") == [300] * 6 and m.median_first("none") == 300
+    assert m.batches("none") == [20] * 6 and m.mean_batches("router_eps") == 0
+
+
+def test_what_is_told_from_chance_and_how(tmp_path):
+    m = measures(tmp_path)
+    assert m.detected("router_eps") == 1 and m.detected("warmdown") == 0
+    assert m.fewer_detected() == 1 and m.fewer_detected(except_for=["router_eps"]) == 0
+    assert m.difference("router_eps", "nonfinite_batches") == -20
+    assert m.p_value("router_eps") < 0.05 < m.p_value("warmdown")
+
+
+def test_arms_are_chosen_by_what_their_names_say(tmp_path):
+    arms = {
+        "none": Arm(num_failing=2),
+        "ema": Arm(num_failing=3),
+        "wide": Arm(stability=["ema"], num_failing=4, fields="@horizon_frac-0.1"),
+    }
+    m = measures(tmp_path, arms)
+    assert m.failing("ema") == 7
+    assert m.failing("ema", horizon_frac=None) == 3
+    assert m.failing(horizon_frac="0.1") == 4
+    assert m.one("ema").variant == m.one("ema", horizon_frac=None).variant
+    with pytest.raises(UndecidedError, match="no arm of one has"):
+        m.failing("clip03")
+
+
+def test_of_several_that_fit_alike_none_is_taken(tmp_path):
+    arms = {"none": Arm(), "ema": Arm(), "warmdown": Arm(stability=["ema"], attention="gqa")}
+    with pytest.raises(ValueError, match="is any of"):
+        measures(tmp_path, arms).mean_loss("ema")
+
+
+def test_what_no_run_shows_is_undecided(tmp_path):
+    m = measures(tmp_path, {"none": Arm(), "router_eps": Arm()})
+    for asked in (
+        lambda: m.median_first("none"),
+        lambda: m.null_width("router_eps"),
+        lambda: m.lost_after_first(ffn="moe_writeup_add"),
+        lambda: m.sensitivity("none"),
+        lambda: m.difference("none", "loss"),
+    ):
+        with pytest.raises(UndecidedError):
+            asked()
+
+
+def test_the_first_failure_beside_a_step_known_beforehand(tmp_path):
+    m = measures(tmp_path, {"none": Arm(num_failing=6, first=311, batches=44), "ema": Arm()})
+    assert m.greatest_miss(310.5, stability="none") == 0.5
+    # Every third step of 130.
+    assert m.lost_after_first(stability="none") == pytest.approx(44 / 130)
