@@ -8,7 +8,7 @@ from statistics import fmean, median
 import pytest
 
 from src.laboratory.files import studies, study_named
-from src.laboratory.page import TEMPLATE, Book
+from src.laboratory.page import Book
 from src.laboratory.predictions import RIGHT, UNDECIDED, WRONG, predictions
 from src.study.analysis import arm_results
 from src.study.collect import collect
@@ -40,7 +40,7 @@ def test_every_study_says_how_it_is_repeated_and_has_its_results(study):
 
 @pytest.mark.parametrize("template", BOOK.templates(), ids=lambda file: file.parent.name)
 def test_the_numbers_of_a_page_are_those_of_its_results(template):
-    page = template.with_name(template.name.removesuffix(TEMPLATE))
+    page = BOOK.target(template)
     assert page.read_text() == BOOK.page(template), "python -m src.book writes it anew"
 
 

@@ -122,10 +122,8 @@ def write_book(given: Mapping[str, Any]) -> int:
         terminal.say(f"{study.folder}: results.csv, arms.csv, figures")
     book = Book()
     for template in book.templates():
-        template.with_name(template.name.removesuffix(TEMPLATE)).write_text(
-            book.page(template), encoding="utf-8"
-        )
-        terminal.say(f"{template.with_name(template.name.removesuffix(TEMPLATE))}")
+        book.target(template).write_text(book.page(template), encoding="utf-8")
+        terminal.say(str(book.target(template)))
     return cli.OK
 
 

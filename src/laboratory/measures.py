@@ -13,7 +13,7 @@ from typing import Any
 
 from src.laboratory.files import StudyFolder
 from src.naming import fields_of
-from src.study import rates
+from src.study import digits, rates
 from src.study.analysis import arm_results
 from src.study.collect import Run
 from src.study.results import ArmResult, Comparison
@@ -57,6 +57,7 @@ class Measures:
             *("sum_failing", "least_failing", "greatest_miss", "lost_after_first", "max_violation"),
             *("mean_loss", "best_loss", "mean_spikes", "sensitivity", "greatest_train_loss"),
             *("mean_train_loss", "overfitting", "cost", "num_runs", "verdict", "marked"),
+            *("has", "cache_bytes", "loss_interval", "share_interval", "batches_interval"),
         ]
         found: dict[str, Any] = {name: getattr(self, name) for name in names}
         return found | {"other": self.others, "steps": self.steps, "abs": abs, "round": round}
@@ -74,6 +75,11 @@ class Measures:
         if not found:
             raise UndecidedError(f"no arm of {self.folder.name} has {wanted}")
         return found
+
+    def has(self, stability: str | None = None, **fields: str | None) -> bool:
+        """Whether there is an arm of that option and those fields."""
+        wanted = fields if stability is None else {"stability": stability, **fields}
+        return any(_fits(self._fields(arm), wanted) for arm in self.arms)
 
     def one(self, stability: str | None = None, **fields: str | None) -> ArmResult:
         """The one arm of an option and of fields: where several fit, the one that has no others.
@@ -243,6 +249,23 @@ class Measures:
             raise UndecidedError(f"no effect of {stability} on {endpoint} could be found")
         return found
 
+    def share_interval(self, stability: str, **fields: str | None) -> str:
+        """The difference in the share of failing seeds, with its 95 % interval, as text."""
+        found = self._comparison(stability, "nonfinite", fields).difference
+        if found is None:
+            raise UndecidedError(f"{stability} could not be compared with its baseline")
+        low, high = (digits.signed(end, 2) for end in (found.low, found.high))
+        return f"{digits.signed(found.mean, 2)} ({low} to {high})"
+
+    def batches_interval(self, stability: str | None = None, **fields: str | None) -> str:
+        """Non-finite batches of a run, mean over seeds with its 95 % interval, as text."""
+        found = self.one(stability, **fields).nonfinite_batches
+        if found is None:
+            raise UndecidedError(f"no seed of {stability or fields} was finite until it acts")
+        if found.low == found.high:
+            return digits.fixed(found.mean, 0)
+        return f"{digits.fixed(found.mean, 0)} ({digits.between(found.low, found.high, 0)})"
+
     def null_width(self, stability: str, endpoint: str = "nonfinite_batches") -> float:
         """From the least to the greatest difference that chance gave single runs."""
         found = self._comparison(stability, endpoint, {}).null_range
@@ -258,6 +281,15 @@ class Measures:
         if found is None:
             raise UndecidedError(f"no seed of {stability or fields} is clean")
         return found.mean
+
+    def loss_interval(self, stability: str | None = None, **fields: str | None) -> str:
+        """Its 95 % interval over seeds, as text."""
+        found = self.one(stability, **fields).loss
+        return "" if found is None else digits.between(found.low, found.high)
+
+    def cache_bytes(self, stability: str | None = None, **fields: str | None) -> str:
+        """Bytes of the cache that a token takes in decoding, as text."""
+        return f"{int(str(self._rows(stability, **fields)[0]['cache_bytes_per_token'])):,}"
 
     def best_loss(self, options: str, **fields: str | None) -> float:
         """The lowest of the mean losses of several options."""
@@ -300,8 +332,8 @@ class Measures:
         return found.mean
 
     def cost(self) -> dict[str, float]:
-        """What all runs took, from nothing: steps, tokens, seconds of one core."""
-        rows = self.folder.rows
+        """What all runs that have ended took: steps, tokens, hours of one core."""
+        rows = [row for row in self.folder.rows if row["seconds"]]
         own = sum(int(str(row["own_steps"])) for row in rows)
         shares = [int(str(r["own_steps"])) / max(1, int(str(r["steps"]))) for r in rows]
         seconds = [float(str(r["seconds"])) for r in rows]

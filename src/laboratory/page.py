@@ -1,5 +1,6 @@
 """Pages of the book: `<name>.md.jinja` and the figures of its results make `<name>.md`."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ from src.study.rows import arm_rows
 from src.study.table import escape_markdown
 
 TEMPLATE = ".jinja"
+
+FRONT = f"front.md{TEMPLATE}"
+"""The template of what the project's README shows between two marks."""
+
+WIDTH = 120
+"""Letters of a line."""
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 MARKS = {RIGHT: "right", WRONG: "**wrong**", UNDECIDED: "undecided"}
 
@@ -64,8 +73,14 @@ class Book:
         own = file.parent / STUDY_FILE
         return not own.is_file() or StudyFolder(folder=file.parent).has_results
 
+    def target(self, template: Path) -> Path:
+        """The page that a template is for."""
+        if template.name == FRONT:
+            return self.folder.parent / "README.md"
+        return template.with_name(template.name.removesuffix(TEMPLATE))
+
     def page(self, template: Path) -> str:
-        """The text of a page.
+        """The text of a page; of the project's README, with its results anew.
 
         Raises:
             InputError: it asks for what its results do not say.
@@ -78,10 +93,15 @@ class Book:
         if (template.parent / STUDY_FILE).is_file():
             words |= self.words(template.parent.name)
         try:
-            return _environment().from_string(template.read_text(encoding="utf-8")).render(words)
+            text = _environment().from_string(template.read_text(encoding="utf-8")).render(words)
         except Exception as error:
             # Whatever goes wrong in an expression: a page says which, in one line.
             raise InputError(f"{template}: {type(error).__name__}: {error}") from error
+        text = _wrapped(text)
+        if template.name != FRONT:
+            return text
+        before, _, rest = self.target(template).read_text(encoding="utf-8").partition(BEGIN)
+        return f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}"
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -91,10 +111,28 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters |= {
         "fixed": digits.fixed,
         "signed": digits.signed,
-        "p": lambda value: digits.p_value(value).replace("<", "below "),
+        "p": _p,
         "percent": lambda share: f"{share:.0%}".replace("%", " %"),
     }
     return environment
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs in lines of one length again, whatever their figures take."""
+    blocks = text.split("\n\n")
+    return "\n\n".join(
+        textwrap.fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
+        + ("\n" if block.endswith("\n") else "")
+        if block[:1].isalnum() or block.startswith(("**", '"', "`"))
+        else block
+        for block in blocks
+    )
+
+
+def _p(value: float) -> str:
+    """`= 0.012`, or `< 0.001`."""
+    text = digits.p_value(value)
+    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
 
 
 def _predictions_table(measures: Measures) -> str:

@@ -1,10 +1,10 @@
 import pytest
 
 from src.errors import InputError
-from src.laboratory.page import Book
+from src.laboratory.page import BEGIN, END, Book
 from tests.laboratory.folders import study_folder
 
-PAGE = """{{ failing('none') }} of {{ seeds('none') }}, p = {{ p_value('router_eps') | p }}
+PAGE = """{{ failing('none') }} of {{ seeds('none') }}, p {{ p_value('router_eps') | p }}
 
 {{ arms_table('non-finite seeds') }}
 
@@ -22,6 +22,25 @@ def test_a_page_says_what_the_results_say(tmp_path):
     assert "| arm | non-finite seeds |\n|---|--:|\n" in text
     assert "| it fails | at least 6 | 6 | right |" in text
     assert text.endswith("|\n")
+
+
+def test_paragraphs_are_wrapped_and_nothing_else_is(tmp_path):
+    page = "# {{ seeds('none') }}\n\n" + "word " * 50 + "\n\n| a |\n|---|\n| b |\n\nend\n"
+    study_folder(tmp_path, page=page)
+    book = Book(tmp_path / "experiments")
+    lines = book.page(book.templates()[0]).splitlines()
+    assert lines[0] == "# 6" and lines[-5:] == ["| a |", "|---|", "| b |", "", "end"]
+    assert max(map(len, lines)) <= 120 and len(lines[2]) > 100
+
+
+def test_the_front_page_changes_between_its_marks_alone(tmp_path):
+    study_folder(tmp_path)
+    front = tmp_path / "experiments" / "front.md.jinja"
+    front.write_text("{{ study('one').failing('none') }} fail.\n")
+    (tmp_path / "README.md").write_text(f"# Name\n\n{BEGIN}\nold\n{END}\n\nrest\n")
+    book = Book(front.parent)
+    assert book.target(front) == tmp_path / "README.md"
+    assert book.page(front) == f"# Name\n\n{BEGIN}\n\n6 fail.\n\n{END}\n\nrest\n"
 
 
 def test_a_page_of_the_book_speaks_of_any_study(tmp_path):

@@ -1,9 +1,11 @@
 """From findings to causes, rule by rule."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from src.watch import causes
 from src.watch.causes import RULES, UNKNOWN, Evidence, cause, describe
 from src.watch.trace import Finding
 
@@ -121,3 +123,10 @@ def test_a_router_is_described_by_what_it_says_of_itself():
     assert without_bias.endswith("3 of 8 tokens have a top-2 score sum of exactly 0 (0/0)")
     bare = describe(FORWARD, {"topk_sum_min": 0.0}, None)
     assert bare.endswith("some tokens have a score sum of exactly 0 (0/0)")
+
+
+def test_the_page_of_the_rules_has_them_in_their_order():
+    page = Path(causes.__file__).with_name("INCIDENTS.md").read_text()
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    assert rows[0] == "cause"
+    assert rows[1:] == [*(name for name, _ in RULES), UNKNOWN]
