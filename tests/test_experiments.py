@@ -7,6 +7,7 @@ from statistics import fmean, median
 
 import pytest
 
+from src.laboratory import front
 from src.laboratory.files import studies, study_named
 from src.laboratory.page import Book
 from src.laboratory.predictions import RIGHT, UNDECIDED, WRONG, predictions
@@ -42,6 +43,11 @@ def test_every_study_says_how_it_is_repeated_and_has_its_results(study):
 def test_the_numbers_of_a_page_are_those_of_its_results(template):
     page = BOOK.target(template)
     assert page.read_text() == BOOK.page(template), "python -m src.book writes it anew"
+
+
+def test_the_figure_of_the_front_page_is_that_of_its_results():
+    drawing = front.front_figure(BOOK.measures(front.STUDY)).svg()
+    assert (BOOK.folder / front.FILE).read_text() == drawing
 
 
 @pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)

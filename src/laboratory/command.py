@@ -9,6 +9,7 @@ from typing import Any
 from src import cli, terminal
 from src.errors import InputError
 from src.given import number
+from src.laboratory import front
 from src.laboratory.compare import Comparison, compare
 from src.laboratory.files import StudyFolder, studies, study_named
 from src.laboratory.page import TEMPLATE, Book
@@ -121,6 +122,10 @@ def write_book(given: Mapping[str, Any]) -> int:
         _bring(study, runs)
         terminal.say(f"{study.folder}: results.csv, arms.csv, figures")
     book = Book()
+    drawing = book.folder / front.FILE
+    drawing.parent.mkdir(exist_ok=True)
+    drawing.write_text(front.front_figure(book.measures(front.STUDY)).svg(), encoding="utf-8")
+    terminal.say(str(drawing))
     for template in book.templates():
         book.target(template).write_text(book.page(template), encoding="utf-8")
         terminal.say(str(book.target(template)))
