@@ -52,28 +52,43 @@ class RunConfig:
     """Everything that one run needs to know. Nobody assigns to it."""
 
     attention: AttentionConfig | ExternalPart
+    """How a token looks at others."""
     ffn: FeedForwardConfig | ExternalPart
+    """What is done to each token by itself."""
     remedies: dict[str, RemedyConfig]
     """The options that are on, by name."""
     model: ModelConfig | ExternalConfig
+    """Sizes and initialisation, or a model that is not ours."""
     data: DataConfig
+    """The text, and how much of it is held out."""
     tokenizer: TokenizerConfig
+    """From text to ids."""
     recipe: RecipeConfig
+    """Length, optimizer, schedule, precision, clipping."""
     guard: GuardConfig
+    """What becomes of a step that is not finite."""
     watch: WatchConfig
+    """Intervals of the instruments; they change no number."""
     trainer: TrainerConfig
+    """Device and threads."""
     tracking: TrackingConfig
+    """Whether and where MLflow mirrors the run folder."""
     paths: PathsConfig
+    """Folders of runs and of corpora."""
     compile: bool
     """Whether the training step is compiled; auto is decided."""
     seed: int
+    """Fixes initial weights and the order of the data; from 0."""
     repeat: int
+    """The same seed with other draws of the options that draw; from 0."""
     study: str
+    """The folder below paths.runs, and the experiment in MLflow."""
     init: Init | None
     """The saved model with whose weights it begins; None: from nothing."""
     resume: str
     """auto, never, or the path of a checkpoint."""
     rerun: bool
+    """Moves a finished run of the same hash aside and trains anew."""
     fork: Fork | None
     """The saved state from which it begins; None: from nothing."""
     save_at: list[int]
@@ -86,7 +101,9 @@ class RunConfig:
     arguments: list[str]
     """What was typed, or inherited from the run that is forked."""
     variant: Variant
+    """Attention, ffn, stability, model and preset by name."""
     variant_name: str
+    """The folder below the study: the variant and whatever else was chosen."""
     choices: dict[str, str]
     """The option chosen in each group."""
     notes: list[str]

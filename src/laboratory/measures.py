@@ -58,6 +58,8 @@ class Measures:
             *("mean_loss", "best_loss", "mean_spikes", "sensitivity", "greatest_train_loss"),
             *("mean_train_loss", "overfitting", "cost", "num_runs", "verdict", "marked"),
             *("has", "cache_bytes", "loss_interval", "share_interval", "batches_interval"),
+            *("median_grad_norm", "outcomes", "num_runs_of", "loss_gap"),
+            "failing_untreated",
         ]
         found: dict[str, Any] = {name: getattr(self, name) for name in names}
         return found | {"other": self.others, "steps": self.steps, "abs": abs, "round": round}
@@ -131,6 +133,13 @@ class Measures:
         """Seeds that go non-finite after the arm begins to act, summed over the arms."""
         return sum(arm.nonfinite.events for arm in self.chosen(stability, **fields))
 
+    def failing_untreated(self, stability: str, **fields: str | None) -> int:
+        """Seeds of its baseline that go non-finite while the arm acts."""
+        found = self.one(stability, **fields).baseline_nonfinite
+        if found is None:
+            raise UndecidedError(f"{stability} is compared with nothing")
+        return found.events
+
     def sum_failing(self) -> int:
         """Of all arms."""
         return sum(arm.nonfinite.events for arm in self.arms)
@@ -171,6 +180,19 @@ class Measures:
         if not left:
             raise UndecidedError("no run is non-finite")
         return sum(len(run.nonfinite_steps) for run in runs) / left
+
+    def outcomes(self, stability: str, outcome: str, **fields: str | None) -> int:
+        """Runs of one outcome: clean, intermittent, collapsed, stopped."""
+        return sum(arm.outcomes.get(outcome, 0) for arm in self.chosen(stability, **fields))
+
+    def num_runs_of(self, stability: str | None = None, **fields: str | None) -> int:
+        """Runs of some arms."""
+        return len(self._rows(stability, **fields))
+
+    def median_grad_norm(self, stability: str | None = None, **fields: str | None) -> float:
+        """The largest gradient norm of a run, median over those that went non-finite."""
+        rows = [row for row in self._rows(stability, **fields) if row["first_nonfinite"]]
+        return float(_of(median, [float(str(row["grad_norm_max"])) for row in rows]))
 
     def incidents(self, cause: str | None = None, module: str | None = None) -> int:
         """Runs with an incident of that cause, in a module whose path ends so."""
@@ -290,6 +312,10 @@ class Measures:
     def cache_bytes(self, stability: str | None = None, **fields: str | None) -> str:
         """Bytes of the cache that a token takes in decoding, as text."""
         return f"{int(str(self._rows(stability, **fields)[0]['cache_bytes_per_token'])):,}"
+
+    def loss_gap(self, one: str, other: str) -> float:
+        """By how much one option's mean loss is above another's, each at its own end."""
+        return self.mean_loss(one) - self.mean_loss(other)
 
     def best_loss(self, options: str, **fields: str | None) -> float:
         """The lowest of the mean losses of several options."""

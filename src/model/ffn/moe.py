@@ -32,6 +32,7 @@ class MoEConfig(FeedForwardConfig):
     dispatch: str
     """grouped: one product for all experts; loop: expert after expert, the reference."""
     router: RouterConfig
+    """Which experts see a token, with what weights, and how their load is balanced."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
