@@ -9,8 +9,9 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from src.errors import InputError
+from src.laboratory.chosen import UndecidedError
 from src.laboratory.files import BOOK, STUDY_FILE, StudyFolder, studies
-from src.laboratory.measures import Measures, UndecidedError
+from src.laboratory.measures import Measures
 from src.laboratory.predictions import RIGHT, UNDECIDED, WRONG, predictions
 from src.study import digits
 from src.study.cells import AnyRow

@@ -9,7 +9,7 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from src.laboratory.measures import UndecidedError
+from src.laboratory.chosen import UndecidedError
 
 BOUNDS = {
     "at_least": lambda value, bound: value >= bound,

@@ -1,6 +1,7 @@
 import pytest
 
-from src.laboratory.measures import Measures, UndecidedError
+from src.laboratory.chosen import UndecidedError
+from src.laboratory.measures import Measures
 from tests.laboratory.folders import study_folder
 from tests.study.synthetic import Arm
 

@@ -1,0 +1,98 @@
+"""The arms of a study, chosen by option and by what their names say.
+
+`chosen('none')`, `chosen(attention='gqa', num_kv_heads='1')`; `scale=None` are arms whose name has
+no such field.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from src import naming
+from src.laboratory.files import StudyFolder
+from src.study.analysis import arm_results
+from src.study.collect import Run
+from src.study.results import ArmResult
+from src.study.rows import Row
+
+
+class UndecidedError(ValueError):
+    """There is no run, or none that stayed finite, of which something could be said."""
+
+
+class Chosen:
+    """What one study has.
+
+    Args:
+        folder: of the study, which has results.csv.
+    """
+
+    def __init__(self, folder: StudyFolder) -> None:
+        self.folder = folder
+
+    @cached_property
+    def arms(self) -> list[ArmResult]:
+        """All variants, baselines first."""
+        return arm_results(self.folder.study)
+
+    def chosen(self, stability: str | None = None, **fields: str | None) -> list[ArmResult]:
+        """The arms of an option and of fields.
+
+        Raises:
+            UndecidedError: there is none.
+        """
+        wanted = fields if stability is None else {"stability": stability, **fields}
+        found = [arm for arm in self.arms if _fits(self.fields_of(arm), wanted)]
+        if not found:
+            raise UndecidedError(f"no arm of {self.folder.name} has {wanted}")
+        return found
+
+    def has(self, stability: str | None = None, **fields: str | None) -> bool:
+        """Whether there is an arm of that option and those fields."""
+        wanted = fields if stability is None else {"stability": stability, **fields}
+        return any(_fits(self.fields_of(arm), wanted) for arm in self.arms)
+
+    def one(self, stability: str | None = None, **fields: str | None) -> ArmResult:
+        """The one arm of an option and of fields: where several fit, the one that has no others.
+
+        Raises:
+            ValueError: several have as few.
+        """
+        found = self.chosen(stability, **fields)
+        fewest = min(len(self.fields_of(arm)) for arm in found)
+        plain = [arm for arm in found if len(self.fields_of(arm)) == fewest]
+        if len(plain) > 1:
+            labels = ", ".join(arm.label for arm in plain)
+            raise ValueError(f"{stability}, {fields}: is any of {labels}")
+        return plain[0]
+
+    def fields_of(self, arm: ArmResult) -> dict[str, str]:
+        """Its axes, and the fields that its variant's name says."""
+        run = self.folder.study.of(arm.variant)[0]
+        pieces = [piece.partition("-") for piece in naming.fields_of(arm.variant)[1:]]
+        return {name: value for name, _, value in pieces} | run.axes
+
+    def runs(self, stability: str | None = None, **fields: str | None) -> list[Run]:
+        """All runs of some arms."""
+        arms = self.chosen(stability, **fields)
+        return [run for arm in arms for run in self.folder.study.of(arm.variant)]
+
+    def rows(self, stability: str | None = None, **fields: str | None) -> list[Row]:
+        """Their lines in results.csv."""
+        variants = {arm.variant for arm in self.chosen(stability, **fields)}
+        return [row for row in self.folder.rows if row["variant"] in variants]
+
+
+def _fits(has: Mapping[str, str], wanted: Mapping[str, str | None]) -> bool:
+    return all(has.get(name) == value for name, value in wanted.items())
+
+
+def of(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> Any:
+    """A figure of some values.
+
+    Raises:
+        UndecidedError: there are none.
+    """
+    if not values:
+        raise UndecidedError("no run has such a step or loss")
+    return function(values)
