@@ -89,6 +89,7 @@ class Book:
         words: dict[str, Any] = {
             "study": lambda name: self.measures(name),
             "studies": [study.name for study in studies(self.folder) if study.has_results],
+            "unrun": [study.name for study in studies(self.folder) if not study.has_results],
             "predicted": lambda name: _score(self.measures(name)),
         }
         if (template.parent / STUDY_FILE).is_file():
