@@ -6,10 +6,11 @@ from typing import Any
 from src.laboratory.compared import Compared
 from src.laboratory.failures import Failures
 from src.laboratory.files import StudyFolder
+from src.laboratory.floors import Floors
 from src.laboratory.losses import Losses
 
 
-class Measures(Failures, Compared, Losses):
+class Measures(Failures, Compared, Losses, Floors):
     """What one study shows.
 
     Args:

@@ -67,3 +67,17 @@ def test_the_first_failure_beside_a_step_known_beforehand(tmp_path):
     assert m.greatest_miss(310.5, stability="none") == 0.5
     # Every third step of 130.
     assert m.lost_after_first(stability="none") == pytest.approx(44 / 130)
+
+
+def test_what_chance_alone_spreads_and_what_seeds_can_see_beside_it(tmp_path):
+    losses = (2.0, 2.1, 2.2, 2.3, 2.4, 2.5)
+    shaken = tuple(loss + shift for loss, shift in zip(losses, (0, 1, 0, 1, 0, 1), strict=True))
+    m = measures(tmp_path, {"none": Arm(loss=losses), "shaken": Arm(loss=shaken)})
+    assert m.null_spread("shaken", "loss") == pytest.approx((6 * 0.25 / 5) ** 0.5)
+    six, ten = (m.visible("shaken", "loss", num_seeds=n) for n in (6, 10))
+    # The standardized effects that a paired t test finds 8 times of 10, of any table of power.
+    assert six / ten == pytest.approx(1.435 / 0.996, rel=0.01)
+    assert m.smallest_fall(num_seeds=6, num_arms=1) == 5
+    assert m.smallest_fall(num_seeds=6, num_arms=14) == 6
+    with pytest.raises(UndecidedError, match="can find nothing"):
+        m.smallest_fall(num_seeds=3, num_arms=1)
