@@ -11,7 +11,7 @@ from src.errors import InputError
 from src.given import number
 from src.laboratory import front
 from src.laboratory.compare import Comparison, compare
-from src.laboratory.files import StudyFolder, studies, study_named
+from src.laboratory.files import BOOK, StudyFolder, studies, study_named
 from src.laboratory.page import TEMPLATE, Book
 from src.run.lifecycle import finished_record
 from src.study.collect import collect
@@ -27,9 +27,10 @@ def reproduce(given: Mapping[str, Any]) -> int:
         InputError: a field is bad.
     """
     n_jobs = number(given, "n_jobs", int, least=1)
-    chosen = _chosen(given["studies"])
     paths = given["paths"]
-    settings = [f"n_jobs={n_jobs}", "tracking=local", *(f"paths.{k}={v}" for k, v in paths.items())]
+    chosen = _chosen(given["studies"], _book(paths))
+    places = [f"paths.{name}={paths[name]}" for name in ("runs", "cache")]
+    settings = [f"n_jobs={n_jobs}", "tracking=local", *places]
     sweeps = {study.name: [[*s, *settings] for s in study.sweeps()] for study in chosen}
     _say_cost(sweeps, n_jobs=n_jobs)
     if given["plan"]:
@@ -52,11 +53,15 @@ def _train(arguments: Sequence[str]) -> int:
     return train.main(["--multirun", *arguments])
 
 
-def _chosen(value: Any) -> list[StudyFolder]:
+def _book(paths: Mapping[str, Any]) -> Path:
+    return BOOK if paths["book"] is None else Path(str(paths["book"]))
+
+
+def _chosen(value: Any, book: Path) -> list[StudyFolder]:
     if value is None:
-        return list(studies())
+        return list(studies(book))
     names = value if isinstance(value, list) else [value]
-    return [study_named(str(name)) for name in names]
+    return [study_named(str(name), book) for name in names]
 
 
 def _say_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> None:
@@ -117,15 +122,16 @@ def write_book(given: Mapping[str, Any]) -> int:
     Raises:
         InputError: a study has no runs, or a page asks for what is not there.
     """
-    runs = Path(str(given["paths"]["runs"]))
-    for study in [] if given["studies"] is None else _chosen(given["studies"]):
+    runs, folder = Path(str(given["paths"]["runs"])), _book(given["paths"])
+    for study in [] if given["studies"] is None else _chosen(given["studies"], folder):
         _bring(study, runs)
         terminal.say(f"{study.folder}: results.csv, arms.csv, figures")
-    book = Book()
-    drawing = book.folder / front.FILE
-    drawing.parent.mkdir(exist_ok=True)
-    drawing.write_text(front.front_figure(book.measures(front.STUDY)).svg(), encoding="utf-8")
-    terminal.say(str(drawing))
+    book = Book(folder)
+    if (folder / front.STUDY / "results.csv").is_file():
+        drawing = folder / front.FILE
+        drawing.parent.mkdir(exist_ok=True)
+        drawing.write_text(front.front_figure(book.measures(front.STUDY)).svg(), encoding="utf-8")
+        terminal.say(str(drawing))
     for template in book.templates():
         book.target(template).write_text(book.page(template), encoding="utf-8")
         terminal.say(str(book.target(template)))
@@ -134,12 +140,12 @@ def write_book(given: Mapping[str, Any]) -> int:
 
 def _bring(study: StudyFolder, runs: Path) -> None:
     """results.csv, arms.csv, and the figures that the page shows."""
-    report = write_report(collect(runs, study.name), show=False).page.parent
-    shutil.copyfile(report / "report.csv", study.folder / "results.csv")
-    shutil.copyfile(report / "arms.csv", study.folder / "arms.csv")
     template = study.folder / f"README.md{TEMPLATE}"
     if not template.is_file():
         raise InputError(f"{template}: is missing, and says which figures a study shows")
+    report = write_report(collect(runs, study.name), show=False).page.parent
+    shutil.copyfile(report / "report.csv", study.folder / "results.csv")
+    shutil.copyfile(report / "arms.csv", study.folder / "arms.csv")
     figures = study.folder / "figures"
     shutil.rmtree(figures, ignore_errors=True)
     for name in re.findall(r"\(figures/([\w-]+\.svg)\)", template.read_text(encoding="utf-8")):

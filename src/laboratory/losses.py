@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from src.laboratory.chosen import Chosen, UndecidedError, of
-from src.study import digits, rates
+from src.study import digits as digits_of
+from src.study import rates
 from src.study.rows import Row
 
 
@@ -22,7 +23,7 @@ class Losses(Chosen):
     def loss_interval(self, stability: str | None = None, **fields: str | None) -> str:
         """Its 95 % interval over seeds, as text."""
         found = self.one(stability, **fields).loss
-        return "" if found is None else digits.between(found.low, found.high)
+        return "" if found is None else digits_of.between(found.low, found.high)
 
     def cache_bytes(self, stability: str | None = None, **fields: str | None) -> str:
         """Bytes of the cache that a token takes in decoding, as text."""
@@ -71,6 +72,13 @@ class Losses(Chosen):
         if found is None:
             raise UndecidedError(f"no seed of {stability} has every rate")
         return found.mean
+
+    def text(self, measure: str, *args: str, digits: int = 2, **fields: str | None) -> str:
+        """A measure with so many decimals; a dash where it is undecided."""
+        try:
+            return digits_of.fixed(getattr(self, measure)(*args, **fields), digits)
+        except UndecidedError:
+            return digits_of.NONE
 
     def cost(self) -> dict[str, float]:
         """What all runs that have ended took: steps, tokens, hours of one core."""

@@ -1,0 +1,80 @@
+import csv
+
+import pytest
+import yaml
+
+from src import book, reproduce
+from tests.conftest import TINY
+
+PAGE = "{{ num_runs() }} runs, {{ failing('none') }} fail.\n\n![x](figures/failures.svg)\n"
+
+
+@pytest.fixture
+def tiny_book(tmp_path, monkeypatch):
+    """A study of two arms and two seeds, a second each."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "experiments" / "small"
+    folder.mkdir(parents=True)
+    sweep = [*TINY, "recipe.max_steps=4", "stability=none,shaken_full", "seed=1000,1001"]
+    plan = {"sweeps": [sweep], "short": ["seed=1000"]}
+    (folder / "study.yaml").write_text(yaml.safe_dump(plan))
+    (folder / "predictions.yaml").write_text("[]")
+    (folder / "README.md.jinja").write_text(PAGE)
+    return folder
+
+
+ARGUMENTS = ("studies=small", "paths.book=experiments")
+
+
+def test_a_study_is_run_brought_into_the_book_and_repeated_bitwise(tiny_book, capsys):
+    assert reproduce.main([*ARGUMENTS, "plan=true"]) == 0
+    assert "4 runs, about" in capsys.readouterr().out
+    assert not (tiny_book.parent.parent / "runs").exists()
+    assert reproduce.main([*ARGUMENTS]) == 0
+    assert "none in the book" in capsys.readouterr().out
+    assert book.main([*ARGUMENTS]) == 0
+    assert (tiny_book / "README.md").read_text().startswith("4 runs, 0 fail.")
+    assert (tiny_book / "figures" / "failures.svg").is_file()
+    capsys.readouterr()
+
+    assert reproduce.main([*ARGUMENTS]) == 0
+    shown = capsys.readouterr().out
+    assert "0 runs, about" in shown and "4 of 4" in shown
+
+    with (tiny_book / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rows[0]["loss"] = "9.0"
+    rows.append({**rows[1], "seed": "1002"})
+    with (tiny_book / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert reproduce.main([*ARGUMENTS]) == 1
+    shown = capsys.readouterr().out
+    assert "3 of 5, 1 not run" in shown and "loss" in shown
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("studies=nothing", "studies=nothing: must be of small"),
+        ("n_jobs=0", "n_jobs=0: must be at least 1"),
+        ("studies=[small,nothing]", "studies=nothing: must be of small"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_runs(argument, message, tiny_book, capsys):
+    assert reproduce.main(["paths.book=experiments", argument]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tiny_book.parent.parent / "runs").exists()
+
+
+def test_a_study_without_runs_cannot_be_brought_in(tiny_book, capsys):
+    assert book.main([*ARGUMENTS]) == 2
+    assert "no run of it lies in runs" in capsys.readouterr().err
+    assert not (tiny_book / "results.csv").exists()
+
+
+def test_a_damaged_plan_is_named(tiny_book, capsys):
+    (tiny_book / "study.yaml").write_text("sweeps: 3\n")
+    assert reproduce.main([*ARGUMENTS]) == 2
+    assert "study.yaml: must hold sweeps and short" in capsys.readouterr().err
