@@ -12,6 +12,7 @@ from src import naming
 from src.laboratory.files import StudyFolder
 from src.study.analysis import arm_results
 from src.study.collect import Run
+from src.study.endpoints import has_ended
 from src.study.results import ArmResult
 from src.study.rows import Row
 
@@ -73,9 +74,12 @@ class Chosen:
         return {name: value for name, _, value in pieces} | run.axes
 
     def runs(self, stability: str | None = None, **fields: str | None) -> list[Run]:
-        """All runs of some arms."""
-        arms = self.chosen(stability, **fields)
-        return [run for arm in arms for run in self.folder.study.of(arm.variant)]
+        """All runs of some arms that have ended."""
+        return [run for arm in self.chosen(stability, **fields) for run in self.ended(arm)]
+
+    def ended(self, arm: ArmResult) -> list[Run]:
+        """The runs of one arm that have."""
+        return [run for run in self.folder.study.of(arm.variant) if has_ended(run)]
 
     def rows(self, stability: str | None = None, **fields: str | None) -> list[Row]:
         """Their lines in results.csv."""

@@ -15,6 +15,7 @@ from src.laboratory.files import BOOK, StudyFolder, studies, study_named
 from src.laboratory.page import TEMPLATE, Book
 from src.run.lifecycle import finished_record
 from src.study.collect import collect
+from src.study.endpoints import has_ended
 from src.study.report import read_csv, write_report
 from src.sweep.plan import make_plan
 from src.sweep.preview import Cost, Estimator
@@ -32,7 +33,7 @@ def reproduce(given: Mapping[str, Any]) -> int:
     places = [f"paths.{name}={paths[name]}" for name in ("runs", "cache")]
     settings = [f"n_jobs={n_jobs}", "tracking=local", *places]
     sweeps = {study.name: [[*s, *settings] for s in study.sweeps()] for study in chosen}
-    _say_cost(sweeps, n_jobs=n_jobs)
+    num_runs = _say_cost(sweeps, n_jobs=n_jobs)
     if given["plan"]:
         return cli.OK
     failed = []
@@ -43,6 +44,7 @@ def reproduce(given: Mapping[str, Any]) -> int:
                 terminal.say("stopped; the same command goes on from here")
                 return code
             failed += [name] if code else []
+    terminal.say(f"{num_runs} runs were to be made; all others were in {paths['runs']} already")
     return _report(chosen, Path(str(paths["runs"])), failed=failed)
 
 
@@ -64,14 +66,16 @@ def _chosen(value: Any, book: Path) -> list[StudyFolder]:
     return [study_named(str(name), book) for name in names]
 
 
-def _say_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> None:
+def _say_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> int:
+    """Shows it; returns how many runs are to be made."""
     rows, whole = [], Cost()
     for name, each in sweeps.items():
         cost, estimator = Cost(), Estimator()
-        for sweep in each:
-            for cell in make_plan("train", sweep).cells:
-                if finished_record(cell.config, cell.config.config_hash()) is None:
-                    cost.add(estimator.cost(cell))
+        # A baseline is in several sweeps.
+        cells = {cell.folder: cell for sweep in each for cell in make_plan("train", sweep).cells}
+        for cell in cells.values():
+            if finished_record(cell.config, cell.config.config_hash()) is None:
+                cost.add(estimator.cost(cell))
         whole.add(cost)
         time = terminal.duration((cost.seconds or 0.0) / n_jobs)
         rows.append([name, str(cost.runs), f"{cost.steps:,}", time])
@@ -80,6 +84,7 @@ def _say_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> 
     terminal.say(
         f"{whole.runs} runs, about {time} in all; Ctrl-C stops, and the same command goes on"
     )
+    return whole.runs
 
 
 def _report(chosen: Sequence[StudyFolder], runs: Path, *, failed: Sequence[str]) -> int:
@@ -100,7 +105,8 @@ def _report(chosen: Sequence[StudyFolder], runs: Path, *, failed: Sequence[str])
     terminal.say(
         "On the machine and with the versions of a study's page every figure but the seconds is to"
         " be bitwise equal; elsewhere last bits differ, a chaotic failure comes at other steps, and"
-        " no arm is to be told apart (Fisher and Welch, with Holm, p above 0.05)."
+        " no arm is to be told apart (Fisher and Welch, with Holm, p above 0.05: only large changes"
+        " are, with ten seeds)."
     )
     for name in dict.fromkeys(failed):
         terminal.error(f"{name}: some runs failed")
@@ -143,7 +149,11 @@ def _bring(study: StudyFolder, runs: Path) -> None:
     template = study.folder / f"README.md{TEMPLATE}"
     if not template.is_file():
         raise InputError(f"{template}: is missing, and says which figures a study shows")
-    report = write_report(collect(runs, study.name), show=False).page.parent
+    found = collect(runs, study.name)
+    for run in found.runs:
+        if not has_ended(run):
+            raise InputError(f"studies={study.name}: {run.name} has not ended ({run.status})")
+    report = write_report(found, show=False).page.parent
     shutil.copyfile(report / "report.csv", study.folder / "results.csv")
     shutil.copyfile(report / "arms.csv", study.folder / "arms.csv")
     figures = study.folder / "figures"

@@ -11,7 +11,7 @@ from src.study.rebuilt import rebuilt
 from src.study.rows import Row
 from src.study.stats import ALPHA, fisher, holm
 
-OF_THE_MACHINE = ("seconds", "git_sha", "code", "status")
+OF_THE_MACHINE = ("seconds", "git_sha", "code", "torch", "device")
 """Columns that may differ where the same arithmetic was done."""
 
 
@@ -24,7 +24,7 @@ class Comparison:
     num_equal: int
     """Of these, bitwise the same in every figure."""
     missing: list[str]
-    """Of these, not there again."""
+    """Of these, not there again, or not finished."""
     apart: list[str]
     """Arms whose failing seeds or losses are told apart, after Holm over all arms."""
     differing: list[str]
@@ -44,7 +44,8 @@ def compare(name: str, committed: Sequence[Row], again: Sequence[Row]) -> Compar
         committed: lines of the book's results.csv, as text.
         again: the same of the runs that were made anew.
     """
-    old, new = ({_key(row): row for row in rows} for rows in (committed, again))
+    old = {_key(row): row for row in committed}
+    new = {_key(row): row for row in again if row["status"] == "finished"}
     columns = {
         key: [c for c in row if c not in OF_THE_MACHINE and row[c] != new[key].get(c)]
         for key, row in old.items()
@@ -70,7 +71,9 @@ def _apart(name: str, committed: Sequence[Row], again: Sequence[Row]) -> list[st
     p_values: dict[tuple[str, str], float] = {}
     for variant in arms[0].keys() & arms[1].keys():
         one, two = (each[variant] for each in arms)
-        p_values[one.label, "failing seeds"] = fisher(one.nonfinite, two.nonfinite)
+        # What is the same, or has no seed, is no test and costs the others no power.
+        if one.nonfinite != two.nonfinite and one.nonfinite.total and two.nonfinite.total:
+            p_values[one.label, "failing seeds"] = fisher(one.nonfinite, two.nonfinite)
         losses = [
             seed_means(by_seed(s.of(variant)), lambda run: clean_loss(run, step=run.steps))
             for s in studies

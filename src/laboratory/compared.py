@@ -86,8 +86,23 @@ class Compared(Chosen):
         low, high = (digits.signed(end, 2) for end in (found.low, found.high))
         return f"{digits.signed(found.mean, 2)} ({low} to {high})"
 
+    def greatest_shift(self, stability: str, endpoint: str = "nonfinite_batches") -> float:
+        """The furthest that chance has moved a single run from its baseline."""
+        found = self._comparison(stability, endpoint, {}).null_range
+        if found is None:
+            raise UndecidedError(f"{stability} has no range of chance")
+        return max(abs(found[0]), abs(found[1]))
+
+    def most_called(self, stability: str, **fields: str | None) -> int:
+        """With how many failing seeds at most it would have been told from chance."""
+        arm = self.one(stability, **fields)
+        share = self.smallest_effect(stability, "nonfinite", **fields)
+        untreated = arm.baseline_nonfinite
+        assert untreated is not None
+        return round((untreated.events / untreated.total - share) * arm.nonfinite.total)
+
     def null_width(self, stability: str, endpoint: str = "nonfinite_batches") -> float:
-        """From the least to the greatest difference that chance gave single runs."""
+        """From the least to the greatest difference that chance gave single runs of all seeds."""
         found = self._comparison(stability, endpoint, {}).null_range
         if found is None:
             raise UndecidedError(f"{stability} has no range of chance")

@@ -1,13 +1,21 @@
 """What failed in a study: seeds, batches, first steps, incidents."""
 
-from statistics import fmean, median
+from collections.abc import Mapping
+from statistics import median
 
 from src.laboratory.chosen import Chosen, UndecidedError, of
 from src.study import digits
+from src.study.collect import Run
+from src.study.results import Estimate
 
 
 class Failures(Chosen):
-    """Counts of what was not finite, after the step from which an arm acts."""
+    """Counts of batches that were not finite.
+
+    Seeds and batches are counted after the step from which an arm acts, on seeds that were finite
+    until then; first steps, spikes and outcomes are of whole runs. Runs that have not ended count
+    nowhere.
+    """
 
     @property
     def steps(self) -> int:
@@ -47,16 +55,49 @@ class Failures(Chosen):
 
     def batches(self, stability: str | None = None, **fields: str | None) -> list[int]:
         """Non-finite batches of each run after the arm begins to act."""
-        return [int(str(r["nonfinite_batches_after"])) for r in self.rows(stability, **fields)]
+        return [
+            sum(step > arm.acts_from for step in run.nonfinite_steps)
+            for arm in self.chosen(stability, **fields)
+            for run in self.ended(arm)
+            if all(step > arm.acts_from for step in run.nonfinite_steps)
+        ]
 
     def mean_batches(self, stability: str | None = None, **fields: str | None) -> float:
-        """Their mean."""
-        return fmean(self.batches(stability, **fields))
+        """The mean over seeds."""
+        return self._batches(stability, fields).mean
+
+    def _batches(self, stability: str | None, fields: Mapping[str, str | None]) -> Estimate:
+        found = self.one(stability, **fields).nonfinite_batches
+        if found is None:
+            raise UndecidedError(f"no seed of {stability or fields} was finite until it acts")
+        return found
 
     def first(self, stability: str | None = None, **fields: str | None) -> list[int]:
         """The first non-finite step of every run that has one."""
+        return [min(run.nonfinite_steps) for run in self._failed(stability, fields)]
+
+    def _failed(self, stability: str | None, fields: Mapping[str, str | None]) -> list[Run]:
+        return [run for run in self.runs(stability, **fields) if run.nonfinite_steps]
+
+    def failed_by(self, step: int, stability: str | None = None, **fields: str | None) -> int:
+        """Runs that were non-finite at or before a step."""
+        return sum(first <= step for first in self.first(stability, **fields))
+
+    def failing_or_marked(self, stability: str | None = None, **fields: str | None) -> int:
+        """Runs with a non-finite batch, or a validation window without a finite loss, ever."""
         runs = self.runs(stability, **fields)
-        return [min(run.nonfinite_steps) for run in runs if run.nonfinite_steps]
+        marked = [
+            any(line[key] > 0 for line in run.lines for key in line if key.endswith("_frac"))
+            for run in runs
+        ]
+        return sum(bool(run.nonfinite_steps) or m for run, m in zip(runs, marked, strict=True))
+
+    def spiked_before(self, stability: str | None = None, **fields: str | None) -> int:
+        """Runs that failed and had a spike before their first non-finite batch."""
+        return sum(
+            any(step < min(run.nonfinite_steps) for step in run.spike_steps)
+            for run in self._failed(stability, fields)
+        )
 
     def median_first(self, stability: str | None = None, **fields: str | None) -> float:
         """The median of the first ones."""
@@ -70,9 +111,9 @@ class Failures(Chosen):
         """How far the first non-finite step is from a step, at most, in steps."""
         return float(of(max, [abs(first - step) for first in self.first(**fields)]))
 
-    def lost_after_first(self, **fields: str | None) -> float:
+    def lost_after_first(self, stability: str | None = None, **fields: str | None) -> float:
         """Share of the steps from the first non-finite one on that are non-finite."""
-        runs = [run for run in self.runs(**fields) if run.nonfinite_steps]
+        runs = self._failed(stability, fields)
         left = sum(run.steps - min(run.nonfinite_steps) + 1 for run in runs)
         if not left:
             raise UndecidedError("no run is non-finite")
@@ -86,25 +127,46 @@ class Failures(Chosen):
         """Runs of some arms."""
         return len(self.rows(stability, **fields))
 
+    def tail_shares(
+        self, stability: str | None = None, *, frac: float, **fields: str | None
+    ) -> list[float]:
+        """Share of non-finite batches in the last part of each run that failed."""
+        found = []
+        for run in self._failed(stability, fields):
+            start = run.steps - round(frac * run.steps)
+            lost = sum(step > start for step in run.nonfinite_steps)
+            found.append(lost / (run.steps - start))
+        return sorted(found)
+
     def median_grad_norm(self, stability: str | None = None, **fields: str | None) -> float:
         """The largest gradient norm of a run, median over those that went non-finite."""
         rows = [row for row in self.rows(stability, **fields) if row["first_nonfinite"]]
-        return float(of(median, [float(str(row["grad_norm_max"])) for row in rows]))
+        norms = [float(str(row["grad_norm_max"])) for row in rows if row["grad_norm_max"]]
+        return float(of(median, norms))
+
+    def greatest_grad_norm(self, stability: str | None = None, **fields: str | None) -> float:
+        """The largest of any run."""
+        rows = self.rows(stability, **fields)
+        norms = [float(str(row["grad_norm_max"])) for row in rows if row["grad_norm_max"]]
+        return float(of(max, norms))
 
     def incidents(self, cause: str | None = None, module: str | None = None) -> int:
-        """Runs with an incident of that cause, in a module whose path ends so."""
-        found = [run.incident for run in self.folder.study.runs if run.incident]
+        """Distinct first incidents of that cause, in a module whose path ends so."""
+        # Arms that share a beginning, or train as another does, share what happens there.
+        found = {
+            (run.seed, incident["step"], incident["module"], incident["cause"])
+            for run in self.folder.study.runs
+            if (incident := run.incident)
+        }
         return sum(
-            (cause is None or incident["cause"] == cause)
-            and (module is None or str(incident["module"]).split(".")[-1] == module)
-            for incident in found
+            (cause is None or its_cause == cause)
+            and (module is None or str(place).split(".")[-1] == module)
+            for _, _, place, its_cause in found
         )
 
     def batches_interval(self, stability: str | None = None, **fields: str | None) -> str:
         """Non-finite batches of a run, mean over seeds with its 95 % interval, as text."""
-        found = self.one(stability, **fields).nonfinite_batches
-        if found is None:
-            raise UndecidedError(f"no seed of {stability or fields} was finite until it acts")
+        found = self._batches(stability, fields)
         if found.low == found.high:
             return digits.fixed(found.mean, 0)
         return f"{digits.fixed(found.mean, 0)} ({digits.between(found.low, found.high, 0)})"

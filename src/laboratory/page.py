@@ -74,6 +74,15 @@ class Book:
         own = file.parent / STUDY_FILE
         return not own.is_file() or StudyFolder(folder=file.parent).has_results
 
+    def _link(self, name: str, place: Path) -> str:
+        """To a study's page, where it has one."""
+        page = self.folder / name / "README.md"
+        template = page.with_name(page.name + TEMPLATE)
+        if not (self._is_told(template) if template.is_file() else page.is_file()):
+            return f"{name} (not run yet)"
+        up = "" if place == self.folder else "../"
+        return f"[{name}]({up}{name}/README.md)"
+
     def target(self, template: Path) -> Path:
         """The page that a template is for."""
         if template.name == FRONT:
@@ -90,6 +99,7 @@ class Book:
             "study": lambda name: self.measures(name),
             "studies": [study.name for study in studies(self.folder) if study.has_results],
             "unrun": [study.name for study in studies(self.folder) if not study.has_results],
+            "link": lambda name: self._link(name, template.parent),
             "predicted": lambda name: _score(self.measures(name)),
         }
         if (template.parent / STUDY_FILE).is_file():

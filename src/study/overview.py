@@ -121,11 +121,11 @@ def _loss(row: AnyRow) -> Cell:
     asides = list(mean.asides)
     seeds, damaged = number(row, "loss_num_seeds"), number(row, "damaged_runs")
     if seeds is not None and seeds != number(row, "num_seeds"):
-        asides.append(f"{seeds:.0f} clean")
+        asides.append(f"{seeds:.0f} comparable")
     if damaged:
         is_marked = bool(number(row, "marked_runs"))
         others = marked(digits.fixed(number(row, "damaged_loss")), nonfinite=is_marked)
-        asides.append(f"{damaged:.0f} not clean: {others}")
+        asides.append(f"{damaged:.0f} damaged: {others}")
     return cell(mean.text, *asides)
 
 

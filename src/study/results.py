@@ -36,10 +36,11 @@ class Comparison:
     p_value: float | None
     """Adjusted over the arms of the study; None where nothing could be tested."""
     smallest_p: float | None
-    """The smallest adjusted p that this number of seeds could have reached."""
+    """The smallest p that this number of seeds could have reached; of nonfinite, adjusted."""
     smallest_effect: float | None
-    """The smallest difference, as a magnitude in units of the endpoint, that it would have found 8
-    times of 10; of nonfinite, the smallest fall in the share that it calls. None where none is."""
+    """Of nonfinite, the smallest fall in the share that would be called if it were seen. Else the
+    smallest mean difference, as a magnitude in units of the endpoint, that a paired t test of this
+    arm alone would find 8 times of 10. None where none is."""
     verdict: str
     """A clause: what the comparison says, or that this design cannot tell."""
     detected: bool

@@ -162,6 +162,8 @@ def _run_row(run: Run, arm: ArmResult) -> Row:
         "config_hash": record.get("config_hash") or run.config.get("config_hash"),
         "git_sha": record.get("git_sha"),
         "code": record.get("code"),
+        "torch": record.get("versions", {}).get("torch"),
+        "device": record.get("device", {}).get("name"),
     }
 
 

@@ -69,6 +69,51 @@ def test_the_first_failure_beside_a_step_known_beforehand(tmp_path):
     assert m.lost_after_first(stability="none") == pytest.approx(44 / 130)
 
 
+def test_counts_of_an_arm_that_acts_late_leave_out_what_came_before_and_runs_that_have_not_ended(
+    tmp_path,
+):
+    early, late = [100, 101], [300]
+    arms = {
+        "none": Arm(nonfinite=[early, late, late, [], [], []]),
+        "shaken": Arm(
+            nonfinite=[early, early, late, [], [250, 251], [], [], [], [], [], [], []],
+            acts_from=240,
+            repeats=2,
+        ),
+        "ema": Arm(nonfinite=[late], status="killed", seeds=[0], acts_from=240),
+    }
+    m = measures(tmp_path, arms)
+    # Runs of seeds 1 to 5; of each the batches after step 240.
+    assert m.batches("shaken") == [1, 0, 2, 0, 0, 0, 0, 0, 0, 0]
+    assert m.mean_batches("shaken") == pytest.approx((0.5 + 1) / 5)
+    assert m.first("shaken") == [100, 100, 300, 250]
+    assert m.failed_by(250, "shaken") == 3 and m.failed_by(99, "shaken") == 0
+    assert m.first("ema") == [] and m.num_runs_of("none") == 6
+    assert m.tail_shares("none", frac=0.5) == [0, 1 / 220, 1 / 220]
+
+
+def test_what_chance_did_to_single_runs(tmp_path):
+    counts = [(10, 14), (20, 11), (5, 9), (7, 7), (0, 2), (3, 1)]
+    arms = {
+        "none": Arm(nonfinite=[range(300, 300 + n) for n, _ in counts]),
+        "shaken_full": Arm(nonfinite=[range(300, 300 + n) for _, n in counts]),
+    }
+    m = measures(tmp_path, arms)
+    assert m.null_width("shaken_full") == 13 and m.greatest_shift("shaken_full") == 9
+
+
+def test_spikes_before_failures_and_damage_that_validation_alone_sees(tmp_path):
+    arms = {
+        "none": Arm(num_failing=4, spikes=[[290], [305], [], [10, 400], [20], []]),
+        "warmdown": Arm(nonfinite_frac=0.1),
+        "router_eps": Arm(acts_from=240),
+    }
+    m = measures(tmp_path, arms)
+    assert m.spiked_before("none") == 2
+    assert m.failing_or_marked("none") == 4 and m.failing_or_marked("router_eps") == 0
+    assert m.failing_or_marked("warmdown") == 6
+
+
 def test_what_chance_alone_spreads_and_what_seeds_can_see_beside_it(tmp_path):
     losses = (2.0, 2.1, 2.2, 2.3, 2.4, 2.5)
     shaken = tuple(loss + shift for loss, shift in zip(losses, (0, 1, 0, 1, 0, 1), strict=True))

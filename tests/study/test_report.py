@@ -96,7 +96,7 @@ def test_a_loss_with_nonfinite_windows_is_marked_in_every_table(suffix, tmp_path
     text = (tmp_path / "out" / f"report.{suffix}").read_text()
     # The arm's, the seed's at the end, and the mean at the last eleventh.
     assert text.count(f"2.222{MARK}") == 2
-    assert text.count(f"1 not clean: 2.222{MARK}") == 1
+    assert text.count(f"1 damaged: 2.222{MARK}") == 1
     mean = (3 * 2.222 + 3 * 2.1) / 6
     assert f"{mean:.3f}{MARK}" in text
     assert "some validation windows had no finite loss" in text
