@@ -1,5 +1,6 @@
 """From a finding to a cause: a table of rules, each with the figures that support it."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,9 @@ class Evidence:
 
 
 def _router_underflow(evidence: Evidence) -> bool:
-    return evidence.router.get("topk_sum_min", 1.0) == 0.0
+    """Scores of finite logits: those of infinite ones are 0 for another reason."""
+    logit = evidence.router.get("picked_logit_min", 0.0)
+    return evidence.router.get("topk_sum_min", 1.0) == 0.0 and math.isfinite(logit)
 
 
 def _second_moment(evidence: Evidence) -> bool:

@@ -1,5 +1,6 @@
 """From findings to causes, rule by rule."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def test_each_cause_is_told_by_its_evidence(name):
         with_finding(replace(FORWARD, input_absmax=None)),
         # What is not finite is no overfitting, even where running it again was.
         with_finding(None, last={"train/loss": 0.2, "val/loss": 4.0}, loss_finite=False),
+        # Scores of infinite logits are 0 without any underflow.
+        with_finding(FORWARD, router={"topk_sum_min": 0.0, "picked_logit_min": -math.inf}),
         # A NaN that was put into the loss, or came into it, is no divergence of the output.
         with_finding(replace(FORWARD, operation="input of torch.nn.functional.cross_entropy")),
         with_finding(replace(FORWARD, operation="loss", module="", dtype="float16")),
