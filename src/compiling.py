@@ -7,6 +7,7 @@ from typing import Any
 
 from src.errors import InputError
 from src.model.architecture import Architecture, ModelParts
+from src.schema import TrainerConfig
 from src.training.recipe import RecipeConfig
 
 CHOICES = ("true", "false", "auto")
@@ -20,7 +21,7 @@ SMALL_VOCAB = 256
 
 
 def is_compiled(
-    asked: Any, architecture: Architecture, recipe: RecipeConfig, *, device: str
+    asked: Any, architecture: Architecture, recipe: RecipeConfig, trainer: TrainerConfig
 ) -> bool:
     """What the field `compile` comes to.
 
@@ -28,17 +29,26 @@ def is_compiled(
     that is not ours is compiled only where that is asked for.
 
     Raises:
-        InputError: it is none of true, false, auto.
+        InputError: it is none of true, false, auto, or the step cannot be what is asked.
     """
-    if isinstance(asked, bool):
-        return asked
-    if asked != "auto":
+    if asked not in (True, False, "auto"):
         raise InputError(f"compile={asked}: must be one of {', '.join(CHOICES)}")
+    if trainer.activation_checkpointing:
+        field = "trainer.activation_checkpointing=true"
+        if not isinstance(architecture, ModelParts):
+            raise InputError(f"{field}: needs a model of ours; one of yours does that by itself")
+        if asked is True:
+            raise InputError(
+                f"{field}: goes with compile=false, a compiled step keeps what it needs"
+            )
+        return False
+    if asked != "auto":
+        return bool(asked)
     if not isinstance(architecture, ModelParts):
         return False
     size = architecture.measure(vocab_size=architecture.vocab_size or SMALL_VOCAB)
     tokens = recipe.max_steps * recipe.accumulate * recipe.batch_size * recipe.seq_len
-    return size.flops_per_token * tokens >= WORTH_FLOPS[device]
+    return size.flops_per_token * tokens >= WORTH_FLOPS[trainer.device_type]
 
 
 def check_compiler(*, compiled: bool, device: str) -> None:

@@ -233,7 +233,8 @@ class RunConfig:
 
 def _that_counts(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section of config.yaml without what changes no number."""
-    return {k: v for k, v in section.items() if k not in ("sizes", "checkpoint_every", "devices")}
+    idle = ("sizes", "checkpoint_every", "devices", "activation_checkpointing")
+    return {k: v for k, v in section.items() if k not in idle}
 
 
 def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
@@ -295,9 +296,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         extra=extra,
     )
     _check_across(config)
-    compiled = is_compiled(
-        asked, config.architecture, config.recipe, device=config.trainer.device_type
-    )
+    compiled = is_compiled(asked, config.architecture, config.recipe, config.trainer)
     config = dataclasses.replace(config, compile=compiled)
     if config.fork is not None and config.is_counterfactual:
         name = f"{config.variant_name}@fork-{config.fork.step}"

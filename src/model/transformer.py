@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from src.model.attention import Attention, AttentionConfig
 from src.model.cache import Cache, Rope, Span
+from src.model.checkpointed import checkpointed
 from src.model.dims import Dims
 from src.model.ffn import FeedForward, FeedForwardConfig
 from src.model.ffn.router import Router
@@ -137,6 +138,8 @@ class Transformer(nn.Module):
         self.rope = RotaryTable(
             rope_dim=attention.rope_dim, max_seq_len=max_seq_len, theta=model.rope_theta
         )
+        self.checkpoint_blocks = False
+        """Whether a training step keeps the inputs of blocks alone; for a trainer to set."""
         self._cache_shapes = attention.cache_shapes(dims)
         # Found once: a walk over all modules at every step takes a hundredth of a small one.
         self._routers = tuple(m for m in self.modules() if isinstance(m, Router))
@@ -158,8 +161,9 @@ class Transformer(nn.Module):
         """What the head makes logits of, (B, T, D); see forward."""
         rope = self.rope(tokens_BT.shape[1])
         x_BTD = self.embedding(tokens_BT)
+        again = self.checkpoint_blocks and torch.is_grad_enabled()
         for block in self.blocks():
-            x_BTD = block(x_BTD, rope)
+            x_BTD = checkpointed(block, x_BTD, rope) if again else block(x_BTD, rope)
         return self.final_norm(x_BTD)
 
     def new_cache(self, *, num_padding: Sequence[int], num_slots: int) -> Cache:

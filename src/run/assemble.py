@@ -19,6 +19,7 @@ from src.errors import InputError
 from src.external import ExternalConfig
 from src.forks import Fork
 from src.initial import load_initial
+from src.model import Transformer
 from src.run.forking import state_key
 from src.stability import RunFacts
 from src.streams import generator, seed_global, stream_seed
@@ -87,6 +88,8 @@ def model_for(config: RunConfig, corpus: Corpus) -> nn.Module:
     )
     if config.init is not None:
         load_initial(model, config.init)
+    if isinstance(model, Transformer):
+        model.checkpoint_blocks = config.trainer.activation_checkpointing
     return model
 
 

@@ -101,6 +101,7 @@ class Router(nn.Module):
         # Read at each use, so that an option can change them in the middle of a run.
         self.norm_eps = config.norm_eps
         self._bias_frozen = False
+        self.is_again = False
 
     @property
     def bias_frozen(self) -> bool:
@@ -141,13 +142,17 @@ class Router(nn.Module):
         experts_E = torch.arange(self.num_experts, device=picked_SK.device)
         # A comparison rather than bincount: no host sync, and deterministic on every device.
         counts_E = (picked_SK.reshape(-1, 1) == experts_E).sum(dim=0)
-        self.counts_E += counts_E
-        self._last = (logits_SE.detach(), picked_SK)
+        extra: dict[str, Tensor] = {}
         if self.config.balance == "aux":
-            self._extra["router_balance"] = self._balance_loss(scores_SE, counts_E)
+            extra["router_balance"] = self._balance_loss(scores_SE, counts_E)
         if self.config.z_loss_weight:
             partition_S = logits_SE.logsumexp(dim=-1)
-            self._extra["router_z_loss"] = self.config.z_loss_weight * partition_S.square().mean()
+            extra["router_z_loss"] = self.config.z_loss_weight * partition_S.square().mean()
+        # What is computed again for the backward pass has been counted in the forward pass.
+        if not self.is_again:
+            self.counts_E += counts_E
+            self._last = (logits_SE.detach(), picked_SK)
+            self._extra |= extra
 
     def _balance_loss(self, scores_SE: Tensor, counts_E: Tensor) -> Tensor:
         """arXiv 2412.19437, eq. 17-20, over the batch instead of each sequence."""
