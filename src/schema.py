@@ -41,7 +41,7 @@ class TrainerConfig:
     """CPU threads of PyTorch; the last bits of every number depend on it."""
     activation_checkpointing: bool
     """Keep what goes into each block alone, and compute the rest again in the backward pass: less
-    memory, a third more time, the same numbers (arXiv 1604.06174)."""
+    memory, at most a third more time, the same numbers (arXiv 1604.06174)."""
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "gpu"):

@@ -68,10 +68,12 @@ class Chosen:
         return plain[0]
 
     def fields_of(self, arm: ArmResult) -> dict[str, str]:
-        """Its axes, and the fields that its variant's name says."""
-        run = self.folder.study.of(arm.variant)[0]
+        """Its axes, the fields that its variant's name says, and those that vary in the study."""
+        row = next(row for row in self.folder.rows if row["variant"] == arm.variant)
+        varied = [text.partition("=") for text in str(row["varied"]).split()]
         pieces = [piece.partition("-") for piece in naming.fields_of(arm.variant)[1:]]
-        return {name: value for name, _, value in pieces} | run.axes
+        found = {name: value for name, _, value in [*varied, *pieces]}
+        return found | self.folder.study.of(arm.variant)[0].axes
 
     def runs(self, stability: str | None = None, **fields: str | None) -> list[Run]:
         """All runs of some arms that have ended."""

@@ -8,6 +8,7 @@ from src.stability import REMEDIES
 from src.study.collect import Run, Study
 from src.study.digits import p_value
 from src.study.endpoints import has_ended
+from src.study.flat import flat
 from src.study.results import ArmResult
 from src.study.stats import ALPHA
 
@@ -179,7 +180,7 @@ def _unexpected(run: Run, baseline: Run) -> list[str]:
     sections = [name for name in COMPARED if run.config.get(name) != baseline.config.get(name)]
     if not sections:
         return []
-    one, two = _flat(run.config, sections), _flat(baseline.config, sections)
+    one, two = flat(run.config, sections), flat(baseline.config, sections)
     differing = [field for field in {**one, **two} if one.get(field) != two.get(field)]
     allowed = [*_claimed(run), *_claimed(baseline)]
     for group in ("attention", "ffn", "tokenizer", "data", "model", "preset"):
@@ -200,21 +201,6 @@ def _unexpected(run: Run, baseline: Run) -> list[str]:
 def _names(text: str, field: str) -> bool:
     """Whether a section, a whole name or a last part means the field or what lies above it."""
     return field == text or field.startswith(f"{text}.") or f".{text}." in f"{field}."
-
-
-def _flat(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-
-    def walk(name: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(f"{name}.{key}", inner)
-        else:
-            found[name] = value
-
-    for section in sections:
-        walk(section, config.get(section, {}))
-    return found
 
 
 def _claimed(run: Run) -> list[str]:

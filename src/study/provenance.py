@@ -9,6 +9,7 @@ from typing import Any
 
 from src.study.collect import Run, Study
 from src.study.digits import NONE
+from src.study.flat import flat
 from src.study.results import Analysis
 from src.study.rows import own_steps
 from src.study.table import Cell, Column, Table, cell, link_to
@@ -34,7 +35,7 @@ UNCOMPARED = (
 
 def config_table(study: Study, analysis: Analysis, *, title: str) -> Table:
     """In what every arm differs from its baseline, and every baseline from the first."""
-    configs = {variant: _flat(study.of(variant)[0].config) for variant in study.variants}
+    configs = {variant: _texts(study.of(variant)[0].config) for variant in study.variants}
     labels = {arm.variant: arm.label for arm in analysis.arms}
     rows = []
     for arm in analysis.arms:
@@ -62,19 +63,10 @@ def config_table(study: Study, analysis: Analysis, *, title: str) -> Table:
     )
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, str]:
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
     """Dotted fields as text, without those that make no arm."""
-    flat: dict[str, str] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            flat[prefix] = value if isinstance(value, str) else json.dumps(value)
-
-    walk("", {key: value for key, value in config.items() if key not in UNCOMPARED})
-    return flat
+    found = flat(config, [name for name in config if name not in UNCOMPARED])
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
 
 
 def incidents_table(study: Study, analysis: Analysis, *, title: str, folder: Path) -> Table:

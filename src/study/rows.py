@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from src.study import digits
 from src.study.collect import Run, Study
 from src.study.endpoints import AXES, clean_loss, loss_metric
+from src.study.flat import flat
 from src.study.load import layer_loads
 from src.study.results import Analysis, ArmResult, Estimate, Proportion
 
@@ -21,6 +23,9 @@ ENDPOINTS = {
     "loss": ("val/loss", 3),
 }
 """Endpoint, its name in a table, its decimals."""
+
+VARIED_SECTIONS = ("recipe", "attention", "ffn", "model", "data")
+"""Of which results.csv names the fields that differ between runs; options are in their names."""
 
 OUTCOMES = ("clean", "intermittent", "collapsed", "stopped", "failed", "killed", "unfinished")
 
@@ -106,13 +111,26 @@ def _comparison(arm: ArmResult, endpoint: str) -> Row:
 
 def run_rows(study: Study, analysis: Analysis) -> list[Row]:
     """A row a run: all that the tables are made of."""
-    return [_run_row(run, arm) for arm in analysis.arms for run in study.of(arm.variant)]
+    varied = _varied(study.runs)
+    return [_run_row(run, arm, varied) for arm in analysis.arms for run in study.of(arm.variant)]
 
 
-def _run_row(run: Run, arm: ArmResult) -> Row:
+def _varied(runs: Sequence[Run]) -> list[str]:
+    """Fields of the configuration, beside the options', in which some runs differ."""
+    flats = [flat(run.config, VARIED_SECTIONS) for run in runs]
+    fields = dict.fromkeys(field for each in flats for field in each)
+    return [name for name in fields if len({str(each.get(name)) for each in flats}) > 1]
+
+
+def _assigned(field: str, value: Any) -> str:
+    """`norm_eps=1e-09`, without blanks: a row has several."""
+    return f"{field.rpartition('.')[2]}={value}".replace(" ", "")
+
+
+def _run_row(run: Run, arm: ArmResult, varied: Sequence[str]) -> Row:
     record, guard = run.record, run.record.get("guard", {})
     spikes, best = record.get("spikes", {}), record.get("best", {})
-    incident = run.incident or {}
+    incident, own = run.incident or {}, flat(run.config, VARIED_SECTIONS)
     after = [step for step in run.nonfinite_steps if step > arm.acts_from]
     return {
         "variant": run.variant,
@@ -125,6 +143,7 @@ def _run_row(run: Run, arm: ArmResult) -> Row:
         "outcome": run.outcome,
         "learning_rate": run.config["recipe"]["learning_rate"],
         "vocab_size": record.get("vocab_size"),
+        "varied": " ".join(_assigned(field, own[field]) for field in varied if field in own),
         "max_steps": run.max_steps,
         "steps": run.steps,
         "own_steps": own_steps(run),

@@ -48,3 +48,11 @@ def test_a_line_that_was_changed_changes_the_arms(tmp_path):
     victim["nonfinite_steps"] = "300-310"
     after = arm_results(rebuilt(study.name, rows))
     assert before != after
+
+
+def test_a_line_names_the_fields_in_which_runs_of_the_study_differ(tmp_path):
+    rates = {"recipe.learning_rate": 0.003, "recipe.betas": [0.9, 0.99]}
+    study = synthetic.study(tmp_path, arms={"none": Arm(), "ema": Arm(config=rates)}, seeds=2)
+    found = {row["label"]: row["varied"] for row in run_rows(study, analyse(study))}
+    assert found["none"] == "learning_rate=0.0015 betas=[0.9,0.95]"
+    assert found["ema"] == "learning_rate=0.003 betas=[0.9,0.99]"
