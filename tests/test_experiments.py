@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from src.laboratory import front
 from src.laboratory.files import studies, study_named
@@ -120,8 +121,10 @@ def test_the_sweeps_of_a_study_compose(study, tmp_path, monkeypatch):
         assert variants == {row["variant"] for row in study.rows}
 
 
-def run_short(study, folder, capsys):
+def run_short(study, folder):
     """Two seeds of a few steps, and what the book would make of them."""
+    # Workers that a test before this one has left stand in its folder.
+    get_reusable_executor().shutdown()
     for sweep in study.sweeps(short=True):
         assert train(["--multirun", *sweep, "tracking=local", "n_jobs=2"]) == 0
     report = write_report(collect(Path("runs"), study.name), show=False).page.parent
@@ -134,10 +137,10 @@ def run_short(study, folder, capsys):
 @pytest.mark.parametrize(
     "name", ["control", *(pytest.param(s.name, marks=pytest.mark.slow) for s in SWEPT)]
 )
-def test_a_short_version_of_a_study_runs_and_can_be_judged(name, tmp_path, monkeypatch, capsys):
+def test_a_short_version_of_a_study_runs_and_can_be_judged(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = study_named(name)
-    run_short(study, tmp_path / "book", capsys)
+    run_short(study, tmp_path / "book")
     book = Book(tmp_path / "book")
     variants = {row["variant"] for row in book.measures(name).folder.rows}
     if study.has_results:
