@@ -1,5 +1,6 @@
 """Pages of the book: `<name>.md.jinja` and the figures of its results make `<name>.md`."""
 
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,9 @@ TEMPLATE = ".jinja"
 
 FRONT = f"front.md{TEMPLATE}"
 """The template of what the project's README shows between two marks."""
+
+NEEDS = re.compile(r"\{# needs: (.*) #\}")
+"""The first line of a page that is computed from the runs of other studies."""
 
 WIDTH = 120
 """Letters of a line."""
@@ -66,13 +70,17 @@ class Book:
         }
 
     def templates(self) -> list[Path]:
-        """All pages that are made, of studies that have been run."""
+        """All pages that can be made: what they are computed from has been run."""
         found = sorted(self.folder.rglob(f"*.md{TEMPLATE}"))
         return [file for file in found if self._is_told(file)]
 
     def _is_told(self, file: Path) -> bool:
-        own = file.parent / STUDY_FILE
-        return not own.is_file() or StudyFolder(folder=file.parent).has_results
+        """Whether its own study, and those that its first line says it needs, have been run."""
+        needed = [file.parent.name] if (file.parent / STUDY_FILE).is_file() else []
+        first = file.read_text(encoding="utf-8").partition("\n")[0]
+        if found := NEEDS.fullmatch(first):
+            needed += found[1].split(", ")
+        return all(StudyFolder(folder=self.folder / name).has_results for name in needed)
 
     def _link(self, name: str, place: Path) -> str:
         """To a study's page, where it has one."""

@@ -56,6 +56,17 @@ def test_a_study_that_has_not_been_run_has_no_page_yet(tmp_path):
     assert Book(tmp_path / "experiments").templates() == []
 
 
+def test_a_page_that_needs_others_waits_for_them(tmp_path):
+    study_folder(tmp_path)
+    page = tmp_path / "experiments" / "floor" / "README.md.jinja"
+    page.parent.mkdir()
+    page.write_text("{# needs: one, two #}\n{{ study('one').failing('none') }}\n")
+    book = Book(tmp_path / "experiments")
+    assert book.templates() == []
+    page.write_text("{# needs: one #}\n{{ study('one').failing('none') }}\n")
+    assert book.templates() == [page] and book.page(page) == "6\n"
+
+
 @pytest.mark.parametrize("asked", ["{{ nothing }}", "{{ mean_loss('clip03') }}", "{% if %}"])
 def test_what_a_page_cannot_know_is_one_line(asked, tmp_path):
     study_folder(tmp_path, page=asked)
