@@ -31,13 +31,13 @@ def is_compiled(
     Raises:
         InputError: it is none of true, false, auto, or the step cannot be what is asked.
     """
-    if asked not in (True, False, "auto"):
+    if not isinstance(asked, bool) and asked != "auto":
         raise InputError(f"compile={asked}: must be one of {', '.join(CHOICES)}")
     if trainer.activation_checkpointing:
         field = "trainer.activation_checkpointing=true"
         if not isinstance(architecture, ModelParts):
             raise InputError(f"{field}: needs a model of ours; one of yours does that by itself")
-        if asked is True:
+        if asked is not False:
             raise InputError(
                 f"{field}: goes with compile=false, a compiled step keeps what it needs"
             )

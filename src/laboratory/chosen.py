@@ -84,9 +84,13 @@ class Chosen:
         return [run for run in self.folder.study.of(arm.variant) if has_ended(run)]
 
     def rows(self, stability: str | None = None, **fields: str | None) -> list[Row]:
-        """Their lines in results.csv."""
-        variants = {arm.variant for arm in self.chosen(stability, **fields)}
-        return [row for row in self.folder.rows if row["variant"] in variants]
+        """Their lines in results.csv, of runs that have ended."""
+        keys = {(r.variant, r.seed, r.repeat) for r in self.runs(stability, **fields)}
+        return [
+            row
+            for row in self.folder.rows
+            if (row["variant"], int(str(row["seed"])), int(str(row["repeat"]))) in keys
+        ]
 
 
 def _fits(has: Mapping[str, str], wanted: Mapping[str, str | None]) -> bool:

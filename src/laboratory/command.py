@@ -8,7 +8,7 @@ from typing import Any
 
 from src import cli, terminal
 from src.errors import InputError
-from src.given import number
+from src.given import number, shown
 from src.laboratory import front
 from src.laboratory.compare import Comparison, compare
 from src.laboratory.files import BOOK, StudyFolder, studies, study_named
@@ -28,9 +28,11 @@ def reproduce(given: Mapping[str, Any]) -> int:
         InputError: a field is bad.
     """
     n_jobs = number(given, "n_jobs", int, least=1)
-    paths = given["paths"]
+    if not isinstance(given["plan"], bool):
+        raise InputError(f"plan={shown(given['plan'])}: must be true or false")
+    paths = _paths(given)
     chosen = _chosen(given["studies"], _book(paths))
-    places = [f"paths.{name}={paths[name]}" for name in ("runs", "cache")]
+    places = [f"paths.{name}='{paths[name]}'" for name in ("runs", "cache")]
     settings = [f"n_jobs={n_jobs}", "tracking=local", *places]
     sweeps = {study.name: [[*s, *settings] for s in study.sweeps()] for study in chosen}
     num_runs = _say_cost(sweeps, n_jobs=n_jobs)
@@ -55,14 +57,34 @@ def _train(arguments: Sequence[str]) -> int:
     return train.main(["--multirun", *arguments])
 
 
+def _paths(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Folders; the book alone may be null.
+
+    Raises:
+        InputError: one is none.
+    """
+    paths = given["paths"]
+    if not isinstance(paths, Mapping):
+        raise InputError(f"paths={paths}: has the wrong type; paths.runs is a folder")
+    for name, place in paths.items():
+        if not (isinstance(place, str) and place) and (name, place) != ("book", None):
+            raise InputError(f"paths.{name}={shown(place)}: must be a folder")
+    return paths
+
+
 def _book(paths: Mapping[str, Any]) -> Path:
-    return BOOK if paths["book"] is None else Path(str(paths["book"]))
+    book = BOOK if paths["book"] is None else Path(str(paths["book"]))
+    if not book.is_dir():
+        raise InputError(f"paths.book={book}: is no folder")
+    return book
 
 
 def _chosen(value: Any, book: Path) -> list[StudyFolder]:
     if value is None:
         return list(studies(book))
     names = value if isinstance(value, list) else [value]
+    if not names:
+        raise InputError("studies=[]: names none; null is all of them")
     return [study_named(str(name), book) for name in names]
 
 
@@ -77,14 +99,17 @@ def _say_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> 
             if finished_record(cell.config, cell.config.config_hash()) is None:
                 cost.add(estimator.cost(cell))
         whole.add(cost)
-        time = terminal.duration((cost.seconds or 0.0) / n_jobs)
-        rows.append([name, str(cost.runs), f"{cost.steps:,}", time])
+        rows.append([name, str(cost.runs), f"{cost.steps:,}", _time(cost, n_jobs)])
     terminal.table("to be done", ["study", "runs", "steps", f"time with n_jobs={n_jobs}"], rows)
-    time = terminal.duration((whole.seconds or 0.0) / n_jobs)
-    terminal.say(
-        f"{whole.runs} runs, about {time} in all; Ctrl-C stops, and the same command goes on"
-    )
+    time = _time(whole, n_jobs)
+    terminal.say(f"{whole.runs} runs, {time} in all; Ctrl-C stops, and the same command goes on")
     return whole.runs
+
+
+def _time(cost: Cost, n_jobs: int) -> str:
+    if cost.seconds is None:
+        return "unknown time"
+    return f"about {terminal.duration(cost.seconds / n_jobs)}"
 
 
 def _report(chosen: Sequence[StudyFolder], runs: Path, *, failed: Sequence[str]) -> int:
@@ -128,19 +153,20 @@ def write_book(given: Mapping[str, Any]) -> int:
     Raises:
         InputError: a study has no runs, or a page asks for what is not there.
     """
-    runs, folder = Path(str(given["paths"]["runs"])), _book(given["paths"])
+    paths = _paths(given)
+    runs, folder = Path(str(paths["runs"])), _book(paths)
     for study in [] if given["studies"] is None else _chosen(given["studies"], folder):
         _bring(study, runs)
         terminal.say(f"{study.folder}: results.csv, arms.csv, figures")
     book = Book(folder)
+    # All of them first: where one asks for what is not there, none is written.
+    texts = {book.target(template): book.page(template) for template in book.templates()}
     if (folder / front.STUDY / "results.csv").is_file():
-        drawing = folder / front.FILE
-        drawing.parent.mkdir(exist_ok=True)
-        drawing.write_text(front.front_figure(book.measures(front.STUDY)).svg(), encoding="utf-8")
-        terminal.say(str(drawing))
-    for template in book.templates():
-        book.target(template).write_text(book.page(template), encoding="utf-8")
-        terminal.say(str(book.target(template)))
+        (folder / front.FILE).parent.mkdir(exist_ok=True)
+        texts[folder / front.FILE] = front.front_figure(book.measures(front.STUDY)).svg()
+    for page, text in texts.items():
+        page.write_text(text, encoding="utf-8")
+        terminal.say(str(page))
     return cli.OK
 
 
@@ -154,10 +180,14 @@ def _bring(study: StudyFolder, runs: Path) -> None:
         if not has_ended(run):
             raise InputError(f"studies={study.name}: {run.name} has not ended ({run.status})")
     report = write_report(found, show=False).page.parent
+    names = re.findall(r"\(figures/([\w-]+\.svg)\)", template.read_text(encoding="utf-8"))
+    for name in names:
+        if not (report / "figures" / name).is_file():
+            raise InputError(f"{template}: shows figures/{name}, which the report has not")
     shutil.copyfile(report / "report.csv", study.folder / "results.csv")
     shutil.copyfile(report / "arms.csv", study.folder / "arms.csv")
     figures = study.folder / "figures"
     shutil.rmtree(figures, ignore_errors=True)
-    for name in re.findall(r"\(figures/([\w-]+\.svg)\)", template.read_text(encoding="utf-8")):
+    for name in names:
         figures.mkdir(exist_ok=True)
         shutil.copyfile(report / "figures" / name, figures / name)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from scipy import stats as scipy_stats
 
 from src.study.analysis import arm_results
-from src.study.endpoints import by_seed, clean_loss, seed_means
+from src.study.endpoints import by_seed, clean_loss, has_ended, seed_means
 from src.study.rebuilt import rebuilt
 from src.study.rows import Row
 from src.study.stats import ALPHA, fisher, holm
 
-OF_THE_MACHINE = ("seconds", "git_sha", "code", "torch", "device")
-"""Columns that may differ where the same arithmetic was done."""
+NOT_COMPARED = ("seconds", "git_sha", "code", "torch", "device", "label", "varied")
+"""Columns that may differ where the same arithmetic was done: of the machine, or of other runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,19 @@ def compare(name: str, committed: Sequence[Row], again: Sequence[Row]) -> Compar
         again: the same of the runs that were made anew.
     """
     old = {_key(row): row for row in committed}
-    new = {_key(row): row for row in again if row["status"] == "finished"}
+    ended = {
+        (run.variant, run.seed, run.repeat) for run in rebuilt(name, again).runs if has_ended(run)
+    }
+    # What was run besides, such as further seeds, is no part of the comparison.
+    again = [
+        row
+        for row in again
+        if _key(row) in old
+        and (row["variant"], int(str(row["seed"])), int(str(row["repeat"]))) in ended
+    ]
+    new = {_key(row): row for row in again}
     columns = {
-        key: [c for c in row if c not in OF_THE_MACHINE and row[c] != new[key].get(c)]
+        key: [c for c in row if c not in NOT_COMPARED and row[c] != new[key].get(c)]
         for key, row in old.items()
         if key in new
     }

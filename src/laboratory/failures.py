@@ -46,12 +46,12 @@ class Failures(Chosen):
         return found.events
 
     def sum_failing(self) -> int:
-        """Of all arms."""
-        return sum(arm.nonfinite.events for arm in self.arms)
+        """Runs of all arms with a non-finite batch at any step."""
+        return sum(bool(run.nonfinite_steps) for arm in self.arms for run in self.ended(arm))
 
     def least_failing(self) -> int:
-        """Of the arm that has fewest."""
-        return min(arm.nonfinite.events for arm in self.arms)
+        """Of the arm that has fewest, of those with a seed at risk."""
+        return int(of(min, [a.nonfinite.events for a in self.arms if a.nonfinite.total]))
 
     def batches(self, stability: str | None = None, **fields: str | None) -> list[int]:
         """Non-finite batches of each run after the arm begins to act."""

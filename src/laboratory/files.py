@@ -41,10 +41,18 @@ class StudyFolder:
         file = self.folder / STUDY_FILE
         try:
             plan = yaml.safe_load(file.read_text(encoding="utf-8"))
-            sweeps = [[str(argument) for argument in sweep] for sweep in plan["sweeps"]]
-            return {"sweeps": sweeps, "short": [str(argument) for argument in plan["short"]]}
-        except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+            sweeps, short = plan["sweeps"], plan["short"]
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
             raise InputError(f"{file}: must hold sweeps and short ({error})") from error
+        lists = [short, *(sweeps if isinstance(sweeps, list) else [None])]
+        if not sweeps or not all(isinstance(each, list) for each in lists):
+            raise InputError(
+                f"{file}: sweeps must be lists of overrides, one at least; short a list"
+            )
+        return {
+            "sweeps": [list(map(str, sweep)) for sweep in sweeps],
+            "short": list(map(str, short)),
+        }
 
     def sweeps(self, *, study: str | None = None, short: bool = False) -> list[list[str]]:
         """The arguments of `python -m src.train --multirun`, sweep by sweep.

@@ -43,7 +43,7 @@ class Losses(Chosen):
 
     def mean_spikes(self, stability: str | None = None, **fields: str | None) -> float:
         """Steps of a run that any definition calls a spike."""
-        return fmean(len(run.spike_steps) for run in self.runs(stability, **fields))
+        return float(of(fmean, [len(run.spike_steps) for run in self.runs(stability, **fields)]))
 
     def max_violation(self, stability: str | None = None, **fields: str | None) -> float:
         """MaxVio over the last quarter of the run, mean over layers and runs."""

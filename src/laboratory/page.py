@@ -120,8 +120,13 @@ class Book:
         text = _wrapped(text)
         if template.name != FRONT:
             return text
-        before, _, rest = self.target(template).read_text(encoding="utf-8").partition(BEGIN)
-        return f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}"
+        page = self.target(template)
+        whole = page.read_text(encoding="utf-8") if page.is_file() else ""
+        before, begin, rest = whole.partition(BEGIN)
+        old, end, after = rest.partition(END)
+        if not begin or not end or BEGIN in old + after or END in after:
+            raise InputError(f"{page}: must hold {BEGIN} and {END}, once and in this order")
+        return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

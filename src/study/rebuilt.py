@@ -57,6 +57,7 @@ def _run(row: Row) -> RowRun:
             "learning_rate": float(str(row["learning_rate"])),
         },
         "model": {},
+        "guard": {"on_nonfinite": row["on_nonfinite"]},
     }
     metric = str(row["loss_metric"])
     final = {metric: "loss", frac_metric(metric): "nonfinite_frac", "train/loss": "train_loss"}

@@ -140,6 +140,7 @@ def _run_row(run: Run, arm: ArmResult, varied: Sequence[str]) -> Row:
         "repeat": run.repeat,
         "baseline": run.baseline,
         "status": run.status,
+        "on_nonfinite": run.config.get("guard", {}).get("on_nonfinite"),
         "outcome": run.outcome,
         "learning_rate": run.config["recipe"]["learning_rate"],
         "vocab_size": record.get("vocab_size"),

@@ -3,10 +3,11 @@
 import time
 
 import torch
-import torch.nn.functional as F
 
 from src.config import RunConfig
+from src.model import Transformer
 from src.streams import generator
+from src.training.loss import losses
 
 STEPS = 2
 START_SECONDS = 8.0
@@ -36,6 +37,8 @@ def _measure(config: RunConfig, vocab_size: int) -> float:
     model = config.architecture.build(
         vocab_size=vocab_size, generator_for=lambda name: generator(0, "init", name)
     ).to(device)
+    if isinstance(model, Transformer):
+        model.checkpoint_blocks = config.trainer.activation_checkpointing
     shape = recipe.batch_size, recipe.seq_len
     tokens_BT = torch.randint(vocab_size, shape, generator=generator(0, "cost")).to(device)
     autocast = recipe.precision == "bf16-mixed"
@@ -44,9 +47,9 @@ def _measure(config: RunConfig, vocab_size: int) -> float:
         if step == 1:
             begin = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            logits_BTV = model(tokens_BT)
-        F.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BT.flatten()).backward()
+            loss = losses(model, tokens_BT, tokens_BT, z_loss_weight=0.0)["loss"]
+        loss.backward()
         model.zero_grad()
         # Waits for a GPU to be done.
-        float(logits_BTV.detach()[0, 0, 0])
+        float(loss.detach())
     return (time.perf_counter() - begin) / STEPS

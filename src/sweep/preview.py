@@ -53,9 +53,7 @@ class Estimator:
         """Of one cell."""
         config, recipe = cell.config, cell.config.recipe
         size = self.size(config)
-        shape = repr(
-            (size, recipe.batch_size, recipe.accumulate, recipe.precision, config.trainer.threads)
-        )
+        shape = repr((size, recipe.batch_size, recipe.accumulate, recipe.precision, config.trainer))
         if shape not in self._seconds:
             self._seconds[shape] = step_seconds(
                 config, vocab_size=size.vocab_size, flops_per_token=size.flops_per_token

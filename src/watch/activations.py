@@ -144,8 +144,8 @@ class _Probe(TorchFunctionMode):
             self._look(corner_scores(*args, **kwargs))
         elif func is functional.cross_entropy and not self.has_logits:
             self._look_at_logits(args[0] if args else kwargs["input"])
-        elif func is functional.linear_cross_entropy and not self.has_logits:
-            self._look_at_products(*args[:2])
+        elif _is_linear_cross_entropy(func, args) and not self.has_logits:
+            self._look_at_products(args[0], args[1], kwargs.get("linear_bias"))
         return func(*args, **kwargs)
 
     @torch.no_grad()
@@ -166,14 +166,20 @@ class _Probe(TorchFunctionMode):
         self.figures["output/logsumexp"] = logits.detach().float().logsumexp(dim=dim).mean()
 
     @torch.no_grad()
-    def _look_at_products(self, states: Tensor, weight: Tensor) -> None:
+    def _look_at_products(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Of logits that are never there all at once: row by row of a few."""
         self.has_logits = True
         partitions = [
-            functional.linear(rows, weight).float().logsumexp(dim=-1)
+            functional.linear(rows, weight, bias).float().logsumexp(dim=-1)
             for rows in states.detach().split(ROWS)
         ]
         self.figures["output/logsumexp"] = torch.cat(partitions).mean()
+
+
+def _is_linear_cross_entropy(func: Any, args: Any) -> bool:
+    """Whether it makes logits of states (targets, hidden) and a weight (classes, hidden) itself."""
+    is_one = getattr(func, "__name__", None) == "linear_cross_entropy"
+    return is_one and [x.dim() for x in args[:2]] == [2, 2]
 
 
 def is_attention(func: Any) -> bool:

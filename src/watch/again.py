@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from src.streams import host_states, set_host_states
+from src.training.chunked import all_logits
 from src.watch.contents import Contents
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -108,7 +109,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     for parameter in module.parameters():
         parameter.grad = None
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), all_logits():
             yield
     finally:
         set_host_states(host_rng)

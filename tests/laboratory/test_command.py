@@ -59,6 +59,7 @@ def test_a_study_is_run_brought_into_the_book_and_repeated_bitwise(tiny_book, ca
     [
         ("studies=nothing", "studies=nothing: must be of small"),
         ("n_jobs=0", "n_jobs=0: must be at least 1"),
+        ("plan=flase", "plan=flase: must be true or false"),
         ("studies=[small,nothing]", "studies=nothing: must be of small"),
     ],
 )
@@ -74,7 +75,39 @@ def test_a_study_without_runs_cannot_be_brought_in(tiny_book, capsys):
     assert not (tiny_book / "results.csv").exists()
 
 
-def test_a_damaged_plan_is_named(tiny_book, capsys):
-    (tiny_book / "study.yaml").write_text("sweeps: 3\n")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sweeps: 3\n", "study.yaml: must hold sweeps and short"),
+        ("sweeps: [experiment=control]\nshort: []\n", "study.yaml: sweeps must be lists"),
+        ("sweeps: []\nshort: []\n", "study.yaml: sweeps must be lists"),
+    ],
+)
+def test_a_damaged_plan_is_named(text, message, tiny_book, capsys):
+    (tiny_book / "study.yaml").write_text(text)
     assert reproduce.main([*ARGUMENTS]) == 2
-    assert "study.yaml: must hold sweeps and short" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [reproduce, book])
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("paths=3", "paths=3: has the wrong type"),
+        ("paths.runs=null", "paths.runs=null: must be a folder"),
+        ("paths.book=nowhere", "paths.book=nowhere: is no folder"),
+        ("studies=[]", "studies=[]: names none"),
+    ],
+)
+def test_bad_folders_and_no_studies_are_one_line(command, argument, message, tiny_book, capsys):
+    given = [a for a in ARGUMENTS if a.partition("=")[0] != argument.partition("=")[0]]
+    assert command.main([*(a for a in given if argument != "paths=3"), argument]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_of_pages_that_cannot_all_be_made_none_is_written(tiny_book, capsys):
+    (tiny_book.parent / "A.md.jinja").write_text("fine\n")
+    (tiny_book.parent / "B.md.jinja").write_text("{{ nothing }}\n")
+    assert book.main(["paths.book=experiments"]) == 2
+    assert "B.md.jinja: UndefinedError" in capsys.readouterr().err
+    assert not (tiny_book.parent / "A.md").exists()

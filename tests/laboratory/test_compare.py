@@ -36,6 +36,17 @@ def test_an_arm_that_has_become_another_is_told_apart(rows, tmp_path):
     assert found.apart == ["router_eps (loss)"]
 
 
+def test_runs_that_have_not_ended_are_missing(rows):
+    again = [{**rows[0], "status": "killed"}, *rows[1:]]
+    assert len(compare("one", rows, again).missing) == 1
+
+
+def test_runs_of_further_seeds_are_no_part_of_it(rows):
+    more = [{**row, "seed": str(int(row["seed"]) + 50), "loss": "9.0"} for row in rows]
+    found = compare("one", rows, [{**row, "varied": "x=1"} for row in [*rows, *more]])
+    assert found.agrees and found.num_equal == found.num_runs == 24
+
+
 def test_runs_that_are_not_there_are_missing(rows):
     found = compare("one", rows, rows[1:])
     assert found.missing == ["/".join((rows[0]["variant"], "0", "0"))]

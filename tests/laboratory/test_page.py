@@ -43,6 +43,16 @@ def test_the_front_page_changes_between_its_marks_alone(tmp_path):
     assert book.page(front) == f"# Name\n\n{BEGIN}\n\n6 fail.\n\n{END}\n\nrest\n"
 
 
+@pytest.mark.parametrize("text", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}{BEGIN}{END}"])
+def test_a_front_page_without_its_marks_is_left_as_it_is(text, tmp_path):
+    study_folder(tmp_path)
+    front = tmp_path / "experiments" / "front.md.jinja"
+    front.write_text("new\n")
+    (tmp_path / "README.md").write_text(f"# Name\n{text}rest\n")
+    with pytest.raises(InputError, match="once and in this order"):
+        Book(front.parent).page(front)
+
+
 def test_a_page_of_the_book_speaks_of_any_study(tmp_path):
     study_folder(tmp_path)
     file = tmp_path / "experiments" / "README.md.jinja"

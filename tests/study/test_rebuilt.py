@@ -23,6 +23,10 @@ def test_the_text_of_steps_is_short():
 
 STUDIES = {
     "every kind": ARMS,
+    "runs that the guard has ended by raising": {
+        "none": Arm(num_failing=6, status="failed", config={"guard.on_nonfinite": "raise"}),
+        "ema": Arm(),
+    },
     "averages of weights": {"none": Arm(), "ema": Arm(acts_from=440)},
 }
 

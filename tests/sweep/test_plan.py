@@ -228,6 +228,7 @@ CASES = {
     "stability=glob(nope*)": "stability=glob(nope*): matches no option",
     "observe=ema": "observe=ema: must be {<option>: {<its fields>}}",
     "fork=nowhere@3": "fork=nowhere@3: nowhere is no run folder",
+    "trainer.activation_checkpointing=true,false": "changes no number, so a sweep has one value",
     "n_jobs=many": "n_jobs=many: must be an integer from 1",
     "study=one,two": "study: a sweep has one, not 2",
     "rerun=yess": "rerun=yess: must be true or false",
