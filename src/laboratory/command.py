@@ -32,6 +32,9 @@ def reproduce(given: Mapping[str, Any]) -> int:
         raise InputError(f"plan={shown(given['plan'])}: must be true or false")
     paths = _paths(given)
     chosen = _chosen(given["studies"], _book(paths))
+    for study in chosen:
+        # What cannot be compared is said now, and not after hours.
+        _ = study.study if study.has_results else None
     places = [f"paths.{name}='{paths[name]}'" for name in ("runs", "cache")]
     settings = [f"n_jobs={n_jobs}", "tracking=local", *places]
     sweeps = {study.name: [[*s, *settings] for s in study.sweeps()] for study in chosen}

@@ -54,14 +54,13 @@ class StudyFolder:
             "short": list(map(str, short)),
         }
 
-    def sweeps(self, *, study: str | None = None, short: bool = False) -> list[list[str]]:
+    def sweeps(self, *, short: bool = False) -> list[list[str]]:
         """The arguments of `python -m src.train --multirun`, sweep by sweep.
 
         Args:
-            study: where the runs go; None: the study's own name.
             short: two seeds of a few steps.
         """
-        last = [*(self.plan["short"] if short else []), f"study={study or self.name}"]
+        last = [*(self.plan["short"] if short else []), f"study={self.name}"]
         # What is typed last wins.
         return [_joined(sweep, last) for sweep in self.plan["sweeps"]]
 
@@ -72,8 +71,19 @@ class StudyFolder:
 
     @cached_property
     def study(self) -> Study:
-        """The study, out of results.csv."""
-        return rebuilt(self.name, self.rows)
+        """The study, out of results.csv.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            study = rebuilt(self.name, self.rows)
+        except (KeyError, ValueError) as error:
+            file = self.folder / "results.csv"
+            raise InputError(f"{file}: is damaged ({type(error).__name__}: {error})") from error
+        if not study.runs:
+            raise InputError(f"{self.folder / 'results.csv'}: holds no run")
+        return study
 
     @property
     def has_results(self) -> bool:

@@ -105,6 +105,14 @@ def test_bad_folders_and_no_studies_are_one_line(command, argument, message, tin
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", "variant,seed\nx,1\n", "variant\n"])
+def test_damaged_results_are_named_before_anything_runs(text, tiny_book, capsys):
+    (tiny_book / "results.csv").write_text(text)
+    assert reproduce.main([*ARGUMENTS]) == 2
+    assert "results.csv: " in capsys.readouterr().err
+    assert not (tiny_book.parent.parent / "runs").exists()
+
+
 def test_of_pages_that_cannot_all_be_made_none_is_written(tiny_book, capsys):
     (tiny_book.parent / "A.md.jinja").write_text("fine\n")
     (tiny_book.parent / "B.md.jinja").write_text("{{ nothing }}\n")
