@@ -50,8 +50,10 @@ class Chosen:
 
     def has(self, stability: str | None = None, **fields: str | None) -> bool:
         """Whether there is an arm of that option and those fields."""
-        wanted = fields if stability is None else {"stability": stability, **fields}
-        return any(_fits(self.fields_of(arm), wanted) for arm in self.arms)
+        try:
+            return bool(self.chosen(stability, **fields))
+        except UndecidedError:
+            return False
 
     def one(self, stability: str | None = None, **fields: str | None) -> ArmResult:
         """The one arm of an option and of fields: where several fit, the one that has no others.

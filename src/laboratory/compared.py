@@ -5,7 +5,7 @@ from typing import Any
 
 from src.laboratory.chosen import Chosen, UndecidedError
 from src.study import digits
-from src.study.results import Comparison
+from src.study.results import Comparison, Estimate
 from src.study.stats import ALPHA
 
 
@@ -48,17 +48,13 @@ class Compared(Chosen):
 
     def difference(self, stability: str, endpoint: str, **fields: str | None) -> float:
         """The arm's mean minus its baseline's, paired by seed."""
-        found = self._comparison(stability, endpoint, fields).difference
-        if found is None:
-            raise UndecidedError(f"{stability} and its baseline share no seed with {endpoint}")
-        return found.mean
+        return self._difference(stability, endpoint, fields).mean
 
-    def interval(self, stability: str, endpoint: str, **fields: str | None) -> tuple[float, float]:
-        """The ends of its 95 % interval."""
+    def _difference(self, stability: str, endpoint: str, fields: Mapping[str, Any]) -> Estimate:
         found = self._comparison(stability, endpoint, fields).difference
         if found is None:
             raise UndecidedError(f"{stability} and its baseline share no seed with {endpoint}")
-        return found.low, found.high
+        return found
 
     def p_value(self, stability: str, endpoint: str = "nonfinite", **fields: str | None) -> float:
         """Adjusted over the arms of the study."""
@@ -67,12 +63,8 @@ class Compared(Chosen):
             raise UndecidedError(f"{endpoint} of {stability} could not be tested")
         return found
 
-    def verdict(self, stability: str, endpoint: str = "nonfinite", **fields: str | None) -> str:
-        """What the report says of it."""
-        return self._comparison(stability, endpoint, fields).verdict
-
     def smallest_effect(self, stability: str, endpoint: str, **fields: str | None) -> float:
-        """The smallest difference that the design finds 8 times of 10."""
+        """See Comparison."""
         found = self._comparison(stability, endpoint, fields).smallest_effect
         if found is None:
             raise UndecidedError(f"no effect of {stability} on {endpoint} could be found")
@@ -80,18 +72,19 @@ class Compared(Chosen):
 
     def share_interval(self, stability: str, **fields: str | None) -> str:
         """The difference in the share of failing seeds, with its 95 % interval, as text."""
-        found = self._comparison(stability, "nonfinite", fields).difference
-        if found is None:
-            raise UndecidedError(f"{stability} could not be compared with its baseline")
+        found = self._difference(stability, "nonfinite", fields)
         low, high = (digits.signed(end, 2) for end in (found.low, found.high))
         return f"{digits.signed(found.mean, 2)} ({low} to {high})"
 
-    def greatest_shift(self, stability: str, endpoint: str = "nonfinite_batches") -> float:
-        """The furthest that chance has moved a single run from its baseline."""
+    def _null_range(self, stability: str, endpoint: str) -> tuple[float, float]:
         found = self._comparison(stability, endpoint, {}).null_range
         if found is None:
             raise UndecidedError(f"{stability} has no range of chance")
-        return max(abs(found[0]), abs(found[1]))
+        return found
+
+    def greatest_shift(self, stability: str, endpoint: str = "nonfinite_batches") -> float:
+        """The furthest that chance has moved a single run from its baseline."""
+        return max(map(abs, self._null_range(stability, endpoint)))
 
     def most_called(self, stability: str, **fields: str | None) -> int:
         """With how many failing seeds at most it would have been told from chance."""
@@ -103,7 +96,5 @@ class Compared(Chosen):
 
     def null_width(self, stability: str, endpoint: str = "nonfinite_batches") -> float:
         """From the least to the greatest difference that chance gave single runs of all seeds."""
-        found = self._comparison(stability, endpoint, {}).null_range
-        if found is None:
-            raise UndecidedError(f"{stability} has no range of chance")
-        return found[1] - found[0]
+        low, high = self._null_range(stability, endpoint)
+        return high - low

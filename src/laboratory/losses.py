@@ -29,10 +29,6 @@ class Losses(Chosen):
         """Bytes of the cache that a token takes in decoding, as text."""
         return f"{int(str(self.rows(stability, **fields)[0]['cache_bytes_per_token'])):,}"
 
-    def loss_gap(self, one: str, other: str) -> float:
-        """By how much one option's mean loss is above another's, each at its own end."""
-        return self.mean_loss(one) - self.mean_loss(other)
-
     def best_loss(self, options: str, **fields: str | None) -> float:
         """The lowest of the mean losses of several options."""
         return min(self.mean_loss(option, **fields) for option in options.split(","))
@@ -80,18 +76,12 @@ class Losses(Chosen):
         except UndecidedError:
             return digits_of.NONE
 
-    def cost(self) -> dict[str, float]:
-        """What all runs that have ended took: steps, tokens, hours of one core."""
+    def core_hours(self) -> float:
+        """What all runs took on one core each, without steps taken from another's state."""
         rows = [row for row in self.folder.rows if row["seconds"]]
-        own = sum(int(str(row["own_steps"])) for row in rows)
         shares = [int(str(r["own_steps"])) / max(1, int(str(r["steps"]))) for r in rows]
         seconds = [float(str(r["seconds"])) for r in rows]
-        tokens = [int(str(r["tokens"])) for r in rows]
-        return {
-            "steps": own,
-            "tokens": sum(t * s for t, s in zip(tokens, shares, strict=True)),
-            "hours": sum(t * s for t, s in zip(seconds, shares, strict=True)) / 3600,
-        }
+        return sum(t * s for t, s in zip(seconds, shares, strict=True)) / 3600
 
 
 def _mean(rows: Sequence[Row], column: str) -> float:

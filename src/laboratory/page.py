@@ -104,7 +104,7 @@ class Book:
             InputError: it asks for what its results do not say.
         """
         words: dict[str, Any] = {
-            "study": lambda name: self.measures(name),
+            "study": self.measures,
             "studies": [study.name for study in studies(self.folder) if study.has_results],
             "unrun": [study.name for study in studies(self.folder) if not study.has_results],
             "link": lambda name: self._link(name, template.parent),

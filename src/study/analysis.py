@@ -33,7 +33,8 @@ def analyse(study: Study) -> Analysis:
     comparison looks at the steps after the arm's start alone, on seeds that were finite until then
     in the arm and in its baseline.
     """
-    arms, results = arms_of(study), arm_results(study)
+    arms = arms_of(study)
+    results = _results(arms)
     needed = {a.variant for a in arms if a.stability == MUST_BE_FOUND and a.baseline is not None}
     not_found = [arm for arm in results if arm.variant in needed and not found_good(arm)]
     return Analysis(
@@ -47,7 +48,10 @@ def analyse(study: Study) -> Analysis:
 
 def arm_results(study: Study) -> list[ArmResult]:
     """The statistics of every variant alone, baselines first."""
-    arms = arms_of(study)
+    return _results(arms_of(study))
+
+
+def _results(arms: Sequence[Arm]) -> list[ArmResult]:
     compared = comparisons(arms)
     budgets = _budgets(arms)
     return [
