@@ -375,6 +375,11 @@ def _check_across(config: RunConfig) -> None:
         raise
     except ValueError as error:
         raise InputError(str(error)) from error
+    devices, rows = config.trainer.devices, config.recipe.batch_size
+    if rows % devices:
+        raise InputError(
+            f"trainer.devices={devices}: must divide recipe.batch_size={rows}, the rows they share"
+        )
     if config.study in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", config.study):
         raise InputError(f"study={config.study}: may hold letters, digits and . _ + - only")
     for field, first in (("save_at", 1), ("validate_at", 0)):

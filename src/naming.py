@@ -12,7 +12,7 @@ from src.overrides import Override
 
 UNNAMED = re.compile(
     r"(attention|ffn|stability|model|preset|tracking|seed|repeat|study|resume|rerun|format|fork|save_at"
-    r"|validate_at|recipe\.checkpoint_every|trainer\.activation_checkpointing|(paths|tracking|watch|observe)(\..*)?)"
+    r"|validate_at|recipe\.checkpoint_every|trainer\.(devices|activation_checkpointing)|(paths|tracking|watch|observe)(\..*)?)"
 )
 """Typed fields that the name of a variant leaves out, or says elsewhere."""
 

@@ -26,7 +26,7 @@ from src.watch.config import WatchConfig
 
 CONF = Path(__file__).parent.parent / "conf"
 
-MAX_THREADS = 1024
+MAX_THREADS, MAX_DEVICES = 1024, 64
 
 
 @dataclass(kw_only=True)
@@ -35,8 +35,12 @@ class TrainerConfig:
 
     accelerator: str
     """auto (a GPU where there is one), cpu or gpu."""
+    strategy: str
+    """single: one device; ddp: several that share the rows of each step, every one with all
+    weights (arXiv 2006.15704)."""
     devices: int
-    """Devices of one run."""
+    """Devices of one run; on the CPU processes. recipe.batch_size is that of all together, so it
+    must be a multiple."""
     threads: int
     """CPU threads of PyTorch; the last bits of every number depend on it."""
     activation_checkpointing: bool
@@ -46,8 +50,14 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "gpu"):
             raise ValueError(f"accelerator={self.accelerator}: must be one of auto, cpu, gpu")
-        if self.devices != 1:
-            raise ValueError(f"devices={self.devices}: must be 1")
+        if self.strategy not in ("single", "ddp"):
+            raise ValueError(f"strategy={self.strategy}: must be one of single, ddp")
+        if self.strategy == "single" and self.devices != 1:
+            raise ValueError(
+                f"devices={self.devices}: must be 1; trainer=ddp trains one run on several"
+            )
+        if not 1 <= self.devices <= MAX_DEVICES:
+            raise ValueError(f"devices={self.devices}: must be from 1 to {MAX_DEVICES}")
         if not 1 <= self.threads <= MAX_THREADS:
             raise ValueError(f"threads={self.threads}: must be from 1 to {MAX_THREADS}")
 
@@ -55,6 +65,10 @@ class TrainerConfig:
         """Raises InputError unless the device is there; a description does without it."""
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise InputError("trainer.accelerator=gpu: no GPU is available here; use cpu or auto")
+        if self.device_type == "cuda" and self.devices > torch.cuda.device_count():
+            raise InputError(
+                f"trainer.devices={self.devices}: {torch.cuda.device_count()} GPUs are here"
+            )
 
     @property
     def device_type(self) -> str:

@@ -1,6 +1,6 @@
 """Batches as a pure function of (seed, step, rank), and validation windows in order.
 
-Axes: B rows of one rank's batch, T time.
+Axes: B rows of one process's share of a batch, T time.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,10 +28,13 @@ class TrainBatches:
     Args:
         tokens: the training part.
         seed: of the run; the order is the same for every variant of a seed.
-        batch_size: rows a rank and micro-batch.
+        batch_size: rows of a micro-batch, of all processes together.
         seq_len: tokens a row.
         first: called when iteration starts; gives the micro-batch to begin with.
         rank, world_size: this process among those that share a step.
+
+    Raises:
+        ValueError: they cannot share the rows evenly.
     """
 
     def __init__(
@@ -45,18 +48,20 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"batch_size={batch_size}: must be a multiple of {world_size}")
         self.tokens, self.seed = tokens, seed
-        self.batch_size, self.seq_len = batch_size, seq_len
-        self.first, self.rank, self.world_size = first, rank, world_size
+        self.batch_size, self.seq_len, self.first = batch_size, seq_len, first
+        share = batch_size // world_size
+        self._mine = slice(rank * share, (rank + 1) * share)
 
     def batch(self, index: int) -> Batch:
         """Micro-batch number `index`: any can be built without the ones before it."""
         draw = np.random.default_rng(stream_seed(self.seed, "data", index))
         num_starts = len(self.tokens) - self.seq_len
         # All ranks draw the whole step, so that the rows do not depend on how many share them.
-        starts = draw.integers(num_starts, size=self.world_size * self.batch_size)
-        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        return _windows(self.tokens, starts[mine], self.seq_len)
+        starts = draw.integers(num_starts, size=self.batch_size)
+        return _windows(self.tokens, starts[self._mine], self.seq_len)
 
     def __iter__(self) -> Iterator[Batch]:
         index = self.first()

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from src import terminal
@@ -21,6 +22,7 @@ from src.forks import Fork
 from src.initial import load_initial
 from src.model import Transformer
 from src.run.forking import state_key
+from src.run.ranks import Place, Ranks
 from src.stability import RunFacts
 from src.streams import generator, seed_global, stream_seed
 from src.tracking.folder import RunFolder
@@ -99,10 +101,21 @@ def assemble(
     model: nn.Module,
     corpus: Corpus,
     folder: RunFolder,
-    writer: MetricsWriter,
+    writer: MetricsWriter | None,
+    place: Place,
     checkpoint_extras: Mapping[str, Any],
 ) -> Assembly:
-    """Callbacks in the order in which they must act, the task and the trainer."""
+    """Callbacks in the order in which they must act, the task and the trainer.
+
+    Args:
+        config: of the run.
+        model: to be trained.
+        corpus: its text.
+        folder: the run folder.
+        writer: of the metrics, in the first process; None in the others, which write nothing.
+        place: of this process.
+        checkpoint_extras: plain values that every checkpoint carries.
+    """
     recipe = config.recipe
     run = RunFacts(
         max_steps=recipe.max_steps,
@@ -155,7 +168,7 @@ def assemble(
             step,
             origins=checkpoint_extras["origins"],
         ),
-        flush=writer.save,
+        flush=_nothing if writer is None else writer.save,
     )
     watch = config.watch
     early = EarlyWarning(
@@ -180,18 +193,23 @@ def assemble(
         incidents,
         validation,
         interrupt,
-        ProgressBar(latest=writer.latest, guard=guard, max_steps=recipe.max_steps),
+        None
+        if writer is None
+        else ProgressBar(latest=writer.latest, guard=guard, max_steps=recipe.max_steps),
         checkpoints,
     ]
     trainer = pl.Trainer(
         accelerator="gpu" if config.trainer.device_type == "cuda" else "cpu",
         devices=config.trainer.devices,
+        # Buffers, such as a router's counts, are a rank's own until they are summed.
+        strategy=DDPStrategy(broadcast_buffers=False) if place.world_size > 1 else "auto",
+        plugins=[Ranks(place)],
         precision=recipe.precision,  # type: ignore[arg-type]
         max_epochs=-1,
         max_steps=recipe.max_steps,
         accumulate_grad_batches=recipe.accumulate,
         callbacks=[callback for callback in callbacks if callback is not None],
-        logger=writer,
+        logger=writer or False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
@@ -214,8 +232,8 @@ def assemble(
         batch_size=recipe.batch_size,
         seq_len=recipe.seq_len,
         first=lambda: trainer.global_step * recipe.accumulate,
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
+        rank=place.rank,
+        world_size=place.world_size,
     )
     return Assembly(
         task=task,
@@ -238,12 +256,17 @@ def _repeat(config: RunConfig) -> str:
     return "python -m src.replay incident={folder}"
 
 
-def set_numerics(config: RunConfig) -> None:
+def _nothing() -> None:
+    """What is flushed where nothing is written."""
+
+
+def set_numerics(config: RunConfig, *, rank: int = 0) -> None:
     """Process-wide settings on which the last bits of numbers depend, and a quiet Lightning."""
     keep_freed_memory()
     torch.set_num_threads(config.trainer.threads)
-    seed_global(stream_seed(config.seed, "global"))
+    seed_global(stream_seed(config.seed, "global", *([rank] if rank else [])))
     torch.set_float32_matmul_precision(config.recipe.matmul_precision)
     # Its greetings and its advice about workers, which a corpus in memory does not need.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.")

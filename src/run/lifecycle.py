@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from src.run.assemble import (
     vocab_size_for,
 )
 from src.run.outcome import build_record, save_samples, show_record
+from src.run.ranks import FAILURE, Place, first_place, others
 from src.saved import load_state
 from src.tracking.client import default_uri
 from src.tracking.facts import device_facts
@@ -31,7 +33,6 @@ from src.tracking.writer import MetricsWriter
 
 logger = logging.getLogger(__name__)
 
-FAILURE = 1
 SIGNAL_BASE = 128
 
 
@@ -153,41 +154,24 @@ def _train(
     config_hash: str,
     start: Path | None,
 ) -> int:
-    plain = config.plain()
-    folder.write_config(plain, config_hash=config_hash)
+    folder.write_config(config.plain(), config_hash=config_hash)
     # The record of an earlier, unfinished process would outlive a kill of this one.
     (folder.path / "record.json").unlink(missing_ok=True)
-    saved = None if start is None else load_state(start)
-    folder.cut_metrics(step=-1 if saved is None else saved["global_step"])
+    extras, step = _extras(config, corpus, config_hash, start)
+    folder.cut_metrics(step=step)
     writer = MetricsWriter(folder.metrics)
-    derived_from = None if saved is None else saved["derived_from"]
-    # What a resumed run newly carries has not seen its first steps.
-    observed = {
-        name: fields
-        for name, fields in plain["observe"].items()
-        if saved is None or saved["observed"].get(name) == fields
-    }
-    origins = forking.origins_of(saved)
-    extras = {
-        "config": plain,
-        "config_hash": config_hash,
-        "tokenizer": corpus.tokenizer.state(),
-        "derived_from": derived_from,
-        "observed": observed,
-        "origins": origins,
-    }
-    # Weights and moments of a large model are not to be held twice.
-    del saved
+    place = first_place(config.trainer.devices)
     run = assemble(
         config,
         model=model,
         corpus=corpus,
         folder=folder,
         writer=writer,
+        place=place,
         checkpoint_extras=extras,
     )
     mirror = _mirror(config, folder)
-    status = _fit(run, start)
+    status = _fit_with_others(run, config, place, start, folder)
     writer.close()
     if status == "finished":
         save_samples(config, run, corpus, folder)
@@ -198,8 +182,8 @@ def _train(
         vocab_size=vocab_size_for(config, corpus),
         config_hash=config_hash,
         status=status,
-        derived_from=derived_from,
-        origins=origins,
+        derived_from=extras["derived_from"],
+        origins=extras["origins"],
     )
     folder.write_record(record)
     if status == "finished" and config.study != "single":
@@ -215,6 +199,69 @@ def _train(
     return 0 if status == "finished" else FAILURE
 
 
+def _extras(
+    config: RunConfig, corpus: Corpus, config_hash: str, start: Path | None
+) -> tuple[dict[str, Any], int]:
+    """Plain values that checkpoints carry, and the step from which the run goes on, or -1."""
+    saved = None if start is None else load_state(start)
+    plain = config.plain()
+    extras = {
+        "config": plain,
+        "config_hash": config_hash,
+        "tokenizer": corpus.tokenizer.state(),
+        "derived_from": None if saved is None else saved["derived_from"],
+        # What a resumed run newly carries has not seen its first steps.
+        "observed": {
+            name: fields
+            for name, fields in plain["observe"].items()
+            if saved is None or saved["observed"].get(name) == fields
+        },
+        "origins": forking.origins_of(saved),
+    }
+    return extras, -1 if saved is None else saved["global_step"]
+
+
+def follow(
+    config: RunConfig, *, place: Place, start: Path | None, ready: Callable[[], None]
+) -> int:
+    """Another process of a run than the first: trains its rows, and writes no file of the run.
+
+    Args:
+        config: of the run; the first process has checked it.
+        place: of this process.
+        start: the checkpoint from which the run goes on.
+        ready: called before training.
+    """
+    set_numerics(config, rank=place.rank)
+    corpus = config.data.load(
+        config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
+    )
+    extras, _ = _extras(config, corpus, config.config_hash(), start)
+    run = assemble(
+        config,
+        model=model_for(config, corpus),
+        corpus=corpus,
+        folder=RunFolder(config.folder),
+        writer=None,
+        place=place,
+        checkpoint_extras=extras,
+    )
+    ready()
+    return FAILURE if _fit(run, start) == "failed" else 0
+
+
+def _fit_with_others(
+    run: Assembly, config: RunConfig, place: Place, start: Path | None, folder: RunFolder
+) -> str:
+    """Trains, beside the other processes of the run where it has several."""
+    try:
+        with others(place, arguments=config.arguments, start=start, folder=folder.path):
+            return _fit(run, start)
+    except RuntimeError as error:
+        terminal.error(str(error))
+        return "failed"
+
+
 def _fit(run: Assembly, start: Path | None) -> str:
     """Trains; returns the status. An error of the run is logged whole and shown in one line."""
     try:
@@ -227,6 +274,9 @@ def _fit(run: Assembly, start: Path | None) -> str:
         logger.exception("the run failed")
         terminal.error(f"{type(error).__name__}: {error}")
         return "failed"
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return "killed" if run.interrupt.stopped else "finished"
 
 

@@ -54,6 +54,8 @@ class Checkpoints(StepCallback):
         self.flush()
         stale = self._rank(step) if validated else []
         save(trainer, self.last)
+        if not trainer.is_global_zero:
+            return
         if validated and step in {entry[2] for entry in self.best}:
             _replace_by_copy(self.last, self.folder / _name(step))
         if state is not None:

@@ -27,7 +27,7 @@ class StepGuard(StepCallback):
     first among the callbacks: the norm it takes is that of the loss gradient, before any remedy.
 
     Attributes:
-        loss: of the step, mean over its micro-batches.
+        loss: of the step, mean over its micro-batches and ranks.
         grad_norm: of the accumulated gradient of the loss.
         current_norm: the same until a remedy changes the gradient and sets it to None.
         applied: whether the last step changed the weights.
@@ -126,6 +126,9 @@ class StepGuard(StepCallback):
         has_loss = bool(self._losses)
         if has_loss:
             self.loss = torch.stack(self._losses).sum()
+            if trainer.world_size > 1:
+                # A mean hides no rank that is not finite; gradients are averaged already.
+                self.loss = trainer.strategy.reduce(self.loss, reduce_op="mean")
         else:
             self.loss = torch.tensor(float("nan"), device=pl_module.device)
         self._losses.clear()
@@ -133,8 +136,6 @@ class StepGuard(StepCallback):
         gradients = [p.grad for p in params if p.grad is not None]
         self.grad_norm = self.current_norm = torch.nn.utils.get_total_norm(gradients)
         broken = torch.stack((~self.loss.isfinite(), ~self.grad_norm.isfinite())).float() * has_loss
-        if trainer.world_size > 1:
-            broken = trainer.strategy.reduce(broken, reduce_op="sum")
         bad = dict(zip(("loss", "gradients"), (broken > 0).tolist(), strict=True))
         step = trainer.global_step + 1
         self.finite = not any(bad.values())

@@ -37,8 +37,11 @@ class Interrupt(StepCallback):
         self.signal = number
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Asks the trainer to stop, unless it does so anyway."""
-        if self.signal is not None and not trainer.should_stop and step != trainer.max_steps:
+        """Asks the trainer to stop, unless it does so anyway; all ranks after the same step."""
+        asked = self.signal is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked and not trainer.should_stop and step != trainer.max_steps:
             self.stopped = trainer.should_stop = True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

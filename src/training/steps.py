@@ -51,8 +51,11 @@ def is_log_step(trainer: pl.Trainer, step: int, *, every: int) -> bool:
 def log(trainer: pl.Trainer, metrics: dict[str, float], *, step: int) -> None:
     """Hands figures of one step to every logger, and to every callback that reads figures.
 
-    Such a callback has a method `read_metrics(trainer, metrics, step=...)`.
+    Such a callback has a method `read_metrics(trainer, metrics, step=...)`. Of several processes
+    all get the figures of the first, so that they decide alike; to be called by all of them.
     """
+    if trainer.world_size > 1:
+        metrics = trainer.strategy.broadcast(metrics)
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=step)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

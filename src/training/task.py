@@ -111,6 +111,10 @@ class LanguageModelTask(pl.LightningModule):
     ) -> None:
         """Forward, backward, guard, clipping and update; then routers balance their load."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.trainer.world_size > 1:
+            values = torch.stack(tuple(self.step_losses.values()))
+            means = self.trainer.strategy.reduce(values, reduce_op="mean")
+            self.step_losses = dict(zip(self.step_losses, means.unbind(), strict=True))
         self._finish_step(applied=self.guard.applied)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -125,17 +129,26 @@ class LanguageModelTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what makes a checkpoint complete: config, tokenizer, state of the generators."""
         checkpoint.update(self.checkpoint_extras)
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda, **host_states()}
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        own = {"cpu": torch.get_rng_state(), "cuda": cuda, **host_states()}
+        checkpoint["rng"] = own
+        if self.trainer.world_size > 1:
+            everyones: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everyones, own)
+            checkpoint["rng"], checkpoint["rng_of_other_ranks"] = everyones[0], everyones[1:]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the generators where they were."""
+        """Puts the generators where they were; a rank that was not there stays at its seed."""
+        everyones = [checkpoint["rng"], *checkpoint.get("rng_of_other_ranks", [])]
+        if self.trainer.global_rank >= len(everyones):
+            return
+        own = everyones[self.trainer.global_rank]
         # Older checkpoints have torch's alone.
-        if "python" in checkpoint["rng"]:
-            set_host_states(checkpoint["rng"])
-        torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if torch.cuda.is_available() and checkpoint["rng"]["cuda"]:
-            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+        if "python" in own:
+            set_host_states(own)
+        torch.set_rng_state(own["cpu"])
+        if self.device.type == "cuda" and own["cuda"]:
+            torch.cuda.set_rng_state(own["cuda"][0], self.device)
 
 
 def _nothing(**_: Any) -> None:

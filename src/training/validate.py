@@ -78,13 +78,20 @@ class Validation(StepCallback):
         task.eval()
         window_losses, window_bytes = [], []
         bytes_of_token = self.token_bytes.to(task.device)
-        for batch in self.batches:
+        rank, world_size = trainer.global_rank, trainer.world_size
+        for index, batch in enumerate(self.batches):
             batch = trainer.strategy.batch_to_device(batch, task.device)
+            window_bytes.append(bytes_of_token[batch[1]].sum(dim=1))
+            if index % world_size != rank:
+                # Another process's: 0, so that a sum brings all together.
+                window_losses.append(torch.zeros(len(batch[0]), device=task.device))
+                continue
             with trainer.precision_plugin.val_step_context():
                 window_losses.append(task.token_losses(batch).sum(dim=1))
-            window_bytes.append(bytes_of_token[batch[1]].sum(dim=1))
         task.train(was_training)
         losses, num_bytes = torch.cat(window_losses), torch.cat(window_bytes)
+        if world_size > 1:
+            losses = trainer.strategy.reduce(losses, reduce_op="sum")
         finite = losses.isfinite()
         figures = {"nonfinite_frac": 1.0 - finite.float().mean().item()}
         if finite.any():

@@ -136,15 +136,45 @@ class IncidentRecorder(StepCallback):
         step: int,
         kind: str,
     ) -> dict[str, Any] | None:
-        """An instrument that fails says so and lets the run go on."""
+        """An instrument that fails says so and lets the run go on.
+
+        Of several processes each runs its own batches again, and the first that finds something
+        writes it down; all get the incident, none where nothing is to be recorded.
+        """
+        found: Exception | tuple[Finding | None, dict[str, float]]
         try:
-            return self._record(trainer, task, optimizer, step, kind=kind)
+            found = self._look(trainer, task)
+        except Exception as error:
+            found = error
+        writes = _first_that_found(trainer, isinstance(found, tuple) and found[0] is not None)
+        incident = None
+        if trainer.global_rank == writes:
+            incident = self._try_write(trainer, task, optimizer, step, kind, found)
+        if trainer.world_size > 1:
+            incident = trainer.strategy.broadcast(incident, src=writes)
+        if incident is not None and trainer.is_global_zero:
+            for line in (incident["line"], *incident.pop("remarks", ())):
+                self.say(line)
+        return incident
+
+    def _try_write(
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        kind: str,
+        found: Exception | tuple[Finding | None, dict[str, float]],
+    ) -> dict[str, Any] | None:
+        try:
+            if isinstance(found, Exception):
+                raise found
+            return self._record(trainer, task, optimizer, step, kind, *found)
         except Exception as error:
             logger.exception("the incident could not be recorded")
             line = (
                 f"step {step}: {kind}; it could not be recorded ({type(error).__name__}: {error})"
             )
-            self.say(line)
             return {"step": step, "kind": kind, "module": None, "cause": UNKNOWN, "line": line}
 
     def _is_spike(self, norm: float) -> bool:
@@ -154,15 +184,10 @@ class IncidentRecorder(StepCallback):
             return False
         return norm > SPIKE_RATIO * norms[len(norms) // 2]
 
-    def _record(
-        self,
-        trainer: pl.Trainer,
-        task: pl.LightningModule,
-        optimizer: torch.optim.Optimizer,
-        step: int,
-        *,
-        kind: str,
-    ) -> dict[str, Any] | None:
+    def _look(
+        self, trainer: pl.Trainer, task: pl.LightningModule
+    ) -> tuple[Finding | None, dict[str, float]]:
+        """The first operation of the step that was not finite; figures of its router."""
         finding: Finding | None = None
         router: dict[str, float] = {}
         precision = trainer.precision_plugin.train_step_context
@@ -174,6 +199,18 @@ class IncidentRecorder(StepCallback):
                     if finding.phase == "forward":
                         router = router_figures(task, finding.module)
                     break
+        return finding, router
+
+    def _record(
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        kind: str,
+        finding: Finding | None,
+        router: dict[str, float],
+    ) -> dict[str, Any] | None:
         if kind == "non-finite" and finding is None and _scales_loss(trainer):
             return None
         guard = StepGuard.of(trainer)
@@ -201,13 +238,13 @@ class IncidentRecorder(StepCallback):
             "largest_gradients": _largest_gradients(task),
         }
         foreign = self._write(trainer, task, incident)
-        self.say(incident["line"])
-        if foreign is not None:
-            self.say(
-                f"step {step}: it cannot be run again: the state holds a {foreign}, not tensors and"
-                " plain values alone"
-            )
-        return incident
+        if foreign is None:
+            return incident
+        remark = (
+            f"step {step}: it cannot be run again: the state holds a {foreign}, not tensors and"
+            " plain values alone"
+        )
+        return {**incident, "remarks": [remark]}
 
     def _drift(self, task: pl.LightningModule, finding: Finding | None) -> float | None:
         """Change of the named router's mean bias a step, over the ring."""
@@ -266,6 +303,15 @@ class IncidentRecorder(StepCallback):
         self.incident, self.spike_step = state_dict["incident"], state_dict["spike_step"]
         self.ring = deque(state_dict["ring"], maxlen=RING)
         self.latest = dict(state_dict["latest"])
+
+
+def _first_that_found(trainer: pl.Trainer, has_found: bool) -> int:
+    """The lowest rank that has found something; 0 where none has."""
+    if trainer.world_size == 1:
+        return 0
+    answers: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(answers, has_found)
+    return answers.index(True) if True in answers else 0
 
 
 def _scales_loss(trainer: pl.Trainer) -> bool:

@@ -3,6 +3,8 @@
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
+from torch.distributed import ReduceOp
 
 from src.training.steps import StepCallback, is_log_step, log
 from src.watch.config import check_interval
@@ -10,11 +12,21 @@ from src.watch.config import check_interval
 UNLOGGED = ("num_zero_sums", "num_tokens", "top_k")
 """What an incident's line needs and no curve."""
 
+OVER_RANKS = {
+    "topk_sum_min": ReduceOp.MIN,
+    "picked_logit_min": ReduceOp.MIN,
+    "tiny_sum_frac": "mean",
+    "saturated_frac": "mean",
+}
+"""How figures of the last forward pass, which each process has of its own tokens, become one."""
+
 
 class RouterWatch(StepCallback):
     """Logs `router_stats()` of every module that has such a method, as `moe/layer_<i>/<figure>`.
 
-    The method returns floats by name; layers are numbered in the order of the modules.
+    The method returns floats by name; layers are numbered in the order of the modules. What is not
+    in OVER_RANKS is the same in all processes, as counts are that they have summed, or logged as
+    the first has it.
     """
 
     def __init__(self, *, every: int) -> None:
@@ -29,6 +41,8 @@ class RouterWatch(StepCallback):
         routers = [module for module in pl_module.modules() if hasattr(module, "router_stats")]
         for layer, router in enumerate(routers):
             stats: dict[str, float] = cast(Any, router).router_stats()
+            if trainer.world_size > 1:
+                stats |= _over_ranks(trainer, pl_module, stats)
             logged = {f"moe/layer_{layer}/{k}": v for k, v in stats.items() if k not in UNLOGGED}
             if "bias_mean" in stats:
                 before, mean = self._bias.get(layer, (0, 0.0))
@@ -44,3 +58,17 @@ class RouterWatch(StepCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up again."""
         self._bias = dict(state_dict["bias"])
+
+
+def _over_ranks(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, stats: dict[str, float]
+) -> dict[str, float]:
+    """The figures in OVER_RANKS, over the tokens of all processes."""
+    return {
+        name: trainer.strategy.reduce(
+            torch.tensor(stats[name], device=pl_module.device),
+            reduce_op=how,  # type: ignore[arg-type]
+        ).item()
+        for name, how in OVER_RANKS.items()
+        if name in stats
+    }

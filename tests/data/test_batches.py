@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from src.data.batches import TrainBatches, ValBatches
@@ -39,9 +40,11 @@ def test_steps_and_seeds_differ():
     assert not torch.equal(first, train(seed=1).batch(0)[0])
 
 
-def test_two_ranks_share_what_one_process_with_twice_the_batch_has():
+def test_ranks_share_the_rows_that_one_process_has():
     ranks = [train(rank=rank, world_size=2).batch(7)[0] for rank in (0, 1)]
-    assert torch.equal(torch.cat(ranks), train(batch_size=8).batch(7)[0])
+    assert torch.equal(torch.cat(ranks), train().batch(7)[0])
+    with pytest.raises(ValueError, match="batch_size=4: must be a multiple of 3"):
+        train(world_size=3)
 
 
 def test_every_window_is_possible_and_none_beyond_the_end():

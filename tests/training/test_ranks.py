@@ -1,4 +1,4 @@
-"""Two real processes: guard, router counts and rows of the batch."""
+"""The guard in somebody else's loop over two real processes."""
 
 import subprocess
 import sys
@@ -24,19 +24,17 @@ SCRIPT = textwrap.dedent(
             if trainer.global_step == 2 and trainer.global_rank == 1:
                 loss.data.fill_(float("nan"))  # the loss alone: gradients stay finite
 
-    def main(world_size, out):
-        # A large epsilon, because AdamW divides a gradient that is all rounding by its own size.
-        recipe = recipe_config(batch_size=4 // world_size, max_steps=4, eps=1e-3)
+    def main(out):
+        recipe = recipe_config(batch_size=4, max_steps=4)
         guard = StepGuard(guard_config(), max_steps=4, log_every=1)
         task = LanguageModelTask(
             model=transformer(max_seq_len=8), recipe=recipe, guard=guard,
             lr_factor=recipe.lr_factor, checkpoint_extras={},
         )
-        poison = [PoisonOneRank()] if len(sys.argv) > 3 else []
         trainer = pl.Trainer(
-            accelerator="cpu", devices=world_size, max_epochs=-1, max_steps=4,
-            strategy="ddp_fork" if world_size > 1 else "auto",
-            callbacks=[*poison, guard], logger=False, limit_val_batches=0,
+            accelerator="cpu", devices=2, max_epochs=-1, max_steps=4,
+            strategy="ddp_fork",
+            callbacks=[PoisonOneRank(), guard], logger=False, limit_val_batches=0,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False,
         )
@@ -60,17 +58,17 @@ SCRIPT = textwrap.dedent(
 
     if __name__ == "__main__":
         torch.set_num_threads(1)
-        main(int(sys.argv[1]), sys.argv[2])
+        main(sys.argv[1])
     """
 )
 
 
-def run(tmp_path, world_size: int, *more: str) -> list[dict]:
+def test_a_loss_that_is_nan_on_one_rank_skips_the_step_on_both(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(SCRIPT)
-    out = tmp_path / f"out-{world_size}-{len(more)}"
+    out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, str(script), str(world_size), str(out), *more],
+        [sys.executable, str(script), str(out)],
         capture_output=True,
         text=True,
         timeout=180,
@@ -78,23 +76,7 @@ def run(tmp_path, world_size: int, *more: str) -> list[dict]:
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(f"{out}-{rank}", weights_only=True) for rank in range(world_size)]
-
-
-def test_two_ranks_equal_one_process_with_twice_the_batch(tmp_path):
-    (one,) = run(tmp_path, 1)
-    ranks = run(tmp_path, 2)
-    for rank in ranks:
-        for name, weight in one["weights"].items():
-            torch.testing.assert_close(rank["weights"][name], weight, rtol=1e-5, atol=1e-5)
-    biases = [name for name in one["weights"] if "bias_E" in name]
-    assert biases
-    # Counts are summed over ranks as integers, so the balance is exactly the same.
-    assert all(torch.equal(ranks[0]["weights"][n], one["weights"][n]) for n in biases)
-
-
-def test_a_loss_that_is_nan_on_one_rank_skips_the_step_on_both(tmp_path):
-    ranks = run(tmp_path, 2, "poison")
+    ranks = [torch.load(f"{out}-{rank}", weights_only=True) for rank in range(2)]
     for rank in ranks:
         assert rank["guard"]["skipped_steps"] == 1
         assert rank["guard"]["first_nonfinite_step"] == 3

@@ -155,7 +155,11 @@ class Router(nn.Module):
             self._extra |= extra
 
     def _balance_loss(self, scores_SE: Tensor, counts_E: Tensor) -> Tensor:
-        """arXiv 2412.19437, eq. 17-20, over the batch instead of each sequence."""
+        """arXiv 2412.19437, eq. 17-20, over the batch instead of each sequence.
+
+        Of several processes each takes its own batch: no collective may stand in a forward pass
+        that one of them runs again alone.
+        """
         load_E = counts_E * (self.num_experts / counts_E.sum())
         share_E = (scores_SE / (scores_SE.sum(-1, keepdim=True) + 1e-20)).mean(dim=0)
         return self.config.aux_weight * (load_E * share_E).sum()
