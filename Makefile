@@ -21,7 +21,7 @@ CONVERT_ROPE_convert = 16
 CONVERT_ROPE_convert_smollm2 = 32
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock test test-all check smoke train ablate report reproduce book ui smollm2 convert \
+.PHONY: help setup lock test test-all test-slurm check smoke train ablate report reproduce book ui smollm2 convert \
 	detector bench clean
 
 help:  ## list the targets
@@ -43,10 +43,15 @@ lock: $(READY)  ## write requirements.lock anew from .venv
 	touch $(READY)
 
 test: $(READY)  ## the test suite (a few minutes)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu and not slurm'
 
 test-all: $(READY)  ## the test suite with its slow parts
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slurm'
+
+test-slurm: $(READY)  ## sweeps on a Slurm of one node, which it installs (Debian, as root) and takes down again
+	command -v slurmd munged >/dev/null || (apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends slurm-wlm munge)
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(READY)  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

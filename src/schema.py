@@ -72,9 +72,10 @@ class TrainerConfig:
 
     @property
     def device_type(self) -> str:
-        """cpu or cuda."""
-        wants_gpu = self.accelerator != "cpu" and torch.cuda.is_available()
-        return "cuda" if wants_gpu else "cpu"
+        """cpu or cuda; what is named is meant, wherever the run will be."""
+        if self.accelerator == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if self.accelerator == "gpu" else "cpu"
 
 
 @dataclass(kw_only=True)

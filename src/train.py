@@ -20,6 +20,8 @@ python -m src.train --multirun field=a,b,c ...     a run for each value
   recipe.max_steps=440  recipe.learning_rate=3e-3  recipe.precision=32-true|bf16-mixed  ...
 
 Sweeps: experiment=stability|precision|... n_jobs=2 timeout=SECONDS plan=true share_prefix=false
+        hydra/launcher=slurm hydra.launcher.partition=...   (src/sweep/CLUSTER.md)
+One run on several devices: trainer=ddp trainer.devices=8
 Counterfactuals: fork=RUN_FOLDER@STEP from a state that save_at=[STEP,...] has kept
 
 All fields with their meaning: conf/ and the dataclasses it names. Results: runs/, make ui.

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 
 from src.errors import InputError
 from src.forks import Fork
+from src.sweep.cluster import Preemption, is_started_again, take_signals
 from src.tracking.folder import RunFolder, read_json, write_json
 
 POLL_SECONDS = 0.2
@@ -52,8 +54,9 @@ class Job:
     stop_file: str
     """Appears when the sweep wants to end; holds the name of the signal that ends its jobs."""
     status_file: str
-    owner: list[Any]
-    """Host and process of the sweep."""
+    owner: list[Any] | None
+    """Host and process of the sweep, without which the job ends; None on a cluster, where it goes
+    on."""
     mlflow: bool
     """Whether runs are mirrored, so that MLflow is worth importing beforehand."""
 
@@ -65,7 +68,7 @@ class Job:
 def run_job(config: DictConfig) -> str:
     """The function that Hydra's launcher calls with conf/sweep.yaml; returns the state."""
     job = Job(**json.loads(Path(config.job).read_text(encoding="utf-8")))
-    if os.getpid() != job.owner[1]:
+    if job.owner is None or os.getpid() != job.owner[1]:
         # Ctrl-C reaches every process of the terminal; the sweep alone decides what it means. A
         # launcher of one job at a time runs this in the sweep's own process.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -80,9 +83,13 @@ class Child:
         self.folder = Path(job.folder)
         self.log_begin = 0
         self.status: dict[str, Any] = {"state": "waiting", "reason": "", "pid": None}
+        self.preemption = Preemption() if job.owner is None else None
 
     def run(self) -> str:
-        """Trains; returns finished, failed, killed, timed out, stopped or busy."""
+        """Trains; returns finished, failed, killed, timed out, stopped or busy.
+
+        A job that is preempted does not return.
+        """
         if Path(self.job.stop_file).exists():
             return self._end("stopped", "the sweep ended before it began")
         try:
@@ -102,16 +109,20 @@ class Child:
         multiprocessing.set_start_method("forkserver", force=True)
         multiprocessing.set_forkserver_preload([*IMPORTS, *(["mlflow"] if self.job.mlflow else [])])
         process = multiprocessing.Process(target=train, args=(arguments, str(log)))
-        process.start()
+        with nullcontext() if self.preemption is None else self.preemption.noting():
+            process.start()
         self._tell("running", "", pid=process.pid)
         wish = self._wait(process)
         assert process.exitcode is not None
-        return self._end(*self._verdict(process.exitcode, wish))
+        state = self._end(*self._verdict(process.exitcode, wish))
+        if self.preemption is not None and state == "waiting":
+            self.preemption.obey()
+        return state
 
     def _arguments(self) -> list[str]:
         """Begins from the baseline's state where the run is new and the state the right one."""
         arguments = list(self.job.arguments)
-        if self.job.rerun:
+        if self.job.rerun and not (self.preemption is not None and is_started_again()):
             RunFolder(self.folder).move_aside()
         if self.job.start is None or (self.folder / "config.yaml").exists():
             return arguments
@@ -129,7 +140,8 @@ class Child:
         while True:
             process.join(POLL_SECONDS)
             if process.exitcode is not None:
-                return wish
+                # Slurm's signals reach it as well, and perhaps sooner.
+                return "preempted" if wish is None and self._is_preempted() else wish
             now = time.monotonic()
             if wish is None:
                 wish = self._wish(now - begin)
@@ -144,10 +156,17 @@ class Child:
             return "stopped"
         if self.job.timeout is not None and seconds > self.job.timeout:
             return "timed out"
+        if self._is_preempted():
+            return "preempted"
+        if self.job.owner is None:
+            return None
         host, pid = self.job.owner
         if host == socket.gethostname() and not is_alive(pid):
             return "stopped"
         return None
+
+    def _is_preempted(self) -> bool:
+        return self.preemption is not None and self.preemption.signal is not None
 
     def _grace(self, wish: str) -> float:
         """A tenth of the time-out for a job that has overrun it, which may hang."""
@@ -173,6 +192,8 @@ class Child:
             return "timed out", f"took longer than timeout={self.job.timeout}"
         if wish == "stopped":
             return "stopped", "it continues where it was"
+        if wish == "preempted":
+            return "waiting", "preempted; Slurm starts it again"
         if code < 0:
             return "killed", f"by signal {signal.Signals(-code).name}"
         line = _reason(self.folder / "train.log", begin=self.log_begin)
@@ -194,6 +215,7 @@ def train(arguments: list[str], log: str) -> None:
     # A group of its own: no Ctrl-C of the terminal reaches it, only what the worker sends.
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    take_signals()
     threading.Thread(target=_end_with_worker, name="worker-watch", daemon=True).start()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):

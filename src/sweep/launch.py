@@ -16,12 +16,14 @@ from src.schema import CONF
 from src.sweep.child import run_job
 
 
-def launch(jobs: Sequence[Path], settings: Sequence[str]) -> None:
+def launch(jobs: Sequence[Path], settings: Sequence[str], *, name: str, folder: Path) -> None:
     """Runs all jobs and returns when all have ended, each with its state in its status file.
 
     Args:
         jobs: files that `Job.write` has made.
         settings: overrides of conf/sweep.yaml, those of the launcher included.
+        name: of the jobs, where a queue shows them.
+        folder: for what a launcher writes.
 
     Raises:
         Exception: whatever the launcher raises when a worker of its own is lost.
@@ -35,7 +37,8 @@ def launch(jobs: Sequence[Path], settings: Sequence[str]) -> None:
             config_name="sweep", overrides=list(settings), run_mode=RunMode.MULTIRUN
         )
         with open_dict(config):
-            config.hydra.job.name = "sweep"
+            config.hydra.job.name = name
+            config.hydra.sweep.dir = str(folder)
         HydraConfig.instance().set_config(config)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),

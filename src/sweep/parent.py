@@ -6,6 +6,7 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from src import cli, terminal
 from src.errors import InputError
 from src.run.lifecycle import finished_record
 from src.sweep.child import MAX_GRACE_SECONDS, Job, is_alive
+from src.sweep.cluster import LAUNCHER, cancel_waiting
 from src.sweep.launch import launch
 from src.sweep.manifest import Manifest
 from src.sweep.monitor import Monitor
@@ -74,6 +76,7 @@ class Sweep:
         self.folder = plan.folder / SWEEPS
         self.jobs = self.folder / plan.sweep_id
         self.stop_file = self.jobs / "stop"
+        self.on_cluster = plan.settings.launcher == LAUNCHER
         self.signal: int | None = None
         self.board = terminal.JobBoard()
         self.report_failed = False
@@ -145,13 +148,48 @@ class Sweep:
             try:
                 n_jobs = self.plan.settings.n_jobs
                 with Monitor(waiting, self._status_file, board=self.board, n_jobs=n_jobs):
-                    launch(files, self.plan.settings.typed)
+                    self._launch(files)
             except Exception as error:  # a launcher that breaks must not take the sweep with it
                 if self.signal is None:
-                    terminal.warn(f"the launcher lost a worker ({type(error).__name__}: {error})")
+                    terminal.warn(f"the launcher: {type(error).__name__}: {error}")
             for cell in waiting:
                 self._take_state(cell)
             waiting = [cell for cell in waiting if self.manifest.state(cell) == "waiting"]
+
+    def _launch(self, files: Sequence[Path]) -> None:
+        """Returns when all jobs have ended, or this sweep is to end and none of them runs."""
+        settings, name = self.plan.settings, f"sweep-{self.plan.sweep_id}"
+        if not self.on_cluster:
+            launch(files, settings.typed, name=name, folder=self.jobs)
+            return
+        # What an earlier sweep has left in the queue would train the same.
+        cancel_waiting(name)
+        troubles: list[Exception] = []
+
+        def wait() -> None:
+            try:
+                launch(files, settings.typed, name=name, folder=self.jobs)
+            except Exception as error:
+                troubles.append(error)
+
+        # Beside this thread, because a queue may keep its jobs for days and Ctrl-C shall not wait.
+        thread = threading.Thread(target=wait, name="slurm", daemon=True)
+        thread.start()
+        is_cancelled = False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if self.signal is not None:
+                if not is_cancelled:
+                    cancel_waiting(name)
+                    is_cancelled = True
+                if not self._is_any_running() or self.stop_file.with_suffix(".now").exists():
+                    return
+        if troubles:
+            raise troubles[0]
+
+    def _is_any_running(self) -> bool:
+        statuses = [read_json(self._status_file(cell)) for cell in self.plan.cells]
+        return any(status is not None and status["state"] == "running" for status in statuses)
 
     def _write_job(self, cell: Cell) -> Path:
         number = self.plan.cells.index(cell)
@@ -172,7 +210,7 @@ class Sweep:
             timeout=self.plan.settings.timeout,
             stop_file=str(self.stop_file),
             status_file=str(self._status_file(cell)),
-            owner=[socket.gethostname(), os.getpid()],
+            owner=None if self.on_cluster else [socket.gethostname(), os.getpid()],
             mlflow=self.mlflow is not None,
         ).write(file)
         return file.resolve()
@@ -186,7 +224,7 @@ class Sweep:
         if state == "running":
             # Its worker is gone without a word; the process notices, and ends with a checkpoint.
             state, reason = "waiting", "lost with the launcher's worker"
-            if status["pid"] is not None:
+            if status["pid"] is not None and not self.on_cluster:
                 _await_end(status["pid"])
         self.manifest.set(cell, state, reason)
         self.manifest.write(self.folder)

@@ -21,6 +21,7 @@ from src.overrides import parse
 from src.run import forking
 from src.schema import CONF
 from src.stability import RemedyConfig
+from src.sweep.cluster import LAUNCHER, check_cluster
 from src.sweep.settings import SweepSettings, compose_settings
 
 UNCELLED = ("rerun", "study", "paths", "tracking", "watch")
@@ -144,8 +145,12 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     cells = _validating(cells)
     if settings.share_prefix:
         cells = _sharing(cells)
+    on_cluster = settings.launcher == LAUNCHER
+    if on_cluster:
+        check_cluster({cell.config.trainer.accelerator for cell in cells})
     for cell in cells:
-        cell.config.trainer.check_device()
+        if not on_cluster:
+            _check_devices(cell.config, n_jobs=settings.n_jobs)
         # One that has begun goes on from its own checkpoint, wherever the state has gone.
         if cell.config.fork is not None and not cell.folder.exists():
             forking.check(cell.config, cell.config.fork)
@@ -157,6 +162,17 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
         cells=cells,
         dropped=dropped,
     )
+
+
+def _check_devices(config: RunConfig, *, n_jobs: int) -> None:
+    """Raises InputError unless this machine has what jobs beside each other need."""
+    trainer = config.trainer
+    trainer.check_device()
+    if trainer.device_type == "cuda" and trainer.devices > 1 and n_jobs > 1:
+        raise InputError(
+            f"n_jobs={n_jobs}: jobs of trainer.devices={trainer.devices} GPUs each would take the"
+            " same ones; n_jobs=1, or hydra/launcher=slurm, which gives each its own"
+        )
 
 
 def _rerun(arguments: Sequence[str]) -> bool:

@@ -10,6 +10,7 @@ from src.config import RunConfig
 from src.describe import vocab_size
 from src.model.size import Size
 from src.naming import short_names
+from src.sweep.cluster import LAUNCHER
 from src.sweep.cost import COMPILE_SECONDS, START_SECONDS, step_seconds
 from src.sweep.plan import Cell, Plan
 from src.tracking.folder import RunFolder, read_metrics
@@ -163,11 +164,13 @@ def _show_whole(plan: Plan, whole: Cost, *, has_begun: bool) -> None:
 
 def _warn_of_threads(plan: Plan) -> None:
     """Jobs that have no core each take longer together than one after the other."""
+    if plan.settings.launcher == LAUNCHER:
+        return
     n_jobs, cores = plan.settings.n_jobs, os.cpu_count() or 1
-    threads = max(cell.config.trainer.threads for cell in plan.cells)
+    threads = max(cell.config.trainer.threads * cell.config.trainer.devices for cell in plan.cells)
     on_cpu = any(cell.config.trainer.device_type == "cpu" for cell in plan.cells)
     if on_cpu and n_jobs * threads > cores:
         terminal.warn(
-            f"n_jobs={n_jobs} with trainer.threads={threads} is more than the {cores} cores here:"
+            f"n_jobs={n_jobs} with {threads} threads each is more than the {cores} cores here:"
             " the jobs will wait for each other"
         )

@@ -32,6 +32,8 @@ class SweepSettings:
     """Whether arms that act late start from their baseline's state."""
     plan: bool
     """Whether to print what would be run, and stop."""
+    launcher: str
+    """The option of Hydra's launcher that starts the jobs."""
     axes: list[str]
     """The experiment's overrides."""
     typed: list[str]
@@ -66,13 +68,15 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
                 raise InputError("experiment=null: leave it out, or name one of conf/experiment")
         composed = compose_sweep(arguments)
         params: dict[str, Any] = dict(composed.hydra.sweeper.params or {})
-        experiment = composed.hydra.runtime.choices.get("experiment")
+        choices = composed.hydra.runtime.choices
+        experiment, launcher = choices.get("experiment"), choices["hydra/launcher"]
     return SweepSettings(
         experiment=experiment,
         n_jobs=composed.n_jobs,
         timeout=composed.timeout,
         share_prefix=composed.share_prefix,
         plan=composed.plan,
+        launcher=launcher,
         axes=[quote_free_text(f"{key}={_text(value)}") for key, value in params.items()],
         typed=list(arguments),
     )
