@@ -138,17 +138,21 @@ class Failures(Chosen):
             found.append(lost / (run.steps - start))
         return sorted(found)
 
-    def median_grad_norm(self, stability: str | None = None, **fields: str | None) -> float:
-        """The largest gradient norm of a run, median over those that went non-finite."""
-        rows = [row for row in self.rows(stability, **fields) if row["first_nonfinite"]]
-        norms = [float(str(row["grad_norm_max"])) for row in rows if row["grad_norm_max"]]
-        return float(of(median, norms))
+    def grad_norms(
+        self, stability: str | None = None, *, sound: bool = False, **fields: str | None
+    ) -> list[float]:
+        """The largest gradient norm of each run, of each that stayed finite with `sound`."""
+        rows = self.rows(stability, **fields)
+        norms = [
+            float(str(row["grad_norm_max"]))
+            for row in rows
+            if row["grad_norm_max"] and not (sound and row["first_nonfinite"])
+        ]
+        return sorted(norms)
 
     def greatest_grad_norm(self, stability: str | None = None, **fields: str | None) -> float:
         """The largest of any run."""
-        rows = self.rows(stability, **fields)
-        norms = [float(str(row["grad_norm_max"])) for row in rows if row["grad_norm_max"]]
-        return float(of(max, norms))
+        return float(of(max, self.grad_norms(stability, **fields)))
 
     def incidents(self, cause: str | None = None, module: str | None = None) -> int:
         """Distinct first incidents of that cause, in a module whose path ends so."""
