@@ -1,4 +1,4 @@
-"""`python -m src.describe`: sizes and costs of any composition, without allocating its weights."""
+"""`python -m src.describe`: sizes and costs of any composition, never built as a whole."""
 
 import json
 import sys
@@ -7,12 +7,14 @@ from pathlib import Path
 from src import cli, terminal
 from src.config import RunConfig
 from src.errors import InputError
+from src.memory import Memory, predict_memory
 from src.model.size import Size
 
 USAGE = """
 python -m src.describe [field=value ...]
 
-Sizes and costs of a composition: parameters, KV cache, FLOPs, checkpoint. Trains nothing.
+Sizes and costs of a composition: parameters, KV cache, FLOPs, checkpoint, the memory of a run at
+its recipe. Trains nothing.
 
   attention=gqa|mlha  ffn=mlp|moe  model=proxy|small|stress|smollm2_135m|smoldeepseek_916m
   format=text|json                 a table, or one JSON object
@@ -30,10 +32,12 @@ def describe(config: RunConfig) -> int:
     size = config.architecture.measure(
         vocab_size=vocab_size(config), averaged_weights="ema" in config.remedies
     )
+    memory = predict_memory(config, vocab_size=size.vocab_size)
     if config.extra["format"] == "json":
-        print(json.dumps(size.plain()))
+        plain = None if memory is None else memory.plain()
+        print(json.dumps({**size.plain(), "memory": plain}))
     else:
-        _show(config, size)
+        _show(config, size, memory)
     return cli.OK
 
 
@@ -48,7 +52,7 @@ def vocab_size(config: RunConfig) -> int:
     return corpus.tokenizer.vocab_size
 
 
-def _show(config: RunConfig, size: Size) -> None:
+def _show(config: RunConfig, size: Size, memory: Memory | None) -> None:
     variant = config.variant
     title = f"{variant.attention} + {variant.ffn}, model {variant.model}"
     cache = size.cache_bytes_per_token
@@ -63,6 +67,11 @@ def _show(config: RunConfig, size: Size) -> None:
         ["FLOPs a token, forward", f"{size.forward_flops_per_token:,}"],
         ["checkpoint, bytes", f"{size.checkpoint_bytes:,}"],
     ]
+    if memory is not None:
+        recipe = config.recipe
+        rows += [[f"memory of a run in {recipe.precision}, bytes", f"{memory.peak:,}"]]
+        parts = {part: count for part, count in memory.plain().items() if part != "peak"}
+        rows += [[f"  {part}", f"{count:,}"] for part, count in parts.items()]
     terminal.table(title, ["", "value"], rows)
 
 

@@ -152,7 +152,7 @@ class Failures(Chosen):
 
     def greatest_grad_norm(self, stability: str | None = None, **fields: str | None) -> float:
         """The largest of any run."""
-        return float(of(max, self.grad_norms(stability, **fields)))
+        return float(of(max, self.grad_norms(stability, sound=False, **fields)))
 
     def incidents(self, cause: str | None = None, module: str | None = None) -> int:
         """Distinct first incidents of that cause, in a module whose path ends so."""

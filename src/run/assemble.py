@@ -27,7 +27,7 @@ from src.stability import RunFacts
 from src.streams import generator, seed_global, stream_seed
 from src.tracking.folder import RunFolder
 from src.tracking.writer import MetricsWriter
-from src.training.checkpoint import Checkpoints
+from src.training.checkpoint import Checkpoints, StraightToFile
 from src.training.guard import StepGuard
 from src.training.interrupt import Interrupt
 from src.training.metrics import TrainMetrics
@@ -203,7 +203,7 @@ def assemble(
         devices=config.trainer.devices,
         # Buffers, such as a router's counts, are a rank's own until they are summed.
         strategy=DDPStrategy(broadcast_buffers=False) if place.world_size > 1 else "auto",
-        plugins=[Ranks(place)],
+        plugins=[Ranks(place), StraightToFile()],
         precision=recipe.precision,  # type: ignore[arg-type]
         max_epochs=-1,
         max_steps=recipe.max_steps,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from src.training.steps import StepCallback
 from src.training.validate import Validation
@@ -97,6 +99,16 @@ def _replace_by_copy(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, draft)
     os.replace(draft, target)
+
+
+class StraightToFile(TorchCheckpointIO):
+    """Writes as it goes; Lightning's own first puts the whole file into memory, twice."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """See CheckpointIO; whole or absent it is by `save`, which renames it."""
+        torch.save(checkpoint, path)
 
 
 def save(trainer: pl.Trainer, path: Path) -> None:

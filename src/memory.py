@@ -1,0 +1,151 @@
+"""What a run will need of memory at its peak, from its configuration and two small passes.
+
+Kept activations are counted, not guessed: the model with one block and with two, at its own
+widths, runs forward on one row and on two, and autograd is asked what it keeps. That is linear in
+blocks and in rows, so four counts give any number of them.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.config import RunConfig
+from src.external import ExternalConfig
+from src.model import Transformer
+from src.model.architecture import ModelParts
+from src.run.assemble import VAL_TOKENS
+from src.streams import generator
+from src.training.chunked import CHUNK, CHUNKED_VOCAB
+
+FLOAT32 = 4
+
+PROGRAM_BYTES = {"cpu": 510 * 2**20, "cuda": 500 * 2**20}
+"""What is there before a model is: Python and its libraries, or a context of CUDA."""
+
+WORKING_STATES = 4
+"""Tensors of a layer's states (B, T, D) that its backward pass has at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes at the peak of a training process, on the device where the model is.
+
+    Those of tensors that are there. What an allocator holds beyond them is not counted: little on a
+    GPU, on a CPU up to as much again, because glibc's heap and the scratch memory of oneDNN's
+    products grow with every shape that a batch gives the experts.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    """AdamW's two."""
+    averages: int
+    """Averaged weights, where an option keeps or carries them."""
+    activations: int
+    """Kept from the forward pass for the backward pass, those of the loss included."""
+    working: int
+    """Gradients of activations, and what a block computes again, while a backward pass is in it."""
+    validation: int
+    """Logits of a validation batch, which are there while gradients and activations are not."""
+    program: int
+    """Libraries and their state."""
+
+    @property
+    def peak(self) -> int:
+        """The most that is there at once."""
+        # Activations go as gradients come.
+        training = max(self.activations + self.working, self.gradients)
+        kept = self.weights + self.moments + self.averages + self.program
+        return kept + max(training, self.validation)
+
+    def plain(self) -> dict[str, Any]:
+        """The figures by name."""
+        return {**dataclasses.asdict(self), "peak": self.peak}
+
+
+def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
+    """The memory of a run on one device; None for a model that is not ours, or a compiled one."""
+    architecture, recipe, model = config.architecture, config.recipe, config.model
+    if isinstance(model, ExternalConfig) or config.compile:
+        return None
+    assert isinstance(architecture, ModelParts)
+    total = architecture.measure(vocab_size=vocab_size).params_total
+    weights = total * FLOAT32
+    rows = recipe.batch_size // config.trainer.devices
+    counts = {
+        (layers, of): _kept_bytes(config, layers=layers, rows=of)
+        for layers in (1, 2)
+        for of in (1, 2)
+    }
+
+    def blocks(number: int) -> int:
+        """Kept for so many blocks, all rows."""
+        one = counts[1, 1] + (rows - 1) * (counts[1, 2] - counts[1, 1])
+        two = counts[2, 1] + (rows - 1) * (counts[2, 2] - counts[2, 1])
+        return one + (number - 1) * (two - one)
+
+    num_layers = model.num_layers
+    tokens = rows * recipe.seq_len
+    a_block = blocks(2) - blocks(1)
+    states = tokens * model.hidden_dim * FLOAT32
+    if config.trainer.activation_checkpointing:
+        kept, again = blocks(0) + num_layers * states, a_block
+    else:
+        kept, again = blocks(num_layers), 0
+    return Memory(
+        weights=weights,
+        gradients=weights,
+        moments=2 * weights,
+        averages=weights if "ema" in {**config.remedies, **config.observers} else 0,
+        activations=kept
+        + _loss_bytes(config, vocab_size, tokens=tokens, hidden_dim=model.hidden_dim),
+        working=again + WORKING_STATES * states,
+        validation=_logits_bytes(config, vocab_size, max(tokens, VAL_TOKENS)),
+        program=PROGRAM_BYTES[config.trainer.device_type],
+    )
+
+
+def _kept_bytes(config: RunConfig, *, layers: int, rows: int) -> int:
+    """What autograd keeps of a forward pass up to the final norm, besides weights."""
+    architecture = config.architecture
+    assert isinstance(architecture, ModelParts)
+    model = dataclasses.replace(
+        architecture, model=dataclasses.replace(architecture.model, num_layers=layers)
+    ).build(vocab_size=64, generator_for=lambda name: generator(0, "init", name))
+    assert isinstance(model, Transformer)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            # A storage that went would give its address to another.
+            alive.append(storage)
+        return tensor
+
+    shape = rows, config.recipe.seq_len
+    tokens_BT = torch.randint(64, shape, generator=generator(0, "memory"))
+    bf16 = config.recipe.precision == "bf16-mixed"
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        model.states(tokens_BT)
+    return sum(kept.values())
+
+
+def _loss_bytes(config: RunConfig, vocab_size: int, *, tokens: int, hidden_dim: int) -> int:
+    """What the loss keeps: its gradients where it is made in chunks, else all its logits."""
+    if vocab_size >= CHUNKED_VOCAB and tokens >= hidden_dim and not config.recipe.z_loss_weight:
+        gradients = (tokens + vocab_size) * hidden_dim * FLOAT32
+        return gradients + _logits_bytes(config, vocab_size, CHUNK)
+    return _logits_bytes(config, vocab_size, tokens)
+
+
+def _logits_bytes(config: RunConfig, vocab_size: int, tokens: int) -> int:
+    """Logits, their logarithmic softmax and, in a half precision, the logits as they came."""
+    half = 0 if config.recipe.precision == "32-true" else 2
+    return tokens * vocab_size * (2 * FLOAT32 + half)

@@ -1,0 +1,99 @@
+"""The memory that `describe` predicts is what a step takes."""
+
+import json
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from src import describe
+from src.config import compose
+from src.memory import predict_memory
+from src.streams import generator
+from src.training.loss import losses
+from src.training.optim import build_optimizer
+
+BASE = ["recipe.batch_size=8", "recipe.seq_len=128", "tokenizer=byte"]
+CHECKPOINTED = "trainer.activation_checkpointing=true"
+
+
+def measured(config, *, vocab_size, folder) -> int:
+    """Bytes of tensors at the peak of a second step, above those that are there before it."""
+    model = config.architecture.build(
+        vocab_size=vocab_size, generator_for=lambda name: generator(0, "init", name)
+    )
+    model.checkpoint_blocks = config.trainer.activation_checkpointing
+    optimizer = build_optimizer(model.parameters(), config.recipe)
+    shape = config.recipe.batch_size, config.recipe.seq_len
+    tokens_BT = torch.randint(vocab_size, shape)
+    bf16 = config.recipe.precision == "bf16-mixed"
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = losses(model, tokens_BT, tokens_BT, z_loss_weight=0.0)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    changes = [
+        (event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"
+    ]
+    there = peak = 0
+    for _, change in sorted(changes):
+        there += change
+        peak = max(peak, there)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ffn=moe", "recipe.precision=32-true"],
+        ["ffn=moe", "recipe.precision=bf16-mixed"],
+        ["ffn=moe", "recipe.precision=bf16-mixed", CHECKPOINTED],
+        ["attention=gqa", "ffn=mlp"],
+        ["ffn=moe_writeup"],
+        ["ffn=mlp", "model.vocab_size=20000", "recipe.batch_size=32"],
+    ],
+    ids=lambda arguments: "+".join(arguments),
+)
+def test_a_step_takes_what_is_predicted(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose("train", [*BASE, *arguments])
+    vocab_size = config.architecture.vocab_size or 257
+    memory = predict_memory(config, vocab_size=vocab_size)
+    fixed = memory.weights + memory.moments
+    predicted = max(memory.activations + memory.working, memory.gradients)
+    found = measured(config, vocab_size=vocab_size, folder=tmp_path)
+    assert fixed + predicted == pytest.approx(fixed + found, rel=0.15)
+    assert predicted == pytest.approx(found, rel=0.25)
+
+
+def test_the_peak_is_weights_moments_and_the_greater_of_the_rest():
+    memory = predict_memory(compose("train", [*BASE, "stability=ema"]), vocab_size=257)
+    assert memory.averages == memory.weights == memory.gradients == memory.moments // 2
+    parts = memory.weights + memory.moments + memory.averages + memory.program
+    assert memory.peak == parts + memory.activations + memory.working
+
+
+def test_describe_shows_it_and_says_nothing_of_what_it_does_not_know(capsys):
+    assert describe.main([*BASE, "format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"]["peak"] > 3 * found["memory"]["weights"]
+    assert describe.main(BASE) == 0
+    assert "memory of a run in bf16-mixed, bytes" in capsys.readouterr().out
+    external = ["model=external", "model.target=src.examples.mlp:MLPLanguageModel", *BASE]
+    assert describe.main([*external, "format=json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"] is None
+
+
+def test_two_devices_have_half_of_the_activations_each():
+    whole = predict_memory(compose("train", BASE), vocab_size=257)
+    half = predict_memory(compose("train", [*BASE, "trainer=ddp"]), vocab_size=257)
+    assert half.weights == whole.weights
+    assert 0.4 < half.activations / whole.activations < 0.7
