@@ -233,7 +233,7 @@ class RunConfig:
 
 def _that_counts(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section of config.yaml without what changes no number."""
-    idle = ("sizes", "checkpoint_every", "devices", "activation_checkpointing")
+    idle = ("sizes", "checkpoint_every", "strategy", "devices", "activation_checkpointing")
     return {k: v for k, v in section.items() if k not in idle}
 
 

@@ -42,6 +42,8 @@ class Memory:
     gradients: int
     moments: int
     """AdamW's two."""
+    buckets: int
+    """In which several devices exchange gradients."""
     averages: int
     """Averaged weights, where an option keeps or carries them."""
     activations: int
@@ -58,7 +60,7 @@ class Memory:
         """The most that is there at once."""
         # Activations go as gradients come.
         training = max(self.activations + self.working, self.gradients)
-        kept = self.weights + self.moments + self.averages + self.program
+        kept = self.weights + self.moments + self.buckets + self.averages + self.program
         return kept + max(training, self.validation)
 
     def plain(self) -> dict[str, Any]:
@@ -99,11 +101,14 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
         weights=weights,
         gradients=weights,
         moments=2 * weights,
+        buckets=weights if config.trainer.devices > 1 else 0,
         averages=weights if "ema" in {**config.remedies, **config.observers} else 0,
         activations=kept
         + _loss_bytes(config, vocab_size, tokens=tokens, hidden_dim=model.hidden_dim),
         working=again + WORKING_STATES * states,
-        validation=_logits_bytes(config, vocab_size, max(tokens, VAL_TOKENS)),
+        validation=_logits_bytes(
+            config, vocab_size, max(recipe.batch_size * recipe.seq_len, VAL_TOKENS)
+        ),
         program=PROGRAM_BYTES[config.trainer.device_type],
     )
 

@@ -67,7 +67,8 @@ class TrainerConfig:
             raise InputError("trainer.accelerator=gpu: no GPU is available here; use cpu or auto")
         if self.device_type == "cuda" and self.devices > torch.cuda.device_count():
             raise InputError(
-                f"trainer.devices={self.devices}: {torch.cuda.device_count()} GPUs are here"
+                f"trainer.devices={self.devices}: must be at most {torch.cuda.device_count()}, the"
+                " GPUs here"
             )
 
     @property

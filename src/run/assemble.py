@@ -201,8 +201,7 @@ def assemble(
     trainer = pl.Trainer(
         accelerator="gpu" if config.trainer.device_type == "cuda" else "cpu",
         devices=config.trainer.devices,
-        # Buffers, such as a router's counts, are a rank's own until they are summed.
-        strategy=DDPStrategy(broadcast_buffers=False) if place.world_size > 1 else "auto",
+        strategy=_shared() if place.world_size > 1 else "auto",
         plugins=[Ranks(place), StraightToFile()],
         precision=recipe.precision,  # type: ignore[arg-type]
         max_epochs=-1,
@@ -254,6 +253,14 @@ def _repeat(config: RunConfig) -> str:
     if isinstance(config.model, ExternalConfig):
         return f"python -m src.diagnose checkpoint={{folder}} target={config.model.target}"
     return "python -m src.replay incident={folder}"
+
+
+def _shared() -> DDPStrategy:
+    """Several processes, each with all weights."""
+    # A weight may have no gradient: of a frozen bias, or of an expert that has no token here.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    # Buffers are a process's own, such as a router's counts until they are summed.
+    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=True)
 
 
 def _nothing() -> None:

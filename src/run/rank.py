@@ -14,6 +14,9 @@ from src.run.ranks import FAILURE, READY, Orders
 def main() -> int:
     """Reads its orders, and trains the rows that are its own."""
     orders = Orders.read(sys.stdin.readline())
+    # The first reads one word there; all else that is said goes to the log.
+    answers = os.dup(1)
+    os.dup2(2, 1)
     threading.Thread(target=_end_with_first, name="first-watch", daemon=True).start()
     # The first alone is asked to stop, and tells the others at the end of the step.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -22,14 +25,13 @@ def main() -> int:
         compose("train", orders.arguments),
         place=orders.place,
         start=None if orders.start is None else Path(orders.start),
-        ready=_say_ready,
+        ready=lambda: _say_ready(answers),
     )
 
 
-def _say_ready() -> None:
-    os.write(1, READY.encode())
-    # Nobody reads any more: what else is said goes to the log.
-    os.dup2(2, 1)
+def _say_ready(answers: int) -> None:
+    os.write(answers, READY.encode())
+    os.close(answers)
 
 
 def _end_with_first() -> None:

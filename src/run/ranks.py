@@ -30,8 +30,8 @@ COMMAND = ("-m", "src.run.rank")
 READY = "ready\n"
 """What a process says when it is about to train."""
 
-END_SECONDS = 60.0
-"""That the others have to end after the first."""
+END_SECONDS = 20.0
+"""That the others together have to end after the first."""
 GRACE_SECONDS = 30.0
 """Between the death of one process and the end of the first by force, where it waits for ever."""
 
@@ -47,11 +47,6 @@ class Place:
     world_size: int
     port: int
     """On 127.0.0.1, where they find each other; 0 where there is only one."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is the process of the command."""
-        return self.rank == 0
 
 
 class Ranks(ClusterEnvironment):
@@ -166,8 +161,13 @@ def others(
             other.wait_until_ready()
         yield
         for other in team:
-            other.wait()
+            other.let_go()
+        deadline = time.monotonic() + END_SECONDS
+        for other in team:
+            other.wait(deadline - time.monotonic())
     finally:
+        for other in team:
+            other.let_go()
         for other in team:
             other.dismiss()
 
@@ -190,8 +190,10 @@ class _Other:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
         assert self.process.stdin is not None
-        self.process.stdin.write(orders.text())
-        self.process.stdin.flush()
+        # One that is gone already is told of when it is waited for.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(orders.text())
+            self.process.stdin.flush()
 
     def wait_until_ready(self) -> None:
         """Returns when it is about to train. Raises RuntimeError where it has ended instead."""
@@ -216,16 +218,20 @@ class _Other:
             terminal.error(self._how())
             os._exit(FAILURE)
 
-    def wait(self) -> None:
-        """Lets it end of itself."""
+    def let_go(self) -> None:
+        """From here on it may end, however it does."""
         self._over = True
+
+    def wait(self, seconds: float) -> None:
+        """Lets it end of itself, for so long."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(END_SECONDS)
+            self.process.wait(max(0.0, seconds))
 
     def dismiss(self) -> None:
         """Ends it if it is still there: it goes when its standard input ends."""
-        self._over = True
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()

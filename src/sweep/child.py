@@ -8,6 +8,7 @@ seconds, and nothing else.
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -26,12 +27,15 @@ from omegaconf import DictConfig
 
 from src.errors import InputError
 from src.forks import Fork
-from src.sweep.cluster import Preemption, is_started_again, take_signals
+from src.sweep.cluster import Preemption, take_signals
 from src.tracking.folder import RunFolder, read_json, write_json
 
 POLL_SECONDS = 0.2
 MIN_GRACE_SECONDS, MAX_GRACE_SECONDS = 5.0, 60.0
 """Between the wish that a process ends in order, with a checkpoint, and its end by force."""
+
+MOVED = ".moved"
+"""Suffix of what says that the run before was moved aside."""
 
 BUSY = "another sweep has it"
 
@@ -122,8 +126,11 @@ class Child:
     def _arguments(self) -> list[str]:
         """Begins from the baseline's state where the run is new and the state the right one."""
         arguments = list(self.job.arguments)
-        if self.job.rerun and not (self.preemption is not None and is_started_again()):
+        # Once a sweep, however often the job is started.
+        moved = Path(self.job.status_file).with_suffix(MOVED)
+        if self.job.rerun and not moved.exists():
             RunFolder(self.folder).move_aside()
+            moved.touch()
         if self.job.start is None or (self.folder / "config.yaml").exists():
             return arguments
         source, step, key = self.job.start
@@ -170,6 +177,9 @@ class Child:
 
     def _grace(self, wish: str) -> float:
         """A tenth of the time-out for a job that has overrun it, which may hang."""
+        if wish == "preempted":
+            # Slurm itself ends it when its patience is over.
+            return math.inf
         if wish != "timed out" or self.job.timeout is None:
             return MAX_GRACE_SECONDS
         return min(MAX_GRACE_SECONDS, max(MIN_GRACE_SECONDS, self.job.timeout / 10))

@@ -1,7 +1,6 @@
 """Jobs on a cluster that Slurm runs: what is different from jobs of this machine."""
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -43,19 +42,27 @@ def take_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def cancel_waiting(name: str) -> None:
-    """Takes jobs of this name that have not begun out of the queue; those that run go on."""
-    subprocess.run(
-        ["scancel", "--me", "--state=PENDING", f"--name={name}"],
-        check=False,
-        capture_output=True,
-        timeout=60,
-    )
+def cancel_waiting(name: str) -> bool:
+    """Takes jobs of this name that have not begun out of the queue; those that run go on.
+
+    Returns:
+        Whether Slurm has answered.
+    """
+    return _asked("scancel", "--me", "--state=PENDING", f"--name={name}") is not None
 
 
-def is_started_again() -> bool:
-    """Whether Slurm has started this job before."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+def is_queued(name: str) -> bool:
+    """Whether jobs of this name wait or run; True where Slurm does not answer."""
+    return _asked("squeue", "--me", "--noheader", f"--name={name}") != ""
+
+
+def _asked(*command: str) -> str | None:
+    """What a command of Slurm's says; None where it fails."""
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    except subprocess.SubprocessError:
+        return None
+    return done.stdout.strip()
 
 
 class Preemption:
@@ -82,7 +89,9 @@ class Preemption:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        # The first says why: at the end of its time a job gets SIGTERM as well.
+        if self.signal is None:
+            self.signal = number
 
     def obey(self) -> None:
         """Ends as it was asked, now that all is saved: submitit has the job started again.

@@ -1,5 +1,6 @@
 """Carries a sweep out: skips what is finished, runs the rest in waves, reports."""
 
+import hashlib
 import logging
 import os
 import shlex
@@ -19,8 +20,8 @@ import filelock
 from src import cli, terminal
 from src.errors import InputError
 from src.run.lifecycle import finished_record
-from src.sweep.child import MAX_GRACE_SECONDS, Job, is_alive
-from src.sweep.cluster import LAUNCHER, cancel_waiting
+from src.sweep.child import MAX_GRACE_SECONDS, MOVED, Job, is_alive
+from src.sweep.cluster import LAUNCHER, cancel_waiting, is_queued
 from src.sweep.launch import launch
 from src.sweep.manifest import Manifest
 from src.sweep.monitor import Monitor
@@ -110,8 +111,8 @@ class Sweep:
             lock.release()
 
     def _run(self) -> int:
-        for name in ("stop", "stop.now"):
-            (self.jobs / name).unlink(missing_ok=True)
+        for file in (self.jobs / "stop", self.jobs / "stop.now", *self.jobs.glob(f"*{MOVED}")):
+            file.unlink(missing_ok=True)
         self.manifest.write(self.folder)
         try:
             self._run_waves()
@@ -158,7 +159,10 @@ class Sweep:
 
     def _launch(self, files: Sequence[Path]) -> None:
         """Returns when all jobs have ended, or this sweep is to end and none of them runs."""
-        settings, name = self.plan.settings, f"sweep-{self.plan.sweep_id}"
+        settings = self.plan.settings
+        # The same sweep in another folder has other jobs.
+        place = hashlib.sha256(str(self.jobs.resolve()).encode()).hexdigest()[:6]
+        name = f"sweep-{self.plan.sweep_id}-{place}"
         if not self.on_cluster:
             launch(files, settings.typed, name=name, folder=self.jobs)
             return
@@ -179,12 +183,13 @@ class Sweep:
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             if self.signal is not None:
-                if not is_cancelled:
-                    cancel_waiting(name)
-                    is_cancelled = True
+                is_cancelled = is_cancelled or cancel_waiting(name)
                 if not self._is_any_running() or self.stop_file.with_suffix(".now").exists():
                     return
         if troubles:
+            # One job without an answer, such as one that was cancelled, ends the launcher's wait.
+            while self.signal is None and is_queued(name):
+                time.sleep(POLL_SECONDS)
             raise troubles[0]
 
     def _is_any_running(self) -> bool:

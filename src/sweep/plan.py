@@ -27,8 +27,8 @@ from src.sweep.settings import SweepSettings, compose_settings
 UNCELLED = ("rerun", "study", "paths", "tracking", "watch")
 """Typed fields that make no other sweep."""
 
-IDLE = "trainer.activation_checkpointing"
-"""A field that makes no other run, and has no place in a variant's name."""
+IDLE = ("trainer.activation_checkpointing", "trainer.devices")
+"""Fields that make no other run, and have no place in a variant's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,9 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     study = settings.experiment or f"sweep-{sweep_id}"
     if "study" not in keys and not any(_key(a) == "study" for a in settings.axes):
         expanded = [[*cell, f"study={study}"] for cell in expanded]
-    idle = {a for cell in expanded for a in cell if _key(a) == IDLE}
-    if len(idle) > 1:
-        raise InputError(f"{IDLE}: changes no number, so a sweep has one value of it")
+    for field in IDLE:
+        if len({a for cell in expanded for a in cell if _key(a) == field}) > 1:
+            raise InputError(f"{field}: makes no other run, so a sweep has one value of it")
     brought = {_key(a) for a in settings.axes} - keys
     try:
         cells, dropped = _with_baselines(config_name, expanded)

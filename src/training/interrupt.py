@@ -26,8 +26,10 @@ class Interrupt(StepCallback):
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replaces the handlers, Lightning's among them."""
+        """Replaces the handlers, Lightning's too; of several processes the first alone is asked."""
         super().on_train_start(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
 

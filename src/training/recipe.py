@@ -19,7 +19,7 @@ class RecipeConfig:
     max_steps: int
     """Optimizer steps of the run, skipped ones included."""
     batch_size: int
-    """Rows of a micro-batch on one device."""
+    """Rows of a micro-batch, of all devices together."""
     seq_len: int
     """Tokens of a row, and the model's context."""
     accumulate: int

@@ -129,7 +129,8 @@ class LanguageModelTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what makes a checkpoint complete: config, tokenizer, state of the generators."""
         checkpoint.update(self.checkpoint_extras)
-        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        device = self.trainer.strategy.root_device
+        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
         own = {"cpu": torch.get_rng_state(), "cuda": cuda, **host_states()}
         checkpoint["rng"] = own
         if self.trainer.world_size > 1:
@@ -147,8 +148,10 @@ class LanguageModelTask(pl.LightningModule):
         if "python" in own:
             set_host_states(own)
         torch.set_rng_state(own["cpu"])
-        if self.device.type == "cuda" and own["cuda"]:
-            torch.cuda.set_rng_state(own["cuda"][0], self.device)
+        # The module is not there yet.
+        device = self.trainer.strategy.root_device
+        if device.type == "cuda" and own["cuda"]:
+            torch.cuda.set_rng_state(own["cuda"][0], device)
 
 
 def _nothing(**_: Any) -> None:

@@ -160,3 +160,12 @@ def test_what_cannot_be_is_refused(tiny, more, line, capsys):
     assert main([*tiny, *more]) == 2
     assert line in capsys.readouterr().err
     assert not list(Path().glob("runs/*"))
+
+
+def test_a_weight_that_gets_no_gradient_holds_nobody_up(tiny):
+    more = ["ffn=moe_writeup", "stability=router_freeze", "recipe.precision=32-true"]
+    soft = ["recipe.eps=1e-3", "stability.router_freeze.start_frac=0.3"]
+    one = train(tiny, *more, *soft)
+    two = train(tiny, *more, *soft, DDP)
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], weight, rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from src.config import compose
 from src.run import forking
@@ -165,6 +166,14 @@ def test_a_fork_of_another_configuration_never_passes_for_a_run_from_nothing(sou
     assert forked.is_counterfactual
     assert forked.variant_name.endswith(f"@fork-{START}")
     assert forked.config_hash() != from_nothing.config_hash()
+
+
+def test_a_state_of_before_there_were_several_devices_is_a_beginning_as_any_other(tiny):
+    base = train([*tiny, *PACE, "study=base", f"save_at=[{START}]"])
+    config = yaml.safe_load((base / "config.yaml").read_text())
+    del config["trainer"]["strategy"]
+    (base / "config.yaml").write_text(yaml.safe_dump(config))
+    assert not compose("train", [*tiny, *PACE, f"fork={base}@{START}"]).is_counterfactual
 
 
 def test_a_kill_while_a_fork_begins_leaves_a_folder_that_is_as_good_as_new(tiny):
