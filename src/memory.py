@@ -16,9 +16,8 @@ from src.config import RunConfig
 from src.external import ExternalConfig
 from src.model import Transformer
 from src.model.architecture import ModelParts
-from src.run.assemble import VAL_TOKENS
 from src.streams import generator
-from src.training.chunked import CHUNK, CHUNKED_VOCAB
+from src.training.chunked import CHUNK, saves_memory
 
 FLOAT32 = 4
 
@@ -106,9 +105,7 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
         activations=kept
         + _loss_bytes(config, vocab_size, tokens=tokens, hidden_dim=model.hidden_dim),
         working=again + WORKING_STATES * states,
-        validation=_logits_bytes(
-            config, vocab_size, max(recipe.batch_size * recipe.seq_len, VAL_TOKENS)
-        ),
+        validation=_logits_bytes(config, vocab_size, recipe.val_rows * recipe.seq_len),
         program=PROGRAM_BYTES[config.trainer.device_type],
     )
 
@@ -144,7 +141,8 @@ def _kept_bytes(config: RunConfig, *, layers: int, rows: int) -> int:
 
 def _loss_bytes(config: RunConfig, vocab_size: int, *, tokens: int, hidden_dim: int) -> int:
     """What the loss keeps: its gradients where it is made in chunks, else all its logits."""
-    if vocab_size >= CHUNKED_VOCAB and tokens >= hidden_dim and not config.recipe.z_loss_weight:
+    saves = saves_memory(vocab_size=vocab_size, hidden_dim=hidden_dim, num_tokens=tokens)
+    if saves and not config.recipe.z_loss_weight:
         gradients = (tokens + vocab_size) * hidden_dim * FLOAT32
         return gradients + _logits_bytes(config, vocab_size, CHUNK)
     return _logits_bytes(config, vocab_size, tokens)

@@ -43,9 +43,6 @@ from src.watch import (
     SpikeWatch,
 )
 
-VAL_TOKENS = 4096
-"""Of a validation batch, where a training batch has fewer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
@@ -134,8 +131,7 @@ def assemble(
     validation = Validation(
         ValBatches(
             corpus.val,
-            # Without gradients there is room for more rows, and small batches waste their time.
-            batch_size=max(recipe.batch_size, VAL_TOKENS // recipe.seq_len),
+            batch_size=recipe.val_rows,
             seq_len=recipe.seq_len,
             max_windows=recipe.val_windows,
         ),

@@ -32,13 +32,19 @@ def all_logits() -> Iterator[None]:
         _whole.reset(token)
 
 
+def saves_memory(*, vocab_size: int, hidden_dim: int, num_tokens: int) -> bool:
+    """Whether the head's gradient, made at once, is smaller than the logits of many words."""
+    return vocab_size >= CHUNKED_VOCAB and num_tokens >= hidden_dim
+
+
 def is_chunked(weight_VD: Tensor, *, num_tokens: int) -> bool:
-    """Whether it saves memory: the head's gradient, made at once, is smaller than the logits.
+    """Whether a training step does it: where it saves memory, and nobody wants to see all logits.
 
     A compiled step cannot hold it, and fuses the logits with what is done to them anyway.
     """
     vocab_size, hidden_dim = weight_VD.shape
-    enough = vocab_size >= CHUNKED_VOCAB and num_tokens >= hidden_dim and not _whole.get()
+    saves = saves_memory(vocab_size=vocab_size, hidden_dim=hidden_dim, num_tokens=num_tokens)
+    enough = saves and not _whole.get()
     return enough and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 

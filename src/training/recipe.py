@@ -11,6 +11,9 @@ CHECKS = ("loss", "gradients")
 ON_NONFINITE = ("skip", "stop", "raise")
 ON_ALARM = ("none", "checkpoint", "stop")
 
+VAL_TOKENS = 4096
+"""Of a validation batch, where a training batch has fewer."""
+
 
 @dataclass(kw_only=True)
 class RecipeConfig:
@@ -100,6 +103,12 @@ class RecipeConfig:
         """Factor on learning_rate for the optimizer step after `step` others."""
         schedule = SCHEDULES[self.schedule]
         return schedule(step, warmup_steps=self.warmup_steps, max_steps=self.max_steps)
+
+    @property
+    def val_rows(self) -> int:
+        """Rows of a validation batch."""
+        # Without gradients there is room for more rows, and small batches waste their time.
+        return max(self.batch_size, VAL_TOKENS // self.seq_len)
 
     def validation_steps(self) -> set[int]:
         """Numbers of the steps after which validation runs; fewer where a run is that short."""

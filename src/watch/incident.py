@@ -149,33 +149,22 @@ class IncidentRecorder(StepCallback):
         writes = _first_that_found(trainer, isinstance(found, tuple) and found[0] is not None)
         incident = None
         if trainer.global_rank == writes:
-            incident = self._try_write(trainer, task, optimizer, step, kind, found)
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                incident = self._record(trainer, task, optimizer, step, kind, *found)
+            except Exception as error:
+                logger.exception("the incident could not be recorded")
+                incident = _unrecorded(step, kind, error)
         if trainer.world_size > 1:
             incident = trainer.strategy.broadcast(incident, src=writes)
-        if incident is not None and trainer.is_global_zero:
-            for line in (incident["line"], *incident.pop("remarks", ())):
+        if incident is None:
+            return None
+        lines = [incident["line"], *incident.pop("remarks", ())]
+        if trainer.is_global_zero:
+            for line in lines:
                 self.say(line)
         return incident
-
-    def _try_write(
-        self,
-        trainer: pl.Trainer,
-        task: pl.LightningModule,
-        optimizer: torch.optim.Optimizer,
-        step: int,
-        kind: str,
-        found: Exception | tuple[Finding | None, dict[str, float]],
-    ) -> dict[str, Any] | None:
-        try:
-            if isinstance(found, Exception):
-                raise found
-            return self._record(trainer, task, optimizer, step, kind, *found)
-        except Exception as error:
-            logger.exception("the incident could not be recorded")
-            line = (
-                f"step {step}: {kind}; it could not be recorded ({type(error).__name__}: {error})"
-            )
-            return {"step": step, "kind": kind, "module": None, "cause": UNKNOWN, "line": line}
 
     def _is_spike(self, norm: float) -> bool:
         norms = sorted(e["grad_norm"] for e in list(self.ring)[-SPIKE_WINDOW:])
@@ -303,6 +292,12 @@ class IncidentRecorder(StepCallback):
         self.incident, self.spike_step = state_dict["incident"], state_dict["spike_step"]
         self.ring = deque(state_dict["ring"], maxlen=RING)
         self.latest = dict(state_dict["latest"])
+
+
+def _unrecorded(step: int, kind: str, error: Exception) -> dict[str, Any]:
+    """An incident of which no more is known."""
+    line = f"step {step}: {kind}; it could not be recorded ({type(error).__name__}: {error})"
+    return {"step": step, "kind": kind, "module": None, "cause": UNKNOWN, "line": line}
 
 
 def _first_that_found(trainer: pl.Trainer, has_found: bool) -> int:
