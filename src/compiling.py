@@ -47,7 +47,7 @@ def is_compiled(
     if not isinstance(architecture, ModelParts):
         return False
     size = architecture.measure(vocab_size=architecture.vocab_size or SMALL_VOCAB)
-    tokens = recipe.max_steps * recipe.accumulate * recipe.batch_size * recipe.seq_len
+    tokens = recipe.max_steps * recipe.tokens_per_step
     return size.flops_per_token * tokens >= WORTH_FLOPS[trainer.device_type]
 
 

@@ -1,6 +1,7 @@
 """`python -m src.describe`: sizes and costs of any composition, never built as a whole."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ Sizes and costs of a composition: parameters, KV cache, FLOPs, checkpoint, the m
 its recipe. Trains nothing.
 
   attention=gqa|mlha  ffn=mlp|moe  model=proxy|small|stress|smollm2_135m|smoldeepseek_916m
+  tokens_per_second=20000          measured where the run will be: adds the hours that it takes
   format=text|json                 a table, or one JSON object
 
 Every field of src.train can be given as well.
@@ -33,12 +35,25 @@ def describe(config: RunConfig) -> int:
         vocab_size=vocab_size(config), averaged_weights="ema" in config.remedies
     )
     memory = predict_memory(config, vocab_size=size.vocab_size)
+    speed = config.extra["tokens_per_second"]
+    hours = None if speed is None else run_hours(config, tokens_per_second=speed)
     if config.extra["format"] == "json":
         plain = None if memory is None else memory.plain()
-        print(json.dumps({**size.plain(), "memory": plain}))
+        print(json.dumps({**size.plain(), "memory": plain, "hours": hours}))
     else:
-        _show(config, size, memory)
+        _show(config, size, memory, hours)
     return cli.OK
+
+
+def run_hours(config: RunConfig, *, tokens_per_second: float) -> float:
+    """Hours of a run's training steps at a known speed.
+
+    Raises:
+        InputError: there is no such speed.
+    """
+    if not 0 < tokens_per_second < math.inf:
+        raise InputError(f"tokens_per_second={tokens_per_second}: must be above 0 and finite")
+    return config.last_step * config.recipe.tokens_per_step / tokens_per_second / 3600
 
 
 def vocab_size(config: RunConfig) -> int:
@@ -52,7 +67,7 @@ def vocab_size(config: RunConfig) -> int:
     return corpus.tokenizer.vocab_size
 
 
-def _show(config: RunConfig, size: Size, memory: Memory | None) -> None:
+def _show(config: RunConfig, size: Size, memory: Memory | None, hours: float | None) -> None:
     variant = config.variant
     title = f"{variant.attention} + {variant.ffn}, model {variant.model}"
     cache = size.cache_bytes_per_token
@@ -67,8 +82,11 @@ def _show(config: RunConfig, size: Size, memory: Memory | None) -> None:
         ["FLOPs a token, forward", f"{size.forward_flops_per_token:,}"],
         ["checkpoint, bytes", f"{size.checkpoint_bytes:,}"],
     ]
+    recipe = config.recipe
+    if hours is not None:
+        steps = f"hours of {config.last_step:,} steps of {recipe.tokens_per_step:,} tokens"
+        rows += [[steps, f"{hours:,.2f}"]]
     if memory is not None:
-        recipe = config.recipe
         rows += [[f"memory of a run in {recipe.precision}, bytes", f"{memory.peak:,}"]]
         parts = {part: count for part, count in memory.plain().items() if part != "peak"}
         rows += [[f"  {part}", f"{count:,}"] for part, count in parts.items()]

@@ -55,12 +55,20 @@ class Memory:
     """Libraries and their state."""
 
     @property
-    def peak(self) -> int:
-        """The most that is there at once."""
+    def kept(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.moments + self.buckets + self.averages + self.program
+
+    @property
+    def step(self) -> int:
+        """The most that is there at once in a training step."""
         # Activations go as gradients come.
-        training = max(self.activations + self.working, self.gradients)
-        kept = self.weights + self.moments + self.buckets + self.averages + self.program
-        return kept + max(training, self.validation)
+        return self.kept + max(self.activations + self.working, self.gradients)
+
+    @property
+    def peak(self) -> int:
+        """The most that is there at once in a run."""
+        return max(self.step, self.kept + self.validation)
 
     def plain(self) -> dict[str, Any]:
         """The figures by name."""

@@ -145,9 +145,10 @@ class Schema:
 
 @dataclass
 class DescribeSchema(Schema):
-    """The same and the form of the answer."""
+    """The same, the form of the answer, and what it can be told."""
 
     format: str = MISSING
+    tokens_per_second: float | None = MISSING
 
 
 def register() -> None:

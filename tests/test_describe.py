@@ -40,6 +40,22 @@ def test_a_checkpoint_with_averaged_weights_is_a_third_larger(capsys):
     assert sizes(capsys, "stability=ema")["checkpoint_bytes"] == plain * 4 / 3
 
 
+def test_a_known_speed_gives_hours(capsys):
+    given = "recipe.max_steps=9000", "recipe.batch_size=4", "recipe.seq_len=100"
+    assert sizes(capsys, *given)["hours"] is None
+    assert sizes(capsys, *given, "tokens_per_second=500")["hours"] == 2.0
+    # Ends at 7/11 of the steps.
+    stopped = sizes(capsys, *given, "stability=early_stop", "tokens_per_second=500")["hours"]
+    assert stopped == pytest.approx(2.0 * 7 / 11, rel=1e-3)
+
+
+@pytest.mark.parametrize("speed", ["0", "-1", "nan", "inf", "fast"])
+def test_a_speed_that_is_none_is_refused(speed, capsys):
+    assert describe.main([f"tokens_per_second={speed}"]) == 2
+    error = capsys.readouterr().err
+    assert "tokens_per_second=" in error and error.count("\n") == 1
+
+
 def test_the_table_shows_the_figures(capsys):
     assert describe.main(["model=smollm2_135m", "attention=gqa", "ffn=mlp"]) == 0
     text = capsys.readouterr().out

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from src import terminal
-from src.benchmark.contestants import CONTESTANTS, FLOOR, TRANSFORMERS, is_there
+from src.benchmark.contestants import CONTESTANTS, FLOOR, OURS, TRANSFORMERS, is_there
 from src.benchmark.figures import TASKS
 from src.benchmark.race import Result, race
 from src.benchmark.shapes import CELLS, SHAPES, Case
 from src.errors import InputError
 from src.given import choice, number
+from src.memory import predict_memory
 from src.training.recipe import PRECISIONS
 
 STEP = "step"
@@ -115,11 +116,18 @@ def _listed(given: Mapping[str, Any], field: str, allowed: Sequence[str]) -> lis
 
 
 def _rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Everything of the results, with MFU and ratio to the floor.
+    """Everything of the results, with MFU, ratio to the floor, and the memory that was predicted.
 
     MFU: operations of the model (6 an active parameter, and attention) over the machine's.
     """
-    size = case.config().architecture.measure(vocab_size=case.sizes.vocab_size)
+    config, vocab_size = case.config(), case.sizes.vocab_size
+    size = config.architecture.measure(vocab_size=vocab_size)
+    predicted = None
+    if any(result.name == OURS for result in results):
+        memory = predict_memory(config, vocab_size=vocab_size)
+        assert memory is not None
+        # On a GPU its allocator is asked, which knows nothing of the program.
+        predicted = memory.step - (memory.program if case.device == "cuda" else 0)
     floor = next((r.tokens_per_second for r in results if r.name == FLOOR), None)
     return [
         {
@@ -127,6 +135,7 @@ def _rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
             **asdict(result),
             "mfu": size.flops_per_token * result.tokens_per_second / result.peak_flops,
             "of_floor": None if floor is None else result.tokens_per_second / floor,
+            "predicted_bytes": predicted if result.name == OURS else None,
             "torch": torch.__version__,
         }
         for result in results
@@ -134,7 +143,8 @@ def _rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _show(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = ["", "tokens/s", "rounds", "of floor", "MFU", "peak MiB", "start s", "CPU/wall"]
+    columns = ["", "tokens/s", "rounds", "of floor", "MFU", "peak MiB"]
+    columns += ["predicted", "start s", "CPU/wall"]
     cells = [
         [
             row["name"],
@@ -143,6 +153,7 @@ def _show(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
             "-" if row["of_floor"] is None else f"{row['of_floor']:.2f}",
             f"{row['mfu']:.2f}",
             f"{row['peak_bytes'] / 2**20:,.0f}",
+            "-" if row["predicted_bytes"] is None else f"{row['predicted_bytes'] / 2**20:,.0f}",
             f"{row['start_seconds']:.1f}",
             f"{row['cpu']:.2f}",
         ]

@@ -23,7 +23,7 @@ from src.model.ffn.moe import MoEConfig
 from src.model.ffn.router import RouterConfig
 from src.model.transformer import ModelConfig
 from src.streams import generator
-from src.training.loss import cross_entropy
+from src.training.loss import losses
 
 GREEDY = Sampling(temperature=0.0, top_k=None, top_p=None, repetition_penalty=1.0)
 
@@ -127,8 +127,8 @@ def _parts(shape: Mapping[str, Any]) -> tuple[AttentionConfig, FeedForwardConfig
 
 
 def loss_of(model: Any, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """The mean cross-entropy in nats."""
-    return cross_entropy(model(inputs_BT), targets_BT).mean()
+    """The mean cross-entropy in nats, as a training step of a run takes it."""
+    return losses(model, inputs_BT, targets_BT, z_loss_weight=0.0)["loss"]
 
 
 def after_step(model: Transformer) -> None:

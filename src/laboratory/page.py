@@ -10,6 +10,7 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from src.errors import InputError
+from src.laboratory import scale
 from src.laboratory.chosen import UndecidedError
 from src.laboratory.files import BOOK, STUDY_FILE, StudyFolder, studies
 from src.laboratory.measures import Measures
@@ -109,6 +110,10 @@ class Book:
             "unrun": [study.name for study in studies(self.folder) if not study.has_results],
             "link": lambda name: self._link(name, template.parent),
             "predicted": lambda name: _score(self.measures(name)),
+            "described": scale.described,
+            "waves": lambda name: scale.waves(StudyFolder(folder=self.folder / name)),
+            "makespan": scale.makespan,
+            "measured": lambda shape: scale.measured(self.folder, shape=shape),
         }
         if (template.parent / STUDY_FILE).is_file():
             words |= self.words(template.parent.name)

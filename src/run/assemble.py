@@ -123,7 +123,7 @@ def assemble(
     )
     guard = StepGuard(config.guard, max_steps=recipe.max_steps, log_every=recipe.log_every)
     metrics = TrainMetrics(
-        tokens_per_step=recipe.batch_size * recipe.seq_len * recipe.accumulate,
+        tokens_per_step=recipe.tokens_per_step,
         max_steps=recipe.max_steps,
         log_every=recipe.log_every,
     )

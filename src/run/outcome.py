@@ -45,7 +45,7 @@ def build_record(
     """
     recipe = config.recipe
     steps = run.trainer.global_step
-    tokens = steps * recipe.batch_size * recipe.seq_len * recipe.accumulate
+    tokens = steps * recipe.tokens_per_step
     seconds = run.metrics.train_seconds
     guard = run.guard.summary()
     size = config.architecture.measure(vocab_size=vocab_size)

@@ -21,7 +21,7 @@ TOO_MANY_FLOPS = 1e13
 def step_seconds(config: RunConfig, *, vocab_size: int, flops_per_token: int) -> float | None:
     """Seconds of one step, forward and backward; None for a model too large to try here."""
     recipe = config.recipe
-    flops = flops_per_token * recipe.batch_size * recipe.seq_len * recipe.accumulate
+    flops = flops_per_token * recipe.tokens_per_step
     elsewhere = config.trainer.device_type == "cuda" and not torch.cuda.is_available()
     if flops > TOO_MANY_FLOPS or elsewhere:
         return None

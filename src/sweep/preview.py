@@ -59,7 +59,7 @@ class Estimator:
             self._seconds[shape] = step_seconds(
                 config, vocab_size=size.vocab_size, flops_per_token=size.flops_per_token
             )
-        tokens = cell.own_steps * recipe.batch_size * recipe.seq_len * recipe.accumulate
+        tokens = cell.own_steps * recipe.tokens_per_step
         a_step = self._seconds[shape]
         before = START_SECONDS + (COMPILE_SECONDS if config.compile else 0.0)
         return Cost(

@@ -105,6 +105,11 @@ class RecipeConfig:
         return schedule(step, warmup_steps=self.warmup_steps, max_steps=self.max_steps)
 
     @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an optimizer step, of all its micro-batches."""
+        return self.batch_size * self.seq_len * self.accumulate
+
+    @property
     def val_rows(self) -> int:
         """Rows of a validation batch."""
         # Without gradients there is room for more rows, and small batches waste their time.

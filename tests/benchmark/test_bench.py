@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from src import bench
+from src.benchmark import contestants
 from src.benchmark.contender import build
 from src.benchmark.floor import products
 from src.benchmark.shapes import Case
+from src.training import chunked, loss
 
 CASE = Case(
     shape="proxy",
@@ -60,6 +62,23 @@ def test_a_race_gives_every_contestant_its_turns(capsys):
     assert ours["num_params"] == floor["num_params"]
     assert ours["of_floor"] < floor["of_floor"] == 1.0
     assert len(ours["losses"]) == 2 and all(loss > 0 for loss in ours["losses"])
+    # So small a step is next to nothing beside the program.
+    assert ours["predicted_bytes"] == pytest.approx(ours["peak_bytes"], rel=0.5)
+    assert floor["predicted_bytes"] is None
+
+
+def test_ours_takes_the_loss_that_a_run_takes(monkeypatch):
+    """A run never has all logits of a large vocabulary."""
+    calls = []
+
+    def counted(states, weight, targets):
+        calls.append(len(targets))
+        return chunked.linear_cross_entropy(states, weight, targets)
+
+    monkeypatch.setattr(chunked, "CHUNKED_VOCAB", CASE.sizes.vocab_size)
+    monkeypatch.setattr(loss, "linear_cross_entropy", counted)
+    contestants.build(contestants.OURS, CASE, num_params=0).step()
+    assert calls == [CASE.tokens]
 
 
 def test_a_contender_trains_decodes_and_counts_its_cache():
