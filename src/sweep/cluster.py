@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from src.errors import InputError
+from src.schema import TrainerConfig
 
 LAUNCHER = "slurm"
 """Its option in conf/hydra/launcher."""
@@ -19,19 +20,27 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """With which Slurm, or submitit in its name, asks a job to end."""
 
 
-def check_cluster(accelerators: Iterable[str]) -> None:
+def check_cluster(trainers: Iterable[TrainerConfig], *, gpus_per_node: int | None) -> None:
     """Raises InputError where Slurm is not here, or runs do not say what they need of a node.
 
     Args:
-        accelerators: of the runs.
+        trainers: of the runs.
+        gpus_per_node: that a job asks for; None: it asks otherwise, or the cluster has a default.
     """
     if shutil.which("sbatch") is None:
         raise InputError("hydra/launcher=slurm: no sbatch is here, the command that submits jobs")
-    if "auto" in accelerators:
-        raise InputError(
-            "trainer.accelerator=auto: what another node has cannot be seen from here;"
-            " trainer.accelerator=gpu or cpu says it"
-        )
+    for trainer in trainers:
+        if trainer.accelerator == "auto":
+            raise InputError(
+                "trainer.accelerator=auto: what another node has cannot be seen from here;"
+                " trainer.accelerator=gpu or cpu says it"
+            )
+        given = trainer.devices if gpus_per_node is None else gpus_per_node
+        if trainer.accelerator == "gpu" and given < trainer.devices:
+            raise InputError(
+                f"hydra.launcher.gpus_per_node={given}: must be at least"
+                f" trainer.devices={trainer.devices}, all of one run's being on one node"
+            )
 
 
 def take_signals() -> None:

@@ -34,6 +34,8 @@ class SweepSettings:
     """Whether to print what would be run, and stop."""
     launcher: str
     """The option of Hydra's launcher that starts the jobs."""
+    gpus_per_node: int | None
+    """That a job of a cluster asks for; None: nothing is said."""
     axes: list[str]
     """The experiment's overrides."""
     typed: list[str]
@@ -70,6 +72,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         params: dict[str, Any] = dict(composed.hydra.sweeper.params or {})
         choices = composed.hydra.runtime.choices
         experiment, launcher = choices.get("experiment"), choices["hydra/launcher"]
+        gpus_per_node = composed.hydra.launcher.get("gpus_per_node")
     return SweepSettings(
         experiment=experiment,
         n_jobs=composed.n_jobs,
@@ -77,6 +80,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         share_prefix=composed.share_prefix,
         plan=composed.plan,
         launcher=launcher,
+        gpus_per_node=gpus_per_node,
         axes=[quote_free_text(f"{key}={_text(value)}") for key, value in params.items()],
         typed=list(arguments),
     )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.conftest import TINY
 from tests.runs import metrics, record, start, train
@@ -23,6 +24,7 @@ pytestmark = [
 STEPS = 1500
 LENGTH = [f"recipe.max_steps={STEPS}", "recipe.checkpoint_every=100", "recipe.log_every=50"]
 CLUSTER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "n_jobs=4"]
+TOO_FEW = ["recipe.batch_size=4", "hydra.launcher.gpus_per_node=1"]
 RATES = ["1e-3", "2e-3", "3e-3", "1e30"]
 
 
@@ -136,9 +138,45 @@ def test_ctrl_c_ends_what_runs_with_a_checkpoint_and_takes_the_rest_out_of_the_q
     assert record(run)["status"] == "killed"
 
 
+def test_shared_beginnings_several_processes_and_the_parent_run_are_as_on_one_machine(
+    cluster, tmp_path, shared_cache, monkeypatch
+):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    own = ["study=shared", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    more = ["tracking=mlflow", f"tracking.uri={uri}", f"paths.cache={shared_cache}"]
+    swept = ["stability=warmdown,ema", "seed=0,1", "recipe.batch_size=4", "recipe.max_steps=110"]
+    two_cores = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=2", "n_jobs=2"]
+    arguments = ["--multirun", *two_cores, *TINY, *own, *more, *swept]
+    process = start("train", arguments, tmp_path, **cluster)
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    study = tmp_path / "runs" / "shared"
+    runs = sorted(study.glob("*/seed-*"))
+    assert len(runs) == 6 and (study / "report" / "report.html").is_file()
+    for run in runs:
+        assert record(run)["status"] == "finished"
+        assert (record(run)["derived_from"] is not None) == ("none" not in run.parent.name)
+    client = MlflowClient(uri)
+    (experiment,) = (e for e in client.search_experiments() if e.name == "shared")
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    (parent,) = (run for run in found.values() if "mlflow.parentRunId" not in run.data.tags)
+    assert len(found) == 7 and parent.info.status == "FINISHED"
+    # The same command again has nothing to do.
+    before = {run: metrics(run) for run in runs}
+    again = start("train", arguments, tmp_path, **cluster)
+    output, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert "6 skipped, finished before" in output
+    assert {run: metrics(run) for run in runs} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (
+            ["trainer=ddp", "trainer.accelerator=gpu", "trainer.devices=2", *TOO_FEW],
+            "hydra.launcher.gpus_per_node=1: must be at least trainer.devices=2",
+        ),
         ([], "trainer.accelerator=auto: what another node has cannot be seen from here"),
         (["trainer=cpu", "hydra.launcher.partiton=x"], "hydra.launcher.partiton"),
     ],
