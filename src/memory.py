@@ -33,8 +33,8 @@ class Memory:
     """Bytes at the peak of a training process, on the device where the model is.
 
     Those of tensors that are there. What an allocator holds beyond them is not counted: little on a
-    GPU, on a CPU up to as much again, because glibc's heap and the scratch memory of oneDNN's
-    products grow with every shape that a batch gives the experts.
+    GPU; on a CPU a tenth to a seventh, and two thirds for experts in bfloat16, because glibc's heap
+    and oneDNN's kernels grow with every number of tokens that a batch gives an expert.
     """
 
     weights: int

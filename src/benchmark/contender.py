@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.allocator import keep_freed_memory
+from src.allocator import set_up_memory
 from src.generation.decode import continue_prompts
 from src.generation.sampling import Sampling
 from src.model import Transformer
@@ -44,7 +44,7 @@ def build(shape: Mapping[str, Any]) -> tuple[Transformer, Any, dict[str, Any]]:
     Raises:
         ValueError: an unknown arch, or values of another size than a head.
     """
-    keep_freed_memory()
+    set_up_memory()
     parts = parts_of(shape)
     model = parts.build(
         vocab_size=shape["vocab"], generator_for=lambda name: generator(0, "init", name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from src.allocator import keep_freed_memory
+from src.allocator import set_up_memory
 from src.benchmark.contender import after_step, generate, loss_of
 from src.benchmark.floor import Floor
 from src.benchmark.shapes import Case
@@ -79,7 +79,7 @@ def build(name: str, case: Case, *, num_params: int) -> Contestant:
 
 def _ours(parts: ModelParts, vocab_size: int) -> tuple[nn.Module, Loss, Decode]:
     # As a run of ours does; what others do is theirs.
-    keep_freed_memory()
+    set_up_memory()
     model = parts.build(
         vocab_size=vocab_size, generator_for=lambda name: generator(0, "init", name)
     )

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from src import terminal
-from src.allocator import keep_freed_memory
+from src.allocator import set_up_memory
 from src.config import RunConfig
 from src.data import Corpus, TrainBatches, ValBatches
 from src.errors import InputError
@@ -265,7 +265,7 @@ def _nothing() -> None:
 
 def set_numerics(config: RunConfig, *, rank: int = 0) -> None:
     """Process-wide settings on which the last bits of numbers depend, and a quiet Lightning."""
-    keep_freed_memory()
+    set_up_memory()
     torch.set_num_threads(config.trainer.threads)
     seed_global(stream_seed(config.seed, "global", *([rank] if rank else [])))
     torch.set_float32_matmul_precision(config.recipe.matmul_precision)
