@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from src.study import figures, provenance, rates
+from src.study import figures, provenance, rate_figure, rates
 from src.study.alarms import alarms_table
 from src.study.averted import averted_table
 from src.study.collect import Study
@@ -145,7 +145,7 @@ def content(study: Study, analysis: Analysis, *, folder: Path) -> Content:
         tables=tables,
         failures=figures.failures(study, analysis),
         losses=figures.final_losses(study, analysis),
-        rates=rates.drawing(families),
+        rates=rate_figure.drawing(families),
         curves=loss_curves(study, analysis),
         timeline=timeline(study, analysis),
         loads=load_drawings(loads) if loads else [],

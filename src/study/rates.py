@@ -6,21 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
-from src.study import digits, stats, svg
+from src.study import digits, stats
 from src.study.collect import Run, Study
 from src.study.endpoints import Window, by_seed, loss_metric
-from src.study.figures import MARKERS, OTHER, RADIUS
 from src.study.rows import frac_metric
-from src.study.svg import BLUE, FAINT, INK, MUTED, ORANGE, PURPLE, VERMILLION, Drawing, Scale
 from src.study.table import Cell, Column, Table, cell
 from src.study.variants import labels
 
 FEWEST = 3
 """Rates from which on a study asks how the loss hangs on them."""
-
-COLOURS = (BLUE, VERMILLION, ORANGE, PURPLE)
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 540.0, 300.0, 44.0, 130.0, 40.0, 40.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +36,7 @@ class Family:
 
     def loss(self, run: Run) -> float:
         """Final loss, at most the ceiling, which also stands for a run that has none."""
-        final = _final(run)
+        final = final_loss(run)
         return self.ceiling if final is None else min(final, self.ceiling)
 
     def mean_loss(self, rate: float) -> float:
@@ -73,7 +67,7 @@ class Family:
         return stats.interval(found)
 
 
-def _final(run: Run) -> float | None:
+def final_loss(run: Run) -> float | None:
     """The loss at the run's end; None where it collapsed or some windows had none."""
     metric = loss_metric(run)
     if run.outcome not in ("clean", "intermittent") or (run.final(frac_metric(metric)) or 0) > 0:
@@ -172,49 +166,3 @@ def _failing(runs: Sequence[Run]) -> str:
     window = Window(start=0, end=max(run.max_steps for run in runs))
     failed = window.proportion(seeds)
     return f"{failed.events} of {failed.total}"
-
-
-def drawing(found: Sequence[Family]) -> Drawing | None:
-    """Final loss over learning rate: a point a run, a line a family; None without families."""
-    if not found:
-        return None
-    rates = sorted({rate for family in found for rate in family.rates})
-    losses = [family.loss(run) for family in found for runs in family.runs.values() for run in runs]
-    pad = 0.08 * (max(losses) - min(losses)) or 0.05
-    x = Scale(
-        low=math.log10(rates[0]), high=math.log10(rates[-1]), start=LEFT + 12, end=WIDTH - RIGHT
-    )
-    y = Scale(low=min(losses) - pad, high=max(losses) + pad, start=HEIGHT - BOTTOM, end=TOP)
-    title = "Final validation loss over learning rate, nats a token"
-    parts = [svg.text(0, 15, title, size=13, bold=True)]
-    parts.append(svg.levels(y, LEFT, WIDTH - RIGHT + 12, most=7, size=11))
-    for rate in rates:
-        at = x(math.log10(rate))
-        parts.append(svg.text(at, HEIGHT - 22, f"{rate:g}", size=11, anchor="middle", fill=MUTED))
-    parts.append(svg.line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT + 12, HEIGHT - BOTTOM, stroke=FAINT))
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
-        svg.text(middle, HEIGHT - 5, "learning rate", size=11, anchor="middle", fill=MUTED)
-    )
-    for index, family in enumerate(found):
-        parts.append(_family(family, x, y, colour=COLOURS[index % len(COLOURS)]))
-    return Drawing(width=WIDTH, height=HEIGHT, body="".join(parts), label=title)
-
-
-def _family(family: Family, x: Scale, y: Scale, *, colour: str) -> str:
-    mean = [(x(math.log10(rate)), y(family.mean_loss(rate))) for rate in family.rates]
-    parts = [svg.polyline([mean], stroke=colour, width=2)]
-    for rate, runs in family.runs.items():
-        for place, run in enumerate(runs):
-            shape, fill, stroke, _ = MARKERS.get(run.outcome, OTHER)
-            at = x(math.log10(rate)) + 5 * (place - (len(runs) - 1) / 2)
-            loss = "no finite loss" if _final(run) is None else f"val/loss {_final(run):.3f}"
-            hint = f"{run.name}: {loss}, {len(run.nonfinite_steps)} non-finite batches"
-            parts.append(
-                svg.marker(
-                    shape, at, y(family.loss(run)), RADIUS, fill=fill, stroke=stroke, hint=hint
-                )
-            )
-    end = svg.fitted(family.label, RIGHT - 22)
-    parts.append(svg.text(mean[-1][0] + 18, mean[-1][1] + 4, end, fill=INK))
-    return "".join(parts)

@@ -1,10 +1,11 @@
 """How the loss hangs on the learning rate."""
 
+import dataclasses
 import math
 
 import pytest
 
-from src.study import rates
+from src.study import rate_figure, rates
 from src.study.digits import NONE
 from tests.study import synthetic
 from tests.study.pages import report
@@ -104,8 +105,19 @@ def test_where_no_rate_has_a_loss_none_is_best(tmp_path):
 
 def test_the_drawing_has_a_point_a_run_and_is_a_file_too(tmp_path):
     study = synthetic.study(tmp_path, swept(), seeds=2)
-    drawn = rates.drawing(rates.families(study))
+    drawn = rate_figure.drawing(rates.families(study))
     assert drawn.body.count("<title>") == 6
     files, _ = report(study, tmp_path)
     assert (files.page.parent / "figures" / "learning-rate.svg").is_file()
-    assert rates.drawing([]) is None
+    assert rate_figure.drawing([]) is None
+
+
+def test_many_families_have_a_panel_each_with_the_first_behind_them():
+    families = rates.families(synthetic.in_memory(swept(), seeds=2))
+    found = [dataclasses.replace(families[0], label=f"option {n}") for n in range(5)]
+    drawn = rate_figure.drawing(found)
+    assert drawn.body.count("<title>") == 5 * 6
+    assert all(f"option {n}<" in drawn.body for n in range(5))
+    # A line each, and the first one's behind the four others.
+    assert drawn.body.count('stroke-width="2"') == 5 + 4
+    assert drawn.width < rate_figure.WIDE.width * 1.5
