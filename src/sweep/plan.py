@@ -22,6 +22,7 @@ from src.run import forking
 from src.schema import CONF
 from src.stability import RemedyConfig
 from src.sweep.cluster import LAUNCHER, check_cluster
+from src.sweep.composer import Composer
 from src.sweep.settings import SweepSettings, compose_settings
 
 UNCELLED = ("rerun", "study", "paths", "tracking", "watch")
@@ -234,9 +235,8 @@ def _with_baselines(
     """Composes all cells and adds the untreated one of each that is missing."""
     cells: dict[Path, Cell] = {}
     dropped: list[str] = []
-    # Composing takes a tenth of a second, and all arms of a seed have one baseline.
-    baselines: dict[tuple[str, ...], RunConfig] = {}
-    composed = [(list(a), cli.checked(config_name, a)) for a in expanded]
+    composer = Composer(config_name)
+    composed = [(list(a), composer.config(a)) for a in expanded]
     treated = any(config.remedies for _, config in composed)
     reference = None if treated else composed[0][1].variant_name
     given = {config.folder for _, config in composed}
@@ -249,9 +249,7 @@ def _with_baselines(
             plain = [a for a in arguments if _key(a).partition(".")[0] != "stability"]
             plain = [a for a in plain if _key(a) != "repeat"]
             plain.append("stability=none")
-            if tuple(plain) not in baselines:
-                baselines[tuple(plain)] = cli.checked(config_name, plain)
-            untreated = baselines[tuple(plain)]
+            untreated = composer.config(plain)
             baseline = untreated.variant_name
             if untreated.folder not in cells:
                 cells[untreated.folder] = Cell(

@@ -152,7 +152,8 @@ def test_a_second_start_skips_what_is_finished_and_repeats_what_is_not(tiny):
     code, out, err = sweep(tiny, Path.cwd(), *arguments)
     assert code == 0, err
     assert "MLflow" not in err
-    assert time.monotonic() - begin < 90
+    # A hang, and not how fast it is, would be longer than this.
+    assert time.monotonic() - begin < 300
     after = {f: f.stat().st_mtime_ns for f in Path("runs/twice").glob("*/seed-*/record.json")}
     changed = {file for file in after if after[file] != before[file]}
     assert changed == {lost / "record.json"}
