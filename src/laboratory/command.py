@@ -38,6 +38,7 @@ def reproduce(given: Mapping[str, Any]) -> int:
     places = [f"paths.{name}='{paths[name]}'" for name in ("runs", "cache")]
     settings = [f"n_jobs={n_jobs}", "tracking=local", *places]
     sweeps = {study.name: [[*s, *settings] for s in study.sweeps()] for study in chosen}
+    terminal.say(f"composing the runs of {len(sweeps)} studies: up to a minute")
     num_runs = _say_cost(sweeps, n_jobs=n_jobs)
     if given["plan"]:
         return cli.OK
