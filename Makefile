@@ -49,7 +49,7 @@ test-all: $(READY)  ## the test suite with its slow parts
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slurm'
 
 test-slurm: $(READY)  ## sweeps on a Slurm of one node, which it installs (Debian, as root) and takes down again
-	command -v slurmd munged >/dev/null || (apt-get update -qq && \
+	(command -v sbatch && command -v slurmd && command -v munged) >/dev/null || (apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends slurm-wlm munge)
 	$(BIN)/python -m pytest -m slurm tests/slurm
 

@@ -31,12 +31,12 @@ def describe(config: RunConfig) -> int:
     """Prints the sizes."""
     if config.extra["format"] not in FORMATS:
         raise InputError(f"format={config.extra['format']}: must be one of {', '.join(FORMATS)}")
+    speed = config.extra["tokens_per_second"]
+    hours = None if speed is None else run_hours(config, tokens_per_second=speed)
     size = config.architecture.measure(
         vocab_size=vocab_size(config), averaged_weights="ema" in config.remedies
     )
     memory = predict_memory(config, vocab_size=size.vocab_size)
-    speed = config.extra["tokens_per_second"]
-    hours = None if speed is None else run_hours(config, tokens_per_second=speed)
     if config.extra["format"] == "json":
         plain = None if memory is None else memory.plain()
         print(json.dumps({**size.plain(), "memory": plain, "hours": hours}))
@@ -86,7 +86,9 @@ def _show(config: RunConfig, size: Size, memory: Memory | None, hours: float | N
     if hours is not None:
         steps = f"hours of {config.last_step:,} steps of {recipe.tokens_per_step:,} tokens"
         rows += [[steps, f"{hours:,.2f}"]]
-    if memory is not None:
+    if memory is None:
+        rows += [["memory of a run", "unknown: compiled, or not our model"]]
+    else:
         rows += [[f"memory of a run in {recipe.precision}, bytes", f"{memory.peak:,}"]]
         parts = {part: count for part, count in memory.plain().items() if part != "peak"}
         rows += [[f"  {part}", f"{count:,}"] for part, count in parts.items()]

@@ -33,12 +33,15 @@ class Memory:
     """Bytes at the peak of a training process, on the device where the model is.
 
     Those of tensors that are there. What an allocator holds beyond them is not counted: little on a
-    GPU; on a CPU a tenth to a seventh, and two thirds for experts in bfloat16, because glibc's heap
-    and oneDNN's kernels grow with every number of tokens that a batch gives an expert.
+    GPU; on a CPU up to a fifth, and two thirds for experts in bfloat16, because glibc's heap and
+    oneDNN's kernels grow with every number of tokens that a batch gives an expert. Activations are
+    those of a CPU, whose attention keeps its probabilities in float32, which a GPU's does not.
     """
 
     weights: int
     gradients: int
+    accumulated: int
+    """Gradients of earlier micro-batches, beside the activations of the next one."""
     moments: int
     """AdamW's two."""
     buckets: int
@@ -63,7 +66,7 @@ class Memory:
     def step(self) -> int:
         """The most that is there at once in a training step."""
         # Activations go as gradients come.
-        return self.kept + max(self.activations + self.working, self.gradients)
+        return self.kept + max(self.accumulated + self.activations + self.working, self.gradients)
 
     @property
     def peak(self) -> int:
@@ -107,6 +110,7 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
     return Memory(
         weights=weights,
         gradients=weights,
+        accumulated=weights if recipe.accumulate > 1 else 0,
         moments=2 * weights,
         buckets=weights if config.trainer.devices > 1 else 0,
         averages=weights if "ema" in {**config.remedies, **config.observers} else 0,

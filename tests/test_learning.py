@@ -51,6 +51,12 @@ def test_seconds_of_training_beat_a_bigram_model(tmp_path, monkeypatch, shared_c
     assert final["val_ema/loss"] < final["val/loss"]
 
 
+def test_a_model_with_more_words_than_its_tokenizer_writes_its_samples(tiny):
+    folder = train([*tiny, "model.vocab_size=2000", "recipe.max_steps=4"])
+    assert record(folder)["status"] == "finished"
+    assert (folder / "samples.md").is_file()
+
+
 @pytest.mark.slow
 def test_the_readme_run_ends_well_under_a_bigram_model(tmp_path, monkeypatch, shared_cache, capsys):
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,8 @@
 """The memory that `describe` predicts is what a step takes."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from src.memory import predict_memory
 from src.streams import generator
 from src.training.loss import losses
 from src.training.optim import build_optimizer
+from tests.runs import ROOT
 
 BASE = ["recipe.batch_size=8", "recipe.seq_len=128", "tokenizer=byte"]
 CHECKPOINTED = "trainer.activation_checkpointing=true"
@@ -81,6 +84,12 @@ def test_the_peak_is_weights_moments_and_the_greater_of_the_rest():
     assert memory.peak == parts + memory.activations + memory.working
 
 
+def test_gradients_of_micro_batches_lie_beside_the_next_activations():
+    once = predict_memory(compose("train", BASE), vocab_size=257)
+    more = predict_memory(compose("train", [*BASE, "recipe.accumulate=4"]), vocab_size=257)
+    assert more.peak == once.peak + once.gradients
+
+
 def test_describe_shows_it_and_says_nothing_of_what_it_does_not_know(capsys):
     assert describe.main([*BASE, "format=json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -97,3 +106,31 @@ def test_two_devices_have_half_of_the_activations_each():
     half = predict_memory(compose("train", [*BASE, "trainer=ddp"]), vocab_size=257)
     assert half.weights == whole.weights
     assert 0.4 < half.activations / whole.activations < 0.7
+
+
+PEAK = """
+import re, sys
+from src.train import main
+
+assert main(sys.argv[1:]) == 0
+status = open("/proc/self/status").read()
+print("peak", int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [["ffn=moe"], ["attention=gqa", "ffn=mlp"]], ids=lambda each: "+".join(each)
+)
+def test_a_process_takes_what_is_predicted(arguments, tmp_path, shared_cache):
+    """Of a run as it is typed, all libraries and its validation included."""
+    steps = ["recipe.max_steps=12", "recipe.num_validations=1", "recipe.val_windows=8"]
+    given = [*arguments, *steps, "model=small", "recipe.batch_size=8", "recipe.seq_len=256"]
+    given += ["tokenizer=byte", "recipe.precision=32-true", "trainer=cpu"]
+    config = compose("train", given)
+    predicted = predict_memory(config, vocab_size=257).peak
+    where = ["tracking=local", f"paths.cache={shared_cache}", f"paths.runs={tmp_path}/runs"]
+    command = [sys.executable, "-c", PEAK, *given, *where]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = int(done.stdout.splitlines()[-1].removeprefix("peak "))
+    assert found == pytest.approx(predicted, rel=0.15)

@@ -31,7 +31,7 @@ def bench(given: Mapping[str, Any]) -> int:
     counts = {name: number(given, name, int, least=1) for name in ("rounds", "steps", "warmup")}
     cases, names = _cases(given), _names(given)
     tasks = _listed(given, "tasks", (STEP, *TASKS))
-    out = None if given["out"] is None else Path(str(given["out"]))
+    out = _out(given["out"])
     failed: list[str] = []
     for case in cases:
         for task in tasks:
@@ -46,6 +46,19 @@ def bench(given: Mapping[str, Any]) -> int:
     for line in failed:
         terminal.warn(f"left out: {line}")
     return 1 if failed else 0
+
+
+def _out(value: Any) -> Path | None:
+    """The file for results, which can be written."""
+    if value is None:
+        return None
+    out = Path(str(value))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise InputError(f"out={value}: cannot be written ({error.strerror})") from error
+    return out
 
 
 def _measure(
@@ -63,7 +76,6 @@ def _hand_on(case: Case, rows: Sequence[Mapping[str, Any]], out: Path | None, *,
     """To the file, and to who watches."""
     written = [json.dumps(row) for row in rows]
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in written)
     if form == "json":
@@ -137,19 +149,21 @@ def _rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
             "of_floor": None if floor is None else result.tokens_per_second / floor,
             "predicted_bytes": predicted if result.name == OURS else None,
             "torch": torch.__version__,
+            "gpu": torch.cuda.get_device_name() if case.device == "cuda" else None,
         }
         for result in results
     ]
 
 
 def _show(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = ["", "tokens/s", "rounds", "of floor", "MFU", "peak MiB"]
+    columns = ["", "tokens/s", "rounds", "ms a step", "of floor", "MFU", "peak MiB"]
     columns += ["predicted", "start s", "CPU/wall"]
     cells = [
         [
             row["name"],
             f"{row['tokens_per_second']:,.0f}",
             f"{row['least']:,.0f} to {row['greatest']:,.0f}",
+            f"{1000 * case.tokens / row['tokens_per_second']:,.1f}",
             "-" if row["of_floor"] is None else f"{row['of_floor']:.2f}",
             f"{row['mfu']:.2f}",
             f"{row['peak_bytes'] / 2**20:,.0f}",

@@ -45,6 +45,7 @@ def generate(given: Mapping[str, Any]) -> int:
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         seed=seed,
+        vocab_size=tokenizer.vocab_size,
         end_ids=tokenizer.end_ids,
         on_token=None if stream is None else stream.add,
     )

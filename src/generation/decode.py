@@ -22,6 +22,7 @@ def continue_prompts(
     max_new_tokens: int,
     sampling: Sampling,
     seed: int,
+    vocab_size: int | None = None,
     end_ids: Collection[int] = (),
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
@@ -37,6 +38,7 @@ def continue_prompts(
         max_new_tokens: of each.
         sampling: how a token is drawn.
         seed: of the draws, which are made on the CPU, so that they are the same on every device.
+        vocab_size: of the tokenizer, where the model may have more words; no others are drawn.
         end_ids: tokens after which a text has ended.
         on_token: told the prompt's place and the token as soon as it is drawn, but for the one that
             ends the text.
@@ -68,7 +70,8 @@ def continue_prompts(
                 # It has ended, and stays beside the others with its last token again.
                 window.append(window[-1])
                 continue
-            token = sampling.pick(logits_BV[place], texts[place], draws[place])
+            logits_V = logits_BV[place, :vocab_size]
+            token = sampling.pick(logits_V, texts[place], draws[place])
             texts[place].append(token)
             window.append(token)
             going[place] = token not in end_ids

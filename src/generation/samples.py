@@ -69,6 +69,7 @@ def _continued(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> list[s
         max_new_tokens=NUM_TOKENS,
         sampling=SAMPLING,
         seed=seed,
+        vocab_size=tokenizer.vocab_size,
         end_ids=tokenizer.end_ids,
     )
     for place, number in places.items():

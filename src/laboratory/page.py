@@ -112,6 +112,7 @@ class Book:
             "predicted": lambda name: _score(self.measures(name)),
             "described": scale.described,
             "waves": lambda name: scale.waves(StudyFolder(folder=self.folder / name)),
+            "num_states": lambda name: scale.num_states(StudyFolder(folder=self.folder / name)),
             "makespan": scale.makespan,
             "measured": lambda shape: scale.measured(self.folder, shape=shape),
         }

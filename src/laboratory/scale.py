@@ -63,6 +63,12 @@ def waves(study: StudyFolder) -> list[list[float]]:
     return [first, rest]
 
 
+def num_states(study: StudyFolder) -> int:
+    """States in the middle of a run that are kept for others to start from."""
+    spans = {(r["seed"], int(str(r["steps"])), int(str(r["own_steps"]))) for r in study.rows}
+    return len({(seed, steps - own) for seed, steps, own in spans if own < steps})
+
+
 def makespan(jobs: Sequence[Sequence[float]], *, num_devices: int) -> float:
     """When the last job ends: wave after wave, each job on the device that is free first."""
     end = 0.0

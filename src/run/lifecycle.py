@@ -173,8 +173,6 @@ def _train(
     mirror = _mirror(config, folder)
     status = _fit_with_others(run, config, place, start, folder)
     writer.close()
-    if status == "finished":
-        save_samples(config, run, corpus, folder)
     record = build_record(
         config,
         run,
@@ -186,6 +184,8 @@ def _train(
         origins=extras["origins"],
     )
     folder.write_record(record)
+    if status == "finished":
+        save_samples(config, run, corpus, folder)
     if status == "finished" and config.study != "single":
         folder.drop_all_but_last_checkpoint()
     if mirror is not None:

@@ -6,7 +6,6 @@ others once all is decided, and they end with it, whatever ends it.
 
 import contextlib
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -21,8 +20,6 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from src import terminal
-
-logger = logging.getLogger(__name__)
 
 COMMAND = ("-m", "src.run.rank")
 """What Python runs for another process."""
@@ -212,10 +209,10 @@ class _Other:
         """The death of one leaves the first waiting for it, on a GPU perhaps for ever."""
         if self.process.wait() == 0 or self._over:
             return
-        logger.error(self._how())
+        # At once: what the first says when a connection is gone names neither process nor log.
+        terminal.error(self._how())
         time.sleep(GRACE_SECONDS)
         if not self._over:
-            terminal.error(self._how())
             os._exit(FAILURE)
 
     def let_go(self) -> None:

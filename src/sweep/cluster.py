@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
@@ -16,31 +16,48 @@ from src.schema import TrainerConfig
 LAUNCHER = "slurm"
 """Its option in conf/hydra/launcher."""
 
+ONE = ("nodes", "tasks_per_node")
+POSITIVE = ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """With which Slurm, or submitit in its name, asks a job to end."""
 
 
-def check_cluster(trainers: Iterable[TrainerConfig], *, gpus_per_node: int | None) -> None:
-    """Raises InputError where Slurm is not here, or runs do not say what they need of a node.
+def check_cluster(trainers: Sequence[TrainerConfig], fields: Mapping[str, Any]) -> None:
+    """Raises InputError where Slurm is not here, or cannot do what is asked of it.
 
     Args:
         trainers: of the runs.
-        gpus_per_node: that a job asks for; None: it asks otherwise, or the cluster has a default.
+        fields: of the launcher; one that is None is left to the cluster.
     """
     if shutil.which("sbatch") is None:
         raise InputError("hydra/launcher=slurm: no sbatch is here, the command that submits jobs")
-    for trainer in trainers:
-        if trainer.accelerator == "auto":
+    if any(trainer.accelerator == "auto" for trainer in trainers):
+        raise InputError(
+            "trainer.accelerator=auto: what another node has cannot be seen from here;"
+            " trainer.accelerator=gpu or cpu says it"
+        )
+    for name, value in fields.items():
+        if name in ONE and value not in (None, 1):
             raise InputError(
-                "trainer.accelerator=auto: what another node has cannot be seen from here;"
-                " trainer.accelerator=gpu or cpu says it"
+                f"hydra.launcher.{name}={value}: must be 1; a run starts its own processes, on one"
+                " node"
             )
-        given = trainer.devices if gpus_per_node is None else gpus_per_node
-        if trainer.accelerator == "gpu" and given < trainer.devices:
-            raise InputError(
-                f"hydra.launcher.gpus_per_node={given}: must be at least"
-                f" trainer.devices={trainer.devices}, all of one run's being on one node"
-            )
+        if name in POSITIVE and value is not None and value < 1:
+            raise InputError(f"hydra.launcher.{name}={value}: must be at least 1")
+    delay, seconds = fields["signal_delay_s"], 60 * fields["timeout_min"]
+    if not 0 < delay < seconds:
+        raise InputError(
+            f"hydra.launcher.signal_delay_s={delay}: must be above 0 and below the {seconds} s of"
+            " timeout_min"
+        )
+    num_gpus = fields.get("gpus_per_node")
+    needed = max((t.devices for t in trainers if t.accelerator == "gpu"), default=0)
+    if num_gpus is not None and num_gpus < needed:
+        raise InputError(
+            f"hydra.launcher.gpus_per_node={num_gpus}: must be at least trainer.devices={needed},"
+            " all of one run's being on one node"
+        )
 
 
 def take_signals() -> None:

@@ -17,6 +17,9 @@ from src.schema import CONF
 
 MAX_JOBS = 1024
 
+JOBS_AT_A_TIME = ("hydra.launcher.n_jobs", "hydra.launcher.array_parallelism")
+"""What launchers call n_jobs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
@@ -34,8 +37,8 @@ class SweepSettings:
     """Whether to print what would be run, and stop."""
     launcher: str
     """The option of Hydra's launcher that starts the jobs."""
-    gpus_per_node: int | None
-    """That a job of a cluster asks for; None: nothing is said."""
+    launcher_fields: dict[str, Any]
+    """Of Hydra's launcher."""
     axes: list[str]
     """The experiment's overrides."""
     typed: list[str]
@@ -64,15 +67,17 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         for override in OverridesParser.create().parse_overrides(list(arguments)):
             if override.is_sweep_override():
                 raise InputError(f"{override.input_line}: a sweep takes one value of it")
-            if override.key_or_group == "hydra.launcher.n_jobs":
+            if override.key_or_group in JOBS_AT_A_TIME:
                 raise InputError(f"{override.input_line}: jobs at a time are n_jobs=")
+            if override.key_or_group == "hydra.launcher":
+                raise InputError(f"{override.input_line}: is chosen with a slash, hydra/launcher=")
             if override.key_or_group == "experiment" and override.value() is None:
                 raise InputError("experiment=null: leave it out, or name one of conf/experiment")
         composed = compose_sweep(arguments)
         params: dict[str, Any] = dict(composed.hydra.sweeper.params or {})
         choices = composed.hydra.runtime.choices
         experiment, launcher = choices.get("experiment"), choices["hydra/launcher"]
-        gpus_per_node = composed.hydra.launcher.get("gpus_per_node")
+        fields = {str(name): value for name, value in composed.hydra.launcher.items()}
     return SweepSettings(
         experiment=experiment,
         n_jobs=composed.n_jobs,
@@ -80,7 +85,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         share_prefix=composed.share_prefix,
         plan=composed.plan,
         launcher=launcher,
-        gpus_per_node=gpus_per_node,
+        launcher_fields=fields,
         axes=[quote_free_text(f"{key}={_text(value)}") for key, value in params.items()],
         typed=list(arguments),
     )

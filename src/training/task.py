@@ -116,6 +116,8 @@ class LanguageModelTask(pl.LightningModule):
             means = self.trainer.strategy.reduce(values, reduce_op="mean")
             self.step_losses = dict(zip(self.step_losses, means.unbind(), strict=True))
         self._finish_step(applied=self.guard.applied)
+        # Lightning does it after the next forward pass, whose activations would lie beside them.
+        optimizer.zero_grad()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and the schedule."""

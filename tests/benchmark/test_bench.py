@@ -29,6 +29,8 @@ BAD = {
     "rounds=0": "rounds=0: must be at least 1",
     "batch_size=0": "batch_size=0: must be at least 1",
     "format=xml": "format=xml",
+    "out=/proc/none/there": "out=/proc/none/there: cannot be written",
+    "out=/proc": "out=/proc: cannot be written",
     "round=3": "unknown field",
 }
 

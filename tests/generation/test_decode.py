@@ -107,3 +107,12 @@ def test_a_text_ends_where_its_logits_stop_being_finite_and_others_go_on(lengths
 def test_a_prompt_of_no_token_or_beyond_the_context_is_refused(length):
     with pytest.raises(ValueError, match=f"a prompt of {length} tokens: must have 1 to 16"):
         continued(transformer(max_seq_len=16), [prompt(3), prompt(length)], number=2)
+
+
+def test_a_word_that_the_tokenizer_has_not_is_never_drawn():
+    model = transformer(vocab_size=64, max_seq_len=16)
+    given = {"max_new_tokens": 40, "sampling": DRAWN, "seed": 0}
+    (free,) = continue_prompts(model, [[1, 2]], **given)
+    assert max(free) >= 8
+    (bound,) = continue_prompts(model, [[1, 2]], vocab_size=8, **given)
+    assert len(bound) == 40 and max(bound) < 8

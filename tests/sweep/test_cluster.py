@@ -7,6 +7,7 @@ import pytest
 from src.config import compose
 from src.errors import InputError
 from src.sweep import cluster
+from src.sweep.settings import compose_settings
 
 TRAINER = compose("train", ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=gpu"]).trainer
 
@@ -16,23 +17,54 @@ def _has_slurm(monkeypatch):
     monkeypatch.setattr(cluster.shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
-@pytest.mark.parametrize("gpus_per_node", [2, 8, None])
-def test_a_job_with_enough_gpus_is_fine(gpus_per_node):
-    cluster.check_cluster([TRAINER], gpus_per_node=gpus_per_node)
+def check(*arguments: str, trainer=TRAINER) -> None:
+    typed = ["hydra/launcher=slurm", *(f"hydra.launcher.{argument}" for argument in arguments)]
+    cluster.check_cluster([trainer], compose_settings(typed).launcher_fields)
 
 
-def test_a_job_with_too_few_gpus_is_refused():
-    with pytest.raises(InputError, match=r"gpus_per_node=1: must be at least trainer.devices=2"):
-        cluster.check_cluster([TRAINER], gpus_per_node=1)
-    cluster.check_cluster([replace(TRAINER, accelerator="cpu")], gpus_per_node=1)
+@pytest.mark.parametrize(
+    "argument", ["gpus_per_node=2", "gpus_per_node=8", "gpus_per_node=null", "mem_gb=64", "nodes=1"]
+)
+def test_what_a_cluster_can_do_is_fine(argument):
+    check(argument)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("gpus_per_node=1", "gpus_per_node=1: must be at least trainer.devices=2"),
+        ("gpus_per_node=-1", "gpus_per_node=-1: must be at least 1"),
+        ("cpus_per_task=0", "cpus_per_task=0: must be at least 1"),
+        ("timeout_min=0", "timeout_min=0: must be at least 1"),
+        ("timeout_min=2", "signal_delay_s=120: must be above 0 and below the 120 s of timeout_min"),
+        ("signal_delay_s=0", "signal_delay_s=0: must be above 0"),
+        ("nodes=2", "nodes=2: must be 1"),
+        ("tasks_per_node=2", "tasks_per_node=2: must be 1"),
+        ("array_parallelism=8", "jobs at a time are n_jobs="),
+    ],
+)
+def test_what_would_break_a_job_is_refused(argument, says):
+    with pytest.raises(InputError) as error:
+        check(argument)
+    assert says in str(error.value)
+
+
+def test_gpus_are_not_asked_for_where_none_is_needed():
+    check("gpus_per_node=1", trainer=replace(TRAINER, accelerator="cpu"))
 
 
 def test_a_device_must_be_named():
     with pytest.raises(InputError, match=r"trainer.accelerator=auto"):
-        cluster.check_cluster([replace(TRAINER, accelerator="auto")], gpus_per_node=None)
+        check(trainer=replace(TRAINER, accelerator="auto"))
+
+
+@pytest.mark.parametrize("value", ["slurm", "null"])
+def test_a_launcher_is_chosen_with_a_slash(value):
+    with pytest.raises(InputError, match=f"hydra.launcher={value}: is chosen with a slash"):
+        compose_settings([f"hydra.launcher={value}"])
 
 
 def test_without_slurm_there_is_one_line(monkeypatch):
     monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="no sbatch is here"):
-        cluster.check_cluster([TRAINER], gpus_per_node=None)
+        check()

@@ -98,3 +98,18 @@ def test_bf16_mixed_keeps_float32_weights_and_a_float32_loss(monkeypatch):
     run.fit()
     assert dtypes == [(torch.float32, torch.bfloat16)]
     assert {p.dtype for p in run.task.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_gradient_of_an_earlier_step_lies_beside_the_activations_of_the_next(accumulate):
+    run = Harness(recipe=recipe_config(accumulate=accumulate))
+    there = []
+    step = run.task.training_step
+
+    def seen(batch, batch_idx):
+        there.append(sum(p.grad is not None for p in run.task.parameters()) > 0)
+        return step(batch, batch_idx)
+
+    run.task.training_step = seen
+    run.fit()
+    assert there == [False, *[True] * (accumulate - 1)] * 6
