@@ -38,7 +38,7 @@ class SweepSettings:
     launcher: str
     """The option of Hydra's launcher that starts the jobs."""
     launcher_fields: dict[str, Any]
-    """Of Hydra's launcher."""
+    """Of Hydra's launcher, as they stand there."""
     axes: list[str]
     """The experiment's overrides."""
     typed: list[str]
@@ -77,7 +77,8 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         params: dict[str, Any] = dict(composed.hydra.sweeper.params or {})
         choices = composed.hydra.runtime.choices
         experiment, launcher = choices.get("experiment"), choices["hydra/launcher"]
-        fields = {str(name): value for name, value in composed.hydra.launcher.items()}
+        fields = OmegaConf.to_container(composed.hydra.launcher, resolve=False)
+        assert isinstance(fields, dict)
     return SweepSettings(
         experiment=experiment,
         n_jobs=composed.n_jobs,
@@ -85,7 +86,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         share_prefix=composed.share_prefix,
         plan=composed.plan,
         launcher=launcher,
-        launcher_fields=fields,
+        launcher_fields={str(name): value for name, value in fields.items()},
         axes=[quote_free_text(f"{key}={_text(value)}") for key, value in params.items()],
         typed=list(arguments),
     )

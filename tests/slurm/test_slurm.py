@@ -99,25 +99,28 @@ def test_a_preempted_job_goes_on_and_a_failing_one_keeps_no_other(
 def test_a_sweep_whose_process_died_loses_nothing_and_repeats_nothing(
     cluster, tmp_path, shared_cache
 ):
-    arguments = ["--multirun", *CLUSTER, *_arguments(shared_cache, "died", RATES[:2])]
+    one_at_a_time = [*CLUSTER[:2], "n_jobs=1"]
+    arguments = ["--multirun", *one_at_a_time, *_arguments(shared_cache, "died", RATES[:3])]
     process = start("train", arguments, tmp_path, **cluster)
     study = tmp_path / "runs" / "died"
-    _await(lambda: sum(step >= 100 for step in _steps(study)) == 2, process)
-    pids = {json.loads(file.read_text())["pid"] for file in study.glob(".sweeps/*/status-*.json")}
+    _await(lambda: any(step >= 100 for step in _steps(study)), process)
+    (status,) = (json.loads(f.read_text()) for f in study.glob(".sweeps/*/status-*.json"))
     process.send_signal(signal.SIGKILL)
     process.wait()
+    # One runs, two wait.
+    assert sorted(_queue(cluster, "%T")) == ["PENDING", "PENDING", "RUNNING"]
     again = start("train", arguments, tmp_path, **cluster)
-    _await(lambda: _queue(cluster, "%i") and len(_steps(study)) == 2, again)
-    # Those that ran have not been touched.
-    time.sleep(3)
-    assert all(os.path.exists(f"/proc/{pid}") for pid in pids) or min(_steps(study)) == STEPS
-    output, errors = again.communicate(timeout=400)
+    _await(lambda: len(_queue(cluster, "%A")) == 3, again)
+    # The one that runs has not been touched.
+    assert os.path.exists(f"/proc/{status['pid']}") or STEPS in _steps(study)
+    output, errors = again.communicate(timeout=500)
     assert again.returncode == 0, errors
-    assert "2 finished" in output
+    assert "3 finished" in output
+    assert len(_folders(study)) == 3
     for run in _folders(study).values():
-        steps = [line["step"] for line in metrics(run)]
-        assert steps == sorted(set(steps)) and steps[-1] == STEPS
-        assert "stopped by a signal" not in (run / "train.log").read_text()
+        log = (run / "train.log").read_text()
+        assert metrics(run)[-1]["step"] == STEPS
+        assert "stopped by a signal" not in log
 
 
 def test_ctrl_c_ends_what_runs_with_a_checkpoint_and_takes_the_rest_out_of_the_queue(
