@@ -122,7 +122,7 @@ print("peak", int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024)
 @pytest.mark.parametrize(
     "arguments", [["ffn=moe"], ["attention=gqa", "ffn=mlp"]], ids=lambda each: "+".join(each)
 )
-def test_a_process_takes_what_is_predicted(arguments, tmp_path, shared_cache):
+def test_a_process_takes_little_more_than_is_predicted(arguments, tmp_path, shared_cache):
     """Of a run as it is typed, all libraries and its validation included."""
     steps = ["recipe.max_steps=12", "recipe.num_validations=1", "recipe.val_windows=8"]
     given = [*arguments, *steps, "model=small", "recipe.batch_size=8", "recipe.seq_len=256"]
@@ -133,4 +133,5 @@ def test_a_process_takes_what_is_predicted(arguments, tmp_path, shared_cache):
     command = [sys.executable, "-c", PEAK, *given, *where]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = int(done.stdout.splitlines()[-1].removeprefix("peak "))
-    assert found == pytest.approx(predicted, rel=0.15)
+    # From 1.0 to 1.2 of it from run to run: what the C library keeps is not predicted.
+    assert 0.95 < found / predicted < 1.25
