@@ -111,8 +111,8 @@ class Book:
             "link": lambda name: self._link(name, template.parent),
             "predicted": lambda name: _score(self.measures(name)),
             "described": scale.described,
-            "waves": lambda name: scale.waves(StudyFolder(folder=self.folder / name)),
-            "num_states": lambda name: scale.num_states(StudyFolder(folder=self.folder / name)),
+            "waves": lambda name: scale.waves(self.measures(name).folder.study),
+            "num_states": lambda name: scale.num_states(self.measures(name).folder.study),
             "makespan": scale.makespan,
             "measured": lambda shape: scale.measured(self.folder, shape=shape),
         }

@@ -10,9 +10,10 @@ from typing import Any
 
 from src.config import RunConfig, compose
 from src.describe import run_hours, vocab_size
-from src.laboratory.files import StudyFolder
 from src.memory import Memory, predict_memory
 from src.model.size import Size
+from src.study.collect import Study
+from src.study.rows import own_steps
 
 PRESET = "preset=writeup"
 
@@ -49,24 +50,24 @@ def described(model: str, *fields: str) -> Model:
     return Model(config=config, size=config.architecture.measure(vocab_size=words), memory=memory)
 
 
-def waves(study: StudyFolder) -> list[list[float]]:
+def waves(study: Study) -> list[list[float]]:
     """The jobs of a study, each as the share of a whole run that it trains itself.
 
     Those that others start from come first, as in a sweep on a cluster.
     """
-    begun = {r["baseline"] for r in study.rows if int(str(r["own_steps"])) < int(str(r["steps"]))}
+    begun = {run.baseline for run in study.runs if own_steps(run) < run.steps}
     first: list[float] = []
     rest: list[float] = []
-    for row in study.rows:
-        wave = first if row["variant"] in begun else rest
-        wave.append(int(str(row["own_steps"])) / int(str(row["max_steps"])))
+    for run in study.runs:
+        wave = first if run.variant in begun else rest
+        wave.append(own_steps(run) / run.max_steps)
     return [first, rest]
 
 
-def num_states(study: StudyFolder) -> int:
+def num_states(study: Study) -> int:
     """States in the middle of a run that are kept for others to start from."""
-    spans = {(r["seed"], int(str(r["steps"])), int(str(r["own_steps"]))) for r in study.rows}
-    return len({(seed, steps - own) for seed, steps, own in spans if own < steps})
+    starts = {(run.seed, run.steps - own_steps(run)) for run in study.runs}
+    return sum(step > 0 for _, step in starts)
 
 
 def makespan(jobs: Sequence[Sequence[float]], *, num_devices: int) -> float:

@@ -8,10 +8,9 @@ from src.study import svg
 from src.study.collect import Run, Study
 from src.study.elevenths import Validation, curve_metric, validations
 from src.study.results import Analysis, ArmResult
-from src.study.svg import BLUE, FAINT, MUTED, VERMILLION, Drawing, Scale
+from src.study.svg import BLUE, FAINT, GREY, MUTED, VERMILLION, Drawing, Scale
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 264.0, 190.0, 34.0, 8.0, 38.0, 22.0
-GREY = "#9aa0a6"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from src.study.results import Analysis, ArmResult, Estimate
 from src.study.rows import frac_metric, role
 from src.study.svg import (
     BLUE,
+    GREY,
     INK,
     MUTED,
     ORANGE,
@@ -182,7 +183,7 @@ def _row(
         y = round(middle - 3 + spacing * (rank - (len(ranks) - 1) / 2), 1)
         if point.reference is not None:
             at = x(point.reference)
-            parts.append(svg.line(at, y - 4, at, y + 4, stroke="#9aa0a6", width=1.6))
+            parts.append(svg.line(at, y - 4, at, y + 4, stroke=GREY, width=1.6))
         parts.append(_mark(point, x(point.value), y))
     return "".join(parts)
 
@@ -190,7 +191,7 @@ def _row(
 def _interval(estimate: Estimate, x: Scale, *, top: float, height: float) -> str:
     """The mean as a stroke, the interval as a bar beneath the points."""
     y, mean = top + height - 4, x(estimate.mean)
-    bar = svg.line(x(estimate.low), y, x(estimate.high), y, stroke="#9aa0a6", width=2)
+    bar = svg.line(x(estimate.low), y, x(estimate.high), y, stroke=GREY, width=2)
     return bar + svg.line(mean, y - 4, mean, y + 3, stroke=INK, width=2)
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.study import svg
-from src.study.figures import MARKERS, OTHER
+from src.study.figures import MARKERS, OTHER, RADIUS
 from src.study.rates import Family, final_loss
-from src.study.svg import BLUE, FAINT, INK, MUTED, ORANGE, PURPLE, VERMILLION, Drawing, Scale
+from src.study.svg import BLUE, FAINT, GREY, INK, MUTED, ORANGE, PURPLE, VERMILLION, Drawing, Scale
 
 TITLE = "Final validation loss over learning rate, nats a token"
 
@@ -35,7 +35,14 @@ class Frame:
 
 
 WIDE = Frame(
-    width=540.0, height=300.0, left=44.0, right=130.0, top=40.0, bottom=40.0, spread=5.0, radius=4.2
+    width=540.0,
+    height=300.0,
+    left=44.0,
+    right=130.0,
+    top=40.0,
+    bottom=40.0,
+    spread=5.0,
+    radius=RADIUS,
 )
 SMALL = Frame(
     width=232.0, height=170.0, left=34.0, right=24.0, top=26.0, bottom=24.0, spread=3.0, radius=2.8
@@ -52,7 +59,8 @@ def drawing(found: Sequence[Family]) -> Drawing | None:
     if len(found) <= len(COLOURS):
         return _shared(found)
     first = found[0]
-    panels = [_alone(family, first, found) for family in found]
+    scales, rates = _scales(SMALL, found), _rates(found)
+    panels = [_alone(family, first, *scales, rates=rates) for family in found]
     grid = svg.together(panels, columns=COLUMNS)
     title = f"{TITLE}; grey: {first.label}"
     body = svg.text(0, 15, title, size=13, bold=True)
@@ -63,7 +71,7 @@ def drawing(found: Sequence[Family]) -> Drawing | None:
 def _shared(found: Sequence[Family]) -> Drawing:
     """All families in one panel, each named at its end."""
     x, y = _scales(WIDE, found)
-    parts = [svg.text(0, 15, TITLE, size=13, bold=True), _axes(WIDE, x, y, found)]
+    parts = [svg.text(0, 15, TITLE, size=13, bold=True), _axes(WIDE, x, y, _rates(found))]
     middle = (WIDE.left + WIDE.width - WIDE.right) / 2
     parts.append(
         svg.text(middle, WIDE.height - 5, "learning rate", size=11, anchor="middle", fill=MUTED)
@@ -77,25 +85,29 @@ def _shared(found: Sequence[Family]) -> Drawing:
     return Drawing(width=WIDE.width, height=WIDE.height, body="".join(parts), label=TITLE)
 
 
-def _alone(family: Family, first: Family, found: Sequence[Family]) -> Drawing:
+def _alone(family: Family, first: Family, x: Scale, y: Scale, *, rates: Sequence[float]) -> Drawing:
     """One family before the first, on the axes of all."""
-    x, y = _scales(SMALL, found)
     label = svg.fitted(family.label, SMALL.width - SMALL.left)
-    parts = [svg.text(SMALL.left, 14, label, bold=True), _axes(SMALL, x, y, found)]
+    parts = [svg.text(SMALL.left, 14, label, bold=True), _axes(SMALL, x, y, rates)]
     if family is not first:
-        parts.append(_line(first, x, y, colour="#9aa0a6"))
+        parts.append(_line(first, x, y, colour=GREY))
     parts.append(_line(family, x, y, colour=BLUE) + _points(family, SMALL, x, y))
     return Drawing(width=SMALL.width, height=SMALL.height, body="".join(parts), label=family.label)
 
 
+def _rates(found: Sequence[Family]) -> list[float]:
+    """Of all families, lowest first."""
+    return sorted({rate for family in found for rate in family.rates})
+
+
 def _scales(frame: Frame, found: Sequence[Family]) -> tuple[Scale, Scale]:
     """Of the logarithm of the rate, and of the loss."""
-    rates = [rate for family in found for rate in family.rates]
+    rates = _rates(found)
     losses = [family.loss(run) for family in found for runs in family.runs.values() for run in runs]
     pad = 0.08 * (max(losses) - min(losses)) or 0.05
     x = Scale(
-        low=math.log10(min(rates)),
-        high=math.log10(max(rates)),
+        low=math.log10(rates[0]),
+        high=math.log10(rates[-1]),
         start=frame.left + 12,
         end=frame.width - frame.right,
     )
@@ -108,10 +120,10 @@ def _scales(frame: Frame, found: Sequence[Family]) -> tuple[Scale, Scale]:
     return x, y
 
 
-def _axes(frame: Frame, x: Scale, y: Scale, found: Sequence[Family]) -> str:
+def _axes(frame: Frame, x: Scale, y: Scale, rates: Sequence[float]) -> str:
     right, base = frame.width - frame.right + 12, frame.height - frame.bottom
     parts = [svg.levels(y, frame.left, right, most=7 if frame is WIDE else 4, size=11)]
-    for rate in sorted({rate for family in found for rate in family.rates}):
+    for rate in rates:
         at = x(math.log10(rate))
         parts.append(svg.text(at, base + 18, f"{rate:g}", size=11, anchor="middle", fill=MUTED))
     parts.append(svg.line(frame.left, base, right, base, stroke=FAINT))

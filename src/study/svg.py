@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-INK, MUTED, FAINT, SHADE = "#222222", "#5f6368", "#d5d7da", "#f4f4f1"
+INK, MUTED, GREY, FAINT, SHADE = "#222222", "#5f6368", "#9aa0a6", "#d5d7da", "#f4f4f1"
 BLUE, ORANGE, VERMILLION, PURPLE = "#0072b2", "#e69f00", "#d55e00", "#cc79a7"
 """Of Okabe and Ito, whose eight colours all forms of colour-blindness can tell apart."""
 

@@ -17,6 +17,8 @@ LAUNCHER = "slurm"
 """Its option in conf/hydra/launcher."""
 
 ONE = ("nodes", "tasks_per_node")
+"""Fields of the launcher that a job has one of: a run starts its own processes."""
+
 POSITIVE = ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

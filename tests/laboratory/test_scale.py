@@ -1,11 +1,12 @@
 """What a study would cost elsewhere: its jobs, how they are shared out, measured speeds."""
 
+import dataclasses
 import json
 
 import pytest
 
 from src.laboratory.files import study_named
-from src.laboratory.scale import described, makespan, measured, waves
+from src.laboratory.scale import described, makespan, measured, num_states, waves
 from src.sweep.plan import make_plan
 
 
@@ -24,11 +25,12 @@ def test_the_shares_of_the_committed_study_are_those_of_its_plan():
         sorted(cell.own_steps / cell.config.recipe.max_steps for cell in wave)
         for wave in plan.waves()
     ]
-    study = study_named("stability")
+    study = study_named("stability").study
     names = {cell.config.variant_name for cell in plan.cells}
-    study.rows[:] = [
-        r for r in study.rows if r["variant"] in names and r["seed"] in ("1000", "1001")
-    ]
+    runs = [run for run in study.runs if run.variant in names and run.seed in (1000, 1001)]
+    study = dataclasses.replace(study, runs=runs)
+    starts = {(cell.config.seed, cell.first_step) for cell in plan.cells if cell.first_step}
+    assert num_states(study) == len(starts)
     assert [sorted(wave) for wave in waves(study)] == planned
 
 

@@ -142,7 +142,7 @@ def test_ctrl_c_ends_what_runs_with_a_checkpoint_and_takes_the_rest_out_of_the_q
 
 
 def test_shared_beginnings_several_processes_and_the_parent_run_are_as_on_one_machine(
-    cluster, tmp_path, shared_cache, monkeypatch
+    cluster, tmp_path, shared_cache
 ):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     own = ["study=shared", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
