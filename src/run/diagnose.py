@@ -13,6 +13,7 @@ from src.errors import InputError
 from src.foreign import running
 from src.given import choice, number
 from src.run.precision import PRECISIONS, context_for
+from src.run.state import recorded_device
 from src.run.suspect import Suspect, entries_for, read_suspect
 from src.watch.again import loss_again, router_figures
 from src.watch.causes import Evidence, cause, describe
@@ -146,7 +147,9 @@ def _show(suspect: Suspect, answer: Mapping[str, Any]) -> None:
         terminal.warn(suspect.note)
     terminal.say(f"{answer['line']} ({answer['precision']})")
     if answer["reproduced"] is False:
-        terminal.warn(f"not as recorded: {answer['recorded']}")
+        then = recorded_device(suspect.saved)
+        where = "" if then == "cpu" else f" on {then} (this is the CPU)"
+        terminal.warn(f"not as recorded{where}: {answer['recorded']}")
     if not answer["finite"]:
         terminal.say(f"cause: {answer['cause']}")
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from src import terminal
 from src.errors import InputError
@@ -17,14 +18,21 @@ from src.restore import (
     weights_of,
     with_vocabulary_of,
 )
-from src.run.state import STATE, check_state, is_external, is_incident, is_run
+from src.run.state import (
+    STATE,
+    check_state,
+    is_external,
+    is_incident,
+    is_run,
+    recorded_device,
+)
 from src.saved import read_tensors
 from src.training.guard import StepGuard
 from src.training.recipe import GuardConfig
 from src.training.task import LanguageModelTask
 from src.watch.again import autocast_for, loss_again, router_figures
 from src.watch.causes import describe
-from src.watch.trace import Finding, is_same, trace
+from src.watch.trace import Finding, is_alike, is_same, trace
 
 CHANGEABLE = ("model", "attention", "ffn", "recipe")
 """Sections in which a replay can have other values."""
@@ -34,6 +42,9 @@ REPLAYABLE = {"z_loss_weight"}
 
 def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     """Shows what the step does now; returns the exit code.
+
+    What was recorded on a GPU runs on one again where there is one, else on the CPU, whose numbers
+    are others.
 
     Args:
         incident: the folder that the recorder wrote.
@@ -49,7 +60,8 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     check_state(state, what=f"incident={incident}")
     if not (is_incident(state) and is_run(state)):
         raise InputError(f"incident={incident}: is no incident of a run of src.train")
-    finding, router = _run(incident, state, changes)
+    device = _device_for(state)
+    finding, router = _run(incident, state, changes, device)
     recorded = state["incident"]
     answer = {
         "recorded": recorded["line"],
@@ -68,13 +80,24 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
         terminal.say(f"reproduced: {same}")
     elif answer["averted"]:
         terminal.say("the step would have been averted")
+    elif changes:
+        terminal.say("the step fails with these values, too")
+    elif is_alike(finding, recorded["finding"]):
+        where = f"recorded on {recorded_device(state)}, run on {device.type}"
+        terminal.say(f"the same operation on other numbers: {where}")
     else:
-        terminal.say("the step fails with these values, too" if changes else "not as recorded")
+        terminal.say("not as recorded")
     return 0
 
 
+def _device_for(state: Mapping[str, Any]) -> torch.device:
+    """Where the step is run again."""
+    is_there = torch.cuda.is_available()
+    return torch.device("cuda" if recorded_device(state) == "cuda" and is_there else "cpu")
+
+
 def _run(
-    incident: Path, state: Mapping[str, Any], changes: Mapping[str, Any]
+    incident: Path, state: Mapping[str, Any], changes: Mapping[str, Any], device: torch.device
 ) -> tuple[Finding | None, dict[str, float]]:
     recipe_changes = set(changes.get("recipe") or {}) - REPLAYABLE
     if recipe_changes:
@@ -125,11 +148,14 @@ def _run(
             if field not in typed:
                 setattr(task.get_submodule(path), field, value)
 
+    task.to(device)
+
     def precision() -> AbstractContextManager[Any]:
-        return autocast_for(state["precision"])
+        return autocast_for(state["precision"], device.type)
 
     batches = state["batches"]
-    for entry in batches:
+    for saved in batches:
+        entry = {**saved, "batch": move_data_to_device(saved["batch"], device)}
         again = loss_again(task, entry, precision, accumulate=len(batches))
         finding = trace(task, again, batch=entry["batch"])
         if finding is not None:

@@ -139,3 +139,8 @@ INCIDENT: dict[str, Callable[[Any], bool]] = {
     "router_values": lambda value: _is_table(value) and all(map(_is_table, value.values())),
 }
 """What the recorder writes, and whether a value can be it."""
+
+
+def recorded_device(state: Mapping[str, Any]) -> str:
+    """cpu or cuda; incidents of before it was kept are the CPU's."""
+    return str(state.get("device", "cpu"))

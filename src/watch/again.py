@@ -88,10 +88,10 @@ def _nowhere(*_: Any, **__: Any) -> None:
     """Takes what is logged."""
 
 
-def autocast_for(precision: str) -> AbstractContextManager[Any]:
-    """The context of a training step on the CPU in one of the precisions of AUTOCAST."""
+def autocast_for(precision: str, device: str = "cpu") -> AbstractContextManager[Any]:
+    """The context of a training step in one of the precisions of AUTOCAST."""
     dtype = AUTOCAST[precision]
-    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+    return nullcontext() if dtype is None else torch.autocast(device, dtype)
 
 
 @contextmanager

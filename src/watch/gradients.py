@@ -100,7 +100,8 @@ class GradientWatch(StepCallback):
         flat = [gradient for values in gradients.values() for gradient in values]
         if not flat:
             return
-        self._figures["grad/nonfinite_tensors"] = torch.tensor(float(self.num_nonfinite))
+        count = flat[0].new_tensor(float(self.num_nonfinite), dtype=torch.float32)
+        self._figures["grad/nonfinite_tensors"] = count
         for group, values in gradients.items():
             if values:
                 norm = torch.nn.utils.get_total_norm(values)

@@ -263,6 +263,7 @@ class IncidentRecorder(StepCallback):
             "precision": str(trainer.precision_plugin.precision),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "threads": torch.get_num_threads(),
+            "device": trainer.strategy.root_device.type,
             # Values that an option may have set in the middle of the run.
             "router_values": {
                 path: {

@@ -77,10 +77,16 @@ def is_same(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool
         finding: of now.
         recorded: of then, as `plain` gives it.
     """
+    return is_alike(finding, recorded) and (
+        finding is None or recorded is None or finding.digest == recorded["digest"]
+    )
+
+
+def is_alike(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:
+    """Whether it is the same operation of the same module, on whatever numbers."""
     if finding is None or recorded is None:
         return finding is None and recorded is None
-    now = finding.plain()
-    return all(now[name] == recorded[name] for name in ("module", "operation", "digest"))
+    return (finding.module, finding.operation) == (recorded["module"], recorded["operation"])
 
 
 @dataclass(frozen=True, kw_only=True)
