@@ -52,10 +52,11 @@ def test_bf16_trains_nearly_as_float32(tiny):
     assert metrics(mixed)[-1]["val/loss"] == pytest.approx(metrics(exact)[-1]["val/loss"], rel=0.02)
 
 
-def test_a_compiled_step_trains_as_an_eager_one(tiny):
-    given = [*tiny, *SOFT, "ffn=moe", GPU]
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_compiled_step_trains_as_an_eager_one(precision, tiny):
+    given = [*tiny, *SOFT, "ffn=moe", GPU, f"recipe.precision={precision}"]
     eager, compiled = (train(given, f"compile={on}", f"study={on}") for on in ("false", "true"))
-    assert_close(eager, compiled, rel=1e-4)
+    assert_close(eager, compiled, rel=1e-4 if precision == "32-true" else 1e-2)
 
 
 def test_checkpointed_blocks_train_alike(tiny):
@@ -76,17 +77,21 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny, monkeypatch):
     assert_close(whole, again, rel=1e-5)
 
 
-def test_a_failure_is_named_as_on_the_cpu_and_found_again(tiny):
+def test_a_failure_is_named_as_on_the_cpu_and_found_again(tiny, capsys):
     where = [argument for argument in tiny if argument.startswith("paths.")]
     given = ["preset=crash", FLOAT32, "tracking=local", *where]
     findings = []
     for trainer in ("cpu", "gpu"):
         run = train(given, f"trainer={trainer}", f"study={trainer}")
         first = sorted((run / "incidents").glob("*/incident.json"))[0]
+        capsys.readouterr()
         assert replay.main([f"incident={first.parent}"]) == 0
+        assert "reproduced: the same tensor, bitwise" in capsys.readouterr().out
         findings.append(json.loads(first.read_text())["finding"])
     one, two = findings
-    for field in ("phase", "operation", "module", "dtype"):
+    # Which layer comes first hangs on last bits.
+    assert one["module"].endswith(".ffn.router") and two["module"].endswith(".ffn.router")
+    for field in ("phase", "operation", "dtype"):
         assert one[field] == two[field]
 
 

@@ -22,7 +22,8 @@ def grouped_product(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tens
         weight_EOI: of the dtype of the rows.
         ends_E: int32, the row behind the last of each group; the last one is N.
     """
-    if rows_NI.device.type == "cpu" and torch.compiler.is_compiling():
+    is_compilable = rows_NI.dtype == torch.bfloat16 and rows_NI.device.type != "cpu"
+    if torch.compiler.is_compiling() and not is_compilable:
         product: Tensor = _compilable(rows_NI, weight_EOI, ends_E)
         return product
     return _grouped_mm(rows_NI, weight_EOI, ends_E)
@@ -39,7 +40,8 @@ def _grouped_mm(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(rows_NI, weight_EOI.transpose(1, 2), offs=ends_E)[:, :outputs]
 
 
-# On a CPU PyTorch's kernel is one product a group as well, but does not compile in float32.
+# On a CPU, and in float32 on a GPU, PyTorch's kernel is one product a group as well, but does not
+# compile.
 @torch.library.custom_op("src::grouped_product", mutates_args=())
 def _compilable(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     product_NO = rows_NI.new_empty(len(rows_NI), weight_EOI.shape[1])
