@@ -42,6 +42,14 @@ def tiny(tmp_path, monkeypatch, shared_cache):
 
 
 @pytest.fixture(autouse=True)
+def _on_the_cpu(request, monkeypatch):
+    """Whose numbers are the same again bit by bit; also where a GPU is, but for tests of that."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(autouse=True)
 def _same_numerics():
     """Runs set these for the process; tests begin alike."""
     torch.set_num_threads(1)

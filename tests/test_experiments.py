@@ -14,6 +14,8 @@ from src.laboratory import front
 from src.laboratory.files import studies, study_named
 from src.laboratory.page import TEMPLATE, Book
 from src.laboratory.predictions import RIGHT, WRONG, predictions
+from src.laboratory.run_figure import run_figure
+from src.laboratory.single import FIGURE, single_runs
 from src.study.analysis import arm_results
 from src.study.collect import collect
 from src.study.report import read_csv, write_report
@@ -28,6 +30,8 @@ STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/README.m
 SWEPT = list(studies())
 
 RUN = [study for study in SWEPT if study.has_results]
+
+SINGLE = list(single_runs(ROOT / "experiments").values())
 
 BOOK = Book()
 
@@ -57,7 +61,7 @@ def test_the_numbers_of_a_page_are_those_of_its_results(template):
 
 
 def test_the_figure_of_the_front_page_is_that_of_its_results():
-    drawing = front.front_figure(BOOK.measures(front.STUDY)).svg()
+    drawing = front.front_figure(BOOK.measures(front.STUDY)).svg(standalone=True)
     assert (BOOK.folder / front.FILE).read_text() == drawing
 
 
@@ -80,7 +84,13 @@ def test_confirmatory_seeds_are_none_that_chose_a_setting(study):
     assert min(int(row["seed"]) for row in study.rows) >= 1000
 
 
-@pytest.mark.parametrize("study", SWEPT, ids=lambda study: study.name)
+@pytest.mark.parametrize("run", SINGLE, ids=lambda run: run.name)
+def test_the_figure_of_a_single_run_is_that_of_its_curve(run):
+    assert (run.folder / FIGURE).read_text() == run_figure(run).svg(standalone=True)
+    assert all(p.verdict(run.words()) in (RIGHT, WRONG) for p in predictions(run.folder))
+
+
+@pytest.mark.parametrize("study", [*SWEPT, *SINGLE], ids=lambda study: study.name)
 @pytest.mark.skipif(
     not has_history(), reason="the history is not here: a shallow clone, an archive"
 )

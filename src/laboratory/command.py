@@ -13,6 +13,8 @@ from src.laboratory import front
 from src.laboratory.compare import Comparison, compare
 from src.laboratory.files import BOOK, StudyFolder, studies, study_named
 from src.laboratory.page import TEMPLATE, Book
+from src.laboratory.run_figure import run_figure
+from src.laboratory.single import FIGURE, SingleRun, bring, single_runs
 from src.run.lifecycle import finished_record
 from src.study.collect import collect
 from src.study.endpoints import has_ended
@@ -159,19 +161,38 @@ def write_book(given: Mapping[str, Any]) -> int:
     """
     paths = _paths(given)
     runs, folder = Path(str(paths["runs"])), _book(paths)
-    for study in [] if given["studies"] is None else _chosen(given["studies"], folder):
+    swept, single = _to_bring(given["studies"], folder)
+    for study in swept:
         _bring(study, runs)
         terminal.say(f"{study.folder}: results.csv, arms.csv, figures")
+    for run in single:
+        bring(run, runs)
+        (run.folder / FIGURE).parent.mkdir(exist_ok=True)
+        (run.folder / FIGURE).write_text(run_figure(run).svg(standalone=True), encoding="utf-8")
+        terminal.say(f"{run.folder}: results.csv, figures, incident.json where there was one")
     book = Book(folder)
     # All of them first: where one asks for what is not there, none is written.
     texts = {book.target(template): book.page(template) for template in book.templates()}
     if (folder / front.STUDY / "results.csv").is_file():
         (folder / front.FILE).parent.mkdir(exist_ok=True)
-        texts[folder / front.FILE] = front.front_figure(book.measures(front.STUDY)).svg()
+        texts[folder / front.FILE] = front.front_figure(book.measures(front.STUDY)).svg(
+            standalone=True
+        )
     for page, text in texts.items():
         page.write_text(text, encoding="utf-8")
         terminal.say(str(page))
     return cli.OK
+
+
+def _to_bring(value: Any, folder: Path) -> tuple[list[StudyFolder], list[SingleRun]]:
+    """Those that the field `studies` names; null names none."""
+    if value is None:
+        return [], []
+    names = value if isinstance(value, list) else [value]
+    known = single_runs(folder)
+    swept = [name for name in names if name not in known]
+    chosen = _chosen(swept, folder) if swept or not names else []
+    return chosen, [known[name] for name in names if name in known]
 
 
 def _bring(study: StudyFolder, runs: Path) -> None:

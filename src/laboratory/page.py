@@ -15,6 +15,7 @@ from src.laboratory.chosen import UndecidedError
 from src.laboratory.files import BOOK, STUDY_FILE, StudyFolder, studies
 from src.laboratory.measures import Measures
 from src.laboratory.predictions import RIGHT, UNDECIDED, WRONG, predictions
+from src.laboratory.single import RUN_FILE, single_runs
 from src.study import digits
 from src.study.cells import AnyRow
 from src.study.overview import arms_table
@@ -66,7 +67,9 @@ class Book:
         """What predictions and the page of a study may say."""
         measures = self.measures(name)
         return measures.words() | {
-            "predictions_table": lambda: _predictions_table(measures),
+            "predictions_table": lambda: _predictions_table(
+                measures.folder.folder, measures.words()
+            ),
             "arms_table": lambda *columns: _arms_table(measures, columns),
         }
 
@@ -77,7 +80,8 @@ class Book:
 
     def _is_told(self, file: Path) -> bool:
         """Whether its own study, and those that its first line says it needs, have been run."""
-        needed = [file.parent.name] if (file.parent / STUDY_FILE).is_file() else []
+        is_run = any((file.parent / name).is_file() for name in (STUDY_FILE, RUN_FILE))
+        needed = [file.parent.name] if is_run else []
         first = file.read_text(encoding="utf-8").partition("\n")[0]
         if found := NEEDS.fullmatch(first):
             needed += found[1].split(", ")
@@ -116,8 +120,14 @@ class Book:
             "makespan": scale.makespan,
             "measured": lambda shape: scale.measured(self.folder, shape=shape),
         }
-        if (template.parent / STUDY_FILE).is_file():
-            words |= self.words(template.parent.name)
+        runs = single_runs(self.folder)
+        words["run"] = lambda name: runs[name].words()
+        folder = template.parent
+        if (folder / STUDY_FILE).is_file():
+            words |= self.words(folder.name)
+        elif folder.name in runs:
+            own = runs[folder.name].words()
+            words |= own | {"predictions_table": lambda: _predictions_table(folder, own)}
         try:
             text = _environment().from_string(template.read_text(encoding="utf-8")).render(words)
         except Exception as error:
@@ -166,10 +176,9 @@ def _p(value: float) -> str:
     return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
 
 
-def _predictions_table(measures: Measures) -> str:
-    words = measures.words()
+def _predictions_table(folder: Path, words: Mapping[str, Any]) -> str:
     lines = ["| predicted before the runs | wanted | found | |", "|---|---|--:|---|"]
-    for prediction in predictions(measures.folder.folder):
+    for prediction in predictions(folder):
         found = prediction.found(words)
         shown = digits.NONE if found is None else f"{found:.4g}"
         mark = MARKS[prediction.verdict(words)]
