@@ -16,6 +16,7 @@ from src.config import RunConfig
 from src.external import ExternalConfig
 from src.model import Transformer
 from src.model.architecture import ModelParts
+from src.model.ffn.moe import MoEConfig
 from src.streams import generator
 from src.training.chunked import CHUNK, saves_memory
 
@@ -23,6 +24,9 @@ FLOAT32 = 4
 
 PROGRAM_BYTES = {"cpu": 510 * 2**20, "cuda": 500 * 2**20}
 """What is there before a model is: Python and its libraries, or a context of CUDA."""
+
+KERNEL_BYTES = 530 * 2**20
+"""oneDNN's products in bfloat16, as many as src.allocator lets it keep; measured at two sizes."""
 
 WORKING_STATES = 4
 """Tensors of a layer's states (B, T, D) that its backward pass has at once."""
@@ -32,9 +36,9 @@ WORKING_STATES = 4
 class Memory:
     """Bytes at the peak of a training process, on the device where the model is.
 
-    Those of tensors that are there. What an allocator holds beyond them is not counted: little on a
-    GPU; on a CPU up to a fifth, and two thirds for experts in bfloat16, because glibc's heap and
-    oneDNN's kernels grow with every number of tokens that a batch gives an expert. Activations are
+    Those of tensors that are there, and of programs. What an allocator holds beyond them is not
+    counted: little on a GPU; on a CPU up to a fifth, for experts in bfloat16 up to four tenths, because
+    glibc's heap grows with every number of tokens that a batch gives an expert. Activations are
     those of a CPU, whose attention keeps its probabilities in float32, which a GPU's does not.
     """
 
@@ -56,11 +60,14 @@ class Memory:
     """Logits of a validation batch, which are there while gradients and activations are not."""
     program: int
     """Libraries and their state."""
+    kernels: int
+    """On a CPU, of experts in bfloat16: a kernel for every number of tokens that one may get."""
 
     @property
     def kept(self) -> int:
         """What is there all the time."""
-        return self.weights + self.moments + self.buckets + self.averages + self.program
+        programs = self.program + self.kernels
+        return self.weights + self.moments + self.buckets + self.averages + programs
 
     @property
     def step(self) -> int:
@@ -99,6 +106,9 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
         two = counts[2, 1] + (rows - 1) * (counts[2, 2] - counts[2, 1])
         return one + (number - 1) * (two - one)
 
+    device = config.trainer.device_type
+    has_experts = isinstance(architecture.ffn, MoEConfig)
+    is_bf16 = recipe.precision == "bf16-mixed"
     num_layers = model.num_layers
     tokens = rows * recipe.seq_len
     a_block = blocks(2) - blocks(1)
@@ -118,7 +128,8 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
         + _loss_bytes(config, vocab_size, tokens=tokens, hidden_dim=model.hidden_dim),
         working=again + WORKING_STATES * states,
         validation=_logits_bytes(config, vocab_size, recipe.val_rows * recipe.seq_len),
-        program=PROGRAM_BYTES[config.trainer.device_type],
+        program=PROGRAM_BYTES[device],
+        kernels=KERNEL_BYTES if device == "cpu" and has_experts and is_bf16 else 0,
     )
 
 

@@ -80,7 +80,7 @@ def test_a_step_takes_what_is_predicted(arguments, tmp_path, monkeypatch):
 def test_the_peak_is_weights_moments_and_the_greater_of_the_rest():
     memory = predict_memory(compose("train", [*BASE, "stability=ema"]), vocab_size=257)
     assert memory.averages == memory.weights == memory.gradients == memory.moments // 2
-    parts = memory.weights + memory.moments + memory.averages + memory.program
+    parts = memory.weights + memory.moments + memory.averages + memory.program + memory.kernels
     assert memory.peak == parts + memory.activations + memory.working
 
 
@@ -118,15 +118,31 @@ print("peak", int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024)
 """
 
 
+def test_experts_in_bf16_have_kernels_on_a_cpu():
+    def kernels(*fields):
+        return predict_memory(compose("train", [*BASE, *fields]), vocab_size=257).kernels
+
+    assert kernels("ffn=moe", "recipe.precision=bf16-mixed") > 0
+    assert kernels("ffn=moe", "recipe.precision=32-true") == 0
+    assert kernels("ffn=mlp", "recipe.precision=bf16-mixed") == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments", [["ffn=moe"], ["attention=gqa", "ffn=mlp"]], ids=lambda each: "+".join(each)
+    "arguments",
+    [
+        ["ffn=moe", "recipe.precision=32-true"],
+        ["ffn=moe", "recipe.precision=bf16-mixed"],
+        ["attention=gqa", "ffn=mlp", "recipe.precision=32-true"],
+        ["attention=gqa", "ffn=mlp", "recipe.precision=bf16-mixed"],
+    ],
+    ids=lambda each: "+".join(each),
 )
 def test_a_process_takes_little_more_than_is_predicted(arguments, tmp_path, shared_cache):
     """Of a run as it is typed, all libraries and its validation included."""
     steps = ["recipe.max_steps=12", "recipe.num_validations=1", "recipe.val_windows=8"]
     given = [*arguments, *steps, "model=small", "recipe.batch_size=8", "recipe.seq_len=256"]
-    given += ["tokenizer=byte", "recipe.precision=32-true", "trainer=cpu"]
+    given += ["tokenizer=byte", "trainer=cpu"]
     config = compose("train", given)
     predicted = predict_memory(config, vocab_size=257).peak
     where = ["tracking=local", f"paths.cache={shared_cache}", f"paths.runs={tmp_path}/runs"]
