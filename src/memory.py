@@ -37,9 +37,9 @@ class Memory:
     """Bytes at the peak of a training process, on the device where the model is.
 
     Those of tensors that are there, and of programs. What an allocator holds beyond them is not
-    counted: little on a GPU; on a CPU up to a fifth, for experts in bfloat16 up to four tenths, because
-    glibc's heap grows with every number of tokens that a batch gives an expert. Activations are
-    those of a CPU, whose attention keeps its probabilities in float32, which a GPU's does not.
+    counted: little on a GPU; on a CPU up to a fifth, for experts in bfloat16 up to four tenths,
+    because glibc's heap grows with every number of tokens that a batch gives an expert. Activations
+    are those of a CPU, whose attention keeps its probabilities in float32, which a GPU's does not.
     """
 
     weights: int
