@@ -164,7 +164,7 @@ def _wrapped(text: str) -> str:
     return "\n\n".join(
         textwrap.fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
         + ("\n" if block.endswith("\n") else "")
-        if block[:1].isalnum() or block.startswith(("**", '"', "`"))
+        if block[:1].isalnum() or block.startswith(("*", '"', "`"))
         else block
         for block in blocks
     )
