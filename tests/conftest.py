@@ -41,12 +41,17 @@ def tiny(tmp_path, monkeypatch, shared_cache):
     return [*TINY, f"paths.cache={shared_cache}"]
 
 
-@pytest.fixture(autouse=True)
-def _on_the_cpu(request, monkeypatch):
-    """Whose numbers are the same again bit by bit; also where a GPU is, but for tests of that."""
-    if request.node.get_closest_marker("gpu") is None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """On the CPU, where numbers are the same again bit by bit, also where a GPU is.
+
+    A hook, because fixtures of a module that train come before those of a test.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("gpu") is None:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

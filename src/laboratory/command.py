@@ -89,6 +89,8 @@ def _chosen(value: Any, book: Path) -> list[StudyFolder]:
     if value is None:
         return list(studies(book))
     names = value if isinstance(value, list) else [value]
+    if single := single_runs(book).keys() & set(map(str, names)):
+        raise InputError(f"studies={single.pop()}: is one large run; its page has its command")
     if not names:
         raise InputError("studies=[]: names none; null is all of them")
     return [study_named(str(name), book) for name in names]
@@ -167,18 +169,18 @@ def write_book(given: Mapping[str, Any]) -> int:
         terminal.say(f"{study.folder}: results.csv, arms.csv, figures")
     for run in single:
         bring(run, runs)
-        (run.folder / FIGURE).parent.mkdir(exist_ok=True)
-        (run.folder / FIGURE).write_text(run_figure(run).svg(standalone=True), encoding="utf-8")
-        terminal.say(f"{run.folder}: results.csv, figures, incident.json where there was one")
+        terminal.say(f"{run.folder}: results.csv, incident.json where there was one")
     book = Book(folder)
     # All of them first: where one asks for what is not there, none is written.
     texts = {book.target(template): book.page(template) for template in book.templates()}
     if (folder / front.STUDY / "results.csv").is_file():
-        (folder / front.FILE).parent.mkdir(exist_ok=True)
-        texts[folder / front.FILE] = front.front_figure(book.measures(front.STUDY)).svg(
-            standalone=True
-        )
+        drawing = front.front_figure(book.measures(front.STUDY))
+        texts[folder / front.FILE] = drawing.svg(standalone=True)
+    for run in book.runs.values():
+        if run.has_results:
+            texts[run.folder / FIGURE] = run_figure(run).svg(standalone=True)
     for page, text in texts.items():
+        page.parent.mkdir(exist_ok=True)
         page.write_text(text, encoding="utf-8")
         terminal.say(str(page))
     return cli.OK
@@ -188,11 +190,12 @@ def _to_bring(value: Any, folder: Path) -> tuple[list[StudyFolder], list[SingleR
     """Those that the field `studies` names; null names none."""
     if value is None:
         return [], []
-    names = value if isinstance(value, list) else [value]
+    names = [str(name) for name in (value if isinstance(value, list) else [value])]
     known = single_runs(folder)
+    single = [known[name] for name in names if name in known]
     swept = [name for name in names if name not in known]
-    chosen = _chosen(swept, folder) if swept or not names else []
-    return chosen, [known[name] for name in names if name in known]
+    # No names at all are told as those of studies are.
+    return _chosen(swept, folder) if swept or not single else [], single
 
 
 def _bring(study: StudyFolder, runs: Path) -> None:

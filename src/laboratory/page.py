@@ -15,7 +15,7 @@ from src.laboratory.chosen import UndecidedError
 from src.laboratory.files import BOOK, STUDY_FILE, StudyFolder, studies
 from src.laboratory.measures import Measures
 from src.laboratory.predictions import RIGHT, UNDECIDED, WRONG, predictions
-from src.laboratory.single import RUN_FILE, single_runs
+from src.laboratory.single import single_runs
 from src.study import digits
 from src.study.cells import AnyRow
 from src.study.overview import arms_table
@@ -48,6 +48,7 @@ class Book:
 
     def __init__(self, folder: Path = BOOK) -> None:
         self.folder = folder
+        self.runs = single_runs(folder)
         self._measures: dict[str, Measures] = {}
 
     def measures(self, name: str) -> Measures:
@@ -80,8 +81,10 @@ class Book:
 
     def _is_told(self, file: Path) -> bool:
         """Whether its own study, and those that its first line says it needs, have been run."""
-        is_run = any((file.parent / name).is_file() for name in (STUDY_FILE, RUN_FILE))
-        needed = [file.parent.name] if is_run else []
+        name = file.parent.name
+        if name in self.runs and not self.runs[name].has_results:
+            return False
+        needed = [name] if (file.parent / STUDY_FILE).is_file() else []
         first = file.read_text(encoding="utf-8").partition("\n")[0]
         if found := NEEDS.fullmatch(first):
             needed += found[1].split(", ")
@@ -95,6 +98,12 @@ class Book:
             return f"{name} (not run yet)"
         up = "" if place == self.folder else "../"
         return f"[{name}]({up}{name}/README.md)"
+
+    def _score(self, name: str) -> Mapping[str, int]:
+        """Predictions by what became of them."""
+        words = self.runs[name].words if name in self.runs else self.measures(name).words()
+        verdicts = [p.verdict(words) for p in predictions(self.folder / name)]
+        return {mark: verdicts.count(mark) for mark in MARKS}
 
     def target(self, template: Path) -> Path:
         """The page that a template is for."""
@@ -113,20 +122,19 @@ class Book:
             "studies": [study.name for study in studies(self.folder) if study.has_results],
             "unrun": [study.name for study in studies(self.folder) if not study.has_results],
             "link": lambda name: self._link(name, template.parent),
-            "predicted": lambda name: _score(self.measures(name)),
+            "predicted": self._score,
             "described": scale.described,
             "waves": lambda name: scale.waves(self.measures(name).folder.study),
             "num_states": lambda name: scale.num_states(self.measures(name).folder.study),
             "makespan": scale.makespan,
+            "run": lambda name: self.runs[name].words,
             "measured": lambda shape: scale.measured(self.folder, shape=shape),
         }
-        runs = single_runs(self.folder)
-        words["run"] = lambda name: runs[name].words()
         folder = template.parent
         if (folder / STUDY_FILE).is_file():
             words |= self.words(folder.name)
-        elif folder.name in runs:
-            own = runs[folder.name].words()
+        elif folder.name in self.runs:
+            own = self.runs[folder.name].words
             words |= own | {"predictions_table": lambda: _predictions_table(folder, own)}
         try:
             text = _environment().from_string(template.read_text(encoding="utf-8")).render(words)
@@ -164,7 +172,7 @@ def _wrapped(text: str) -> str:
     return "\n\n".join(
         textwrap.fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
         + ("\n" if block.endswith("\n") else "")
-        if block[:1].isalnum() or block.startswith(("*", '"', "`"))
+        if re.match(r"\w|[*\"]|`(?!``)", block)
         else block
         for block in blocks
     )
@@ -184,13 +192,6 @@ def _predictions_table(folder: Path, words: Mapping[str, Any]) -> str:
         mark = MARKS[prediction.verdict(words)]
         lines.append(f"| {prediction.says} | {prediction.expected()} | {shown} | {mark} |")
     return "\n".join(lines)
-
-
-def _score(measures: Measures) -> Mapping[str, int]:
-    """Predictions by what became of them."""
-    words = measures.words()
-    verdicts = [p.verdict(words) for p in predictions(measures.folder.folder)]
-    return {name: verdicts.count(name) for name in MARKS}
 
 
 def _arms_table(measures: Measures, columns: tuple[str, ...]) -> str:

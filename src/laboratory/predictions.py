@@ -49,8 +49,7 @@ class Prediction:
             value = environment.compile_expression(self.measure, undefined_to_none=False)(**words)
         except (UndecidedError, ZeroDivisionError):
             return None
-        assert value is not None
-        return float(value)
+        return None if value is None else float(value)
 
     def verdict(self, words: Mapping[str, Any]) -> str:
         """right, wrong or undecided."""

@@ -19,13 +19,12 @@ def run_figure(run: SingleRun) -> Drawing:
         (row["step"], row["nonfinite_batches"]) for row in run.rows if "nonfinite_batches" in row
     ]
     upper = Scale(low=0, high=max(usual), start=MIDDLE, end=TOP)
-    lower = Scale(
-        low=0, high=max(1.0, *(count for _, count in lost)), start=HEIGHT - BOTTOM, end=MIDDLE + GAP
-    )
+    most = max([1.0, *(count for _, count in lost)])
+    lower = Scale(low=0, high=most, start=HEIGHT - BOTTOM, end=MIDDLE + GAP)
     parts = [
         svg.text(LEFT, TOP - 12, "training loss, nats a token", size=12.5, bold=True),
         svg.levels(upper, LEFT, WIDTH - RIGHT, most=6, size=10.5),
-        svg.text(LEFT, MIDDLE + GAP - 10, "batches that were not finite", size=12.5, bold=True),
+        svg.text(LEFT, MIDDLE + GAP - 10, "batches not finite so far", size=12.5, bold=True),
         svg.levels(lower, LEFT, WIDTH - RIGHT, most=4, size=10.5),
     ]
     parts += [

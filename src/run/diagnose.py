@@ -19,7 +19,7 @@ from src.watch.again import loss_again, router_figures
 from src.watch.causes import Evidence, cause, describe
 from src.watch.incident import weight_absmax
 from src.watch.margins import Margin, margins_of
-from src.watch.trace import Finding, is_same
+from src.watch.trace import Finding, is_alike, is_same
 
 NO_TRAINER = "is not attached to a `Trainer`"
 """In what a LightningModule raises that is asked for its trainer, or for what the trainer holds."""
@@ -137,6 +137,8 @@ def _answer(
         "finding": None if finding is None else finding.plain(),
         "recorded": suspect.saved["incident"]["line"] if suspect.is_incident else None,
         "reproduced": is_same(finding, suspect.recorded) if suspect.is_incident else None,
+        "alike": is_alike(finding, suspect.recorded) if suspect.is_incident else None,
+        "recorded_on": recorded_device(suspect.saved) if suspect.is_incident else None,
         "precision": suspect.precision,
         "nearest": [margin.plain() for margin in nearest],
     }
@@ -147,9 +149,10 @@ def _show(suspect: Suspect, answer: Mapping[str, Any]) -> None:
         terminal.warn(suspect.note)
     terminal.say(f"{answer['line']} ({answer['precision']})")
     if answer["reproduced"] is False:
-        then = recorded_device(suspect.saved)
-        where = "" if then == "cpu" else f" on {then} (this is the CPU)"
-        terminal.warn(f"not as recorded{where}: {answer['recorded']}")
+        how = "not as recorded"
+        if answer["alike"]:
+            how = f"the same operation on other numbers than on {answer['recorded_on']}"
+        terminal.warn(f"{how}: {answer['recorded']}")
     if not answer["finite"]:
         terminal.say(f"cause: {answer['cause']}")
         return

@@ -67,6 +67,9 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
         "recorded": recorded["line"],
         "now": "all is finite" if finding is None else describe(finding, router, None),
         "reproduced": not changes and is_same(finding, recorded["finding"]),
+        "alike": is_alike(finding, recorded["finding"]),
+        "recorded_on": recorded_device(state),
+        "run_on": device.type,
         "averted": finding is None and recorded["finding"] is not None,
         "finding": None if finding is None else finding.plain(),
     }
@@ -82,8 +85,8 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
         terminal.say("the step would have been averted")
     elif changes:
         terminal.say("the step fails with these values, too")
-    elif is_alike(finding, recorded["finding"]):
-        where = f"recorded on {recorded_device(state)}, run on {device.type}"
+    elif answer["alike"]:
+        where = f"recorded on {answer['recorded_on']}, run on {answer['run_on']}"
         terminal.say(f"the same operation on other numbers: {where}")
     else:
         terminal.say("not as recorded")

@@ -31,6 +31,8 @@ def check_state(saved: Mapping[str, Any], *, what: str) -> None:
     needed: dict[str, Callable[[Any], bool]] = {}
     if is_incident(saved):
         needed |= INCIDENT
+        if "device" in saved:
+            needed |= {"device": lambda value: value in ("cpu", "cuda")}
     elif is_run(saved):
         needed |= {"state_dict": _is_table, "global_step": _is_count}
     if is_run(saved):

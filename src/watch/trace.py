@@ -77,9 +77,8 @@ def is_same(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool
         finding: of now.
         recorded: of then, as `plain` gives it.
     """
-    return is_alike(finding, recorded) and (
-        finding is None or recorded is None or finding.digest == recorded["digest"]
-    )
+    same = finding is None or recorded is None or finding.digest == recorded["digest"]
+    return same and is_alike(finding, recorded)
 
 
 def is_alike(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:

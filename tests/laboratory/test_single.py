@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from src import book
+from src import book, reproduce
 from src.laboratory.chosen import UndecidedError
 from src.laboratory.single import FIGURE, SingleRun
 from tests.conftest import PACE
@@ -43,26 +43,48 @@ ARGUMENTS = ("studies=[whole]", "paths.book=experiments")
 def test_a_run_that_is_finite_is_brought_in(folder, shared_cache):
     given = described(folder, [*PACE, "ffn=moe"])
     run = train([*given, f"paths.cache={shared_cache}"])
+    (folder / "incident.json").write_text("of a run before")
     assert book.main([*ARGUMENTS]) == 0
     page = (folder / "README.md").read_text()
     assert page.startswith(f"> python -m src.train {' '.join(given)}: 12 of 12 steps, 0, 8")
     assert "| it fails | at least 1 | 0 | **wrong** |" in page
+    assert not (folder / "incident.json").exists()
+    single = SingleRun(folder=folder)
     logged = [line for line in metrics(run) if "train/loss" in line]
-    rows = SingleRun(folder=folder).rows
-    assert [row["loss"] for row in rows] == [line["train/loss"] for line in logged]
-    assert all(row["topk_sum_min"] > 0 and row["nonfinite_batches"] == 0 for row in rows)
+    assert [row["loss"] for row in single.rows] == [line["train/loss"] for line in logged]
+    assert single.words["first_nonfinite"] is None
+    norms = {line["step"]: line["grad/norm"] for line in metrics(run) if "grad/norm" in line}
+    assert single.words["grad_norm_before"] == max(norms.values())
+    assert single.recipe.warmup_steps == 1
+    later = [norm for step, norm in norms.items() if step > 1]
+    assert single.words["grad_norm_after_warmup"] == max(later) < max(norms.values())
+    stats = [line for line in metrics(run) if "moe/layer_0/topk_sum_min" in line]
+    for column, pick in (("topk_sum_min", min), ("max_violation", max)):
+        for row in single.rows:
+            layers = [
+                value
+                for line in stats
+                for name, value in line.items()
+                if line["step"] == row["step"] and name.endswith(column)
+            ]
+            assert row[column] == pick(layers)
     assert "first at step" not in (folder / FIGURE).read_text()
 
 
 def test_the_incident_of_a_run_is_brought_in_also_where_it_was_cut_off(folder, shared_cache):
     run = train([*described(folder, BROKEN), f"paths.cache={shared_cache}"])
     (run / "record.json").unlink()
+    (first,) = (run / "incidents").glob("*/incident.json")
+    # A spike is an incident, and no failure.
+    (run / "incidents" / "step-3").mkdir()
+    spike = json.loads(first.read_text()) | {"kind": "spike", "step": 3}
+    (run / "incidents" / "step-3" / "incident.json").write_text(json.dumps(spike))
     assert book.main([*ARGUMENTS]) == 0
     single = SingleRun(folder=folder)
-    (first,) = (run / "incidents").glob("*/incident.json")
-    assert single.incident == json.loads(first.read_text())
-    words = single.words()
+    assert (folder / "incident.json").read_bytes() == first.read_bytes()
+    words = single.words
     assert words["failed"] == words["by_router_underflow"] == 1
+    assert words["first_nonfinite"] == json.loads(first.read_text())["step"]
     assert words["grad_norm_before"] == max(
         row["grad_norm"] for row in single.rows if row["step"] < words["first_nonfinite"]
     )
@@ -77,4 +99,25 @@ def test_what_has_not_been_run_has_no_page_and_is_not_brought_in(folder, capsys)
         _ = SingleRun(folder=folder).rows
     capsys.readouterr()
     assert book.main([*ARGUMENTS]) == 2
-    assert "must hold one run, holds 0" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("\n") == 1
+    assert reproduce.main([*ARGUMENTS, "plan=true"]) == 2
+    assert "studies=whole: is one large run" in capsys.readouterr().err
+
+
+DAMAGED = {
+    "run.yaml": ("[", "", "arguments: text", "arguments: [study=another]"),
+    "results.csv": ("", "step,loss\n", "step,loss\n1,x\n", "loss\n1.0\n"),
+    "incident.json": ("{", "{}", "[]"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, texts in DAMAGED.items() for text in texts]
+)
+def test_a_damaged_file_is_one_line(name, text, folder, capsys):
+    described(folder, PACE)
+    (folder / "results.csv").write_text("step,loss,grad_norm\n1,2.0,1.0\n")
+    (folder / name).write_text(text)
+    assert book.main(["paths.book=experiments"]) == 2
+    error = capsys.readouterr().err
+    assert name in error and error.count("\n") == 1
