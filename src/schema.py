@@ -51,14 +51,7 @@ class TrainerConfig:
         if self.accelerator not in ("auto", "cpu", "gpu"):
             raise ValueError(f"accelerator={self.accelerator}: must be one of auto, cpu, gpu")
         if self.strategy not in ("single", "ddp"):
-            why = (
-                "; each process runs a step that failed again by itself, and with fsdp has no whole"
-                " weights for it"
-            )
-            raise ValueError(
-                f"strategy={self.strategy}: must be one of single, ddp"
-                f"{why if self.strategy == 'fsdp' else ''}"
-            )
+            raise ValueError(f"strategy={self.strategy}: must be one of single, ddp")
         if self.strategy == "single" and self.devices != 1:
             raise ValueError(
                 f"devices={self.devices}: must be 1; trainer=ddp trains one run on several"
