@@ -87,7 +87,7 @@ def test_confirmatory_seeds_are_none_that_chose_a_setting(study):
 @pytest.mark.parametrize("run", SINGLE, ids=lambda run: run.name)
 def test_the_figure_of_a_single_run_is_that_of_its_curve(run):
     assert (run.folder / FIGURE).read_text() == run_figure(run).svg(standalone=True)
-    assert all(p.verdict(run.words()) in (RIGHT, WRONG) for p in predictions(run.folder))
+    assert all(p.verdict(run.words) in (RIGHT, WRONG) for p in predictions(run.folder))
 
 
 @pytest.mark.parametrize("study", [*SWEPT, *SINGLE], ids=lambda study: study.name)
