@@ -20,16 +20,33 @@ BOOK = CONF.parent / "experiments"
 STUDY_FILE = "study.yaml"
 
 
+RESULTS_FILE = "results.csv"
+
+
 @dataclass(frozen=True, kw_only=True)
-class StudyFolder:
-    """One study of the book."""
+class BookFolder:
+    """What the book has of a study, or of one large run."""
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """Of the study, which is that of its folder."""
+        """Of the study or the run, which is that of its folder."""
         return self.folder.name
+
+    @property
+    def has_results(self) -> bool:
+        """Whether anything of it has been run."""
+        return (self.folder / RESULTS_FILE).is_file()
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """results.csv, a row a run or a logged step, as text."""
+        return read_csv(self.folder / RESULTS_FILE)
+
+
+class StudyFolder(BookFolder):
+    """One study of the book."""
 
     @cached_property
     def plan(self) -> Mapping[str, Any]:
@@ -65,11 +82,6 @@ class StudyFolder:
         return [_joined(sweep, last) for sweep in self.plan["sweeps"]]
 
     @cached_property
-    def rows(self) -> list[Row]:
-        """results.csv, a row a run, as text."""
-        return read_csv(self.folder / "results.csv")
-
-    @cached_property
     def study(self) -> Study:
         """The study, out of results.csv.
 
@@ -79,16 +91,11 @@ class StudyFolder:
         try:
             study = rebuilt(self.name, self.rows)
         except (KeyError, ValueError) as error:
-            file = self.folder / "results.csv"
+            file = self.folder / RESULTS_FILE
             raise InputError(f"{file}: is damaged ({type(error).__name__}: {error})") from error
         if not study.runs:
-            raise InputError(f"{self.folder / 'results.csv'}: holds no run")
+            raise InputError(f"{self.folder / RESULTS_FILE}: holds no run")
         return study
-
-    @property
-    def has_results(self) -> bool:
-        """Whether anything of it has been run."""
-        return (self.folder / "results.csv").is_file()
 
 
 def _joined(sweep: list[str], last: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from src.errors import InputError
 from src.laboratory import scale
 from src.laboratory.chosen import UndecidedError
-from src.laboratory.files import BOOK, STUDY_FILE, StudyFolder, studies
+from src.laboratory.files import BOOK, STUDY_FILE, BookFolder, StudyFolder, studies
 from src.laboratory.measures import Measures
 from src.laboratory.predictions import RIGHT, UNDECIDED, WRONG, predictions
 from src.laboratory.single import single_runs
@@ -82,13 +82,11 @@ class Book:
     def _is_told(self, file: Path) -> bool:
         """Whether its own study, and those that its first line says it needs, have been run."""
         name = file.parent.name
-        if name in self.runs and not self.runs[name].has_results:
-            return False
-        needed = [name] if (file.parent / STUDY_FILE).is_file() else []
+        needed = [name] if name in self.runs or (file.parent / STUDY_FILE).is_file() else []
         first = file.read_text(encoding="utf-8").partition("\n")[0]
         if found := NEEDS.fullmatch(first):
             needed += found[1].split(", ")
-        return all(StudyFolder(folder=self.folder / name).has_results for name in needed)
+        return all(BookFolder(folder=self.folder / name).has_results for name in needed)
 
     def _link(self, name: str, place: Path) -> str:
         """To a study's page, where it has one."""

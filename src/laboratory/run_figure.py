@@ -12,11 +12,11 @@ def run_figure(run: SingleRun) -> Drawing:
     """Two panels over the same steps; the line down is the first batch that was not finite."""
     steps = run.recipe.max_steps
     x = Scale(low=0, high=steps, start=LEFT, end=WIDTH - RIGHT)
-    losses = [(row["step"], row["loss"]) for row in run.rows if "loss" in row]
+    losses = [(row["step"], row["loss"]) for row in run.curve if "loss" in row]
     # What comes in the first fiftieth of a run would take the room of all the rest.
     usual = [loss for step, loss in losses if step >= steps / 50] or [loss for _, loss in losses]
     lost = [
-        (row["step"], row["nonfinite_batches"]) for row in run.rows if "nonfinite_batches" in row
+        (row["step"], row["nonfinite_batches"]) for row in run.curve if "nonfinite_batches" in row
     ]
     upper = Scale(low=0, high=max(usual), start=MIDDLE, end=TOP)
     most = max([1.0, *(count for _, count in lost)])

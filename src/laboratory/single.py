@@ -1,13 +1,11 @@
 """One run that is too large for a study over seeds: its curve and its incident, beside its page."""
 
 import csv
-import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -15,13 +13,18 @@ import yaml
 from src.config import compose
 from src.errors import InputError
 from src.laboratory.chosen import UndecidedError
+from src.laboratory.files import RESULTS_FILE, BookFolder
 from src.study.collect import Run, collect
+from src.tracking.folder import damaged, read_json
 from src.training.recipe import RecipeConfig
 
 RUN_FILE = "run.yaml"
 """Holds the arguments of the run."""
 
-CURVE, INCIDENT, FIGURE = "results.csv", "incident.json", "figures/curve.svg"
+INCIDENT, FIGURE = "incident.json", "figures/curve.svg"
+
+ADVICE = "git has it whole"
+"""Where a file of the book cannot be read."""
 
 COLUMNS = {
     "loss": "train/loss",
@@ -36,21 +39,8 @@ LAYERS = {"bias_mean": min, "picked_logit_min": min, "topk_sum_min": min, "max_v
 """Columns that are taken over the routers of all layers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SingleRun:
+class SingleRun(BookFolder):
     """What its folder in the book has."""
-
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """Of the run, which is that of its folder."""
-        return self.folder.name
-
-    @property
-    def has_results(self) -> bool:
-        """Whether anything of it has been run."""
-        return (self.folder / CURVE).is_file()
 
     @cached_property
     def arguments(self) -> list[str]:
@@ -60,14 +50,14 @@ class SingleRun:
             InputError: run.yaml is damaged, or makes the run of another study.
         """
         file = self.folder / RUN_FILE
-        with _readable(file):
+        with damaged(file, advice=ADVICE):
             given = yaml.safe_load(file.read_text(encoding="utf-8"))["arguments"]
         if not isinstance(given, list) or f"study={self.name}" not in given:
             raise InputError(f"{file}: arguments must be a list with study={self.name} in it")
         return [str(argument) for argument in given]
 
     @cached_property
-    def rows(self) -> list[dict[str, float]]:
+    def curve(self) -> list[dict[str, float]]:
         """The logged steps.
 
         Raises:
@@ -76,10 +66,8 @@ class SingleRun:
         """
         if not self.has_results:
             raise UndecidedError(f"{self.name} has not been run")
-        file = self.folder / CURVE
-        with _readable(file):
-            text = file.read_text(encoding="utf-8").splitlines()
-            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(text)]
+        with damaged(self.folder / RESULTS_FILE, advice=ADVICE):
+            rows = [{k: float(str(v)) for k, v in row.items() if v} for row in self.rows]
             if not rows or not all("step" in row for row in rows):
                 raise ValueError("no steps")
             return rows
@@ -92,11 +80,10 @@ class SingleRun:
             InputError: incident.json is damaged.
         """
         file = self.folder / INCIDENT
-        if not file.is_file():
-            return None
-        with _readable(file):
-            found = json.loads(file.read_text(encoding="utf-8"))
-            return {name: found[name] for name in ("step", "cause", "line", "figures")}
+        with damaged(file, advice=ADVICE):
+            found = read_json(file)
+            fields = "step", "cause", "line", "figures"
+            return None if found is None else {name: found[name] for name in fields}
 
     @cached_property
     def recipe(self) -> RecipeConfig:
@@ -107,20 +94,22 @@ class SingleRun:
     @cached_property
     def words(self) -> dict[str, Any]:
         """What its predictions and pages may say; None is what cannot be said of it."""
-        seconds = [row["step_seconds"] for row in self.rows[1:] if "step_seconds" in row]
+        # The first has been compiled.
+        seconds = [row["step_seconds"] for row in self.curve[1:] if "step_seconds" in row]
         return {
             "command": f"python -m src.train {' '.join(self.arguments)}",
             "steps": self.recipe.max_steps,
-            "last_step": int(self.rows[-1]["step"]),
+            "last_step": int(self.curve[-1]["step"]),
             "failed": int(self.incident is not None),
             "first_nonfinite": self.first_nonfinite,
             "by_router_underflow": int((self.incident or {}).get("cause") == "router underflow"),
             "grad_norm_before": self.grad_norm_before(),
             "grad_norm_after_warmup": self.grad_norm_before(after=self.recipe.warmup_steps),
-            "step_seconds": sorted(seconds),
+            "step_seconds": seconds,
+            "median_seconds": median(seconds) if seconds else None,
             "incident": self.incident,
             "at": self.at,
-            "last": self.rows[-1],
+            "last": self.curve[-1],
         }
 
     @property
@@ -130,21 +119,13 @@ class SingleRun:
 
     def grad_norm_before(self, *, after: int = 0) -> float | None:
         """The largest gradient norm of a logged step before the incident."""
-        end = self.first_nonfinite or self.rows[-1]["step"] + 1
-        rows = [row for row in self.rows if after < row["step"] < end]
+        end = self.first_nonfinite or self.curve[-1]["step"] + 1
+        rows = [row for row in self.curve if after < row["step"] < end]
         return max((row["grad_norm"] for row in rows if "grad_norm" in row), default=None)
 
     def at(self, step: int) -> Mapping[str, float]:
         """The last logged step up to one."""
-        return [row for row in self.rows if row["step"] <= step][-1]
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, csv.Error, yaml.YAMLError) as error:
-        raise InputError(f"{file}: is damaged ({type(error).__name__}: {error})") from error
+        return [row for row in self.curve if row["step"] <= step][-1]
 
 
 def bring(single: SingleRun, runs: Path) -> None:
@@ -159,15 +140,11 @@ def bring(single: SingleRun, runs: Path) -> None:
             f"studies={single.name}: {study.folder} must hold one run, holds {len(study.runs)}"
         )
     (run,) = study.runs
-    metrics: dict[int, dict[str, float]] = {}
-    for line in run.lines:
-        metrics.setdefault(int(line["step"]), {}).update(line)
-    with (single.folder / CURVE).open("w", encoding="utf-8", newline="") as file:
+    with (single.folder / RESULTS_FILE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["step", *COLUMNS, *LAYERS], lineterminator="\n")
         writer.writeheader()
-        # A router's figures may come more often than the others.
-        logged = (each for each in sorted(metrics.items()) if COLUMNS["step_seconds"] in each[1])
-        writer.writerows(_row(step, line) for step, line in logged)
+        # Figures of gradients and activations come at steps of their own, too.
+        writer.writerows(_row(line) for line in run.lines if COLUMNS["step_seconds"] in line)
     (single.folder / INCIDENT).unlink(missing_ok=True)
     if (first := _first_nonfinite(run)) is not None:
         shutil.copyfile(first, single.folder / INCIDENT)
@@ -176,13 +153,17 @@ def bring(single: SingleRun, runs: Path) -> None:
 def _first_nonfinite(run: Run) -> Path | None:
     """The file of the first incident that is no mere spike."""
     files = run.folder.glob("incidents/step-*/incident.json")
-    found = {file: json.loads(file.read_text(encoding="utf-8")) for file in files}
-    nonfinite = [file for file, incident in found.items() if incident["kind"] == "non-finite"]
-    return min(nonfinite, key=lambda file: int(found[file]["step"]), default=None)
+    steps = {}
+    for file in files:
+        with damaged(file):
+            incident = read_json(file) or {}
+            if incident["kind"] == "non-finite":
+                steps[file] = int(incident["step"])
+    return min(steps, key=lambda file: steps[file], default=None)
 
 
-def _row(step: int, line: Mapping[str, float]) -> dict[str, float]:
-    row: dict[str, float] = {"step": step}
+def _row(line: Mapping[str, float]) -> dict[str, float]:
+    row: dict[str, float] = {"step": int(line["step"])}
     row |= {column: line[metric] for column, metric in COLUMNS.items() if metric in line}
     for column, pick in LAYERS.items():
         values = [v for k, v in line.items() if k.startswith("moe/") and k.endswith(f"/{column}")]

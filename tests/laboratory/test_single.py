@@ -51,7 +51,7 @@ def test_a_run_that_is_finite_is_brought_in(folder, shared_cache):
     assert not (folder / "incident.json").exists()
     single = SingleRun(folder=folder)
     logged = [line for line in metrics(run) if "train/loss" in line]
-    assert [row["loss"] for row in single.rows] == [line["train/loss"] for line in logged]
+    assert [row["loss"] for row in single.curve] == [line["train/loss"] for line in logged]
     assert single.words["first_nonfinite"] is None
     norms = {line["step"]: line["grad/norm"] for line in metrics(run) if "grad/norm" in line}
     assert single.words["grad_norm_before"] == max(norms.values())
@@ -60,7 +60,7 @@ def test_a_run_that_is_finite_is_brought_in(folder, shared_cache):
     assert single.words["grad_norm_after_warmup"] == max(later) < max(norms.values())
     stats = [line for line in metrics(run) if "moe/layer_0/topk_sum_min" in line]
     for column, pick in (("topk_sum_min", min), ("max_violation", max)):
-        for row in single.rows:
+        for row in single.curve:
             layers = [
                 value
                 for line in stats
@@ -86,7 +86,7 @@ def test_the_incident_of_a_run_is_brought_in_also_where_it_was_cut_off(folder, s
     assert words["failed"] == words["by_router_underflow"] == 1
     assert words["first_nonfinite"] == json.loads(first.read_text())["step"]
     assert words["grad_norm_before"] == max(
-        row["grad_norm"] for row in single.rows if row["step"] < words["first_nonfinite"]
+        row["grad_norm"] for row in single.curve if row["step"] < words["first_nonfinite"]
     )
     assert f"first at step {words['first_nonfinite']}" in (folder / FIGURE).read_text()
 
@@ -96,7 +96,7 @@ def test_what_has_not_been_run_has_no_page_and_is_not_brought_in(folder, capsys)
     assert book.main(["paths.book=experiments"]) == 0
     assert not (folder / "README.md").exists()
     with pytest.raises(UndecidedError, match="whole has not been run"):
-        _ = SingleRun(folder=folder).rows
+        _ = SingleRun(folder=folder).curve
     capsys.readouterr()
     assert book.main([*ARGUMENTS]) == 2
     assert capsys.readouterr().err.count("\n") == 1
