@@ -29,6 +29,12 @@ COMPOSED = ("train", "describe")
 SWEEP_FIELDS = ("experiment", "n_jobs", "timeout", "share_prefix", "plan")
 """Fields of conf/sweep.yaml, which belong to a sweep and to none of its cells."""
 
+NOT_OFFERED = {
+    "trainer=fsdp": "weights in shards are not offered, because a step that failed is run again by"
+    " each process for itself, with whole weights; "
+}
+"""Options that people ask for, and why there are none."""
+
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
 _GRAMMAR_HINT = "arguments have the form field=value; values with blanks or signs need quotes"
 
@@ -183,9 +189,8 @@ def _unknown_option(error: hydra.errors.MissingConfigException) -> InputError:
     """A group has no such option: name the nearest and list all."""
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = sorted(file.stem for file in (CONF / group).glob("*.yaml")) if group else []
-    return InputError(
-        f"{group}={option}: unknown option; {nearest(option, options)}allowed: {', '.join(options)}"
-    )
+    why = NOT_OFFERED.get(f"{group}={option}", f"unknown option; {nearest(option, options)}")
+    return InputError(f"{group}={option}: {why}allowed: {', '.join(options)}")
 
 
 def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> InputError:

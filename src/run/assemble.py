@@ -197,7 +197,7 @@ def assemble(
     trainer = pl.Trainer(
         accelerator="gpu" if config.trainer.device_type == "cuda" else "cpu",
         devices=config.trainer.devices,
-        strategy=_shared() if place.world_size > 1 else "auto",
+        strategy=_shared(model) if place.world_size > 1 else "auto",
         plugins=[Ranks(place), StraightToFile()],
         precision=recipe.precision,  # type: ignore[arg-type]
         max_epochs=-1,
@@ -251,12 +251,15 @@ def _repeat(config: RunConfig) -> str:
     return "python -m src.replay incident={folder}"
 
 
-def _shared() -> DDPStrategy:
+def _shared(model: nn.Module) -> DDPStrategy:
     """Several processes, each with all weights."""
-    # A weight may have no gradient: of a frozen bias, or of an expert that has no token here.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    # A trainable bias has no gradient while it is frozen, nor where it picks experts only; of a
+    # model that is not ours nobody knows. To look for such weights walks the graph every step.
+    lacking = not isinstance(model, Transformer) or any(
+        isinstance(router.bias_E, nn.Parameter) for router in model.routers()
+    )
     # Buffers are a process's own, such as a router's counts until they are summed.
-    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=True)
+    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=lacking)
 
 
 def _nothing() -> None:

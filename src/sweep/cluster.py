@@ -11,7 +11,8 @@ from types import FrameType
 from typing import Any
 
 from src.errors import InputError
-from src.schema import TrainerConfig
+from src.schema import TrackingConfig, TrainerConfig
+from src.tracking.client import default_uri, is_server
 
 LAUNCHER = "slurm"
 """Its option in conf/hydra/launcher."""
@@ -25,11 +26,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """With which Slurm, or submitit in its name, asks a job to end."""
 
 
-def check_cluster(trainers: Sequence[TrainerConfig], fields: Mapping[str, Any]) -> None:
+def check_cluster(
+    trainers: Sequence[TrainerConfig], tracking: TrackingConfig, fields: Mapping[str, Any]
+) -> None:
     """Raises InputError where Slurm is not here, or cannot do what is asked of it.
 
     Args:
         trainers: of the runs.
+        tracking: of all of them.
         fields: of the launcher; one that is None is left to the cluster.
     """
     if shutil.which("sbatch") is None:
@@ -38,6 +42,13 @@ def check_cluster(trainers: Sequence[TrainerConfig], fields: Mapping[str, Any]) 
         raise InputError(
             "trainer.accelerator=auto: what another node has cannot be seen from here;"
             " trainer.accelerator=gpu or cpu says it"
+        )
+    uri = tracking.uri or default_uri()
+    if tracking.mlflow and not is_server(uri):
+        raise InputError(
+            f"tracking.uri={uri}: must be a server's address, also by MLFLOW_TRACKING_URI: jobs on"
+            " several nodes cannot share a file; or tracking=local, and python -m src.sync"
+            " afterwards"
         )
     for name, value in fields.items():
         if name in ONE and value not in (None, 1):

@@ -148,7 +148,8 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
         cells = _sharing(cells)
     on_cluster = settings.launcher == LAUNCHER
     if on_cluster:
-        check_cluster([cell.config.trainer for cell in cells], settings.launcher_fields)
+        trainers = [cell.config.trainer for cell in cells]
+        check_cluster(trainers, cells[0].config.tracking, settings.launcher_fields)
     for cell in cells:
         if not on_cluster:
             _check_devices(cell.config, n_jobs=settings.n_jobs)

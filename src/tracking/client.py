@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import filelock
 
@@ -34,6 +35,11 @@ _SETTINGS = {
 def default_uri() -> str:
     """MLFLOW_TRACKING_URI, else a database at the root of the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+
+
+def is_server(uri: str) -> bool:
+    """Whether it is an address that several machines can write to, and not a file or a folder."""
+    return urlsplit(uri).scheme.partition("+")[0] not in ("", "file", "sqlite")
 
 
 def one_line(error: Exception) -> str:

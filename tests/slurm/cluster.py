@@ -53,7 +53,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     key.chmod(0o400)
     host = socket.gethostname().partition(".")[0]
     conf = folder / "slurm.conf"
-    ports = {"controller": _free_port(), "daemon": _free_port()}
+    ports = {"controller": free_port(), "daemon": free_port()}
     conf.write_text(CONF.format(folder=folder, host=host, cpus=CPUS, **ports))
     env = {**os.environ, "SLURM_CONF": str(conf)}
     sbin = f"/usr/sbin:{os.environ['PATH']}"
@@ -95,7 +95,8 @@ def _await_node(env: dict[str, str]) -> None:
     raise AssertionError(f"the node did not come up: {done.stdout} {done.stderr}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of this machine, as of now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

@@ -1,5 +1,6 @@
 """Sweeps on a real Slurm: `make test-slurm` installs it and runs this."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from mlflow import MlflowClient
 
 from tests.conftest import TINY
 from tests.runs import metrics, record, start, train
-from tests.slurm.cluster import slurm
+from tests.slurm.cluster import free_port, slurm
 
 pytestmark = [
     pytest.mark.slurm,
@@ -26,6 +28,25 @@ LENGTH = [f"recipe.max_steps={STEPS}", "recipe.checkpoint_every=100", "recipe.lo
 CLUSTER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "n_jobs=4"]
 TOO_FEW = ["recipe.batch_size=4", "hydra.launcher.gpus_per_node=1"]
 RATES = ["1e-3", "2e-3", "3e-3", "1e30"]
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of MLflow's pages, served as a user would."""
+    port = free_port()
+    served = start("ui", [f"port={port}", "tracking.uri=sqlite:///served.db"], tmp_path)
+    uri = f"http://127.0.0.1:{port}"
+
+    def answers():
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"{uri}/health", timeout=5).status == 200
+
+    try:
+        _await(answers, served)
+        yield uri
+    finally:
+        served.terminate()
+        served.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +163,10 @@ def test_ctrl_c_ends_what_runs_with_a_checkpoint_and_takes_the_rest_out_of_the_q
 
 
 def test_shared_beginnings_several_processes_and_the_parent_run_are_as_on_one_machine(
-    cluster, tmp_path, shared_cache
+    cluster, server, tmp_path, shared_cache
 ):
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     own = ["study=shared", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
-    more = ["tracking=mlflow", f"tracking.uri={uri}", f"paths.cache={shared_cache}"]
+    more = ["tracking=mlflow", f"tracking.uri={server}", f"paths.cache={shared_cache}"]
     swept = ["stability=warmdown,ema", "seed=0,1", "recipe.batch_size=4", "recipe.max_steps=110"]
     two_cores = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=2", "n_jobs=2"]
     arguments = ["--multirun", *two_cores, *TINY, *own, *more, *swept]
@@ -159,7 +179,7 @@ def test_shared_beginnings_several_processes_and_the_parent_run_are_as_on_one_ma
     for run in runs:
         assert record(run)["status"] == "finished"
         assert (record(run)["derived_from"] is not None) == ("none" not in run.parent.name)
-    client = MlflowClient(uri)
+    client = MlflowClient(server)
     (experiment,) = (e for e in client.search_experiments() if e.name == "shared")
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     (parent,) = (run for run in found.values() if "mlflow.parentRunId" not in run.data.tags)
@@ -182,6 +202,7 @@ def test_shared_beginnings_several_processes_and_the_parent_run_are_as_on_one_ma
         ),
         ([], "trainer.accelerator=auto: what another node has cannot be seen from here"),
         (["trainer=cpu", "hydra.launcher.partiton=x"], "hydra.launcher.partiton"),
+        (["trainer=cpu", "tracking=mlflow"], "mlflow.db: must be a server's address"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_submitted(cluster, tmp_path, arguments, line):

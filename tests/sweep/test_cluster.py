@@ -9,7 +9,10 @@ from src.errors import InputError
 from src.sweep import cluster
 from src.sweep.settings import compose_settings
 
-TRAINER = compose("train", ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=gpu"]).trainer
+DDP = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=gpu", "tracking=local"]
+TRAINER = compose("train", DDP).trainer
+LOCAL = compose("train", DDP).tracking
+MLFLOW = compose("train", ["tracking=mlflow"]).tracking
 
 
 @pytest.fixture(autouse=True)
@@ -17,9 +20,9 @@ def _has_slurm(monkeypatch):
     monkeypatch.setattr(cluster.shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
-def check(*arguments: str, trainer=TRAINER) -> None:
+def check(*arguments: str, trainer=TRAINER, tracking=LOCAL) -> None:
     typed = ["hydra/launcher=slurm", *(f"hydra.launcher.{argument}" for argument in arguments)]
-    cluster.check_cluster([trainer], compose_settings(typed).launcher_fields)
+    cluster.check_cluster([trainer], tracking, compose_settings(typed).launcher_fields)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +71,21 @@ def test_without_slurm_there_is_one_line(monkeypatch):
     monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="no sbatch is here"):
         check()
+
+
+@pytest.mark.parametrize("uri", ["http://tracking:5000", "postgresql://me@db/mlflow"])
+def test_jobs_write_to_a_server(uri, monkeypatch):
+    check(tracking=replace(MLFLOW, uri=uri))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    check(tracking=MLFLOW)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite:///mlflow.db", "file:///shared/mlruns", "mlruns", "sqlite+pysqlite:///x.db", None],
+)
+def test_jobs_on_several_nodes_share_no_file(uri, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError) as error:
+        check(tracking=replace(MLFLOW, uri=uri))
+    assert f"tracking.uri={uri or 'sqlite:///mlflow.db'}: must be a server's" in str(error.value)
