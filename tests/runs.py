@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,6 +91,14 @@ def start(command: str, arguments: Sequence[str], cwd: Path, **env: str) -> subp
         # A suite that runs in a shell's background ignores Ctrl-C, and its children would, too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def free_port() -> int:
+    """Of this machine, as of now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
 
 
 UNTIMED = ("train_seconds", "first_step_seconds", "wall_seconds")

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from tests.runs import ROOT, start
+from tests.runs import ROOT, free_port, start
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARMS = ("none", "warmdown", "clip03")
@@ -48,9 +47,7 @@ def swept(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pages(swept):
     """The addresses that `python -m src.ui` prints, by name, with its server running."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""}
     log = swept / "ui.log"
     with log.open("w") as out:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.runs import free_port
+
 CPUS = 4
 
 CONF = """
@@ -93,11 +95,3 @@ def _await_node(env: dict[str, str]) -> None:
             return
         time.sleep(1.0)
     raise AssertionError(f"the node did not come up: {done.stdout} {done.stderr}")
-
-
-def free_port() -> int:
-    """Of this machine, as of now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

@@ -1,6 +1,5 @@
 """Sweeps on a real Slurm: `make test-slurm` installs it and runs this."""
 
-import contextlib
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,9 @@ from mlflow import MlflowClient
 
 from tests.conftest import TINY
 from tests.runs import metrics, record, start, train
-from tests.slurm.cluster import free_port, slurm
+from tests.slurm.cluster import slurm
+from tests.tracking.server import MlflowServer
+from tests.tracking.waiting import until
 
 pytestmark = [
     pytest.mark.slurm,
@@ -32,21 +32,13 @@ RATES = ["1e-3", "2e-3", "3e-3", "1e30"]
 
 @pytest.fixture
 def server(tmp_path):
-    """The address of MLflow's pages, served as a user would."""
-    port = free_port()
-    served = start("ui", [f"port={port}", "tracking.uri=sqlite:///served.db"], tmp_path)
-    uri = f"http://127.0.0.1:{port}"
-
-    def answers():
-        with contextlib.suppress(OSError):
-            return urllib.request.urlopen(f"{uri}/health", timeout=5).status == 200
-
+    served = MlflowServer(tmp_path / "mlflow.db")
     try:
-        _await(answers, served)
-        yield uri
+        served.start()
+        until(served.answers)
+        yield served.uri
     finally:
-        served.terminate()
-        served.communicate()
+        served.stop()
 
 
 @pytest.fixture(scope="module")
