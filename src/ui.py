@@ -50,6 +50,11 @@ def ui(fields: dict[str, Any]) -> int:
             terminal.say(f"{study.name}, the report: {report.resolve().as_uri()}")
     if serves_itself:
         return cli.OK
+    # A database is made here and not by MLflow's server, which a kill could leave half made.
+    silence = server.silence()
+    if silence is not None:
+        terminal.error(server.trouble(silence))
+        return cli.FAILURE
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--backend-store-uri", server.uri]
     sys.stdout.flush()

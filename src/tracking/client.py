@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import filelock
+from src.tracking.database import ensure
 
 LATER = "nothing is lost: python -m src.sync brings the rest"
 
@@ -29,6 +29,14 @@ _SETTINGS = {
     # A link for every run that is closed is no news.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+_LEVELS = {
+    "mlflow": "WARNING",
+    # Prints a traceback for a database that is locked or full; we say that in one line.
+    "mlflow.store.db.utils": "CRITICAL",
+    "alembic": "WARNING",
+    "urllib3": "ERROR",
 }
 
 
@@ -164,26 +172,16 @@ class Server:
 
 
 def _connect(uri: str) -> Any:
-    """A client; the database is made where it is missing.
-
-    Under a lock, because processes that migrate one fresh database together all crash.
-    """
+    """A client; the database is made where it is missing."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     # Quiet before the import: creating a database is no news, and each retry of a request neither.
-    for noisy, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("urllib3", "ERROR")):
+    for noisy, level in _LEVELS.items():
         logging.getLogger(noisy).setLevel(level)
     import mlflow
 
     # And after it, because the import sets the level anew.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    if not uri.startswith(_SQLITE):
-        return mlflow.MlflowClient(tracking_uri=uri)
-    database = Path(uri.removeprefix(_SQLITE))
-    if not database.parent.is_dir():
-        # MLflow would try again for a minute.
-        raise FileNotFoundError(f"{database.parent}: no such folder")
-    with filelock.FileLock(database.with_suffix(".lock")):
-        client = mlflow.MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-        return client
+    if uri.startswith(_SQLITE):
+        ensure(Path(uri.removeprefix(_SQLITE)))
+    return mlflow.MlflowClient(tracking_uri=uri)
