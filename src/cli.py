@@ -20,6 +20,7 @@ from src.errors import InputError, nearest
 from src.overrides import GROUPS, parse, quote_free_text
 from src.schema import CONF
 from src.stability import REMEDIES
+from src.tracking.address import masked, take_typed
 
 OK, FAILURE, BAD_INPUT = 0, 1, 2
 
@@ -118,18 +119,21 @@ def plain_main(
 def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[str] | None) -> int:
     startup.imports_are_done()
     raw = list(sys.argv[1:] if argv is None else argv)
-    arguments = [quote_free_text(a) for a in raw if a not in ("-m", "--multirun")]
-    multirun = len(arguments) < len(raw)
-    if any(argument in ("--help", "-h") for argument in arguments):
+    if any(argument in ("--help", "-h") for argument in raw):
         terminal.say(usage.strip())
         return OK
     try:
+        # First of all, so that no message and no file repeats what is secret in an address.
+        typed = [take_typed(a) for a in raw if a not in ("-m", "--multirun")]
+        arguments = [quote_free_text(argument) for argument in typed]
+        multirun = len(arguments) < len(raw)
         flags = [argument for argument in arguments if argument.startswith("-")]
         if flags:
             raise InputError(f"{flags[0]}: unknown flag; {_GRAMMAR_HINT}")
         return act(arguments, multirun)
     except InputError as error:
-        terminal.error(str(error))
+        # An address may also stand where none belongs.
+        terminal.error(masked(str(error)))
         return BAD_INPUT
 
 

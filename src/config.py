@@ -34,6 +34,7 @@ from src.observers import observers_of
 from src.overrides import GROUPS, Override, parse
 from src.schema import PathsConfig, Schema, TrackingConfig, TrainerConfig
 from src.stability import REMEDIES, RemedyConfig
+from src.tracking.client import default_uri
 from src.training.recipe import GuardConfig, RecipeConfig
 from src.watch.config import WatchConfig
 
@@ -386,6 +387,9 @@ def _check_across(config: RunConfig) -> None:
         steps, last = getattr(config, field), config.recipe.max_steps
         if any(not first <= step <= last for step in steps):
             raise InputError(f"{field}={steps}: must be steps from {first} to {last}")
+    if config.tracking.mlflow and config.tracking.uri is None:
+        # Raises InputError for an address in the environment that cannot be used.
+        default_uri()
     for field in ("seed", "repeat"):
         if getattr(config, field) < 0:
             raise InputError(f"{field}={getattr(config, field)}: must be at least 0")

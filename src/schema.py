@@ -21,6 +21,7 @@ from src.model.attention import ATTENTIONS
 from src.model.ffn import FEED_FORWARDS
 from src.model.kinds import EXTERNAL, ExternalPart
 from src.stability import REMEDIES
+from src.tracking.address import take
 from src.training.recipe import GuardConfig, RecipeConfig
 from src.watch.config import WatchConfig
 
@@ -86,13 +87,17 @@ class TrackingConfig:
     mlflow: bool
     """Mirror into MLflow."""
     uri: str | None
-    """Server or database; null: MLFLOW_TRACKING_URI, else mlflow.db here."""
+    """Server or database, without user and password; null: MLFLOW_TRACKING_URI, else mlflow.db
+    here."""
     parent_run_id: str | None
     """The MLflow run of the sweep that starts this run; null: none."""
     sweep_id: str | None
     """Of that sweep; also where it has no MLflow run."""
 
     def __post_init__(self) -> None:
+        if self.uri is not None:
+            # Typed addresses come without secrets; one that was interpolated may have some.
+            self.uri = take(self.uri)
         if self.sweep_id is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.sweep_id):
             raise ValueError(f"sweep_id={self.sweep_id}: may hold letters, digits, _ and - only")
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from src import cli, startup, terminal
 from src.errors import InputError
 from src.study.collect import Study, collect
+from src.tracking.address import take, with_secrets
 from src.tracking.client import Server, default_uri, one_line
 from src.tracking.state import read_state, state_file
 
@@ -34,7 +35,8 @@ def ui(fields: dict[str, Any]) -> int:
     port = fields["port"]
     if type(port) is not int or not 1024 <= port <= 65535:
         raise InputError(f"port={port}: must be an integer from 1024 to 65535")
-    server = Server(fields["tracking"]["uri"] or default_uri())
+    typed = fields["tracking"]["uri"]
+    server = Server(default_uri() if typed is None else take(str(typed)))
     serves_itself = server.uri.startswith(("http://", "https://"))
     root = server.uri.rstrip("/") if serves_itself else f"http://127.0.0.1:{port}"
     study = _study(Path(fields["paths"]["runs"]), fields["study"])
@@ -56,7 +58,9 @@ def ui(fields: dict[str, Any]) -> int:
         terminal.error(server.trouble(silence))
         return cli.FAILURE
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", server.uri]
+    command += ["--port", str(port), "--workers", "1"]
+    # Not as an argument: everyone on this machine can read those.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = with_secrets(server.uri)
     sys.stdout.flush()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Of its models of language, which nothing here asks for; it starts three times faster without.

@@ -13,6 +13,7 @@ from src.study.flat import flat
 from src.study.results import Analysis
 from src.study.rows import own_steps
 from src.study.table import Cell, Column, Table, cell, link_to
+from src.tracking.address import masked
 
 UNCOMPARED = (
     "seed",
@@ -136,7 +137,8 @@ def commands(study: Study) -> list[str]:
     texts = [
         command if isinstance(command, str) else shlex.join(command) for command in typed if command
     ]
-    return list(dict.fromkeys(texts))
+    # Earlier versions kept what is secret in an address.
+    return list(dict.fromkeys(map(masked, texts)))
 
 
 def origins(study: Study, *, title: str) -> Table:

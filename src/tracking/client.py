@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from src.tracking.address import (
+    ADVICE,
+    VARIABLE,
+    masked,
+    take,
+    wants_secret,
+    with_secrets,
+    without_secrets,
+)
 from src.tracking.database import ensure
 
 LATER = "nothing is lost: python -m src.sync brings the rest"
@@ -41,8 +50,9 @@ _LEVELS = {
 
 
 def default_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a database at the root of the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    """MLFLOW_TRACKING_URI without its secrets, else a database in the working directory."""
+    given = os.environ.get(VARIABLE)
+    return take(given, field=VARIABLE) if given else f"{_SQLITE}mlflow.db"
 
 
 def is_server(uri: str) -> bool:
@@ -52,7 +62,7 @@ def is_server(uri: str) -> bool:
 
 def one_line(error: Exception) -> str:
     """The reason of a failure, short enough for a line."""
-    text = str(error).strip()
+    text = masked(str(error).strip())
     # Of what a request says when nobody answers, the last few words are the reason.
     reason = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)", text)
     if reason is not None and "HTTPConnectionPool" in text:
@@ -64,25 +74,28 @@ class Server:
     """Connects when it is first asked for something; every request may raise whatever MLflow does.
 
     Attributes:
-        uri: with the database's path made absolute, so that it means the same everywhere.
+        uri: without secrets, and with a database's path made absolute, so that it means the same
+            everywhere.
     """
 
     def __init__(self, uri: str) -> None:
+        uri = without_secrets(uri)
         if uri.startswith(_SQLITE):
             uri = f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).resolve()}"
         self.uri = uri
         self._client: Any = None
 
     def trouble(self, error: Exception) -> str:
-        """A line for people, without the password that an address may hold."""
-        shown = re.sub(r"//[^/@]*@", "//", self.uri)
-        return f"MLflow at {shown} cannot be reached or written ({one_line(error)})"
+        """A line for people."""
+        reason = one_line(error)
+        line = f"MLflow at {self.uri} cannot be reached or written ({reason})"
+        return f"{line}; {ADVICE}" if wants_secret(reason) else line
 
     @property
     def client(self) -> Any:
         """The MlflowClient."""
         if self._client is None:
-            self._client = _connect(self.uri)
+            self._client = _connect(with_secrets(self.uri))
         return self._client
 
     def experiment_id(self, name: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.tracking.address import masked
 from src.tracking.client import MAX_METRICS, Server
 from src.tracking.folder import RunFolder, damaged, read_json
 from src.tracking.labels import PARENT, run_params, run_tags, sweep_tags
@@ -236,7 +237,9 @@ def _close_run(server: Server, state: State, *, folder: Path, status: str) -> No
     server.client.set_terminated(state.run_id, status=status, end_time=ended)
     for name in ARTIFACTS:
         if (folder / name).is_file():
-            server.client.log_artifact(state.run_id, str(folder / name))
+            # Earlier versions wrote what is secret in an address into config.yaml.
+            text = masked((folder / name).read_text(encoding="utf-8"))
+            server.client.log_text(state.run_id, text, name)
 
 
 def _close_sweep(server: Server, state: State, *, folder: Path, status: str) -> None:

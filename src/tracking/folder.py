@@ -14,6 +14,7 @@ import filelock
 import yaml
 
 from src.errors import InputError
+from src.tracking.address import masked
 
 
 class RunFolder:
@@ -45,7 +46,7 @@ class RunFolder:
             raise InputError(
                 f"paths.runs: {self.path} cannot be written ({error.strerror})"
             ) from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
         self._log_handler = handler
 
@@ -153,6 +154,14 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"rerun=true: {self.path} cannot be moved ({error})") from error
         return aside
+
+
+class _Formatter(logging.Formatter):
+    """Writes lines and tracebacks without the secrets of addresses in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See Formatter."""
+        return masked(super().format(record))
 
 
 @contextmanager

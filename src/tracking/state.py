@@ -15,6 +15,7 @@ from typing import Any
 
 import filelock
 
+from src.tracking.address import without_secrets
 from src.tracking.folder import damaged, read_json, write_json
 
 RUNNING, KILLED = "RUNNING", "KILLED"
@@ -76,7 +77,10 @@ def read_state(file: Path) -> State | None:
     with damaged(file):
         content = read_json(file)
         try:
-            return None if content is None else State(**content)
+            if content is None:
+                return None
+            # Earlier versions wrote down what is secret in an address.
+            return State(**{**content, "uri": without_secrets(content["uri"])})
         except TypeError as error:
             raise ValueError(str(error)) from error
 
@@ -88,10 +92,13 @@ def state_files(folder: Path) -> list[Path]:
 
 def state_file(folder: Path, uri: str) -> Path:
     """Where the state for one place is or belongs: mlflow.json for the first that was named."""
-    first = folder / "mlflow.json"
-    known = read_state(first)
-    if known is None or known.uri == uri:
-        return first
+    files = state_files(folder)
+    for file in files:
+        known = read_state(file)
+        if known is not None and known.uri == uri:
+            return file
+    if not files:
+        return folder / "mlflow.json"
     return folder / f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.json"
 
 

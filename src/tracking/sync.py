@@ -6,6 +6,7 @@ from typing import Any
 
 from src import terminal
 from src.errors import InputError, nearest
+from src.tracking.address import masked, take
 from src.tracking.client import Server, default_uri
 from src.tracking.delivery import begin, begin_sweep, deliver, is_behind
 from src.tracking.folder import RunFolder, damaged, read_json
@@ -42,7 +43,7 @@ def sync(*, runs: Path, study: str | None, uri: str | None) -> int:
         InputError: there is no such folder or study.
     """
     studies = _studies(runs, study)
-    server = None if uri is None else Server(uri)
+    server = None if uri is None else Server(take(uri))
     # Before anything is noted as meant for it: the address may be mistyped.
     silence = None if server is None else server.silence()
     if server is not None and silence is not None:
@@ -189,7 +190,8 @@ def _begin_past_sweep(folder: Path, uri: str) -> bool:
         left = read_json(file)
         if left is None:
             return False
-        begin_sweep(folder, uri, left["study"], command=left["command"], description="")
+        command = masked(left["command"])
+        begin_sweep(folder, uri, left["study"], command=command, description="")
         with changing(folder, uri) as state:
             state.begun = milliseconds(left["started"])
             state.ended = milliseconds(left["ended"])

@@ -86,14 +86,9 @@ def test_a_half_made_database_is_moved_aside_and_told_in_one_line(quick, capsys,
 
 
 def test_a_database_with_runs_or_of_another_program_stays_where_it_is(quick, capsys):
-    for number, statements in enumerate(
-        (
-            ["create table experiments (id)", "insert into experiments values (0)"],
-            ["create table _alembic_tmp_experiments (id)", "create table experiments (id)"]
-            + ["insert into experiments values (0)"],
-            ["create table songs (id)"],
-        )
-    ):
+    experiment = ["create table experiments (id)", "insert into experiments values (0)"]
+    upgraded = [*experiment, "create table _alembic_tmp_experiments (id)"]
+    for number, statements in enumerate((experiment, upgraded, ["create table songs (id)"])):
         database = quick.with_name(f"{number}.db")
         execute(database, *statements)
         databases.ensure(database)
@@ -186,6 +181,6 @@ def test_a_kill_at_any_moment_of_the_making_leaves_a_place_that_the_next_run_use
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.stdout.splitlines() == [f"{moment} 0" for moment in range(12)], done.stderr
