@@ -19,6 +19,7 @@ from src.forks import Fork
 from src.saved import load_state
 from src.tracking.facts import code_digest
 from src.tracking.folder import RunFolder, read_metrics
+from src.tracking.labels import is_measured_by
 
 FIXED = ("attention", "ffn", "model", "tokenizer", "data", "seed")
 """Sections in which source and fork must agree, so that the state fits; but not ffn.router."""
@@ -104,13 +105,13 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
     for callback in state["callbacks"].values():
         if isinstance(callback, dict) and {"last", "best"} <= set(callback):
             for figures in (callback["last"], callback["best"]):
-                for name in [n for n in figures if _is_foreign(n, foreign)]:
+                for name in [n for n in figures if is_measured_by(n, foreign)]:
                     del figures[name]
     lines = [
         {
             name: value
             for name, value in line.items()
-            if not _is_foreign(name, foreign)
+            if not is_measured_by(name, foreign)
             and not (name.startswith("val") and line["step"] in for_others)
         }
         for line in read_metrics(fork.source / "metrics.jsonl")
@@ -133,10 +134,6 @@ def _foreign(config: RunConfig, source: Mapping[str, Any]) -> list[str]:
     """Options that the source had, or carried, and this run has not."""
     theirs = {*source["stability"], *source["observe"]}
     return sorted(theirs - {*config.remedies, *config.observers})
-
-
-def _is_foreign(metric: str, foreign: list[str]) -> bool:
-    return any(metric.startswith((f"val_{o}/", f"stability/{o}_")) for o in foreign)
 
 
 def _set_optimizer(state: dict[str, Any], config: RunConfig, step: int) -> None:

@@ -1,6 +1,6 @@
 """What a run has come to: its record, a sample of its text, the table at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from src.run.assemble import Assembly
 from src.tracking import record as records
 from src.tracking.facts import device_facts, git_facts, versions
 from src.tracking.folder import RunFolder, read_metrics
-from src.tracking.labels import variant_of
+from src.tracking.labels import is_measured_by, variant_of
 from src.training.validate import offered_weights
 from src.watch.trace import is_spoilt
 
@@ -49,6 +49,7 @@ def build_record(
     seconds = run.metrics.train_seconds
     guard = run.guard.summary()
     size = config.architecture.measure(vocab_size=vocab_size)
+    final = records.final_values(read_metrics(folder.metrics), run.validation.last)
     return {
         "schema": records.SCHEMA,
         "status": status,
@@ -79,13 +80,18 @@ def build_record(
         "acts_from": config.acts_from,
         "active_flops": tokens * size.flops_per_token,
         "notes": config.notes,
-        "final": records.final_values(read_metrics(folder.metrics), run.validation.last),
-        "best": run.validation.best,
+        "final": _own(final, config),
+        "best": _own(run.validation.best, config),
         "guard": guard,
         "spikes": run.spikes.summary(),
         "alarms": run.early.alarms,
         "incident": _incident(run),
     }
+
+
+def _own(values: Mapping[str, float], config: RunConfig) -> dict[str, float]:
+    """Without what an observer has measured: it is carried for other runs and is not this one's."""
+    return {k: v for k, v in values.items() if not is_measured_by(k, config.observers)}
 
 
 def _outcome(run: Assembly, guard: dict[str, Any]) -> str:

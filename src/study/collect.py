@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from src.errors import InputError
+from src.tracking import record as records
 from src.tracking.folder import damaged, read_json, read_metrics
 from src.tracking.labels import variant_of
 from src.tracking.state import SWEEPS
@@ -84,6 +85,12 @@ class Run:
     def spike_steps(self) -> list[int]:
         """Numbers of the steps that any definition calls a spike."""
         return list(self.record.get("spikes", {}).get("steps", []))
+
+    @cached_property
+    def results(self) -> dict[str, float]:
+        """The summary that stands in MLflow too, by the names there without result/."""
+        # A record that was rebuilt from a table lacks the variant, which the configuration has.
+        return records.results(self.record | {"variant": self.axes})
 
     @property
     def incident(self) -> dict[str, Any] | None:

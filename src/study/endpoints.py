@@ -10,6 +10,7 @@ from statistics import fmean, median_low
 from src.study.collect import Run
 from src.study.permutation import Pair
 from src.study.results import Proportion
+from src.tracking import record as records
 
 AXES = ("steps", "tokens", "active_flops", "seconds")
 """By which losses are compared at equal cost."""
@@ -150,13 +151,12 @@ def seed_means(runs: Runs, measure: Measure) -> list[float]:
 
 def loss_metric(run: Run) -> str:
     """Of averaged weights where the arm averages them for evaluation."""
-    return "val_ema/loss" if "ema" in run.config["stability"] else "val/loss"
+    return records.loss_metric(run.config["stability"])
 
 
 def is_marked(run: Run) -> bool:
     """Whether some validation windows at its end were not finite."""
-    metric = loss_metric(run).replace("/loss", "/nonfinite_frac")
-    return (run.final(metric) or 0.0) > 0
+    return run.results.get("val_nonfinite_frac", 0.0) > 0
 
 
 def clean_loss(run: Run, *, step: int) -> float | None:
@@ -170,7 +170,7 @@ def clean_loss(run: Run, *, step: int) -> float | None:
         return None
     metric = loss_metric(run)
     if step >= run.steps:
-        return None if is_marked(run) else _finite(run.final(metric))
+        return None if is_marked(run) else run.results.get("val_loss")
     frac = metric.replace("/loss", "/nonfinite_frac")
     line = next((line for line in run.lines if line["step"] == step and metric in line), {})
     return None if line.get(frac, 0.0) > 0 else _finite(line.get(metric))

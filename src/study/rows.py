@@ -37,7 +37,7 @@ def arm_rows(study: Study, analysis: Analysis) -> list[Row]:
 
 def _arm_row(arm: ArmResult, runs: Sequence[Run]) -> Row:
     damaged = [run for run in runs if clean_loss(run, step=run.steps) is None]
-    losses = [value for run in damaged if (value := run.final(arm.loss_metric)) is not None]
+    losses = [value for run in damaged if (value := run.results.get("val_loss")) is not None]
     row: Row = {
         "variant": arm.variant,
         "label": arm.label,
@@ -128,7 +128,7 @@ def _assigned(field: str, value: Any) -> str:
 
 
 def _run_row(run: Run, arm: ArmResult, varied: Sequence[str]) -> Row:
-    record, guard = run.record, run.record.get("guard", {})
+    record, results = run.record, run.results
     spikes, best = record.get("spikes", {}), record.get("best", {})
     incident, own = run.incident or {}, flat(run.config, VARIED_SECTIONS)
     after = [step for step in run.nonfinite_steps if step > arm.acts_from]
@@ -150,19 +150,19 @@ def _run_row(run: Run, arm: ArmResult, varied: Sequence[str]) -> Row:
         "own_steps": own_steps(run),
         "acts_from": run.acts_from,
         "nonfinite_steps": spans(run.nonfinite_steps),
-        "nonfinite_batches": len(run.nonfinite_steps),
+        "nonfinite_batches": results.get("nonfinite_steps", 0),
         "nonfinite_batches_after": len(after),
-        "first_nonfinite": min(run.nonfinite_steps, default=None),
+        "first_nonfinite": results.get("first_nonfinite_step"),
         "first_nonfinite_after": min(after, default=None),
-        "skipped_steps": guard.get("skipped_steps"),
+        "skipped_steps": results.get("skipped_steps"),
         "spike_steps": spans(run.spike_steps),
-        "spikes": len(run.spike_steps),
+        "spikes": results.get("spikes", 0),
         "spikes_after": sum(step > arm.acts_from for step in run.spike_steps),
-        "grad_norm_max": spikes.get("grad_norm_max"),
+        "grad_norm_max": results.get("grad_norm_max"),
         "grad_norm_max_step": spikes.get("grad_norm_max_step"),
         "loss_metric": arm.loss_metric,
-        "loss": run.final(arm.loss_metric),
-        "nonfinite_frac": run.final(frac_metric(arm.loss_metric)),
+        "loss": results.get("val_loss"),
+        "nonfinite_frac": results.get("val_nonfinite_frac"),
         "validations": validations(run),
         "max_violation": _max_violation(run),
         "best_loss": best.get("val/loss"),
@@ -172,9 +172,9 @@ def _run_row(run: Run, arm: ArmResult, varied: Sequence[str]) -> Row:
         "init": (record.get("init") or {}).get("path"),
         "initial_loss": run.initial_loss,
         "cache_bytes_per_token": record.get("cache_bytes_per_token"),
-        "tokens": record.get("tokens"),
+        "tokens": results.get("tokens"),
         "active_flops": record.get("active_flops"),
-        "seconds": record.get("wall_seconds"),
+        "seconds": results.get("seconds"),
         "alarm_step": run.alarms[0]["step"] if run.alarms else None,
         "incident_step": incident.get("step"),
         "incident_module": incident.get("module"),

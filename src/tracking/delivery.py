@@ -9,7 +9,8 @@ from typing import Any
 from src.tracking.address import masked
 from src.tracking.client import MAX_METRICS, Server
 from src.tracking.folder import RunFolder, damaged, read_json
-from src.tracking.labels import PARENT, run_params, run_tags, sweep_tags
+from src.tracking.labels import PARENT, is_measured_by, run_params, run_tags, sweep_tags
+from src.tracking.record import results
 from src.tracking.settle import settle
 from src.tracking.state import (
     KILLED,
@@ -26,6 +27,8 @@ from src.tracking.state import (
 )
 
 ARTIFACTS = ("config.yaml", "record.json", "samples.md")
+RESULT = "result"
+"""Group of the metrics that sum a run up."""
 REPORT = "report"
 """Folder of a sweep's artifacts."""
 
@@ -134,15 +137,15 @@ def deliver(folder: Path, server: Server, *, over: bool) -> Delivered:
         described = settle(server, state, file, running=not over)
         if described is None:
             return Delivered()
-        num_lines = _send_lines(server, state, file, lines=_lines(folder))
+        num_lines = _send_lines(server, state, file, folder=folder)
         if not over:
             return Delivered(described=described, num_lines=num_lines)
         status = end_of(folder, state)
-        news = not (state.closed and state.status == status)
+        news = not (_has_its_end(folder, state) and state.status == status)
         if news:
             close = _close_sweep if is_sweep(folder) else _close_run
             close(server, state, folder=folder, status=status)
-            state.status, state.closed = status, True
+            state.status, state.closed, state.summed_up = status, True, True
         # Without news as well: its time says what has been looked at.
         state.write(file)
         return Delivered(described=described, num_lines=num_lines, status=status if news else None)
@@ -154,11 +157,16 @@ def is_behind(folder: Path, file: Path) -> bool:
     Asked for every run that lies on the disk, so it looks at no more than it must.
     """
     state = read_state(file)
-    if state is None or not (state.described and state.closed):
+    if state is None or not (state.described and _has_its_end(folder, state)):
         return True
     sources = (folder / "record.json", folder / "metrics.jsonl")
     newest = max((path.stat().st_mtime for path in sources if path.is_file()), default=0.0)
     return newest > file.stat().st_mtime or _find_parent(folder, state)
+
+
+def _has_its_end(folder: Path, state: State) -> bool:
+    """Whether all is there that the end of a run brings; a sweep's own run is not summed up."""
+    return state.closed and (state.summed_up or is_sweep(folder))
 
 
 def end_of(folder: Path, state: State) -> str:
@@ -186,16 +194,6 @@ def end_tags(folder: Path, state: State) -> dict[str, str]:
     return tags
 
 
-def final_and_best(record: Mapping[str, Any]) -> dict[str, float]:
-    """`final/*` and `best/*`, which make columns in MLflow's table of runs."""
-    return {
-        f"{when}/{name}": float(value)
-        for when in ("final", "best")
-        for name, value in record[when].items()
-        if value is not None
-    }
-
-
 def _find_parent(folder: Path, state: State) -> bool:
     """Takes up the sweep's run if it is another than the state says; says whether it was."""
     parent = parent_id(folder, state.tags, state.uri)
@@ -206,16 +204,28 @@ def _find_parent(folder: Path, state: State) -> bool:
     return True
 
 
-def _send_lines(server: Server, state: State, file: Path, *, lines: list[str]) -> int:
-    """Sends the lines that are not there, and notes it after every batch."""
+def _send_lines(server: Server, state: State, file: Path, *, folder: Path) -> int:
+    """Sends the lines that are not there, and notes it after every batch.
+
+    Without what an observer has measured. It stands in the lines, for the runs that begin from this
+    one, but on this run's page it would look like its own.
+    """
     assert state.run_id is not None
-    before = state.lines_sent
+    lines, before = _lines(folder), state.lines_sent
+    if before >= len(lines):
+        return 0
+    config = RunFolder(folder).read_config() or {}
+    observers = config.get("observe", {})
     points: list[tuple[str, float, int, int]] = []
     for number, text in enumerate(lines[before:], start=before + 1):
         with damaged(file.with_name("metrics.jsonl")):
             line = json.loads(text)
             step = int(line.pop("step"))
-        points += [(name, value, state.begun + step, step) for name, value in line.items()]
+        points += [
+            (name, value, state.begun + step, step)
+            for name, value in line.items()
+            if not is_measured_by(name, observers)
+        ]
         if len(points) >= MAX_METRICS or number == len(lines):
             server.log(state.run_id, metrics=points)
             state.lines_sent, points = number, []
@@ -230,8 +240,11 @@ def _close_run(server: Server, state: State, *, folder: Path, status: str) -> No
         ended = _modified(folder / "metrics.jsonl")
     else:
         ended = _modified(folder / "record.json")
-        steps, figures = int(record["steps"]), final_and_best(record).items()
-        server.log(state.run_id, metrics=[(name, value, ended, steps) for name, value in figures])
+        points = [
+            (f"{RESULT}/{name}", float(value), ended, int(record["steps"]))
+            for name, value in results(record).items()
+        ]
+        server.log(state.run_id, metrics=points)
     server.log(state.run_id, tags=end_tags(folder, state))
     # Before the files, whose place may be out of reach while the server is not.
     server.client.set_terminated(state.run_id, status=status, end_time=ended)

@@ -1,7 +1,7 @@
 """Tags and params by which MLflow finds a run, taken from its config.yaml and facts."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ def variant_of(config: Mapping[str, Any]) -> dict[str, str]:
 def axes(config: Mapping[str, Any]) -> dict[str, str]:
     """The variant, seed and repeat: what tells a run from others of its study."""
     return variant_of(config) | {name: str(config[name]) for name in ("seed", "repeat")}
+
+
+def is_measured_by(metric: str, options: Iterable[str]) -> bool:
+    """Whether a metric is what one of these stability options has logged."""
+    return any(metric.startswith((f"val_{o}/", f"stability/{o}_")) for o in options)
 
 
 def run_tags(

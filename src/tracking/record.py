@@ -1,6 +1,7 @@
 """record.json: what one run was and how it ended."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 SCHEMA = 1
@@ -36,3 +37,38 @@ def final_values(
     training = next((line for line in reversed(lines) if "lr" in line), {})
     values = {k: v for k, v in training.items() if k != "step" and not k.startswith("val")}
     return values | dict(validation)
+
+
+def loss_metric(stability: Collection[str]) -> str:
+    """The validation loss by which a run with these options is judged: ema by averaged weights."""
+    return "val_ema/loss" if "ema" in stability else "val/loss"
+
+
+def results(record: Mapping[str, Any]) -> dict[str, float]:
+    """The summary of a run, for MLflow and for the report: the same names in every run.
+
+    A value that is not there, or not finite, is left out: a run without a non-finite step has no
+    first one.
+
+    Args:
+        record: record.json's content; what an earlier version or a killed run lacks is left out.
+    """
+    guard, spikes = record.get("guard", {}), record.get("spikes", {})
+    # The record joins the names of remedies that are combined.
+    loss = loss_metric(str(record.get("variant", {}).get("stability", "none")).split("-"))
+    final = record.get("final", {})
+    nonfinite, spiked = guard.get("nonfinite_steps"), spikes.get("steps")
+    values = {
+        "val_loss": final.get(loss),
+        "val_nonfinite_frac": final.get(loss.replace("/loss", "/nonfinite_frac")),
+        "nonfinite_steps": None if nonfinite is None else len(nonfinite),
+        "first_nonfinite_step": min(nonfinite or (), default=None),
+        "skipped_steps": guard.get("skipped_steps"),
+        "spikes": None if spiked is None else len(spiked),
+        "grad_norm_max": spikes.get("grad_norm_max"),
+        "steps": record.get("steps"),
+        "tokens": record.get("tokens"),
+        "seconds": record.get("wall_seconds"),
+        "tokens_per_second": record.get("tokens_per_second"),
+    }
+    return {k: v for k, v in values.items() if v is not None and math.isfinite(v)}

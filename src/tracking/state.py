@@ -52,6 +52,8 @@ class State:
     """MLflow's, once an end is known; what the record of a run says comes before it."""
     closed: bool = False
     """Whether everything that the end of the run brings is there."""
+    summed_up: bool = False
+    """Whether result/* is among it; states of earlier versions do not say so."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """A sweep's figures."""
     artifacts: list[str] = dataclasses.field(default_factory=list)

@@ -89,7 +89,7 @@ def points(database: Path, name: str) -> Counter[tuple[str, int, float]]:
         query(
             database,
             "select key, step, value from metrics join runs using (run_uuid)"
-            f" where name = '{name}' and key not like 'final/%' and key not like 'best/%'"
+            f" where name = '{name}' and key not like 'result/%'"
             " and lifecycle_stage = 'active'",
         )
     )

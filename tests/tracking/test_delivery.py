@@ -1,3 +1,4 @@
+import json
 import shutil
 import time
 
@@ -5,7 +6,7 @@ import filelock
 import pytest
 
 from src.tracking.client import Server
-from src.tracking.delivery import begin, deliver
+from src.tracking.delivery import begin, deliver, is_behind
 from src.tracking.folder import RunFolder
 from src.tracking.state import read_state, state_file
 from tests.tracking.folders import (
@@ -36,7 +37,7 @@ def start(folder, server, **more):
 
 
 def test_a_run_arrives_line_by_line_and_its_end_with_figures_tags_and_files(server, database):
-    folder = make_run("study=a", "stability=ema", lines=LINES[:2], status=None)
+    folder = make_run("study=a", "stability=clip03", lines=LINES[:2], status=None)
     start(folder, server)
     assert deliver(folder, server, over=False).num_lines == 2
     assert runs(database) == {name_of(folder): "RUNNING"}
@@ -56,10 +57,11 @@ def test_a_run_arrives_line_by_line_and_its_end_with_figures_tags_and_files(serv
         "cpu",
     )
     params = dict(query(database, "select key, value from params"))
-    assert (params["stability"], params["seed"]) == ("ema", "0")
+    assert (params["stability"], params["seed"]) == ("clip03", "0")
     assert params["recipe.betas"] == "[0.9, 0.95]"
     latest = dict(query(database, "select key, value from latest_metrics"))
-    assert (latest["final/val/loss"], latest["best/step"]) == (2.5, 12)
+    summary = {name: value for name, value in latest.items() if name not in LINES[0]}
+    assert summary == {"result/val_loss": 2.5, "result/steps": 12, "result/seconds": 60}
     files = {path.name for path in database.parent.glob("mlartifacts/**/*") if path.is_file()}
     assert files == {"config.yaml", "record.json"}
 
@@ -90,7 +92,7 @@ def test_what_a_crash_kept_from_being_noted_is_no_second_row_and_no_second_run(
     assert (again.num_lines, again.status) == (4 if moment == "begun" else 2, "FINISHED")
     assert runs(database) == {name_of(folder): "FINISHED"}
     assert points(database, name_of(folder)) == points_on_disk(folder)
-    assert len(query(database, "select * from metrics where key like 'final/%'")) == 1
+    assert len(query(database, "select * from metrics where key like 'result/%'")) == 3
     assert query(database, "select end_time from runs") == end
 
 
@@ -202,3 +204,31 @@ def test_an_early_warning_is_a_tag(warned, tag, server, database):
     write_record(folder, status="finished", warned=warned)
     deliver(folder, server, over=True)
     assert tags(database, name_of(folder))["alarm"] == tag
+
+
+def test_what_an_observer_measures_is_not_sent_as_the_run_s_own(server, database):
+    measured = {"val_ema/loss": 2.0, "stability/ema_updates": 4.0}
+    own = {"val/loss": 3.0, "stability/noise_scale": 1.0}
+    lines = [{"step": 4, **own, **measured}]
+    carrying = make_run("study=a", "observe={ema:{decay:0.9,horizon_frac:null}}", lines=lines)
+    averaging = make_run("study=a", "stability=ema", lines=lines)
+    for folder, sent in ((carrying, own), (averaging, own | measured)):
+        start(folder, server)
+        assert deliver(folder, server, over=True).num_lines == 1
+        assert {name for name, _, _ in points(database, name_of(folder))} == set(sent)
+
+
+def test_a_run_that_an_earlier_version_delivered_gets_its_summary(server, database):
+    folder = make_run("study=a")
+    start(folder, server)
+    deliver(folder, server, over=True)
+    file = folder / "mlflow.json"
+    known = json.loads(file.read_text())
+    assert known.pop("summed_up")
+    file.write_text(json.dumps(known))
+    assert is_behind(folder, file)
+    query(database, "delete from metrics where key like 'result/%'")
+    assert deliver(folder, server, over=True).status == "FINISHED"
+    assert query(database, "select key from metrics where key = 'result/val_loss'")
+    assert not is_behind(folder, file)
+    assert not deliver(folder, server, over=True)

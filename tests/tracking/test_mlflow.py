@@ -3,6 +3,7 @@
 import json
 import signal
 
+from src.tracking.record import results
 from tests.conftest import TINY
 from tests.runs import metrics, record, start
 from tests.tracking.folders import name_of, points, points_on_disk, query, run_ids, runs, tags
@@ -27,8 +28,9 @@ def test_a_run_stands_in_mlflow_with_all_its_metrics_and_training_is_the_same(da
     assert points(database, name_of(folder)) == points_on_disk(folder)
     made = record(folder)
     latest = dict(query(database, "select key, value from latest_metrics"))
-    assert latest["final/val/loss"] == made["final"]["val/loss"]
-    assert latest["best/step"] == made["best"]["step"]
+    summary = {name: value for name, value in latest.items() if name.startswith("result/")}
+    assert summary == {f"result/{name}": value for name, value in results(made).items()}
+    assert summary["result/val_loss"] == made["final"]["val_ema/loss"]
     known = tags(database, name_of(folder))
     params = dict(query(database, "select key, value from params"))
     for axis, value in {"attention": "mlha", "stability": "ema", "seed": "0"}.items():

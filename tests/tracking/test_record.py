@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from src.tracking.record import final_values, outcome
+from src.tracking.record import final_values, outcome, results
 from tests.runs import record, train
 
 FIELDS = {
@@ -112,3 +112,37 @@ def test_a_run_that_fails_says_so_and_exits_with_1(tiny, monkeypatch, capsys):
     made = json.loads(path.read_text())
     assert (made["status"], made["outcome"], made["steps"]) == ("failed", None, 0)
     assert "Traceback" in (path.parent / "train.log").read_text()
+
+
+def test_a_summary_has_the_same_names_for_every_run_and_the_loss_of_the_weights_judged():
+    made = {
+        "variant": {"stability": "clip03-ema"},
+        "final": {"val/loss": 3.0, "val_ema/loss": 2.0, "val_ema/nonfinite_frac": 0.0},
+        "guard": {"nonfinite_steps": [7, 9], "first_nonfinite_step": 7, "skipped_steps": 2},
+        "spikes": {"steps": [3], "grad_norm_max": 4.5},
+        "steps": 12,
+        "tokens": 768,
+        "wall_seconds": 3.5,
+        "tokens_per_second": 300.0,
+    }
+    summary = {
+        "val_loss": 2.0,
+        "val_nonfinite_frac": 0.0,
+        "nonfinite_steps": 2,
+        "first_nonfinite_step": 7,
+        "skipped_steps": 2,
+        "spikes": 1,
+        "grad_norm_max": 4.5,
+        "steps": 12,
+        "tokens": 768,
+        "seconds": 3.5,
+        "tokens_per_second": 300.0,
+    }
+    assert results(made) == summary
+    raw = made | {"variant": {"stability": "clip03"}}
+    assert results(raw)["val_loss"] == 3.0
+    sound = made | {"guard": {"nonfinite_steps": [], "skipped_steps": 0}}
+    assert summary.keys() - results(sound).keys() == {"first_nonfinite_step"}
+    assert results(sound)["nonfinite_steps"] == 0
+    assert results({}) == {}
+    assert results({"steps": 3, "tokens_per_second": float("nan")}) == {"steps": 3}
