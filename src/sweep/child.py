@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 
 from src.errors import InputError
 from src.forks import Fork
+from src.orphans import end_with
 from src.sweep.cluster import Preemption, take_signals
 from src.tracking.folder import RunFolder, read_json, write_json
 
@@ -69,6 +70,25 @@ class Job:
         write_json(path, asdict(self))
 
 
+_waiting_for_end = threading.Lock()
+"""Held while a training process runs: a worker that ends waits until it has ended in order."""
+
+
+def begin_worker(sweep: int) -> None:
+    """What a worker process of joblib does first: it ends soon after the sweep, its parent.
+
+    Without it a worker waits for ever for the next job of a sweep that was killed.
+    """
+    # A group of its own, in which the fork server is too. A training process has left it.
+    os.setsid()
+    end_with(sweep, _end_worker)
+
+
+def _end_worker() -> None:
+    with _waiting_for_end:
+        os.killpg(0, signal.SIGKILL)
+
+
 def run_job(config: DictConfig) -> str:
     """The function that Hydra's launcher calls with conf/sweep.yaml; returns the state."""
     job = Job(**json.loads(Path(config.job).read_text(encoding="utf-8")))
@@ -94,7 +114,7 @@ class Child:
 
         A job that is preempted does not return.
         """
-        if Path(self.job.stop_file).exists():
+        if Path(self.job.stop_file).exists() or self._is_orphan():
             return self._end("stopped", "the sweep ended before it began")
         try:
             arguments = self._arguments()
@@ -115,10 +135,11 @@ class Child:
         process = multiprocessing.Process(target=train, args=(arguments, str(log)))
         with nullcontext() if self.preemption is None else self.preemption.noting():
             process.start()
-        self._tell("running", "", pid=process.pid)
-        wish = self._wait(process)
-        assert process.exitcode is not None
-        state = self._end(*self._verdict(process.exitcode, wish))
+        with _waiting_for_end:
+            self._tell("running", "", pid=process.pid)
+            wish = self._wait(process)
+            assert process.exitcode is not None
+            state = self._end(*self._verdict(process.exitcode, wish))
         if self.preemption is not None and state == "waiting":
             self.preemption.obey()
         return state
@@ -165,12 +186,14 @@ class Child:
             return "timed out"
         if self._is_preempted():
             return "preempted"
+        return "stopped" if self._is_orphan() else None
+
+    def _is_orphan(self) -> bool:
+        """Whether the sweep is gone."""
         if self.job.owner is None:
-            return None
+            return False
         host, pid = self.job.owner
-        if host == socket.gethostname() and not is_alive(pid):
-            return "stopped"
-        return None
+        return host == socket.gethostname() and not is_alive(pid)
 
     def _is_preempted(self) -> bool:
         return self.preemption is not None and self.preemption.signal is not None

@@ -1,19 +1,23 @@
 """Hands jobs to a launcher of Hydra's."""
 
 import logging
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import hydra
+import joblib
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
+from joblib.parallel import LokyBackend
 from omegaconf import open_dict
 
 from src.overrides import quote_free_text
 from src.schema import CONF
-from src.sweep.child import run_job
+from src.sweep.child import begin_worker, run_job
 
 
 def launch(jobs: Sequence[Path], settings: Sequence[str], *, name: str, folder: Path) -> None:
@@ -30,6 +34,9 @@ def launch(jobs: Sequence[Path], settings: Sequence[str], *, name: str, folder: 
     """
     from hydra._internal.callbacks import Callbacks
 
+    # Hydra's launcher names this backend and passes nothing on to its workers.
+    workers = partial(LokyBackend, initializer=begin_worker, initargs=(os.getpid(),))
+    joblib.register_parallel_backend("loky", workers)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
