@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import start
+from tests.runs import free_port, start
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="counts processes in /proc"
@@ -82,6 +82,57 @@ SWEEP = ["--multirun", "stability=none", "seed=0,1,2,3", "n_jobs=2", "study=kill
 LONG = ["recipe.max_steps=20000", "recipe.num_validations=1", "recipe.log_every=1"]
 
 
-@pytest.mark.parametrize("when", [is_first_worker_there, is_fork_server_there, are_training])
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param(is_first_worker_there, marks=pytest.mark.slow),
+        pytest.param(is_fork_server_there, marks=pytest.mark.slow),
+        are_training,
+    ],
+)
 def test_a_sweep(when, tiny):
     assert_all_end("train", [*SWEEP, *tiny, *LONG], when=when)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
+def test_ten_sweeps(number, tiny):
+    """Killed at ten moments, from the first worker on."""
+    begin: list[float] = []
+
+    def is_so_old(processes: dict[int, str]) -> bool:
+        if is_first_worker_there(processes) and not begin:
+            begin.append(time.monotonic())
+        return bool(begin) and time.monotonic() - begin[0] > 1.5 * number
+
+    assert_all_end("train", [*SWEEP, *tiny, *LONG], when=is_so_old)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_one_job_at_a_time(tiny):
+    arguments = [*SWEEP, "n_jobs=1", *tiny, *LONG]
+    assert_all_end("train", arguments, when=lambda processes: num_trained() == 1)
+
+
+@pytest.mark.slow
+def test_a_run_on_two_devices(tiny):
+    arguments = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", *tiny, *LONG]
+    assert_all_end("train", arguments, when=lambda processes: num_trained() == 1)
+
+
+@pytest.mark.slow
+def test_mlflows_server(tiny):
+    """Which has a process of its own below the one that it is."""
+    assert_all_end("ui", [f"port={free_port()}"], when=lambda found: "uvicorn" in str(found))
+
+
+@pytest.mark.slow
+def test_the_detector(tiny):
+    arguments = ["n_jobs=2", "seeds=[1000]", "unseen=[2000]"]
+    assert_all_end("detect", arguments, when=lambda processes: num_trained() > 0)
+
+
+@pytest.mark.slow
+def test_the_benchmark(tiny):
+    arguments = ["shapes=[proxy]", "cells=[moe]", "steps=1000000", "threads=1"]
+    assert_all_end("bench", arguments, when=lambda found: str(found).count("benchmark.worker") > 1)

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from src.errors import InputError
 from src.forks import Fork
-from src.orphans import end_with
+from src.orphans import finishing
 from src.sweep.cluster import Preemption, take_signals
 from src.tracking.folder import RunFolder, read_json, write_json
 
@@ -40,8 +40,8 @@ MOVED = ".moved"
 
 BUSY = "another sweep has it"
 
-IMPORTS = ("src.cli", "src.run.lifecycle", "matplotlib.backends.backend_svg")
-"""What every training process needs; imported once a worker."""
+IMPORTS = ("src.sweep.server", "src.cli", "src.run.lifecycle", "matplotlib.backends.backend_svg")
+"""What every training process needs; imported once a worker, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,25 +68,6 @@ class Job:
     def write(self, path: Path) -> None:
         """To be read by `run_job`."""
         write_json(path, asdict(self))
-
-
-_waiting_for_end = threading.Lock()
-"""Held while a training process runs: a worker that ends waits until it has ended in order."""
-
-
-def begin_worker(sweep: int) -> None:
-    """What a worker process of joblib does first: it ends soon after the sweep, its parent.
-
-    Without it a worker waits for ever for the next job of a sweep that was killed.
-    """
-    # A group of its own, in which the fork server is too. A training process has left it.
-    os.setsid()
-    end_with(sweep, _end_worker)
-
-
-def _end_worker() -> None:
-    with _waiting_for_end:
-        os.killpg(0, signal.SIGKILL)
 
 
 def run_job(config: DictConfig) -> str:
@@ -135,7 +116,8 @@ class Child:
         process = multiprocessing.Process(target=train, args=(arguments, str(log)))
         with nullcontext() if self.preemption is None else self.preemption.noting():
             process.start()
-        with _waiting_for_end:
+        # A worker whose sweep is gone sees its training process off first.
+        with finishing:
             self._tell("running", "", pid=process.pid)
             wish = self._wait(process)
             assert process.exitcode is not None

@@ -15,9 +15,10 @@ from hydra.types import HydraContext, RunMode
 from joblib.parallel import LokyBackend
 from omegaconf import open_dict
 
+from src.orphans import end_with
 from src.overrides import quote_free_text
 from src.schema import CONF
-from src.sweep.child import begin_worker, run_job
+from src.sweep.child import run_job
 
 
 def launch(jobs: Sequence[Path], settings: Sequence[str], *, name: str, folder: Path) -> None:
@@ -34,8 +35,9 @@ def launch(jobs: Sequence[Path], settings: Sequence[str], *, name: str, folder: 
     """
     from hydra._internal.callbacks import Callbacks
 
-    # Hydra's launcher names this backend and passes nothing on to its workers.
-    workers = partial(LokyBackend, initializer=begin_worker, initargs=(os.getpid(),))
+    # A worker waits for the next job for ever, and so for that of a sweep that was killed. Hydra's
+    # launcher names the backend, and passes nothing on to it.
+    workers = partial(LokyBackend, initializer=end_with, initargs=(os.getpid(),))
     joblib.register_parallel_backend("loky", workers)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
