@@ -1,11 +1,13 @@
 """All that the user sees: lines, tables, the progress bar."""
 
 import contextlib
+import logging
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -13,10 +15,47 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+_live: Console | None = None
+"""What a progress bar or a board is being drawn on; None while there is neither."""
+
 
 def console() -> Console:
     """Standard output, looked up at each call so that tests and redirections see it."""
-    return _plain()
+    return _console_of(sys.stdout)
+
+
+def _console_of(stream: TextIO) -> Console:
+    """Lines reach a terminal through the console of the bar, which puts them above it.
+
+    A stream that goes elsewhere, such as `2> log`, stays what it is.
+    """
+    return _live if _live is not None and stream.isatty() else _plain(file=stream)
+
+
+@contextlib.contextmanager
+def _drawing(drawn: Live | Progress) -> Iterator[None]:
+    """Inside, all that is written to the terminal appears above what is drawn."""
+    global _live
+    before = sys.stdout, sys.stderr
+    with drawn:
+        _live = drawn.console
+        # Rich stands in for both streams. Handlers of logging keep those that they began with.
+        proxies = dict(zip(before, (sys.stdout, sys.stderr), strict=True))
+        moved = {h: h.stream for h in _stream_handlers() if h.stream in before}
+        for handler, stream in moved.items():
+            handler.setStream(proxies[stream])
+        try:
+            yield
+        finally:
+            for handler, stream in moved.items():
+                handler.setStream(stream)
+            _live = None
+
+
+def _stream_handlers() -> list[logging.StreamHandler[Any]]:
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = [h for each in loggers for h in getattr(each, "handlers", ())]
+    return [h for h in dict.fromkeys(handlers) if type(h) is logging.StreamHandler]
 
 
 def _plain(**settings: Any) -> Console:
@@ -31,13 +70,22 @@ def say(line: str) -> None:
 
 def warn(line: str) -> None:
     """One line that the user should read."""
-    _plain(file=sys.stderr).print(Text.assemble(("warning:", "yellow"), " ", line))
+    _tell(Text.assemble(("warning:", "yellow"), " ", line))
 
 
 def error(line: str) -> None:
     """One line that says why nothing was done."""
     one_line = " ".join(line.split())
-    _plain(file=sys.stderr).print(Text.assemble(("error:", "red"), " ", one_line))
+    _tell(Text.assemble(("error:", "red"), " ", one_line))
+
+
+def _tell(text: Text) -> None:
+    """To standard error; on a terminal wrapped between words, but no path is cut."""
+    out = _console_of(sys.stderr)
+    if out.is_terminal:
+        lines = textwrap.fill(text.plain, out.width, break_long_words=False, break_on_hyphens=False)
+        text = Text(lines, spans=text.spans)
+    out.print(text)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -76,8 +124,12 @@ class StepProgress:
             TimeRemainingColumn(compact=True),
             console=console(),
             disable=not console().is_terminal,
+            # Where errors go elsewhere they do not belong on the terminal.
+            redirect_stderr=sys.stderr.isatty(),
         )
-        self._bar.start()
+        self._open = contextlib.ExitStack()
+        if not self._bar.disable:
+            self._open.enter_context(_drawing(self._bar))
         self._task = self._bar.add_task("training", total=total, completed=done, figures="")
 
     def update(self, step: int, figures: Mapping[str, str]) -> None:
@@ -87,15 +139,21 @@ class StepProgress:
 
     def close(self) -> None:
         """Leaves the bar as it is."""
-        self._bar.stop()
+        self._open.close()
 
 
 @contextlib.contextmanager
 def counting(what: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """A bar over things that are done one after the other; gives what moves it."""
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
-    bar = Progress(*columns, TextColumn(unit), console=console(), disable=not console().is_terminal)
-    with bar:
+    bar = Progress(
+        *columns,
+        TextColumn(unit),
+        console=console(),
+        disable=not console().is_terminal,
+        redirect_stderr=sys.stderr.isatty(),
+    )
+    with contextlib.nullcontext() if bar.disable else _drawing(bar):
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 
@@ -117,21 +175,25 @@ class JobBoard:
     def __init__(self) -> None:
         self.total = self.num_ended = 0
         self._live: Live | None = None
+        self._open = contextlib.ExitStack()
 
     def open(self) -> None:
         """Starts to draw."""
         out = console()
         if out.is_terminal:
-            self._live = Live(console=out, refresh_per_second=2, transient=True)
-            self._live.start()
+            self._live = Live(
+                console=out,
+                refresh_per_second=2,
+                transient=True,
+                redirect_stderr=sys.stderr.isatty(),
+            )
+            self._open.enter_context(_drawing(self._live))
 
     def ended(self, name: str, state: str, reason: str, seconds: float) -> None:
         """Says once how a job went."""
         self.num_ended += 1
         why = f" ({reason})" if reason else ""
-        line = f"[{self.num_ended}/{self.total}] {name}: {state} after {duration(seconds)}{why}"
-        # Above what is drawn, not through it.
-        (self._live.console if self._live else console()).print(Text(line))
+        say(f"[{self.num_ended}/{self.total}] {name}: {state} after {duration(seconds)}{why}")
 
     def show(self, running: Mapping[str, JobProgress], *, left: float | None) -> None:
         """Draws the jobs that run."""
@@ -148,9 +210,8 @@ class JobBoard:
 
     def close(self) -> None:
         """Ends the drawing."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._open.close()
+        self._live = None
 
 
 def duration(seconds: float) -> str:

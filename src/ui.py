@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from src import cli, startup, terminal
 from src.errors import InputError
+from src.orphans import run_bound
 from src.study.collect import Study, collect
 from src.tracking.address import take, with_secrets
 from src.tracking.client import Server, default_uri, one_line
@@ -65,8 +66,7 @@ def ui(fields: dict[str, Any]) -> int:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Of its models of language, which nothing here asks for; it starts three times faster without.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    # In this process' place, so that Ctrl-C and signals reach it.
-    os.execv(command[0], command)
+    return cli.OK if run_bound(command) == 0 else cli.FAILURE
 
 
 def _study(runs: Path, name: str | None) -> Study | None:

@@ -1,5 +1,13 @@
 """What the user sees is what was said."""
 
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+
 import pytest
 
 from src import terminal
@@ -23,3 +31,127 @@ def test_text_is_shown_as_it_is(text, capsys):
     assert shown.out.startswith(f"{text}\n")
     assert text[:60] in shown.out.removeprefix(text)
     assert shown.err == f"warning: {text}\nerror: {text}\n"
+
+
+def screen_lines(text: str) -> list[str]:
+    """What a terminal was sent, in lines, without colours and movements of the cursor."""
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))
+
+
+@contextlib.contextmanager
+def on_terminal() -> Iterator[list[str]]:
+    """Both streams on one terminal; the list holds, afterwards, what was written there."""
+    ours, theirs = os.openpty()
+    pieces, written = [], []
+
+    def read() -> None:
+        # Linux reports the end as an error.
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 4096):
+                pieces.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with (
+        open(theirs, "w", buffering=1) as out,
+        open(theirs, "w", buffering=1, closefd=False) as err,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        yield written
+    reader.join()
+    os.close(ours)
+    written.append(b"".join(pieces).decode())
+
+
+@contextlib.contextmanager
+def bar():
+    progress = terminal.StepProgress(total=9, done=0)
+    progress.update(3, {"tok/s": "2140"})
+    yield
+    progress.close()
+
+
+@contextlib.contextmanager
+def board():
+    jobs = terminal.JobBoard()
+    jobs.open()
+    jobs.show({"none/seed-0": terminal.JobProgress(step=1, total=9, loss=2.0, left=1)}, left=1)
+    yield
+    jobs.close()
+
+
+@contextlib.contextmanager
+def count():
+    with terminal.counting("composing", total=9, unit="runs") as move:
+        move(3)
+        yield
+
+
+def logged(line: str) -> None:
+    logging.getLogger("a.library").warning(line)
+
+
+WAYS = {
+    "say": terminal.say,
+    "warning: ": terminal.warn,
+    "error: ": terminal.error,
+    "table": lambda line: terminal.table(line, ["a"], [["b"]]),
+    "print": lambda line: print(line, file=sys.stderr),
+    "logging": logged,
+}
+
+
+@pytest.fixture(autouse=True)
+def _colours(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.parametrize("drawn", [bar, board, count])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_line_stands_above_what_is_drawn(way, drawn):
+    logger = logging.getLogger("a.library")
+    with on_terminal() as written:
+        handler = logging.StreamHandler()
+        begun_with = handler.stream
+        logger.addHandler(handler)
+        try:
+            with drawn():
+                WAYS[way]("one line of its own")
+                WAYS[way]("and another")
+        finally:
+            logger.removeHandler(handler)
+    prefix = way if way.endswith(" ") else ""
+    shown = screen_lines(written[0])
+    assert f"{prefix}one line of its own" in shown
+    assert f"{prefix}and another" in shown
+    assert handler.stream is begun_with
+
+
+def test_errors_that_go_to_a_file_do_not_appear_on_the_terminal(tmp_path):
+    file = tmp_path / "err"
+    with on_terminal() as written, file.open("w") as err, contextlib.redirect_stderr(err), bar():
+        terminal.warn("of this run")
+        print("of a library", file=sys.stderr)
+    assert file.read_text() == "warning: of this run\nof a library\n"
+    assert "of a" not in written[0]
+
+
+def test_nothing_but_text_goes_where_there_is_no_terminal(capsys):
+    for drawn in (bar, board, count):
+        with drawn():
+            terminal.warn("of this run")
+    shown = capsys.readouterr()
+    assert shown.err == 3 * "warning: of this run\n"
+    assert shown.out == ""
+
+
+def test_a_warning_on_a_terminal_is_cut_between_words_and_a_path_never():
+    path = "runs/" + "x" * 100
+    with on_terminal() as written:
+        terminal.warn(f"{'word ' * 30}{path}")
+    shown = screen_lines(written[0])
+    assert path in shown
+    assert {word for line in shown for word in line.split()} == {"warning:", "word", path}

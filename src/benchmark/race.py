@@ -57,6 +57,7 @@ class Worker:
         **more: str,
     ) -> None:
         spec = {"name": name, "case": asdict(case), "warmup": warmup, "num_params": num_params}
+        spec["parent"] = os.getpid()
         self.name = name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(

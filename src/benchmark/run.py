@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Any
 
+from src.orphans import end_with
+
 ENDLESS = 10**9
 """Steps of the run, which ends with the process's input."""
 
@@ -20,6 +22,7 @@ def main() -> int:
     os.dup2(2, 1)
     spec = json.loads(sys.argv[1])
     folder = spec["folder"]
+    end_with(spec["parent"])
 
     from src import train
     from src.benchmark.shapes import Case

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -17,6 +18,7 @@ from src.detection.thresholds import Outcome, try_all
 from src.detection.verdict import Verdict, judge
 from src.errors import InputError
 from src.given import number
+from src.orphans import end_with
 from src.tracking.folder import read_metrics
 from src.watch.early import Thresholds
 
@@ -71,7 +73,8 @@ def _train_all(
     folders: list[Path | None] = [None] * len(jobs)
     # Spawned: a forked torch can hang in its thread pool.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_jobs, mp_context=context) as pool:
+    bound = {"initializer": end_with, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(n_jobs, mp_context=context, **bound) as pool:
         waiting = {
             pool.submit(_train, case, seed=seed, study=study, paths=dict(paths)): place
             for place, (case, _, seed) in enumerate(jobs)

@@ -147,7 +147,7 @@ def assemble(
             folder.path / "incidents",
             say=terminal.warn,
             extras=checkpoint_extras,
-            repeat=_repeat(config),
+            repeat=repeat_command(config),
         )
 
     def kept(step: int) -> Path:
@@ -244,7 +244,7 @@ def assemble(
     )
 
 
-def _repeat(config: RunConfig) -> str:
+def repeat_command(config: RunConfig) -> str:
     """The command that runs an incident again."""
     if isinstance(config.model, ExternalConfig):
         return f"python -m src.diagnose checkpoint={{folder}} target={config.model.target}"

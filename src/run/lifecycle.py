@@ -19,6 +19,7 @@ from src.run.assemble import (
     Assembly,
     assemble,
     model_for,
+    repeat_command,
     set_numerics,
     vocab_size_for,
 )
@@ -63,7 +64,7 @@ def run(config: RunConfig) -> int:
             if explicit:
                 raise InputError(f"resume={config.resume}: {folder.path} is finished already")
             terminal.say(f"{folder.path} is finished already; rerun=true trains it again")
-            show_record(finished, folder)
+            show_record(finished, folder, repeat=repeat_command(config))
             return 0
     # Before anything is written, so that bad input leaves nothing behind.
     if not config.rerun:
@@ -190,7 +191,7 @@ def _train(
         folder.drop_all_but_last_checkpoint()
     if mirror is not None:
         mirror.finish()
-    show_record(record, folder)
+    show_record(record, folder, repeat=repeat_command(config))
     if status == "killed":
         assert run.interrupt.signal is not None
         how = "the same command without rerun=true" if config.rerun else "the same command"

@@ -1,5 +1,6 @@
 """What a run has come to: its record, a sample of its text, the table at its end."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from src import terminal
 from src.config import RunConfig
 from src.data import Corpus
+from src.generation.prompts import WRITEUP
 from src.generation.samples import first_sample, samples_markdown
 from src.model import Transformer
 from src.run.assemble import Assembly
@@ -136,8 +138,37 @@ def _marked(figures: dict[str, float], prefix: str, name: str) -> str:
     return value if frac == 0 else f"{value} ({frac:.0%} of windows non-finite)"
 
 
-def show_record(record: dict[str, Any], folder: RunFolder) -> None:
-    """The final table and a sample."""
+def verdict(record: dict[str, Any]) -> str | None:
+    """One line on a run that was not clean, with the cause; None for one that was."""
+    guard, incident = record["guard"], record["incident"]
+    if guard["first_nonfinite_step"] is None:
+        if record["outcome"] != "stopped":
+            return None
+        return f"stopped by an early warning: {record['alarms'][0]['line']}"
+    begin = record["steps"] - record["own_steps"]
+    # A branch has its source's steps, too.
+    bad = [step for step in guard["nonfinite_steps"] if step > begin]
+    what = "loss" if guard["nonfinite_loss_steps"] else "gradients"
+    why = "" if incident is None else f": {incident['cause']}"
+    if bad and len(bad) == record["own_steps"]:
+        how = "skipped" if guard["skipped_steps"] >= len(bad) else "not finite"
+        whole = "the only step was" if len(bad) == 1 else f"all {len(bad):,} steps were"
+        return f"nothing was learnt: {whole} {how} (non-finite {what} from step {bad[0]}{why})"
+    first = guard["first_nonfinite_step"] if incident is None else incident["step"]
+    return (
+        f"{record['outcome'] or record['status']}: {len(guard['nonfinite_steps']):,} of"
+        f" {record['steps']:,} steps were not finite, the first at step {first}{why}"
+    )
+
+
+def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> None:
+    """The final table, a sample where there is one, and what went wrong.
+
+    Args:
+        record: of the run.
+        folder: of the run.
+        repeat: the command that runs an incident again, with `{folder}` for the incident's.
+    """
     final, best = record["final"], record["best"]
     number = terminal.number
     rows = [["training loss (nats a token)", number(final.get("train/loss")), ""]]
@@ -154,6 +185,11 @@ def show_record(record: dict[str, Any], folder: RunFolder) -> None:
         ["tokens a second", number(record["tokens_per_second"]), ""],
         ["seconds", number(record["wall_seconds"]), ""],
     ]
+    if guard["first_nonfinite_step"] is not None:
+        incident = record["incident"]
+        cause = "" if incident is None else incident["cause"]
+        rows.append(["first non-finite step", number(guard["first_nonfinite_step"]), ""])
+        rows.append(["its cause", cause or "not recorded", ""])
     # Records of before there was the choice say nothing.
     if record.get("compiled"):
         rows.append(["of these compiling", number(record["first_step_seconds"]), ""])
@@ -163,9 +199,27 @@ def show_record(record: dict[str, Any], folder: RunFolder) -> None:
     title = f"{name}: {how} (ffn {variant['ffn']}, preset {variant['preset']})"
     terminal.table(title, ["", "final", "best"], rows)
     samples = folder.path / "samples.md"
-    if record["status"] == "finished" and samples.is_file():
-        terminal.say(first_sample(samples.read_text(encoding="utf-8")))
-        terminal.say(f"more of its text: {samples}")
+    if record["status"] == "finished" and how != "collapsed" and samples.is_file():
+        sample = first_sample(samples.read_text(encoding="utf-8"))
+        # A model whose logits are not finite has added nothing to the prompt.
+        if sample != WRITEUP[0]:
+            terminal.say(sample)
+            terminal.say(f"more of its text: {samples}")
     for note in record["notes"]:
         terminal.warn(note)
     terminal.say(f"run folder: {folder.path}")
+    if record["incident"] is not None:
+        _show_incident(record["incident"], folder, repeat)
+    line = verdict(record)
+    if line is not None:
+        terminal.say(line)
+
+
+def _show_incident(incident: dict[str, Any], folder: RunFolder, repeat: str) -> None:
+    """What failed first, its page and its command, as far as the recorder wrote them."""
+    place = folder.path / "incidents" / f"step-{incident['step']}"
+    terminal.say(f"first incident: {incident['line']}")
+    if (place / "incident.html").is_file():
+        terminal.say(f"its page: {place / 'incident.html'}")
+    if (place / "state.pt").is_file():
+        terminal.say(f"to run it again: {repeat.replace('{folder}', shlex.quote(str(place)))}")

@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 
 from src.errors import InputError
 from src.forks import Fork
+from src.orphans import finishing
 from src.sweep.cluster import Preemption, take_signals
 from src.tracking.folder import RunFolder, read_json, write_json
 
@@ -39,8 +40,8 @@ MOVED = ".moved"
 
 BUSY = "another sweep has it"
 
-IMPORTS = ("src.cli", "src.run.lifecycle", "matplotlib.backends.backend_svg")
-"""What every training process needs; imported once a worker."""
+IMPORTS = ("src.sweep.server", "src.cli", "src.run.lifecycle", "matplotlib.backends.backend_svg")
+"""What every training process needs; imported once a worker, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Child:
 
         A job that is preempted does not return.
         """
-        if Path(self.job.stop_file).exists():
+        if Path(self.job.stop_file).exists() or self._is_orphan():
             return self._end("stopped", "the sweep ended before it began")
         try:
             arguments = self._arguments()
@@ -115,10 +116,12 @@ class Child:
         process = multiprocessing.Process(target=train, args=(arguments, str(log)))
         with nullcontext() if self.preemption is None else self.preemption.noting():
             process.start()
-        self._tell("running", "", pid=process.pid)
-        wish = self._wait(process)
-        assert process.exitcode is not None
-        state = self._end(*self._verdict(process.exitcode, wish))
+        # A worker whose sweep is gone sees its training process off first.
+        with finishing:
+            self._tell("running", "", pid=process.pid)
+            wish = self._wait(process)
+            assert process.exitcode is not None
+            state = self._end(*self._verdict(process.exitcode, wish))
         if self.preemption is not None and state == "waiting":
             self.preemption.obey()
         return state
@@ -165,12 +168,14 @@ class Child:
             return "timed out"
         if self._is_preempted():
             return "preempted"
+        return "stopped" if self._is_orphan() else None
+
+    def _is_orphan(self) -> bool:
+        """Whether the sweep is gone."""
         if self.job.owner is None:
-            return None
+            return False
         host, pid = self.job.owner
-        if host == socket.gethostname() and not is_alive(pid):
-            return "stopped"
-        return None
+        return host == socket.gethostname() and not is_alive(pid)
 
     def _is_preempted(self) -> bool:
         return self.preemption is not None and self.preemption.signal is not None

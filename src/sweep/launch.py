@@ -1,16 +1,21 @@
 """Hands jobs to a launcher of Hydra's."""
 
 import logging
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import hydra
+import joblib
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
+from joblib.parallel import LokyBackend
 from omegaconf import open_dict
 
+from src.orphans import end_with
 from src.overrides import quote_free_text
 from src.schema import CONF
 from src.sweep.child import run_job
@@ -30,6 +35,10 @@ def launch(jobs: Sequence[Path], settings: Sequence[str], *, name: str, folder: 
     """
     from hydra._internal.callbacks import Callbacks
 
+    # A worker waits for the next job for ever, and so for that of a sweep that was killed. Hydra's
+    # launcher names the backend, and passes nothing on to it.
+    workers = partial(LokyBackend, initializer=end_with, initargs=(os.getpid(),))
+    joblib.register_parallel_backend("loky", workers)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()

@@ -10,6 +10,7 @@ from typing import Any
 
 from src import terminal
 from src.naming import short_names
+from src.run.outcome import verdict
 from src.sweep.plan import Cell
 from src.tracking.folder import read_json
 
@@ -77,7 +78,7 @@ class Monitor:
                 self._seen[cell.folder] = state
                 seconds = status.get("ended", 0.0) - status.get("started", status.get("ended", 0.0))
                 self._seconds.append(seconds)
-                self._board.ended(name, state, status["reason"], seconds)
+                self._board.ended(name, state, status["reason"] or _verdict(cell), seconds)
         self._board.show(running, left=self._time_left())
 
     def _time_left(self) -> float | None:
@@ -86,6 +87,12 @@ class Monitor:
             return None
         remaining = self._board.total - self._board.num_ended
         return remaining / self.n_jobs * sum(self._seconds) / len(self._seconds)
+
+
+def _verdict(cell: Cell) -> str:
+    """What became of a run that was not clean; empty where there is nothing to say."""
+    record = read_json(cell.folder / "record.json")
+    return "" if record is None else verdict(record) or ""
 
 
 def _progress(cell: Cell, status: dict[str, Any]) -> terminal.JobProgress:

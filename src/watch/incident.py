@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shlex
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -275,7 +276,11 @@ class IncidentRecorder(StepCallback):
         torch.save(state, folder / "state.part")
         foreign = unreadable(folder / "state.part")
         (folder / "state.part").rename(folder / "state.pt")
-        repeat = None if foreign is not None else self.repeat.replace("{folder}", str(folder))
+        repeat = (
+            None
+            if foreign is not None
+            else self.repeat.replace("{folder}", shlex.quote(str(folder)))
+        )
         write_page(folder / "incident.html", incident, list(self.ring), repeat=repeat)
         return foreign
 

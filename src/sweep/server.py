@@ -1,0 +1,10 @@
+"""The first import of the server from which training processes are forked.
+
+The server itself looks for its parent only when all its imports are done, which takes many seconds.
+"""
+
+import os
+
+from src.orphans import end_with
+
+end_with(os.getppid())
