@@ -2,6 +2,7 @@ import pytest
 
 from src.laboratory.chosen import UndecidedError
 from src.laboratory.measures import Measures
+from src.study.analysis import analyse
 from tests.laboratory.folders import study_folder
 from tests.study.synthetic import Arm
 
@@ -26,6 +27,20 @@ def test_what_is_told_from_chance_and_how(tmp_path):
     assert m.fewer_detected() == 1 and m.fewer_detected(except_for=["router_eps"]) == 0
     assert m.difference("router_eps", "nonfinite_batches") == -20
     assert m.p_value("router_eps") < 0.05 < m.p_value("warmdown")
+
+
+@pytest.mark.parametrize(
+    ("arms", "can_rank"),
+    [
+        ({"none": Arm(num_failing=6), "router_eps": Arm(acts_from=240)}, True),
+        ({"none": Arm(num_failing=6), "router_eps": Arm(num_failing=5, acts_from=240)}, False),
+        ({"none": Arm(num_failing=2), "router_eps": Arm(acts_from=240)}, False),
+        ({"none": Arm(num_failing=6), "warmdown": Arm(num_failing=6)}, True),
+    ],
+)
+def test_a_study_ranks_remedies_only_if_it_found_its_positive_control(tmp_path, arms, can_rank):
+    m = measures(tmp_path, arms)
+    assert m.can_rank() == analyse(m.folder.study).can_rank == can_rank
 
 
 def test_arms_are_chosen_by_what_their_names_say(tmp_path):
