@@ -5,12 +5,21 @@ from typing import Any
 
 from src.laboratory.chosen import Chosen, UndecidedError
 from src.study import digits
+from src.study.analysis import positive_controls
+from src.study.answer import found_good
 from src.study.results import Comparison, Estimate
 from src.study.stats import ALPHA
+from src.study.variants import arms_of
 
 
 class Compared(Chosen):
     """Differences, paired by seed, with what chance alone gives beside them."""
+
+    def can_rank(self) -> bool:
+        """Whether the study found its positive control, if it has one; see Analysis."""
+        needed = positive_controls(arms_of(self.folder.study))
+        # The statistics of a large study take seconds: not without need.
+        return not needed or all(found_good(arm) for arm in self.arms if arm.variant in needed)
 
     def _comparison(self, stability: str, endpoint: str, fields: Mapping[str, Any]) -> Comparison:
         arm = self.one(stability, **fields)

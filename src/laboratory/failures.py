@@ -99,6 +99,15 @@ class Failures(Chosen):
             for run in self._failed(stability, fields)
         )
 
+    def peaked_before(self, stability: str | None = None, **fields: str | None) -> int:
+        """Runs that failed and had their largest gradient norm before the first such batch."""
+        failed = [row for row in self.rows(stability, **fields) if row["first_nonfinite"]]
+        return sum(
+            int(str(row["grad_norm_max_step"])) < int(str(row["first_nonfinite"]))
+            for row in failed
+            if row["grad_norm_max_step"]
+        )
+
     def median_first(self, stability: str | None = None, **fields: str | None) -> float:
         """The median of the first ones."""
         return float(of(median, self.first(stability, **fields)))
@@ -136,6 +145,16 @@ class Failures(Chosen):
             start = run.steps - round(frac * run.steps)
             lost = sum(step > start for step in run.nonfinite_steps)
             found.append(lost / (run.steps - start))
+        return sorted(found)
+
+    def shares_lost(
+        self, stability: str | None = None, *, after: int, until: int, **fields: str | None
+    ) -> list[float]:
+        """Share of non-finite batches between two steps, of each run that ever failed."""
+        found = [
+            sum(after < step <= until for step in run.nonfinite_steps) / (until - after)
+            for run in self._failed(stability, fields)
+        ]
         return sorted(found)
 
     def grad_norms(

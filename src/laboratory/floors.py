@@ -38,9 +38,13 @@ class Floors(Chosen):
         return effect * self.null_spread(stability, endpoint)
 
     def smallest_fall(self, *, num_seeds: int, num_arms: int) -> int:
-        """How many fewer of so many seeds must fail to be called, where all fail untreated."""
+        """How many fewer of so many seeds must fail to be called, where all fail untreated.
+
+        No other arm of the study is significant: beside one that is, Holm asks for less.
+        """
         everything = Proportion(events=num_seeds, total=num_seeds)
-        share = stats.smallest_share(everything, num_seeds=num_seeds, num_arms=num_arms)
+        others = (1.0,) * (num_arms - 1)
+        share = stats.smallest_share(everything, num_seeds=num_seeds, others=others)
         if share is None:
             raise UndecidedError(f"{num_seeds} seeds can find nothing beside {num_arms} arms")
         return round(share * num_seeds)

@@ -37,6 +37,13 @@ class Losses(Chosen):
         """Runs whose validation had windows without a finite loss."""
         return sum(arm.num_marked for arm in self.chosen(stability, **fields))
 
+    def mean_nonfinite_frac(self, stability: str | None = None, **fields: str | None) -> float:
+        """Share of the last validation's windows without a finite loss, mean over the runs.
+
+        Of the averaged weights where an option evaluates those.
+        """
+        return _mean(self.rows(stability, **fields), "nonfinite_frac")
+
     def mean_spikes(self, stability: str | None = None, **fields: str | None) -> float:
         """Steps of a run that any definition calls a spike."""
         return float(of(fmean, [len(run.spike_steps) for run in self.runs(stability, **fields)]))

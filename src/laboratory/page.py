@@ -89,13 +89,19 @@ class Book:
         return all(BookFolder(folder=self.folder / name).has_results for name in needed)
 
     def _link(self, name: str, place: Path) -> str:
-        """To a study's page, where it has one."""
+        """To a study's page, where it has one, with a mark where the study cannot rank remedies."""
         page = self.folder / name / "README.md"
         template = page.with_name(page.name + TEMPLATE)
         if not (self._is_told(template) if template.is_file() else page.is_file()):
             return f"{name} (not run yet)"
         up = "" if place == self.folder else "../"
-        return f"[{name}]({up}{name}/README.md)"
+        return f"[{name}]({up}{name}/README.md){self._rank_note(name)}"
+
+    def _rank_note(self, name: str) -> str:
+        """Says that a study with a positive control has not found it; else nothing."""
+        study = StudyFolder(folder=self.folder / name)
+        is_run = study.has_results and (study.folder / STUDY_FILE).is_file()
+        return "" if not is_run or self.measures(name).can_rank() else " (cannot rank remedies)"
 
     def _score(self, name: str) -> Mapping[str, int]:
         """Predictions by what became of them."""
@@ -120,6 +126,7 @@ class Book:
             "studies": [study.name for study in studies(self.folder) if study.has_results],
             "unrun": [study.name for study in studies(self.folder) if not study.has_results],
             "link": lambda name: self._link(name, template.parent),
+            "rank_note": self._rank_note,
             "predicted": self._score,
             "described": scale.described,
             "waves": lambda name: scale.waves(self.measures(name).folder.study),

@@ -107,6 +107,7 @@ class SingleRun(BookFolder):
             "grad_norm_after_warmup": self.grad_norm_before(after=self.recipe.warmup_steps),
             "step_seconds": seconds,
             "median_seconds": median(seconds) if seconds else None,
+            "least_max_violation": self.least_max_violation(),
             "incident": self.incident,
             "at": self.at,
             "last": self.curve[-1],
@@ -122,6 +123,12 @@ class SingleRun(BookFolder):
         end = self.first_nonfinite or self.curve[-1]["step"] + 1
         rows = [row for row in self.curve if after < row["step"] < end]
         return max((row["grad_norm"] for row in rows if "grad_norm" in row), default=None)
+
+    def least_max_violation(self) -> float | None:
+        """The least, over the logged steps after the first, of the worst router's MaxVio."""
+        # In the first step a multiplied bias is 0, and with it all logits: it shows no routing.
+        rows = self.curve[1:]
+        return min((row["max_violation"] for row in rows if "max_violation" in row), default=None)
 
     def at(self, step: int) -> Mapping[str, float]:
         """The last logged step up to one."""

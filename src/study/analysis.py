@@ -35,7 +35,7 @@ def analyse(study: Study) -> Analysis:
     """
     arms = arms_of(study)
     results = _results(arms)
-    needed = {a.variant for a in arms if a.stability == MUST_BE_FOUND and a.baseline is not None}
+    needed = positive_controls(arms)
     not_found = [arm for arm in results if arm.variant in needed and not found_good(arm)]
     return Analysis(
         study=study.name,
@@ -44,6 +44,11 @@ def analyse(study: Study) -> Analysis:
         can_rank=not not_found,
         warnings=warnings(study, results),
     )
+
+
+def positive_controls(arms: Sequence[Arm]) -> set[str]:
+    """Variants that a study must find before it can rank remedies."""
+    return {a.variant for a in arms if a.stability == MUST_BE_FOUND and a.baseline is not None}
 
 
 def arm_results(study: Study) -> list[ArmResult]:

@@ -41,11 +41,12 @@ def shares(arms: Mapping[str, tuple[Proportion, Proportion]]) -> dict[str, Teste
     tested = {}
     for name, (family, p_value) in _adjusted(arms, _fisher_holm, best=_smallest_raw_p).items():
         arm, baseline = arms[name]
-        size = len(family)
+        # What this arm could have shown beside what the others did show: Holm is step-down.
+        others = tuple(fisher(*family[other]) for other in family if other != name)
         tested[name] = Tested(
             p_value=p_value,
-            smallest_p=smallest_fisher_p(arm.total, num_arms=size),
-            smallest_effect=smallest_share(baseline, num_seeds=arm.total, num_arms=size),
+            smallest_p=holm(dict(enumerate((smallest_fisher_p(arm.total), *others))))[0],
+            smallest_effect=smallest_share(baseline, num_seeds=arm.total, others=others),
         )
     return tested
 
@@ -71,7 +72,7 @@ def _fisher_holm(arms: Mapping[str, tuple[Proportion, Proportion]]) -> dict[str,
 
 
 def _smallest_raw_p(arm: tuple[Proportion, Proportion]) -> float:
-    return smallest_fisher_p(arm[0].total, num_arms=1)
+    return smallest_fisher_p(arm[0].total)
 
 
 def _adjusted(

@@ -84,25 +84,30 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def smallest_fisher_p(num_seeds: int, *, num_arms: int) -> float:
-    """All seeds against none, after Holm over so many arms."""
-    best = fisher(
+def smallest_fisher_p(num_seeds: int) -> float:
+    """All seeds against none, before Holm."""
+    return fisher(
         Proportion(events=0, total=num_seeds), Proportion(events=num_seeds, total=num_seeds)
     )
-    return min(1.0, num_arms * best)
 
 
 @cache
-def smallest_share(baseline: Proportion, *, num_seeds: int, num_arms: int) -> float | None:
-    """The smallest fall in the share of seeds that Fisher's test calls after Holm.
+def smallest_share(
+    baseline: Proportion, *, num_seeds: int, others: tuple[float, ...] = ()
+) -> float | None:
+    """The smallest fall in the share of seeds that Fisher's test finds significant after Holm.
+
+    Holm's correction is step-down: an arm pays only for the arms whose p is not smaller than its
+    own. So the answer depends on what the other arms have shown. Multiplying by the number of arms
+    (Bonferroni) would claim too little wherever another arm is significant.
 
     Args:
         baseline: what was observed there.
         num_seeds: of the arm.
-        num_arms: of the family.
+        others: p values, before Holm, of the other arms of the family.
 
     Returns:
-        A magnitude above 0, or None where even no event at all would not be called.
+        A magnitude above 0, or None where even an arm without any event would not be significant.
     """
     if num_seeds == 0 or baseline.total == 0:
         return None
@@ -110,7 +115,8 @@ def smallest_share(baseline: Proportion, *, num_seeds: int, num_arms: int) -> fl
     for events in range(num_seeds, -1, -1):
         fall = share - events / num_seeds
         p_value = fisher(Proportion(events=events, total=num_seeds), baseline)
-        if fall > 0 and num_arms * p_value <= ALPHA:
+        family = dict(enumerate((p_value, *others)))
+        if fall > 0 and holm(family)[0] <= ALPHA:
             return fall
     return None
 

@@ -2,6 +2,7 @@ import pytest
 
 from src.laboratory.chosen import UndecidedError
 from src.laboratory.measures import Measures
+from src.study.analysis import analyse
 from tests.laboratory.folders import study_folder
 from tests.study.synthetic import Arm
 
@@ -26,6 +27,20 @@ def test_what_is_told_from_chance_and_how(tmp_path):
     assert m.fewer_detected() == 1 and m.fewer_detected(except_for=["router_eps"]) == 0
     assert m.difference("router_eps", "nonfinite_batches") == -20
     assert m.p_value("router_eps") < 0.05 < m.p_value("warmdown")
+
+
+@pytest.mark.parametrize(
+    ("arms", "can_rank"),
+    [
+        ({"none": Arm(num_failing=6), "router_eps": Arm(acts_from=240)}, True),
+        ({"none": Arm(num_failing=6), "router_eps": Arm(num_failing=5, acts_from=240)}, False),
+        ({"none": Arm(num_failing=2), "router_eps": Arm(acts_from=240)}, False),
+        ({"none": Arm(num_failing=6), "warmdown": Arm(num_failing=6)}, True),
+    ],
+)
+def test_a_study_ranks_remedies_only_if_it_found_its_positive_control(tmp_path, arms, can_rank):
+    m = measures(tmp_path, arms)
+    assert m.can_rank() == analyse(m.folder.study).can_rank == can_rank
 
 
 def test_arms_are_chosen_by_what_their_names_say(tmp_path):
@@ -90,6 +105,8 @@ def test_counts_of_an_arm_that_acts_late_leave_out_what_came_before_and_runs_tha
     assert m.failed_by(250, "shaken") == 3 and m.failed_by(99, "shaken") == 0
     assert m.first("ema") == [] and m.num_runs_of("none") == 6
     assert m.tail_shares("none", frac=0.5) == [0, 1 / 220, 1 / 220]
+    assert m.shares_lost("none", after=99, until=299) == [0, 0, 2 / 200]
+    assert m.shares_lost("none", after=100, until=300) == [1 / 200] * 3
 
 
 def test_what_chance_did_to_single_runs(tmp_path):
@@ -112,6 +129,15 @@ def test_spikes_before_failures_and_damage_that_validation_alone_sees(tmp_path):
     assert m.spiked_before("none") == 2
     assert m.failing_or_marked("none") == 4 and m.failing_or_marked("router_eps") == 0
     assert m.failing_or_marked("warmdown") == 6
+    assert m.mean_nonfinite_frac("none") == pytest.approx(4 * 0.5 / 6)
+    assert m.mean_nonfinite_frac("warmdown") == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("peak", "before"), [(299, 4), (300, 0), (None, 0)])
+def test_the_largest_norm_of_a_failing_run_comes_before_its_failure_or_not(tmp_path, peak, before):
+    spikes = {"grad_norm_max": 9.0, "grad_norm_max_step": peak, "steps": []}
+    m = measures(tmp_path, {"none": Arm(num_failing=4, record={"spikes": spikes}), "ema": Arm()})
+    assert m.peaked_before("none") == before
 
 
 def test_what_chance_alone_spreads_and_what_seeds_can_see_beside_it(tmp_path):

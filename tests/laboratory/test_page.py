@@ -3,6 +3,7 @@ import pytest
 from src.errors import InputError
 from src.laboratory.page import BEGIN, END, Book
 from tests.laboratory.folders import study_folder
+from tests.study.synthetic import Arm
 
 PAGE = """{{ failing('none') }} of {{ seeds('none') }}, p {{ p_value('router_eps') | p }}
 
@@ -58,6 +59,16 @@ def test_a_page_of_the_book_speaks_of_any_study(tmp_path):
     file = tmp_path / "experiments" / "README.md.jinja"
     file.write_text("{{ study('one').failing('none') }} {{ studies }}\n")
     assert Book(file.parent).page(file) == "6 ['one']\n"
+
+
+@pytest.mark.parametrize("num_failing", [0, 5])
+def test_a_link_says_that_a_study_cannot_rank_remedies(num_failing, tmp_path):
+    arms = {"none": Arm(num_failing=6), "router_eps": Arm(num_failing=num_failing, acts_from=240)}
+    study_folder(tmp_path, arms, page="{{ can_rank() }}\n")
+    file = tmp_path / "experiments" / "README.md.jinja"
+    file.write_text("{{ link('one') }}\n\n{{ rank_note('one') }}\n")
+    note = " (cannot rank remedies)" if num_failing else ""
+    assert Book(file.parent).page(file) == f"[one](one/README.md){note}\n\n{note}\n"
 
 
 def test_a_study_that_has_not_been_run_has_no_page_yet(tmp_path):

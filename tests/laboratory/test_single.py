@@ -68,6 +68,8 @@ def test_a_run_that_is_finite_is_brought_in(folder, shared_cache):
                 if line["step"] == row["step"] and name.endswith(column)
             ]
             assert row[column] == pick(layers)
+    later = [row["max_violation"] for row in single.curve if row["step"] > 1]
+    assert single.words["least_max_violation"] == min(later)
     assert "first at step" not in (folder / FIGURE).read_text()
 
 

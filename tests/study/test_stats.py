@@ -261,18 +261,31 @@ def test_smallest_p_with_repeats_counts_the_relabellings():
     assert smallest_max_t_p({0: two_to_two}) == 1.0
 
 
-def test_smallest_fisher_p_is_all_against_none_times_the_arms():
-    assert stats.smallest_fisher_p(6, num_arms=1) == pytest.approx(0.00216, abs=1e-5)
-    assert stats.smallest_fisher_p(6, num_arms=9) == pytest.approx(9 * 2 / 924)
-    assert stats.smallest_fisher_p(3, num_arms=1) == pytest.approx(0.1)
+def test_smallest_fisher_p_is_all_against_none():
+    assert stats.smallest_fisher_p(6) == pytest.approx(0.00216, abs=1e-5)
+    assert stats.smallest_fisher_p(3) == pytest.approx(0.1)
 
 
 def test_smallest_share_is_the_first_that_fisher_calls():
     # 1 of 6 against 6 of 6 has p = .0152, 2 of 6 has .061.
-    assert stats.smallest_share(of(6, 6), num_seeds=6, num_arms=1) == pytest.approx(5 / 6)
-    assert stats.smallest_share(of(6, 6), num_seeds=6, num_arms=4) == 1.0
-    assert stats.smallest_share(of(2, 6), num_seeds=6, num_arms=1) is None
-    assert stats.smallest_share(of(3, 3), num_seeds=3, num_arms=1) is None
+    assert stats.smallest_share(of(6, 6), num_seeds=6) == pytest.approx(5 / 6)
+    assert stats.smallest_share(of(6, 6), num_seeds=6, others=(1.0,) * 3) == 1.0
+    assert stats.smallest_share(of(2, 6), num_seeds=6) is None
+    assert stats.smallest_share(of(3, 3), num_seeds=3) is None
+
+
+@pytest.mark.parametrize("untreated", [9, 10])
+# One arm is found, as in a study of the book; none is; all are.
+@pytest.mark.parametrize("observed", [[0, 10, 6, 8, 9], [10] * 5, [0, 0, 1, 1, 2]])
+def test_what_an_arm_could_have_shown_is_what_the_whole_test_gives_for_it(untreated, observed):
+    baseline = of(untreated, 10)
+    arms = {f"arm{i}": (of(k, 10), baseline) for i, k in enumerate(observed * 2)}
+    for name, tested in families.shares(arms).items():
+        again = [families.shares(arms | {name: (of(k, 10), baseline)})[name] for k in range(11)]
+        found = [k for k, each in enumerate(again) if each.detected and k < untreated]
+        assert tested.smallest_effect == pytest.approx((untreated - max(found)) / 10)
+        if untreated == 10:
+            assert tested.smallest_p == again[0].p_value
 
 
 def test_smallest_effect_is_found_eight_times_of_ten():
