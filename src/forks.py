@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from src.errors import InputError
-from src.overrides import Override
+from src.overrides import Override, out_of_file
+from src.tracking.folder import damaged
 
 OWN = (
     *("stability", "study", "repeat", "resume", "rerun", "format"),
@@ -46,8 +47,10 @@ class Fork:
         file = self.source / "config.yaml"
         if not file.is_file():
             raise InputError(f"fork={self.source}@{self.step}: {self.source} is no run folder")
-        config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if "stability" not in config:
+        with damaged(file, advice=f"fork={self.source}@{self.step} cannot begin from it"):
+            config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+            is_run = "stability" in config
+        if not is_run:
             raise InputError(
                 f"fork={self.source}@{self.step}: {self.source} is a converted model;"
                 f" init={self.source} trains it on"
@@ -91,10 +94,9 @@ def inherited(typed: Sequence[Override], arguments: Sequence[str]) -> list[str]:
     if fork is None:
         return list(arguments)
     keys = {override.key for override in typed}
-    taken = [
-        argument
-        for argument in fork.source_config().get("arguments", [])
-        if (key := argument.partition("=")[0]) not in keys
-        and key.partition(".")[0] not in (*OWN, "paths", "tracking")
-    ]
+    taken = out_of_file(
+        fork.source_config().get("arguments", []),
+        where=f"fork={fork.source}@{fork.step}: config.yaml",
+        left_out=lambda key: key in keys or key.partition(".")[0] in (*OWN, "paths", "tracking"),
+    )
     return [*taken, *arguments]

@@ -1,10 +1,14 @@
 """What the user typed: Hydra's override grammar, with free text quoted for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
+from hydra.errors import OverrideParseException
+
+from src.errors import InputError
 
 GROUPS = (
     "attention",
@@ -49,6 +53,9 @@ SWEPT_TEXT = ("init",)
 
 OPEN = {"model=external": "model.kwargs"}
 """Fields below which any name may be typed, by the choice that has them."""
+
+TARGET = "model.target"
+"""The field that names code, which is imported and called."""
 
 _DECIDED = ("[", "'", '"', "${", "choice(")
 """A value that begins so is taken to be written in Hydra's grammar already."""
@@ -99,6 +106,49 @@ def parse(arguments: Sequence[str]) -> list[Override]:
     """The overrides in the order typed; raises Hydra's OverrideParseException."""
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     return [Override(key=_key(o), text=_text(o)) for o in parsed]
+
+
+def out_of_file(
+    arguments: Any, *, where: str, left_out: Callable[[str], bool] = lambda key: False
+) -> list[str]:
+    """Arguments that a file holds, with those left out that are not wanted.
+
+    A file may come from anybody, so its arguments set fields to values and do no more: code is
+    imported and called only where the user types its name, Hydra's own settings (which name folders
+    of further configuration, and shell commands of launchers) stay as they are here, and no value
+    is looked up in the environment. `model.kwargs` are values, and may come from a file.
+
+    Args:
+        arguments: what the file holds.
+        where: the file, which begins the line of an error.
+        left_out: whether an argument of this key is not wanted.
+
+    Raises:
+        InputError: an argument does more than set a field, or is not one.
+    """
+    if not isinstance(arguments, list) or not all(isinstance(a, str) for a in arguments):
+        raise InputError(f"{where} is damaged: arguments must be a list of field=value")
+    taken = [a for a in arguments if not left_out(a.partition("=")[0])]
+    try:
+        parsed = OverridesParser.create().parse_overrides(taken)
+    except OverrideParseException as error:
+        raise InputError(f"{where} is damaged: {error.override} cannot be read") from error
+    for argument, override in zip(taken, parsed, strict=True):
+        key = override.key_or_group
+        changes = override.is_add() or override.is_force_add() or override.is_delete()
+        if changes or key.startswith("hydra"):
+            raise InputError(f"{where} holds {argument}, and a file may only set field=value")
+        if key == TARGET:
+            raise InputError(
+                f"{where} names {argument}, and code that a file names is never run;"
+                f" if you trust it, type {argument}"
+            )
+        if "${" in argument:
+            raise InputError(
+                f"{where} holds {argument}, and a file's values are not looked up elsewhere;"
+                f" type {key}=<value>"
+            )
+    return taken
 
 
 def _key(override: HydraOverride) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from src.errors import InputError
+from src.overrides import out_of_file
 from src.schema import CONF
 from src.study.collect import Study
 from src.study.rebuilt import rebuilt
@@ -67,8 +68,8 @@ class StudyFolder(BookFolder):
                 f"{file}: sweeps must be lists of overrides, one at least; short a list"
             )
         return {
-            "sweeps": [list(map(str, sweep)) for sweep in sweeps],
-            "short": list(map(str, short)),
+            "sweeps": [out_of_file(list(map(str, sweep)), where=str(file)) for sweep in sweeps],
+            "short": out_of_file(list(map(str, short)), where=str(file)),
         }
 
     def sweeps(self, *, short: bool = False) -> list[list[str]]:

@@ -14,6 +14,7 @@ from src.config import compose
 from src.errors import InputError
 from src.laboratory.chosen import UndecidedError
 from src.laboratory.files import RESULTS_FILE, BookFolder
+from src.overrides import out_of_file
 from src.study.collect import Run, collect
 from src.tracking.folder import damaged, read_json
 from src.training.recipe import RecipeConfig
@@ -54,7 +55,7 @@ class SingleRun(BookFolder):
             given = yaml.safe_load(file.read_text(encoding="utf-8"))["arguments"]
         if not isinstance(given, list) or f"study={self.name}" not in given:
             raise InputError(f"{file}: arguments must be a list with study={self.name} in it")
-        return [str(argument) for argument in given]
+        return out_of_file([str(argument) for argument in given], where=str(file))
 
     @cached_property
     def curve(self) -> list[dict[str, float]]:

@@ -18,6 +18,7 @@ from src.data import TrainBatches
 from src.data.tokenizer import restore_tokenizer
 from src.errors import InputError
 from src.foreign import call
+from src.overrides import TARGET, out_of_file
 from src.restore import empty_model, parts_of
 from src.run.precision import PRECISIONS, WHOLE, plugin_for
 from src.run.state import STATE, check_state, is_external, is_incident, is_run
@@ -235,7 +236,7 @@ def entries_for(suspect: Suspect, batch: Path | None) -> list[dict[str, Any]]:
     if not suspect.is_run:
         raise InputError("batch=null: must be a file: .npy or .pt of token ids, or a text")
     try:
-        config = compose("train", suspect.saved["config"]["arguments"])
+        config = compose("train", _arguments(suspect))
         corpus = config.data.load(
             config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
         )
@@ -247,6 +248,16 @@ def entries_for(suspect: Suspect, batch: Path | None) -> list[dict[str, Any]]:
     )
     first = suspect.saved["global_step"] * recipe.accumulate
     return [_entry(batches.batch(first + index)) for index in range(recipe.accumulate)]
+
+
+def _arguments(suspect: Suspect) -> list[str]:
+    """Those of the run, for its data; what builds the model is as it was typed here."""
+    taken = out_of_file(
+        suspect.saved["config"]["arguments"],
+        where="the checkpoint",
+        left_out=lambda key: key == TARGET and suspect.target is not None,
+    )
+    return taken if suspect.target is None else [*taken, f"{TARGET}={suspect.target}"]
 
 
 def _entry(batch: Any) -> dict[str, Any]:
