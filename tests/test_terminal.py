@@ -77,6 +77,8 @@ def board():
     jobs = terminal.JobBoard()
     jobs.open()
     jobs.show({"none/seed-0": terminal.JobProgress(step=1, total=9, loss=2.0, left=1)}, left=1)
+    if jobs._live is not None:
+        jobs._live.refresh()
     yield
     jobs.close()
 
