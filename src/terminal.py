@@ -64,24 +64,28 @@ def _plain(**settings: Any) -> Console:
 
 
 def say(line: str) -> None:
-    """One line of information."""
+    """Information as it stands, such as a command or a path that somebody will copy."""
     console().print(Text(line))
+
+
+def sentence(line: str) -> None:
+    """One line of prose, which a terminal breaks between words."""
+    _tell(Text(line), console())
 
 
 def warn(line: str) -> None:
     """One line that the user should read."""
-    _tell(Text.assemble(("warning:", "yellow"), " ", line))
+    _tell(Text.assemble(("warning:", "yellow"), " ", line), _console_of(sys.stderr))
 
 
 def error(line: str) -> None:
     """One line that says why nothing was done."""
     one_line = " ".join(line.split())
-    _tell(Text.assemble(("error:", "red"), " ", one_line))
+    _tell(Text.assemble(("error:", "red"), " ", one_line), _console_of(sys.stderr))
 
 
-def _tell(text: Text) -> None:
-    """To standard error; on a terminal wrapped between words, but no path is cut."""
-    out = _console_of(sys.stderr)
+def _tell(text: Text, out: Console) -> None:
+    """On a terminal lines end between words, and no path is cut."""
     if out.is_terminal:
         lines = textwrap.fill(text.plain, out.width, break_long_words=False, break_on_hyphens=False)
         text = Text(lines, spans=text.spans)
@@ -97,7 +101,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
         drawn.add_row(*map(Text, row))
     # Wide enough for paths where output goes to a file.
     out = console()
-    say(title)
+    sentence(title)
     (out if out.is_terminal else _plain(width=120)).print(drawn)
 
 

@@ -77,6 +77,8 @@ def board():
     jobs = terminal.JobBoard()
     jobs.open()
     jobs.show({"none/seed-0": terminal.JobProgress(step=1, total=9, loss=2.0, left=1)}, left=1)
+    if jobs._live is not None:
+        jobs._live.refresh()
     yield
     jobs.close()
 
@@ -148,10 +150,19 @@ def test_nothing_but_text_goes_where_there_is_no_terminal(capsys):
     assert shown.out == ""
 
 
-def test_a_warning_on_a_terminal_is_cut_between_words_and_a_path_never():
+@pytest.mark.parametrize("way", [terminal.warn, terminal.error, terminal.sentence])
+def test_a_sentence_on_a_terminal_is_cut_between_words_and_a_path_never(way):
     path = "runs/" + "x" * 100
     with on_terminal() as written:
-        terminal.warn(f"{'word ' * 30}{path}")
+        way(f"{'word ' * 30}{path}")
     shown = screen_lines(written[0])
     assert path in shown
-    assert {word for line in shown for word in line.split()} == {"warning:", "word", path}
+    words = {word for line in shown for word in line.split()}
+    assert words - {"warning:", "error:"} == {"word", path}
+
+
+def test_what_is_to_be_copied_stays_one_line_of_a_terminal():
+    command = "python -m src.replay incident=runs/" + "x" * 100
+    with on_terminal() as written:
+        terminal.say(command)
+    assert command in screen_lines(written[0])

@@ -64,6 +64,8 @@ def run(config: RunConfig) -> int:
             if explicit:
                 raise InputError(f"resume={config.resume}: {folder.path} is finished already")
             terminal.say(f"{folder.path} is finished already; rerun=true trains it again")
+            for note in finished["notes"]:
+                terminal.warn(note)
             show_record(finished, folder, repeat=repeat_command(config))
             return 0
     # Before anything is written, so that bad input leaves nothing behind.

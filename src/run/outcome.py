@@ -205,20 +205,18 @@ def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> No
         if sample != WRITEUP[0]:
             terminal.say(sample)
             terminal.say(f"more of its text: {samples}")
-    for note in record["notes"]:
-        terminal.warn(note)
     terminal.say(f"run folder: {folder.path}")
     if record["incident"] is not None:
         _show_incident(record["incident"], folder, repeat)
     line = verdict(record)
     if line is not None:
-        terminal.say(line)
+        terminal.sentence(line)
 
 
 def _show_incident(incident: dict[str, Any], folder: RunFolder, repeat: str) -> None:
     """What failed first, its page and its command, as far as the recorder wrote them."""
     place = folder.path / "incidents" / f"step-{incident['step']}"
-    terminal.say(f"first incident: {incident['line']}")
+    terminal.sentence(f"first incident: {incident['line']}")
     if (place / "incident.html").is_file():
         terminal.say(f"its page: {place / 'incident.html'}")
     if (place / "state.pt").is_file():
