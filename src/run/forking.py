@@ -57,8 +57,11 @@ def state_key(
 
 
 def check(config: RunConfig, fork: Fork) -> None:
-    """Raises InputError unless the state is there and fits the configuration."""
+    """Raises InputError unless the state is there, can be read and fits the configuration."""
     fork.check(last_step=config.last_step)
+    # Both are read again by `begin`, once the new folder is there.
+    load_state(fork.state, field="fork")
+    read_metrics(fork.source / "metrics.jsonl")
     source, ours = fork.source_config(), config.plain()
     for name, remedy in config.remedies.items():
         theirs = {**source["stability"], **source["observe"]}.get(name)
