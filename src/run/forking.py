@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from src import storage
 from src.config import RunConfig
 from src.errors import InputError
 from src.forks import Fork
@@ -120,13 +121,15 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
         if line["step"] <= fork.step
     ]
     lines = [line for line in lines if line.keys() != {"step"}]
+    state["metric_lines"] = len(lines)
     folder.begin_fork()
     folder.write_metrics(lines)
     for incident in (fork.source / "incidents").glob("step-*"):
         if int(incident.name.partition("-")[2]) <= fork.step:
             shutil.copytree(incident, folder.path / "incidents" / incident.name, dirs_exist_ok=True)
     draft = folder.checkpoints / "last.part"
-    torch.save(state, draft)
+    with storage.tensors_to(draft):
+        torch.save(state, draft)
     draft.replace(folder.last)
     folder.write_config(config.plain(), config_hash=config_hash)
     folder.end_fork()
