@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failure, 2 bad input, 130 Ctrl-C, 143 terminated.
 """
 
 import contextlib
+import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ import hydra.errors
 import omegaconf.errors
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src import startup, terminal
+from src import startup, storage, terminal
 from src.composed import compose_plain
 from src.config import RunConfig, compose
 from src.errors import InputError, nearest
@@ -119,10 +120,19 @@ def plain_main(
 def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[str] | None) -> int:
     startup.imports_are_done()
     raw = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that lacks a letter, as in the locale C, gets its code, as on standard error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if any(argument in ("--help", "-h") for argument in raw):
         terminal.say(usage.strip())
         return OK
     try:
+        unread = [argument for argument in raw if not _is_text(argument)]
+        if unread:
+            raise InputError(
+                f"{ascii(unread[0])[1:-1]}: holds bytes that are no letters in this locale;"
+                " LC_ALL=C.UTF-8 reads UTF-8"
+            )
         # First of all, so that no message and no file repeats what is secret in an address.
         typed = [take_typed(a) for a in raw if a not in ("-m", "--multirun")]
         arguments = [quote_free_text(argument) for argument in typed]
@@ -135,6 +145,15 @@ def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[s
         # An address may also stand where none belongs.
         terminal.error(masked(str(error)))
         return BAD_INPUT
+    except OSError as error:
+        # Of the environment by its kind; what a user can mend is turned into an InputError below.
+        terminal.error(masked(storage.trouble(error)))
+        return FAILURE
+
+
+def _is_text(argument: str) -> bool:
+    """Whether Python could read the bytes of an argument; else it holds halves of characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in argument)
 
 
 def checked(config_name: str, arguments: Sequence[str]) -> RunConfig:

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """Bad input, in one line that names the field, the value and what is allowed; exit code 2."""
 
 
+class DamagedError(InputError):
+    """A file that a command has written itself cannot be read any more."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`did you mean X?`, or an empty string where nothing is near."""
     found = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

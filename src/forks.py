@@ -36,21 +36,25 @@ class Fork:
     def key(self) -> str | None:
         """What the saved state hangs on; None where none is saved."""
         file = self.state.with_suffix(".key")
-        return file.read_text(encoding="utf-8") if file.is_file() else None
+        # What is damaged equals no key.
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
     def source_config(self) -> dict[str, Any]:
         """config.yaml of the source.
 
         Raises:
-            InputError: there is no such run.
+            InputError: there is no such run, or the file is damaged.
         """
         file = self.source / "config.yaml"
         if not file.is_file():
             raise InputError(f"fork={self.source}@{self.step}: {self.source} is no run folder")
-        with damaged(file, advice=f"fork={self.source}@{self.step} cannot begin from it"):
+        is_converted = (self.source / "conversion.json").is_file()
+        with damaged(file, advice="a branch needs another source"):
             config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-            is_run = "stability" in config
-        if not is_run:
+            if not is_converted:
+                # The last line of a run's, so that what was cut has none.
+                config["config_hash"]
+        if is_converted:
             raise InputError(
                 f"fork={self.source}@{self.step}: {self.source} is a converted model;"
                 f" init={self.source} trains it on"

@@ -1,5 +1,6 @@
 """Checkpoints and other files of tensors, read without running code from them."""
 
+import functools
 import pickle
 import re
 import zipfile
@@ -97,6 +98,7 @@ def read_tensors(path: Path, *, field: str) -> dict[str, Any]:
         InputError: it is missing, damaged, or something else.
     """
     try:
+        check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise InputError(f"{field}={path}: no such checkpoint") from error
@@ -124,3 +126,29 @@ def read_tensors(path: Path, *, field: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{field}={path}: is no checkpoint of this project")
     return content
+
+
+def check_sums(path: Path) -> None:
+    """Raises BadZipFile where a record of a file that torch has saved fails its checksum.
+
+    torch.save writes a CRC-32 for every record, the data of each tensor among them, and torch.load
+    looks at none: a flipped bit would be trained on. Costs 24 ms for 50 MB, where torch.load needs
+    40 ms to read the same and 3 ms to map it. Files of safetensors and GGUF hold no checksums.
+    """
+    facts = path.stat()
+    _check_sums(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_sums(path: Path, size: int, changed: int) -> None:
+    """Once for each state of a file, because a sweep composes every cell from the same init."""
+    try:
+        with zipfile.ZipFile(path) as records:
+            broken = records.testzip()
+    except OSError:
+        raise
+    # A flipped bit in a header may name any compression or encryption, each with its own errors.
+    except Exception as error:
+        raise zipfile.BadZipFile(str(error)) from error
+    if broken is not None:
+        raise zipfile.BadZipFile(f"{broken} fails its checksum")

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from src import cli, startup, terminal
-from src.errors import InputError
+from src.errors import DamagedError, InputError
 from src.orphans import run_bound
 from src.study.collect import Study, collect
 from src.tracking.address import take, with_secrets
@@ -74,7 +74,11 @@ def _study(runs: Path, name: str | None) -> Study | None:
     if name is not None:
         return collect(runs, str(name))
     records = sorted(runs.glob("*/*/seed-*/record.json"), key=lambda file: file.stat().st_mtime)
-    return collect(runs, records[-1].parts[-4]) if records else None
+    try:
+        return collect(runs, records[-1].parts[-4]) if records else None
+    except DamagedError as error:  # nobody has asked for this study
+        terminal.warn(str(error))
+        return None
 
 
 def comparisons(study: Study, server: Server, root: str) -> dict[str, str]:

@@ -204,6 +204,9 @@ def _bring(study: StudyFolder, runs: Path) -> None:
     if not template.is_file():
         raise InputError(f"{template}: is missing, and says which figures a study shows")
     found = collect(runs, study.name)
+    if found.damages:
+        # A report can do without a run, a page of the book cannot.
+        raise InputError(f"studies={study.name}: {found.damages[0]}")
     for run in found.runs:
         if not has_ended(run):
             raise InputError(f"studies={study.name}: {run.name} has not ended ({run.status})")

@@ -164,7 +164,7 @@ def assemble(
             step,
             origins=checkpoint_extras["origins"],
         ),
-        flush=_nothing if writer is None else writer.save,
+        flush=_nothing if writer is None else writer.flush,
     )
     watch = config.watch
     early = EarlyWarning(
@@ -262,8 +262,9 @@ def _shared(model: nn.Module) -> DDPStrategy:
     return DDPStrategy(broadcast_buffers=False, find_unused_parameters=lacking)
 
 
-def _nothing() -> None:
+def _nothing() -> int:
     """What is flushed where nothing is written."""
+    return 0
 
 
 def set_numerics(config: RunConfig, *, rank: int = 0) -> None:

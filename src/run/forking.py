@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from src import storage
 from src.config import RunConfig
 from src.errors import InputError
 from src.forks import Fork
@@ -58,8 +59,11 @@ def state_key(
 
 
 def check(config: RunConfig, fork: Fork) -> None:
-    """Raises InputError unless the state is there and fits the configuration."""
+    """Raises InputError unless the state is there, can be read and fits the configuration."""
     fork.check(last_step=config.last_step)
+    # Both are read again by `begin`, once the new folder is there.
+    load_state(fork.state, field="fork")
+    read_metrics(fork.source / "metrics.jsonl")
     source, ours = fork.source_config(), config.plain()
     for name, remedy in config.remedies.items():
         theirs = {**source["stability"], **source["observe"]}.get(name)
@@ -118,13 +122,15 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
         if line["step"] <= fork.step
     ]
     lines = [line for line in lines if line.keys() != {"step"}]
+    state["metric_lines"] = len(lines)
     folder.begin_fork()
     folder.write_metrics(lines)
     for incident in (fork.source / "incidents").glob("step-*"):
         if int(incident.name.partition("-")[2]) <= fork.step:
             shutil.copytree(incident, folder.path / "incidents" / incident.name, dirs_exist_ok=True)
     draft = folder.checkpoints / "last.part"
-    torch.save(state, draft)
+    with storage.tensors_to(draft):
+        torch.save(state, draft)
     draft.replace(folder.last)
     folder.write_config(config.plain(), config_hash=config_hash)
     folder.end_fork()

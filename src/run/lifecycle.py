@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from src import terminal
+from src import storage, terminal
 from src.compiling import check_compiler
 from src.config import UNCOMPARED, RunConfig
 from src.data import Corpus
@@ -23,12 +23,12 @@ from src.run.assemble import (
     set_numerics,
     vocab_size_for,
 )
-from src.run.outcome import build_record, save_samples, show_record
+from src.run.outcome import SAMPLES, build_record, save_samples, show_record, writes_text
 from src.run.ranks import FAILURE, Place, first_place, others
 from src.saved import load_state
 from src.tracking.client import default_uri
 from src.tracking.facts import device_facts
-from src.tracking.folder import RunFolder, read_metrics
+from src.tracking.folder import RunFolder, lost_lines, read_metrics
 from src.tracking.mirror import MlflowMirror
 from src.tracking.writer import MetricsWriter
 
@@ -66,6 +66,7 @@ def run(config: RunConfig) -> int:
             terminal.say(f"{folder.path} is finished already; rerun=true trains it again")
             for note in finished["notes"]:
                 terminal.warn(note)
+            _samples_again(config, model, corpus, folder, config_hash)
             show_record(finished, folder, repeat=repeat_command(config))
             return 0
     # Before anything is written, so that bad input leaves nothing behind.
@@ -86,6 +87,15 @@ def run(config: RunConfig) -> int:
         # Once more: only now no other process can write here.
         start = _checkpoint_to_resume(folder, config, config_hash)
         return _train(config, model, corpus, folder, config_hash, start)
+    except OSError as error:
+        if not storage.is_of(folder.path, error):
+            raise
+        logger.exception("the run folder cannot be written")
+        terminal.error(
+            f"{storage.trouble(error, folder.path)}; the same command goes on from the last"
+            " checkpoint"
+        )
+        return FAILURE
     finally:
         folder.close()
 
@@ -160,9 +170,9 @@ def _train(
     folder.write_config(config.plain(), config_hash=config_hash)
     # The record of an earlier, unfinished process would outlive a kill of this one.
     (folder.path / "record.json").unlink(missing_ok=True)
-    extras, step = _extras(config, corpus, config_hash, start)
-    folder.cut_metrics(step=step)
-    writer = MetricsWriter(folder.metrics)
+    saved = None if start is None else load_state(start)
+    extras = _extras(config, corpus, config_hash, saved)
+    writer = MetricsWriter(folder.metrics, num_lines=_cut_metrics(folder, saved))
     place = first_place(config.trainer.devices)
     run = assemble(
         config,
@@ -174,8 +184,10 @@ def _train(
         checkpoint_extras=extras,
     )
     mirror = _mirror(config, folder)
-    status = _fit_with_others(run, config, place, start, folder)
-    writer.close()
+    try:
+        status = _fit_with_others(run, config, place, start, folder)
+    finally:
+        writer.close()
     record = build_record(
         config,
         run,
@@ -185,12 +197,11 @@ def _train(
         status=status,
         derived_from=extras["derived_from"],
         origins=extras["origins"],
+        metric_lines=writer.num_lines,
     )
     folder.write_record(record)
     if status == "finished":
-        save_samples(config, run, corpus, folder)
-    if status == "finished" and config.study != "single":
-        folder.drop_all_but_last_checkpoint()
+        _finish(config, run, corpus, folder)
     if mirror is not None:
         mirror.finish()
     show_record(record, folder, repeat=repeat_command(config))
@@ -202,13 +213,75 @@ def _train(
     return 0 if status == "finished" else FAILURE
 
 
+def _finish(config: RunConfig, run: Assembly, corpus: Corpus, folder: RunFolder) -> None:
+    """What comes after the record, and whose failure leaves it and its way to MLflow alone."""
+    try:
+        save_samples(config, run, corpus, folder)
+        if config.study != "single":
+            folder.drop_all_but_last_checkpoint()
+    except Exception as error:
+        logger.exception("after the record")
+        terminal.warn(
+            f"{folder.path}: is finished, but its samples could not be written"
+            f" ({type(error).__name__}: {error}); the same command tries again"
+        )
+
+
+def _samples_again(
+    config: RunConfig, model: Any, corpus: Corpus, folder: RunFolder, config_hash: str
+) -> None:
+    """Makes samples.md where the run came to its end between its record and its samples."""
+    if (folder.path / SAMPLES).is_file() or not folder.last.is_file():
+        return
+    if not writes_text(model, corpus):
+        return
+    saved = load_state(folder.last)
+    run = assemble(
+        config,
+        model=model,
+        corpus=corpus,
+        folder=folder,
+        writer=None,
+        place=first_place(config.trainer.devices),
+        checkpoint_extras=_extras(config, corpus, config_hash, saved),
+    )
+    run.task.load_state_dict(saved["state_dict"])
+    for callback in run.trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "evaluation_weights"):
+            callback.load_state_dict(saved["callbacks"][callback.state_key])
+            callback.on_fit_start(run.trainer, run.task)
+    _finish(config, run, corpus, folder)
+
+
+def _cut_metrics(folder: RunFolder, saved: dict[str, Any] | None) -> int:
+    """Brings metrics.jsonl back to a checkpoint; returns how many lines the run wrote until then.
+
+    Some of them may be lost, which is no reason to train the whole run again.
+    """
+    if saved is None:
+        return folder.cut_metrics(step=-1)
+    kept = folder.cut_metrics(step=saved["global_step"])
+    # A run that goes on from another folder's checkpoint begins with an empty file, and a
+    # checkpoint of before it was kept says nothing.
+    written: int = saved.get("metric_lines", kept) if kept else 0
+    if kept < written:
+        terminal.warn(f"{folder.metrics}: {lost_lines(kept, written)}")
+    return max(kept, written)
+
+
 def _extras(
-    config: RunConfig, corpus: Corpus, config_hash: str, start: Path | None
-) -> tuple[dict[str, Any], int]:
-    """Plain values that checkpoints carry, and the step from which the run goes on, or -1."""
-    saved = None if start is None else load_state(start)
+    config: RunConfig, corpus: Corpus, config_hash: str, saved: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Plain values that checkpoints carry.
+
+    Args:
+        config: of the run.
+        corpus: its text.
+        config_hash: of the configuration.
+        saved: the state from which the run goes on; None: it begins.
+    """
     plain = config.plain()
-    extras = {
+    return {
         "config": plain,
         "config_hash": config_hash,
         "tokenizer": corpus.tokenizer.state(),
@@ -221,7 +294,6 @@ def _extras(
         },
         "origins": forking.origins_of(saved),
     }
-    return extras, -1 if saved is None else saved["global_step"]
 
 
 def follow(
@@ -239,7 +311,8 @@ def follow(
     corpus = config.data.load(
         config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
     )
-    extras, _ = _extras(config, corpus, config.config_hash(), start)
+    saved = None if start is None else load_state(start)
+    extras = _extras(config, corpus, config.config_hash(), saved)
     run = assemble(
         config,
         model=model_for(config, corpus),
@@ -250,7 +323,7 @@ def follow(
         checkpoint_extras=extras,
     )
     ready()
-    return FAILURE if _fit(run, start) == "failed" else 0
+    return FAILURE if _fit(run, start, RunFolder(config.folder)) == "failed" else 0
 
 
 def _fit_with_others(
@@ -259,14 +332,18 @@ def _fit_with_others(
     """Trains, beside the other processes of the run where it has several."""
     try:
         with others(place, arguments=config.arguments, start=start, folder=folder.path):
-            return _fit(run, start)
+            return _fit(run, start, folder)
     except RuntimeError as error:
         terminal.error(str(error))
         return "failed"
 
 
-def _fit(run: Assembly, start: Path | None) -> str:
-    """Trains; returns the status. An error of the run is logged whole and shown in one line."""
+def _fit(run: Assembly, start: Path | None, folder: RunFolder) -> str:
+    """Trains; returns the status. An error of the run is logged whole and shown in one line.
+
+    Raises:
+        OSError: the run folder cannot be written, so that there is no record to write either.
+    """
     try:
         run.trainer.fit(run.task, train_dataloaders=run.batches, ckpt_path=start, weights_only=True)
     except (KeyboardInterrupt, SystemExit):
@@ -274,6 +351,8 @@ def _fit(run: Assembly, start: Path | None) -> str:
         run.interrupt.signal = run.interrupt.signal or signal.SIGINT
         return "killed"
     except Exception as error:
+        if storage.is_of(folder.path, error):
+            raise
         logger.exception("the run failed")
         terminal.error(f"{type(error).__name__}: {error}")
         return "failed"

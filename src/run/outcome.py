@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -21,6 +21,8 @@ from src.tracking.labels import is_measured_by, variant_of
 from src.training.validate import offered_weights
 from src.watch.trace import is_spoilt
 
+SAMPLES = "samples.md"
+
 
 def build_record(
     config: RunConfig,
@@ -32,6 +34,7 @@ def build_record(
     status: str,
     derived_from: dict[str, Any] | None,
     origins: Sequence[Sequence[str]],
+    metric_lines: int,
 ) -> dict[str, Any]:
     """The content of record.json.
 
@@ -44,6 +47,7 @@ def build_record(
         status: how it ended.
         derived_from: the record's entry of this name.
         origins: by what code it was trained, in order.
+        metric_lines: that the run has written to metrics.jsonl.
     """
     recipe = config.recipe
     steps = run.trainer.global_step
@@ -87,6 +91,7 @@ def build_record(
         "guard": guard,
         "spikes": run.spikes.summary(),
         "alarms": run.early.alarms,
+        "metric_lines": metric_lines,
         "incident": _incident(run),
     }
 
@@ -113,11 +118,15 @@ def _incident(run: Assembly) -> dict[str, Any] | None:
     return {name: incident[name] for name in ("step", "module", "cause", "line")}
 
 
+def writes_text(model: Any, corpus: Corpus) -> TypeGuard[Transformer]:
+    """Whether a model has samples: text takes a cache, which only our models have."""
+    return bool(corpus.tokenizer.token_bytes().any()) and isinstance(model, Transformer)
+
+
 def save_samples(config: RunConfig, run: Assembly, corpus: Corpus, folder: RunFolder) -> None:
     """Writes samples.md: the write-up's prompts continued, by averaged weights too."""
     model = run.task.model
-    # Text takes a cache, which only our models have.
-    if not corpus.tokenizer.token_bytes().any() or not isinstance(model, Transformer):
+    if not writes_text(model, corpus):
         return
     offered = offered_weights(run.trainer)
     # Those that are only looked on for others are no part of this run.
@@ -128,7 +137,10 @@ def save_samples(config: RunConfig, run: Assembly, corpus: Corpus, folder: RunFo
         weights={"raw": nullcontext, **own},
         seed=config.seed,
     )
-    (folder.path / "samples.md").write_text(text, encoding="utf-8")
+    # Whole or not at all: what is there is never made again.
+    draft = folder.path / "samples.part"
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(folder.path / SAMPLES)
 
 
 def _marked(figures: dict[str, float], prefix: str, name: str) -> str:
@@ -198,9 +210,9 @@ def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> No
     variant = record["variant"]
     title = f"{name}: {how} (ffn {variant['ffn']}, preset {variant['preset']})"
     terminal.table(title, ["", "final", "best"], rows)
-    samples = folder.path / "samples.md"
+    samples = folder.path / SAMPLES
     if record["status"] == "finished" and how != "collapsed" and samples.is_file():
-        sample = first_sample(samples.read_text(encoding="utf-8"))
+        sample = first_sample(samples.read_text(encoding="utf-8", errors="replace"))
         # A model whose logits are not finite has added nothing to the prompt.
         if sample != WRITEUP[0]:
             terminal.say(sample)

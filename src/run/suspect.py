@@ -1,5 +1,6 @@
 """A saved state made ready to be run again: a module with its weights, a batch, a precision."""
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from src.restore import empty_model, parts_of
 from src.run.precision import PRECISIONS, WHOLE, plugin_for
 from src.run.state import STATE, check_state, is_external, is_incident, is_run
 from src.run.weights import load_weights, named_tensors
-from src.saved import checkpoint_of, read_tensors
+from src.saved import check_sums, checkpoint_of, read_tensors
 from src.training.loss import losses
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -281,6 +282,9 @@ def _from_file(suspect: Suspect, file: Path) -> Any:
         raise InputError(f"batch={file}: no such file")
     if file.suffix == ".pt":
         try:
+            # Older files of torch are no archives, and have no checksums.
+            if zipfile.is_zipfile(file):
+                check_sums(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever the file holds
             raise InputError(f"batch={file}: is damaged, or no file of tensors") from error

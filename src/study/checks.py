@@ -30,7 +30,7 @@ def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     by_name = {arm.variant: arm for arm in arms}
     runs = {arm.variant: study.of(arm.variant) for arm in arms}
     treated = [a for a in arms if a.baseline and runs[a.variant][0].axes["stability"] != "none"]
-    found = [*_controls(treated)]
+    found = [*study.damages, *_controls(treated)]
     for arm in arms:
         found += _missing(arm, runs)
         found += _not_ended(arm, runs[arm.variant])

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from src.errors import InputError
+from src.errors import DamagedError, InputError
 from src.tracking import record as records
-from src.tracking.folder import damaged, read_json, read_metrics
+from src.tracking.folder import damaged, lost_lines, read_json, read_metrics
 from src.tracking.labels import variant_of
 from src.tracking.state import SWEEPS
 
@@ -131,6 +131,8 @@ class Study:
     """In the order of variants as they were swept, then seed, then repeat."""
     sweeps: list[dict[str, Any]]
     """What the sweeps left, oldest first: command, git_sha, cells, steps_saved."""
+    damages: list[str] = field(default_factory=list)
+    """Sentences on runs that cannot be read, and are left out, or that have lost a part."""
 
     @property
     def variants(self) -> list[str]:
@@ -146,7 +148,7 @@ def collect(runs_folder: Path, name: str) -> Study:
     """Reads a study.
 
     Raises:
-        InputError: there is no such study, or a file in it is damaged.
+        InputError: there is no such study, or nothing in it can be read.
     """
     folder = runs_folder / name
     sweeps = _sweeps(folder)
@@ -166,13 +168,25 @@ def collect(runs_folder: Path, name: str) -> Study:
             f" (allowed: {', '.join(studies) or 'none yet'})"
         )
     variants = {path.parent.name for path in found}
-    runs = []
+    runs: list[Run] = []
+    damages = []
     for path in found:
         variant = path.parent.name
         baseline = known.get(variant, _baseline_by_name(variant, variants))
-        runs.append(_read(path, baseline=baseline))
+        try:
+            run = _read(path, baseline=baseline)
+        except DamagedError as error:
+            damages.append(f"{variant}/{path.name}: left out, because {error}")
+            continue
+        runs.append(run)
+        written = run.record.get("metric_lines", 0)
+        if len(run.lines) < written:
+            lost = lost_lines(len(run.lines), written)
+            damages.append(f"{run.name}: of metrics.jsonl {lost}")
+    if not runs:
+        raise DamagedError(f"study={name}: no run of it can be read; {damages[0]}")
     runs.sort(key=lambda r: (rank.get(r.variant, len(rank)), r.variant, r.seed, r.repeat))
-    return Study(name=name, folder=folder, runs=runs, sweeps=sweeps)
+    return Study(name=name, folder=folder, runs=runs, sweeps=sweeps, damages=damages)
 
 
 def _sweeps(folder: Path) -> list[dict[str, Any]]:
@@ -192,6 +206,8 @@ def _read(folder: Path, *, baseline: str | None) -> Run:
     with damaged(file):
         config: Mapping[str, Any] = yaml.load(file.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
         seed, repeat = int(config["seed"]), int(config["repeat"])
+        # The last line of the file, so that what was cut has none.
+        config["config_hash"]
     with damaged(folder / "record.json"):
         record = read_json(folder / "record.json") or {}
         if record["status"] == "finished" if record else False:
@@ -199,7 +215,7 @@ def _read(folder: Path, *, baseline: str | None) -> Run:
             for name in ("steps", "final", "outcome", "acts_from"):
                 record[name]
             record["guard"]["nonfinite_steps"], record["spikes"]["steps"]
-    return Run(
+    run = Run(
         folder=folder,
         variant=folder.parent.name,
         seed=seed,
@@ -208,6 +224,12 @@ def _read(folder: Path, *, baseline: str | None) -> Run:
         record=record,
         baseline=baseline,
     )
+    with damaged(file):
+        # Every report asks for them, whatever the run has come to.
+        _ = run.axes, run.max_steps, run.composition
+    # Kept by the run, and read here so that a damaged file is found before anything is drawn.
+    _ = run.lines
+    return run
 
 
 def _baseline_by_name(variant: str, variants: set[str]) -> str | None:

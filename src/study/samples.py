@@ -42,5 +42,5 @@ def samples_table(study: Study, analysis: Analysis, *, title: str, folder: Path)
 
 
 def _text(run: Run) -> str:
-    text = first_sample((run.folder / FILE).read_text(encoding="utf-8"))
+    text = first_sample((run.folder / FILE).read_text(encoding="utf-8", errors="replace"))
     return " / ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -87,6 +87,7 @@ class Child:
         self.job = job
         self.folder = Path(job.folder)
         self.log_begin = 0
+        self.began = time.monotonic()
         self.status: dict[str, Any] = {"state": "waiting", "reason": "", "pid": None}
         self.preemption = Preemption() if job.owner is None else None
 
@@ -105,7 +106,7 @@ class Child:
             return self._end("busy" if busy else "failed", BUSY if busy else str(error))
         except OSError as error:
             return self._end("failed", str(error))
-        self.status["started"] = time.time()
+        self.status["started"], self.began = time.time(), time.monotonic()
         log = self.folder / "train.log"
         self.log_begin = log.stat().st_size if log.exists() else 0
         # Whether a GPU is there must not be asked in a way that a fork does not survive.
@@ -200,9 +201,10 @@ class Child:
         return Path(self.job.stop_file).with_suffix(".now").exists()
 
     def _verdict(self, code: int, wish: str | None) -> tuple[str, str]:
-        record = read_json(self.folder / "record.json") or {}
-        if code == 0 and record.get("status") == "finished":
-            return "finished", self.status["reason"]
+        if code == 0:
+            record = read_json(self.folder / "record.json") or {}
+            if record.get("status") == "finished":
+                return "finished", self.status["reason"]
         if wish == "timed out":
             return "timed out", f"took longer than timeout={self.job.timeout}"
         if wish == "stopped":
@@ -221,7 +223,9 @@ class Child:
         write_json(Path(self.job.status_file), self.status)
 
     def _end(self, state: str, reason: str) -> str:
-        self._tell(state, reason, pid=None, ended=time.time())
+        # Later than its beginning, wherever the clock of the day has jumped in between.
+        ended = self.status.get("started", time.time()) + time.monotonic() - self.began
+        self._tell(state, reason, pid=None, ended=ended)
         return state
 
 

@@ -22,7 +22,7 @@ class Manifest:
     def __init__(self, plan: Plan, finished: dict[Path, bool], *, command: str) -> None:
         self.plan, self.command = plan, command
         self.status = "running"
-        self.started = time.time()
+        self.started, self._began = time.time(), time.monotonic()
         self.ended: float | None = None
         self._states = {
             cell.folder: ("finished", "before") if finished[cell.folder] else ("waiting", "")
@@ -55,7 +55,8 @@ class Manifest:
 
     def close(self, folder: Path, status: str) -> None:
         """Writes it for the last time."""
-        self.status, self.ended = status, time.time()
+        # Later than its beginning, wherever the clock of the day has jumped in between.
+        self.status, self.ended = status, self.started + time.monotonic() - self._began
         self.write(folder)
 
     def write(self, folder: Path) -> None:

@@ -99,7 +99,7 @@ def _progress(cell: Cell, status: dict[str, Any]) -> terminal.JobProgress:
     line = _last_metrics(cell.folder / "metrics.jsonl")
     first = cell.first_step
     step, total = int(line.get("step", first)), cell.config.last_step
-    seconds = time.time() - status["started"]
+    seconds = max(0.0, time.time() - status["started"])
     done = step - first
     left = seconds / done * (total - step) if done > 0 else None
     return terminal.JobProgress(step=step, total=total, loss=line.get("train/loss"), left=left)

@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 
 from src import cli, terminal
-from src.errors import InputError
+from src.errors import DamagedError, InputError
 from src.run.lifecycle import finished_record
 from src.sweep.child import MAX_GRACE_SECONDS, MOVED, Job, is_alive
 from src.sweep.cluster import LAUNCHER, cancel_waiting, is_queued
@@ -66,7 +66,12 @@ def _finished(plan: Plan, cell: Cell) -> bool:
     """Whether a cell needs no training; raises InputError where its folder holds another run."""
     if plan.rerun:
         return False
-    return finished_record(cell.config, cell.config.config_hash()) is not None
+    try:
+        return finished_record(cell.config, cell.config.config_hash()) is not None
+    except DamagedError as error:
+        # Its own job refuses it; the others are no worse for it.
+        terminal.warn(str(error))
+        return False
 
 
 class Sweep:

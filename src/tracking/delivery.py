@@ -280,7 +280,8 @@ def _record(folder: Path) -> dict[str, Any] | None:
 def _lines(folder: Path) -> list[str]:
     """The complete lines of metrics.jsonl; what follows the last line break a kill has cut."""
     file = folder / "metrics.jsonl"
-    return file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+    with damaged(file):
+        return file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
 
 
 def _begun(folder: Path) -> int:

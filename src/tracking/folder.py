@@ -6,14 +6,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import filelock
 import yaml
 
-from src.errors import InputError
+from src.errors import DamagedError, InputError
 from src.tracking.address import masked
 
 
@@ -39,7 +39,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             self.checkpoints.mkdir(exist_ok=True)
-            handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+            handler = _RunLog(self.path / "train.log", encoding="utf-8")
         except filelock.Timeout as error:
             raise InputError(f"paths.runs: {self.path} is being written by another run") from error
         except OSError as error:
@@ -54,7 +54,8 @@ class RunFolder:
         """Gives the lock back."""
         if self._log_handler is not None:
             logging.getLogger().removeHandler(self._log_handler)
-            self._log_handler.close()
+            with suppress(OSError):
+                self._log_handler.close()
             self._log_handler = None
         self._lock.release()
 
@@ -128,10 +129,15 @@ class RunFolder:
         for file in self.checkpoints.glob("step-*.ckpt"):
             file.unlink()
 
-    def cut_metrics(self, *, step: int) -> None:
-        """Drops the lines after `step`, and a last line that a kill left half-written."""
+    def cut_metrics(self, *, step: int) -> int:
+        """Drops the lines after `step`, and a last line that a kill left half-written.
+
+        Returns:
+            How many lines are left.
+        """
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
         self.write_metrics(kept)
+        return len(kept)
 
     def write_metrics(self, lines: Sequence[Mapping[str, float]]) -> None:
         """Writes metrics.jsonl anew, whole or not at all."""
@@ -164,30 +170,75 @@ class _Formatter(logging.Formatter):
         return masked(super().format(record))
 
 
+class _RunLog(logging.FileHandler):
+    """train.log; where its disk is full, what else is written there says so, and once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, of logging
+        """Nothing, in place of a traceback a line."""
+
+
 @contextmanager
-def damaged(file: Path, *, advice: str = "rerun=true moves the folder aside") -> Iterator[None]:
-    """Turns what reading a damaged file raises into one line that says what to do."""
+def damaged(
+    file: Path, *, advice: str = "rerun=true moves the folder aside", line: int | None = None
+) -> Iterator[None]:
+    """Turns what reading a damaged file raises into one line that says what to do.
+
+    Args:
+        file: what is read.
+        advice: what the user can do about it.
+        line: number of the line that is read; None: the whole file.
+    """
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+    # A few kilobytes of brackets are too deep for the parsers of JSON and YAML.
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{file}: is damaged; {advice}") from error
+        place = "" if line is None else f" in line {line}"
+        raise DamagedError(f"{file}: is damaged{place}; {advice}") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The complete lines of a metrics.jsonl; empty where there is none."""
+    """The complete lines of a metrics.jsonl; empty where there is none.
+
+    Raises:
+        DamagedError: a line is not what MetricsWriter writes.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    with damaged(path):
-        # What follows the last line break was cut by a kill.
-        return [json.loads(line) for line in lines[:-1]]
+    found = []
+    # What follows the last line break was cut by a kill.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        with damaged(path, line=number):
+            figures = json.loads(line.decode("utf-8"))
+            if not all(type(value) in (int, float) for value in figures.values()):
+                raise ValueError("not a number")
+            figures["step"]
+        found.append(figures)
+    return found
+
+
+def lost_lines(found: int, written: int) -> str:
+    """What is said of a metrics.jsonl that has fewer lines than the run wrote."""
+    return f"{written - found} of the {written} lines that the run wrote are missing"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """A JSON object, or None where there is no file. Raises DamagedError where it is none."""
+    if not path.is_file():
+        return None
+    with damaged(path):
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        return content
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

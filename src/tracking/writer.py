@@ -1,5 +1,6 @@
 """metrics.jsonl, as it is written."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -12,12 +13,19 @@ from lightning.pytorch.loggers.logger import Logger
 class MetricsWriter(Logger):
     """A Lightning logger that writes metrics.jsonl: one line a step, finite numbers only.
 
+    Args:
+        path: of the file, which is appended to.
+        num_lines: that the run has written before.
+
     Attributes:
         latest: the last value of each metric that this process has logged.
+        num_lines: that the run has written. Checkpoints and the record keep it, because nothing
+            else tells of a line that is lost from the middle of the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, num_lines: int) -> None:
         super().__init__()
+        self.num_lines = num_lines
         self._file = path.open("a", encoding="utf-8")
         self._step: int | None = None
         self._line: dict[str, float] = {}
@@ -45,9 +53,10 @@ class MetricsWriter(Logger):
         self._line.update(finite)
         self.latest.update(finite)
 
-    def save(self) -> None:
-        """Writes what is pending; called before a checkpoint."""
+    def flush(self) -> int:
+        """Writes what is pending; returns how many lines the run has written by now."""
         self._write()
+        return self.num_lines
 
     def finalize(self, status: str) -> None:
         """See Logger."""
@@ -60,6 +69,14 @@ class MetricsWriter(Logger):
 
     def _write(self) -> None:
         if self._line:
-            self._file.write(json.dumps({"step": self._step, **self._line}) + "\n")
-            self._file.flush()
+            text = json.dumps({"step": self._step, **self._line}) + "\n"
             self._line = {}
+            try:
+                self._file.write(text)
+                self._file.flush()
+            except OSError:
+                # Else the interpreter tries once more at its end, and says how that failed.
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                raise
+            self.num_lines += 1

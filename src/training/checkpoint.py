@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from src import storage
 from src.training.steps import StepCallback
 from src.training.validate import Validation
 
@@ -29,7 +30,8 @@ class Checkpoints(StepCallback):
         every: steps between saves of the last state, besides those after validation; null: none.
         keep: files for the states after some steps, kept for forks whatever comes later, by step.
         keys: what the state of a step hangs on, written beside it as .key.
-        flush: called before a save, so that the metrics on disk reach as far as the checkpoint.
+        flush: called before a save, so that the metrics on disk reach as far as the checkpoint;
+            returns the number of their lines, which the checkpoint keeps.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Checkpoints(StepCallback):
         every: int | None,
         keep: Mapping[int, Path],
         keys: Callable[[int], str],
-        flush: Callable[[], None],
+        flush: Callable[[], int],
     ) -> None:
         self.last, self.folder, self.validation = last, last.parent, validation
         self.every, self.keep, self.keys, self.flush = every, dict(keep), keys, flush
@@ -53,7 +55,6 @@ class Checkpoints(StepCallback):
         state = self.keep.get(step)
         if not (validated or due or state is not None or trainer.should_stop):
             return
-        self.flush()
         stale = self._rank(step) if validated else []
         save(trainer, self.last)
         if not trainer.is_global_zero:
@@ -68,6 +69,12 @@ class Checkpoints(StepCallback):
             key.write_text(self.keys(step), encoding="utf-8")
         for old in stale:
             (self.folder / _name(old)).unlink(missing_ok=True)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Brings the metrics to disk, and notes how many lines there are."""
+        checkpoint["metric_lines"] = self.flush()
 
     def _rank(self, step: int) -> list[int]:
         """Adds a validated step to the best; returns the steps that fell out."""
@@ -108,7 +115,8 @@ class StraightToFile(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """See CheckpointIO; whole or absent it is by `save`, which renames it."""
-        torch.save(checkpoint, path)
+        with storage.tensors_to(Path(path)):
+            torch.save(checkpoint, path)
 
 
 def save(trainer: pl.Trainer, path: Path) -> None:

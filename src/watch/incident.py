@@ -227,14 +227,41 @@ class IncidentRecorder(StepCallback):
             "figures": figures(finding, router),
             "largest_gradients": _largest_gradients(task),
         }
-        foreign = self._write(trainer, task, incident)
+        return {**incident, "remarks": self._keep(trainer, task, incident)}
+
+    def _keep(
+        self, trainer: pl.Trainer, task: pl.LightningModule, incident: dict[str, Any]
+    ) -> list[str]:
+        """Writes what it can; returns a line for what it cannot.
+
+        What has been found is known by now, and goes into the record whatever becomes of its files.
+        """
+        step, folder = incident["step"], self.folder / f"step-{incident['step']}"
+        try:
+            foreign = self._write(trainer, task, incident, folder)
+        except Exception as error:
+            logger.exception("the incident could not be saved")
+            return [
+                f"step {step}: it cannot be run again: its state could not be saved"
+                f" ({type(error).__name__}: {error})"
+            ]
+        remarks = []
+        if foreign is not None:
+            remarks = [
+                f"step {step}: it cannot be run again: the state holds a {foreign}, not tensors"
+                " and plain values alone"
+            ]
+        repeat = None
         if foreign is None:
-            return incident
-        remark = (
-            f"step {step}: it cannot be run again: the state holds a {foreign}, not tensors and"
-            " plain values alone"
-        )
-        return {**incident, "remarks": [remark]}
+            repeat = self.repeat.replace("{folder}", shlex.quote(str(folder)))
+        try:
+            write_page(folder / "incident.html", incident, list(self.ring), repeat=repeat)
+        except Exception as error:
+            logger.exception("the page of the incident could not be written")
+            remarks.append(
+                f"step {step}: its page could not be written ({type(error).__name__}: {error})"
+            )
+        return remarks
 
     def _drift(self, task: pl.LightningModule, finding: Finding | None) -> float | None:
         """Change of the named router's mean bias a step, over the ring."""
@@ -248,10 +275,13 @@ class IncidentRecorder(StepCallback):
         return (end - start) / (last - first)
 
     def _write(
-        self, trainer: pl.Trainer, task: pl.LightningModule, incident: dict[str, Any]
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        incident: dict[str, Any],
+        folder: Path,
     ) -> str | None:
         """Returns what in the saved state cannot be read again, if anything."""
-        folder = self.folder / f"step-{incident['step']}"
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_jsonable(incident), indent=2, allow_nan=False)
         (folder / "incident.part").write_text(text + "\n", encoding="utf-8")
@@ -276,12 +306,6 @@ class IncidentRecorder(StepCallback):
         torch.save(state, folder / "state.part")
         foreign = unreadable(folder / "state.part")
         (folder / "state.part").rename(folder / "state.pt")
-        repeat = (
-            None
-            if foreign is not None
-            else self.repeat.replace("{folder}", shlex.quote(str(folder)))
-        )
-        write_page(folder / "incident.html", incident, list(self.ring), repeat=repeat)
         return foreign
 
     def state_dict(self) -> dict[str, Any]:

@@ -47,11 +47,17 @@ def _advice(repeat: str | None) -> str:
 
 
 def _curves(ring: Sequence[dict[str, float]]) -> str:
-    """Loss, gradient norm and router biases over the last steps, as inline SVG."""
+    """Loss, gradient norm and router biases over the last steps, as inline SVG.
+
+    Drawn where matplotlib is installed, which training does not require.
+    """
     if not ring:
         return "<p>No step came before it.</p>"
     # Late, because drawing takes half a second to import and most runs have no incident.
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "<p>Curves of the steps before it are drawn where matplotlib is installed.</p>"
 
     steps = [entry["step"] for entry in ring]
     biases = [key for key in ring[-1] if key.startswith("bias_mean/")]

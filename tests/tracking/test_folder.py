@@ -9,7 +9,7 @@ from src.tracking.writer import MetricsWriter
 
 
 def test_a_line_a_step_with_finite_numbers_only(tmp_path):
-    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", num_lines=0)
     writer.log_metrics({"a": 1.0, "bad": math.nan}, step=1)
     writer.log_metrics({"b": 2, "worse": math.inf}, step=1)
     writer.log_metrics({"a": 3.0}, step=2)

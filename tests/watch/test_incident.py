@@ -1,9 +1,11 @@
 """The failure itself, and what the recorder makes of it."""
 
 import json
+import sys
 
 import pytest
 
+from src.report import main
 from src.watch import IncidentRecorder
 from tests.runs import metrics, record, train
 
@@ -118,3 +120,40 @@ def test_a_recorder_that_fails_says_so_and_the_run_goes_on(tiny, monkeypatch, ca
     assert record(folder)["steps"] == 12
     assert record(folder)["incident"]["cause"] == "unknown"
     assert "could not be recorded (OSError: no space left)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["write_page", "torch.save"])
+def test_what_cannot_be_written_beside_it_does_not_erase_the_diagnosis(
+    broken, tiny, monkeypatch, capsys
+):
+    def fails(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if broken == "write_page":
+            patch.setattr("src.watch.incident.write_page", fails)
+        else:
+            patch.setattr("src.watch.incident.torch.save", fails)
+            # Checkpoints are saved by the same function, and are not what fails here.
+            patch.setattr("src.training.checkpoint.save", lambda trainer, path: path.touch())
+        folder = train(tiny, *FAILING)
+    assert record(folder)["incident"]["cause"] == "router underflow"
+    assert incident_of(folder)["cause"] == "router underflow"
+    (place,) = folder.glob("incidents/step-*")
+    assert (place / "state.pt").is_file() == (broken == "write_page")
+    error = " ".join(capsys.readouterr().err.split())
+    assert ("its page could not" in error) == (broken == "write_page")
+    assert ("it cannot be run again: its state could not be saved" in error) != (
+        broken == "write_page"
+    )
+    assert main([f"study={folder.parts[-3]}"]) == 0
+    assert "router underflow" in (folder.parents[1] / "report" / "report.csv").read_text()
+
+
+def test_without_matplotlib_the_page_is_written_without_curves(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    folder = train(tiny, *FAILING)
+    (page,) = folder.glob("incidents/step-*/incident.html")
+    assert "where matplotlib is installed" in page.read_text()
+    assert record(folder)["incident"]["line"].split(":")[0] in page.read_text()
