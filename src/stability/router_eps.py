@@ -1,4 +1,4 @@
-"""An epsilon in the gate, known to work on a router whose scores underflow."""
+"""An epsilon in the gate, known to end the NaN of a router whose scores underflow; spikes stay."""
 
 from dataclasses import dataclass
 

@@ -17,8 +17,13 @@ from src.watch.spikes import SpikeScore
 class SpikeSkipConfig(RemedyConfig):
     """Skips a step whose loss or gradient norm stands out (as OLMo-core's SkipStepOptimizer).
 
-    Values that are not finite never enter the window, which in the published form one NaN poisons
-    for good.
+    Values that are not finite never enter the window. In OLMo-core one NaN stayed in the list of
+    the last 128 values, so that 129 steps in a row were skipped before training went on; its later
+    versions leave such values out, as we do.
+
+    Lightning's own SpikeDetection (2.6) skips no step: it ends the run with an exception and writes
+    the batches to a file, for a restart without them. It looks at the loss alone, against a running
+    mean of 10.
     """
 
     sigmas: float

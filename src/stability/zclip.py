@@ -19,6 +19,10 @@ class ZClipConfig(RemedyConfig):
     A norm more than z_max standard deviations above its running mean is scaled down to
     mean + z_max^2 / z standard deviations. Steps that are not finite never enter the statistics,
     which one of them would poison for good in the published form.
+
+    Ours has no fixed bound at all: it sets recipe.clip_norm to null. The authors' README uses ZClip
+    with max_grad_norm=1.0, and then the smaller of the two bounds acts, in the warm-up as well. So
+    this arm is the adaptive part alone: it clips less than theirs, and nothing in its warm-up.
     """
 
     alpha: float

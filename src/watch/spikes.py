@@ -26,7 +26,9 @@ class SpikeScore:
     """Share of values that exceed the rolling mean by some standard deviations.
 
     The window holds the latest values that were not spikes; a non-finite value is a spike. The
-    first 64 values are not judged unless they are non-finite.
+    first 64 values are not judged unless they are non-finite. Lightning's SpikeDetection (2.6) is
+    no such measure: it ends the run at the first loss that is not finite, or
+    is three times a running mean of 10.
     """
 
     def __init__(self, *, sigmas: float = 6.0, window: int = 128) -> None:

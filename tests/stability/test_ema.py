@@ -1,9 +1,11 @@
 import pytest
 import torch
+import torch_ema
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from src.stability import RunFacts
 from src.stability.ema import EmaConfig, WeightAverage
-from tests.runs import assert_same_tree, last_checkpoint, metrics, train, weights
+from tests.runs import ROOT, assert_same_tree, last_checkpoint, metrics, train, weights
 from tests.training.harness import Harness, Poison, guard_config, recipe_config
 
 FACTS = RunFacts(max_steps=6, log_every=1, seed=0, repeat=0, clip_norm=1.0)
@@ -65,6 +67,15 @@ def test_nor_does_one_that_the_guard_let_through():
     assert all(shadow.isfinite().all() for shadow in callback.average.shadow_params)
 
 
+def test_lightnings_own_average_takes_what_this_one_leaves_out():
+    theirs = EMAWeightAveraging(decay=0.9)
+    guard = guard_config(check=["loss"])
+    Harness(guard=guard, callbacks=[theirs, Poison({4}, what="gradient")]).fit()
+    average = theirs._average_model
+    assert not all(p.isfinite().all() for p in average.module.parameters())
+    assert average.use_buffers and int(average.n_averaged) > 3
+
+
 def test_the_form_matched_to_scale_remembers_its_share_of_the_run():
     matched = EmaConfig(decay=None, horizon_frac=1 / 11)
     assert matched.decay_for(11_000) == pytest.approx(0.999)
@@ -72,6 +83,25 @@ def test_the_form_matched_to_scale_remembers_its_share_of_the_run():
     for both in ({"decay": 0.9, "horizon_frac": 0.1}, {"decay": None, "horizon_frac": None}):
         with pytest.raises(ValueError, match="exactly one of decay"):
             EmaConfig(**both)
+
+
+def test_the_ramp_of_the_library_is_what_the_option_file_says():
+    """In 440 updates the literal decay never acts, and the matched one hardly less."""
+    average = torch_ema.ExponentialMovingAverage([torch.zeros(1)], decay=0.999)
+
+    def decay(num_updates: int) -> float:
+        weight = torch.nn.Parameter(torch.ones(1))
+        average.num_updates = num_updates - 1
+        average.shadow_params[0].zero_()
+        average.update([weight])
+        return 1 - average.shadow_params[0].item()
+
+    first = next(n for n in range(8_900, 9_100) if decay(n) >= 0.999 - 1e-7)
+    comment = (ROOT / "conf" / "stability" / "ema.yaml").read_text()
+    assert f"{decay(440):.3f} at 440" in comment
+    assert f"from update {first:,} on" in comment
+    matched = EmaConfig(decay=None, horizon_frac=1 / 11).decay_for(440)
+    assert 0 < decay(440) - matched < 0.006
 
 
 def test_averaged_weights_are_in_place_inside_the_context_only():

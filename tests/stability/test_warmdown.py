@@ -2,6 +2,8 @@ import pytest
 
 from src.config import compose
 from src.stability.warmdown import WarmdownConfig
+from src.training.schedule import linear
+from tests.runs import ROOT
 from tests.stability.harnessed import START, figure, first_difference, runs
 
 
@@ -29,3 +31,16 @@ def test_it_multiplies_any_schedule():
     steps = config.recipe.max_steps
     assert config.lr_factor(0) == pytest.approx(0.3 * plain.lr_factor(0))
     assert config.lr_factor(steps - 1) == pytest.approx(0.003 * plain.lr_factor(steps - 1))
+
+
+def test_on_the_published_code_the_option_replaces_a_schedule_and_so_raises_the_rate():
+    option = WarmdownConfig(start_frac=6 / 11, final_factor=0.01).lr_factor(6364, 11_000)
+    published = linear(6364, warmup_steps=1100, max_steps=11_000)
+    combined = compose("train", ["preset=writeup", "trainer=cpu", "stability=warmdown"])
+    assert combined.lr_factor(6364) == pytest.approx(option * published)
+    replaced = compose("train", ["preset=writeup_constant", "trainer=cpu", "stability=warmdown"])
+    assert replaced.lr_factor(6364) == pytest.approx(option)
+    claims = (ROOT / "experiments" / "CLAIMS.md").read_text()
+    assert f"raises the rate, by {option / published:.1f} times at step 6,365" in claims
+    comment = (ROOT / "conf" / "stability" / "warmdown.yaml").read_text()
+    assert round(option / published, 1) == 2.0 and "about twice at step 6365" in comment
