@@ -118,15 +118,16 @@ def plain_main(
 def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[str] | None) -> int:
     startup.imports_are_done()
     raw = list(sys.argv[1:] if argv is None else argv)
-    arguments = [quote_free_text(a) for a in raw if a not in ("-m", "--multirun")]
-    multirun = len(arguments) < len(raw)
-    if any(argument in ("--help", "-h") for argument in arguments):
+    given = [argument for argument in raw if argument not in ("-m", "--multirun")]
+    multirun = len(given) < len(raw)
+    if any(argument in ("--help", "-h") for argument in given):
         terminal.say(usage.strip())
         return OK
     try:
-        flags = [argument for argument in arguments if argument.startswith("-")]
+        flags = [argument for argument in given if argument.startswith("-")]
         if flags:
             raise InputError(f"{flags[0]}: unknown flag; {_GRAMMAR_HINT}")
+        arguments = [quote_free_text(argument) for argument in given]
         return act(arguments, multirun)
     except InputError as error:
         terminal.error(str(error))

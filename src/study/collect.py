@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from src.errors import InputError
+from src.naming import check_study
 from src.tracking.folder import damaged, read_json, read_metrics
 from src.tracking.labels import variant_of
 from src.tracking.state import SWEEPS
@@ -141,6 +142,7 @@ def collect(runs_folder: Path, name: str) -> Study:
     Raises:
         InputError: there is no such study, or a file in it is damaged.
     """
+    check_study(name)
     folder = runs_folder / name
     sweeps = _sweeps(folder)
     order = [cell["variant"] for sweep in sweeps for cell in sweep["cells"]]

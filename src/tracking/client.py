@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 
 import filelock
 
+from src.errors import InputError
+from src.tracking.address import without_secrets
+
 LATER = "nothing is lost: python -m src.sync brings the rest"
 
 KIND = "mlflow.experimentKind"
@@ -32,9 +35,76 @@ _SETTINGS = {
 }
 
 
+_SERVERS = ("http", "https")
+_DATABASES = ("postgresql", "mysql", "mssql")
+ADDRESSES = (
+    "http://host:port, https://..., sqlite:///file.db, postgresql://..., mysql://..., mssql://..."
+)
+
+
 def default_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a database at the root of the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    """MLFLOW_TRACKING_URI, else a database at the root of the working directory.
+
+    Raises:
+        InputError: the variable holds no address.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return f"{_SQLITE}mlflow.db"
+    check_address(uri, field="MLFLOW_TRACKING_URI")
+    return uri
+
+
+def given_uri(given: Mapping[str, Any]) -> str | None:
+    """The field tracking.uri of a command; None where it is null.
+
+    Raises:
+        InputError: it is no address.
+    """
+    tracking = given["tracking"]
+    if not isinstance(tracking, Mapping):
+        raise InputError(f"tracking={tracking}: has the wrong type; tracking.uri is an address")
+    uri = tracking.get("uri")
+    if uri is not None:
+        check_address(str(uri), field="tracking.uri")
+    return None if uri is None else str(uri)
+
+
+def check_address(uri: str, *, field: str) -> None:
+    """Looks at the form of an address, and asks nobody.
+
+    Args:
+        uri: of a server or a database.
+        field: what it was given for, named in errors.
+
+    Raises:
+        InputError: MLflow can write to nothing of this form, or there is no folder for its file.
+    """
+    shown = f"{field}={without_secrets(uri)}"
+    if uri == "databricks" or uri.startswith("databricks://"):
+        return
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InputError(f"{shown}: is no address (allowed: {ADDRESSES})") from error
+    kind = parts.scheme.partition("+")[0]
+    if kind in _DATABASES or parts.scheme in _SERVERS:
+        if not host or port == 0 or re.search(r"\s", uri):
+            raise InputError(f"{shown}: names no host (allowed: {ADDRESSES})")
+        return
+    if not uri.startswith(_SQLITE):
+        raise InputError(f"{shown}: must be one of {ADDRESSES}")
+    database = _database(uri)
+    if not database.parent.is_dir():
+        raise InputError(f"{shown}: {database.parent}: no such folder; make it first")
+    if uri == _SQLITE or database.is_dir():
+        raise InputError(f"{shown}: must name a file, such as {_SQLITE}mlflow.db")
+
+
+def _database(uri: str) -> Path:
+    """The file of a database, whose path may begin with ~."""
+    return Path(uri.removeprefix(_SQLITE)).expanduser().resolve()
 
 
 def is_server(uri: str) -> bool:
@@ -61,7 +131,7 @@ class Server:
 
     def __init__(self, uri: str) -> None:
         if uri.startswith(_SQLITE):
-            uri = f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).resolve()}"
+            uri = f"{_SQLITE}{_database(uri)}"
         self.uri = uri
         self._client: Any = None
 

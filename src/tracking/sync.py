@@ -6,6 +6,7 @@ from typing import Any
 
 from src import terminal
 from src.errors import InputError, nearest
+from src.naming import check_study
 from src.tracking.client import Server, default_uri
 from src.tracking.delivery import begin, begin_sweep, deliver, is_behind
 from src.tracking.folder import RunFolder, damaged, read_json
@@ -56,6 +57,8 @@ def sync(*, runs: Path, study: str | None, uri: str | None) -> int:
 
 
 def _studies(runs: Path, study: str | None) -> list[Path]:
+    if study is not None:
+        check_study(study)
     if not runs.is_dir():
         raise InputError(f"paths.runs={runs}: no such folder")
     found = {path.name: path for path in sorted(runs.glob("*")) if tracked_folders(path)}
