@@ -123,23 +123,24 @@ def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[s
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that lacks a letter, as in the locale C, gets its code, as on standard error.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if any(argument in ("--help", "-h") for argument in raw):
+    given = [argument for argument in raw if argument not in ("-m", "--multirun")]
+    multirun = len(given) < len(raw)
+    if any(argument in ("--help", "-h") for argument in given):
         terminal.say(usage.strip())
         return OK
     try:
-        unread = [argument for argument in raw if not _is_text(argument)]
+        unread = [argument for argument in given if not _is_text(argument)]
         if unread:
             raise InputError(
                 f"{ascii(unread[0])[1:-1]}: holds bytes that are no letters in this locale;"
                 " LC_ALL=C.UTF-8 reads UTF-8"
             )
         # First of all, so that no message and no file repeats what is secret in an address.
-        typed = [take_typed(a) for a in raw if a not in ("-m", "--multirun")]
-        arguments = [quote_free_text(argument) for argument in typed]
-        multirun = len(arguments) < len(raw)
-        flags = [argument for argument in arguments if argument.startswith("-")]
+        typed = [take_typed(argument) for argument in given]
+        flags = [argument for argument in typed if argument.startswith("-")]
         if flags:
             raise InputError(f"{flags[0]}: unknown flag; {_GRAMMAR_HINT}")
+        arguments = [quote_free_text(argument) for argument in typed]
         return act(arguments, multirun)
     except InputError as error:
         # An address may also stand where none belongs.

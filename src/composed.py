@@ -1,14 +1,17 @@
 """What Hydra makes of the files in conf/ and of overrides."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from src.errors import InputError
 from src.overrides import allow_new_names
 from src.schema import CONF
+
+MAX_INTEGER = 2**63 - 1
 
 
 def choices_of(composed: DictConfig) -> dict[Any, Any]:
@@ -33,7 +36,25 @@ def compose_plain(config_name: str, arguments: Sequence[str] | None) -> dict[str
     must = arguments is not None
     plain = OmegaConf.to_container(composed, resolve=must, throw_on_missing=must)
     assert isinstance(plain, dict)
+    check_integers(plain)
     return {str(key): value for key, value in plain.items()}
+
+
+def check_integers(value: Any, field: str = "") -> None:
+    """Raises InputError where an integer is larger than any that a computer counts with."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_integers(inner, f"{field}.{name}" if field else str(name))
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for inner in value:
+            check_integers(inner, field)
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise InputError(f"{field}={_cut(value)}: must be an integer of at most 64 bits")
+
+
+def _cut(value: int) -> str:
+    # Python writes out no integer of more than 4300 digits.
+    return str(value) if abs(value) < 10**40 else "..."
 
 
 def composed_config(config_name: str, arguments: Sequence[str]) -> DictConfig:

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.claims import apply_claims
 from src.compiling import is_compiled
-from src.composed import choices_of, composed_config
+from src.composed import check_integers, choices_of, composed_config
 from src.data import DataConfig, TokenizerConfig
 from src.digests import file_digest
 from src.errors import InputError
@@ -29,12 +29,12 @@ from src.model.architecture import Architecture, ModelParts
 from src.model.attention import AttentionConfig
 from src.model.ffn import FeedForwardConfig
 from src.model.kinds import ExternalPart, kinds_of
-from src.naming import Variant, variant_name
+from src.naming import MAX_NAME, MAX_PATH, ROOM, Variant, check_study, variant_name
 from src.observers import observers_of
 from src.overrides import GROUPS, Override, parse
 from src.schema import PathsConfig, Schema, TrackingConfig, TrainerConfig
 from src.stability import REMEDIES, RemedyConfig
-from src.tracking.client import default_uri
+from src.tracking.client import check_address, default_uri
 from src.training.recipe import GuardConfig, RecipeConfig
 from src.watch.config import WatchConfig
 
@@ -333,13 +333,17 @@ def _check_groups(typed: Sequence[Override]) -> None:
         several = override.text.startswith("[")
         if several and override.key in GROUPS and override.key != "stability":
             raise InputError(f"{override.key}={override.text}: takes one option, not a list")
-        if several and override.key == "stability" and "none" in override.text[1:-1].split(","):
+        options = override.text[1:-1].split(",") if several else []
+        if override.key == "stability" and "none" in options:
             raise InputError(f"stability={override.text}: none goes with no other option")
+        if len(set(options)) < len(options):
+            raise InputError(f"stability={override.text}: names an option twice; once is enough")
 
 
 def _to_objects(composed: DictConfig) -> dict[str, Any]:
     """Each section as its dataclass; a section's own check gets the section's name in front."""
     OmegaConf.resolve(composed)
+    check_integers({name: composed[name] for name in composed if name != "hydra"})
     parts: dict[str, Any] = {}
     for name in composed:
         if name == "hydra":
@@ -381,15 +385,23 @@ def _check_across(config: RunConfig) -> None:
         raise InputError(
             f"trainer.devices={devices}: must divide recipe.batch_size={rows}, the rows they share"
         )
-    if config.study in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", config.study):
-        raise InputError(f"study={config.study}: may hold letters, digits and . _ + - only")
+    check_study(config.study)
+    if config.tracking.uri is not None:
+        check_address(config.tracking.uri, field="tracking.uri")
+    elif config.tracking.mlflow:
+        # Raises InputError for an address in the environment that cannot be used.
+        default_uri()
     for field, first in (("save_at", 1), ("validate_at", 0)):
         steps, last = getattr(config, field), config.recipe.max_steps
         if any(not first <= step <= last for step in steps):
             raise InputError(f"{field}={steps}: must be steps from {first} to {last}")
-    if config.tracking.mlflow and config.tracking.uri is None:
-        # Raises InputError for an address in the environment that cannot be used.
-        default_uri()
     for field in ("seed", "repeat"):
         if getattr(config, field) < 0:
             raise InputError(f"{field}={getattr(config, field)}: must be at least 0")
+    length = len(os.fsencode(config.folder.absolute())) + ROOM
+    longest = max(len(os.fsencode(part)) for part in config.folder.parts)
+    if length > MAX_PATH or longest > MAX_NAME:
+        raise InputError(
+            f"paths.runs={str(config.paths.runs)[:40]}...: makes a run folder whose path the file"
+            f" system cannot take (at most {MAX_NAME} bytes a name, {MAX_PATH} in all)"
+        )

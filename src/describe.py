@@ -87,7 +87,7 @@ def _show(config: RunConfig, size: Size, memory: Memory | None, hours: float | N
         steps = f"hours of {config.last_step:,} steps of {recipe.tokens_per_step:,} tokens"
         rows += [[steps, f"{hours:,.2f}"]]
     if memory is None:
-        rows += [["memory of a run", "unknown: compiled, or not our model"]]
+        rows += [["memory of a run", "unknown: compiled, not our model, or too large to try here"]]
     else:
         rows += [[f"memory of a run in {recipe.precision}, bytes", f"{memory.peak:,}"]]
         parts = {part: count for part, count in memory.plain().items() if part != "peak"}

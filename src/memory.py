@@ -6,6 +6,7 @@ blocks and in rows, so four counts give any number of them.
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from src.config import RunConfig
+from src.errors import InputError
 from src.external import ExternalConfig
 from src.model import Transformer
 from src.model.architecture import ModelParts
@@ -85,12 +87,61 @@ class Memory:
         return {**dataclasses.asdict(self), "peak": self.peak}
 
 
+TRIED_OPERATIONS = 2e13
+"""Floating-point operations of the small passes, beyond which no one would wait for them."""
+
+
+def machine_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(config: RunConfig, *, vocab_size: int) -> None:
+    """Compares the least that a run needs with this machine, by arithmetic, before it is built.
+
+    Raises:
+        InputError: the model alone, or the states that a step keeps, are more than there is.
+    """
+    architecture, recipe = config.architecture, config.recipe
+    if not isinstance(architecture, ModelParts):
+        return
+    total = architecture.measure(vocab_size=vocab_size).params_total
+    on_cpu = config.trainer.device_type == "cpu"
+    # Built on the CPU in any case; trained there, its gradients and AdamW's moments come on top.
+    least = total * FLOAT32 * (4 if on_cpu else 1)
+    what = f"model: {total:,} parameters"
+    if on_cpu and not config.trainer.activation_checkpointing:
+        states = architecture.model.hidden_dim * architecture.model.num_layers * 2
+        least += recipe.batch_size * recipe.seq_len * states
+        what += f" and a step of {recipe.batch_size * recipe.seq_len:,} tokens"
+    if least > machine_bytes():
+        raise InputError(
+            f"{what} need at least {least / 2**30:,.0f} GiB, and this machine has"
+            f" {machine_bytes() / 2**30:,.0f}; make model.* or recipe.batch_size smaller"
+        )
+
+
+def _can_be_tried(architecture: ModelParts) -> bool:
+    """Whether two of its blocks fit into this machine, and run here within a minute or so."""
+    two = dataclasses.replace(
+        architecture, model=dataclasses.replace(architecture.model, num_layers=2)
+    ).measure(vocab_size=2)
+    operations = 6 * architecture.seq_len * two.forward_flops_per_token
+    return two.params_total * FLOAT32 * 2 < machine_bytes() and operations < TRIED_OPERATIONS
+
+
 def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
-    """The memory of a run on one device; None for a model that is not ours, or a compiled one."""
+    """The memory of a run on one device.
+
+    None for a model that is not ours, a compiled one, or one whose blocks are too large to be tried
+    here.
+    """
     architecture, recipe, model = config.architecture, config.recipe, config.model
     if isinstance(model, ExternalConfig) or config.compile:
         return None
     assert isinstance(architecture, ModelParts)
+    if not _can_be_tried(architecture):
+        return None
     total = architecture.measure(vocab_size=vocab_size).params_total
     weights = total * FLOAT32
     rows = recipe.batch_size // config.trainer.devices

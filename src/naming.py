@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
+from src.errors import InputError
 from src.overrides import Override
 
 UNNAMED = re.compile(
@@ -26,6 +27,13 @@ DEFAULTS = {"model": "proxy", "preset": "laptop"}
 """Choices that a variant's name leaves out; all others are in it, whether typed or preset."""
 
 
+MAX_NAME, MAX_PATH = 255, 4096
+"""Bytes that a file system takes for a name, and for a whole path."""
+
+ROOM = 100
+"""Bytes that the names of files in a run folder take."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """Names of what was chosen."""
@@ -35,6 +43,16 @@ class Variant:
     stability: str
     model: str
     preset: str
+
+
+def check_study(name: str) -> None:
+    """Raises InputError where a study's name is none of a folder."""
+    if name in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", name):
+        raise InputError(f"study={name}: may hold letters, digits and . _ + - only")
+    if len(name) > MAX_NAME:
+        raise InputError(
+            f"study={name[:20]}...: has {len(name)} characters, must have at most {MAX_NAME}"
+        )
 
 
 def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[Override]) -> str:

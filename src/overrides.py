@@ -1,5 +1,7 @@
 """What the user typed: Hydra's override grammar, with free text quoted for them."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,7 @@ GROUPS = (
 )
 """Fields whose value is the name of a file in conf/<field>/."""
 
-FREE_TEXT = (
+PATHS = (
     "incident",
     "checkpoint",
     "batch",
@@ -34,18 +36,19 @@ FREE_TEXT = (
     "prompts_file",
     "data.path",
     "data.val_path",
-    "data.url",
     "tokenizer.path",
     "paths.runs",
     "paths.cache",
+    "paths.book",
     "resume",
     "init",
     "fork",
     "out",
     "tracking.uri",
-    "tracking.sweep_id",
-    "tracking.parent_run_id",
 )
+"""Fields that name a place: a leading ~ is the user's home, and an empty one is an error."""
+
+FREE_TEXT = (*PATHS, "data.url", "tracking.sweep_id", "tracking.parent_run_id")
 """Fields that take any text, so that nobody has to know Hydra's escapes."""
 
 SWEPT_TEXT = ("init",)
@@ -56,6 +59,9 @@ OPEN = {"model=external": "model.kwargs"}
 
 TARGET = "model.target"
 """The field that names code, which is imported and called."""
+
+_HOME = re.compile(r"(^(?:sqlite:///)?|[\[,'\"(]\s*)(~[^/,\]'\")]*)")
+"""A ~ where a path begins, in a value by itself or among several."""
 
 _DECIDED = ("[", "'", '"', "${", "choice(")
 """A value that begins so is taken to be written in Hydra's grammar already."""
@@ -72,13 +78,39 @@ class Override:
 
 
 def quote_free_text(argument: str) -> str:
-    """Puts the value of a free-text field into quotes for Hydra's parser."""
+    """Puts the value of a free-text field into quotes for Hydra's parser, and ~ in full.
+
+    Raises:
+        InputError: a field that names a place names none.
+    """
     key, equals, value = argument.partition("=")
-    if not equals or key.lstrip("+") not in FREE_TEXT or not value:
+    if not equals or key.lstrip("+") not in FREE_TEXT:
+        return argument
+    if key.lstrip("+") in PATHS:
+        if not value.strip(" '\""):
+            raise InputError(f"{argument}: is empty; give a place, or leave {key} out")
+        value = _with_home(key, value)
+    elif not value:
         return argument
     if key in SWEPT_TEXT and "," in value and not value.startswith(_DECIDED):
         return f"{key}={','.join(_quoted(part.strip()) for part in value.split(','))}"
     return f"{key}={_quoted(value)}"
+
+
+def _with_home(key: str, value: str) -> str:
+    """The value with each leading ~ or ~name as the home that it stands for."""
+
+    def home(found: re.Match[str]) -> str:
+        place = os.path.expanduser(found[2])
+        if place == found[2]:
+            raise InputError(
+                f"{key}={value}: {place} is the home of no user; ./{place} is a folder of that name"
+            )
+        return found[1] + place
+
+    if value.startswith(_DECIDED) or key in SWEPT_TEXT:
+        return _HOME.sub(home, value)
+    return _HOME.sub(home, value, count=1) if _HOME.match(value) else value
 
 
 def allow_new_names(arguments: Sequence[str]) -> list[str]:

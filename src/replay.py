@@ -19,14 +19,13 @@ FOLDER is runs/<study>/<variant>/seed-<n>/incidents/step-<n>.
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     with startup.quiet_interrupt():
-        from pathlib import Path
-
         from src import cli
+        from src.given import given_path
         from src.run.replay import replay
 
         return cli.plain_main(
             "replay",
-            lambda given: replay(Path(given["incident"]), given["with"], given["format"]),
+            lambda given: replay(given_path(given, "incident"), given["with"], given["format"]),
             usage=USAGE,
             argv=argv,
         )

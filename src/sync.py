@@ -23,17 +23,17 @@ MLFLOW_TRACKING_URI, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWO
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     with startup.quiet_interrupt():
-        from pathlib import Path
-
         from src import cli
+        from src.given import given_path
+        from src.tracking.client import given_uri
         from src.tracking.sync import sync
 
         return cli.plain_main(
             "sync",
             lambda given: sync(
-                runs=Path(str(given["paths"]["runs"])),
+                runs=given_path(given, "paths.runs"),
                 study=None if given["study"] is None else str(given["study"]),
-                uri=None if given["tracking"]["uri"] is None else str(given["tracking"]["uri"]),
+                uri=given_uri(given),
             ),
             usage=USAGE,
             argv=argv,

@@ -9,10 +9,11 @@ from urllib.parse import quote
 
 from src import cli, startup, terminal
 from src.errors import DamagedError, InputError
+from src.given import given_path
 from src.orphans import run_bound
 from src.study.collect import Study, collect
-from src.tracking.address import take, with_secrets
-from src.tracking.client import Server, default_uri, one_line
+from src.tracking.address import with_secrets
+from src.tracking.client import Server, default_uri, given_uri, one_line
 from src.tracking.state import read_state, state_file
 
 USAGE = """
@@ -36,11 +37,10 @@ def ui(fields: dict[str, Any]) -> int:
     port = fields["port"]
     if type(port) is not int or not 1024 <= port <= 65535:
         raise InputError(f"port={port}: must be an integer from 1024 to 65535")
-    typed = fields["tracking"]["uri"]
-    server = Server(default_uri() if typed is None else take(str(typed)))
+    server = Server(given_uri(fields) or default_uri())
     serves_itself = server.uri.startswith(("http://", "https://"))
     root = server.uri.rstrip("/") if serves_itself else f"http://127.0.0.1:{port}"
-    study = _study(Path(fields["paths"]["runs"]), fields["study"])
+    study = _study(given_path(fields, "paths.runs"), fields["study"])
     terminal.say(f"all studies: {root}")
     if study is not None:
         try:

@@ -14,9 +14,10 @@ from src.benchmark.figures import TASKS
 from src.benchmark.race import Result, race
 from src.benchmark.shapes import CELLS, SHAPES, Case
 from src.errors import InputError
-from src.given import choice, number
+from src.given import choice, given_path, number
 from src.memory import predict_memory
-from src.training.recipe import PRECISIONS
+from src.schema import MAX_THREADS
+from src.training.recipe import MAX_COUNT, PRECISIONS
 
 STEP = "step"
 
@@ -28,10 +29,13 @@ def bench(given: Mapping[str, Any]) -> int:
         InputError: a field is bad.
     """
     choice(given, "format", ("text", "json"))
-    counts = {name: number(given, name, int, least=1) for name in ("rounds", "steps", "warmup")}
+    counts = {
+        name: number(given, name, int, least=1, most=MAX_COUNT)
+        for name in ("rounds", "steps", "warmup")
+    }
     cases, names = _cases(given), _names(given)
     tasks = _listed(given, "tasks", (STEP, *TASKS))
-    out = _out(given["out"])
+    out = _out(None if given["out"] is None else given_path(given, "out"))
     failed: list[str] = []
     for case in cases:
         for task in tasks:
@@ -48,16 +52,15 @@ def bench(given: Mapping[str, Any]) -> int:
     return 1 if failed else 0
 
 
-def _out(value: Any) -> Path | None:
+def _out(out: Path | None) -> Path | None:
     """The file for results, which can be written."""
-    if value is None:
+    if out is None:
         return None
-    out = Path(str(value))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.open("a", encoding="utf-8").close()
     except OSError as error:
-        raise InputError(f"out={value}: cannot be written ({error.strerror})") from error
+        raise InputError(f"out={out}: cannot be written ({error.strerror})") from error
     return out
 
 
@@ -92,10 +95,10 @@ def _cases(given: Mapping[str, Any]) -> list[Case]:
         raise InputError("device=cuda: there is no GPU here")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = number(given, "threads", int, least=1)
+    threads = number(given, "threads", int, least=1, most=MAX_THREADS)
     batch_size = given["batch_size"]
     if batch_size is not None:
-        batch_size = number(given, "batch_size", int, least=1)
+        batch_size = number(given, "batch_size", int, least=1, most=MAX_COUNT)
     return [
         Case(
             shape=shape,

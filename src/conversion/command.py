@@ -21,9 +21,11 @@ from src.conversion.write import whole, write_checkpoint, write_huggingface, wri
 from src.data.corpus import TextConfig
 from src.errors import InputError
 from src.given import choice, number, shown
+from src.memory import machine_bytes
 from src.model.architecture import ModelParts
 from src.model.ffn.moe import MoEConfig
-from src.model.size import measure
+from src.model.size import BYTES_FLOAT32, measure
+from src.schema import MAX_THREADS
 from src.trained import TrainedModel
 
 RULES = 1
@@ -50,6 +52,7 @@ def convert(given: Mapping[str, Any]) -> int:
     defaults = compose("train", ["ffn=moe", "data=shakespeare"])
     assert isinstance(defaults.ffn, MoEConfig) and isinstance(defaults.data, TextConfig)
     todo = plan(source.parts, given, router=defaults.ffn.router)
+    _check_size(todo)
     if given["to"] == "hf":
         llama_config(todo.target, end_ids=())
     measured = todo.changes and given["weights"] != "none"
@@ -87,6 +90,18 @@ def convert(given: Mapping[str, Any]) -> int:
     return 0
 
 
+def _check_size(todo: Plan) -> None:
+    """Raises InputError where what is to come out does not fit into this machine."""
+    assert todo.target.model.vocab_size is not None
+    total = todo.target.measure(vocab_size=todo.target.model.vocab_size).params_total
+    least = total * BYTES_FLOAT32
+    if least > machine_bytes():
+        raise InputError(
+            f"what is to be converted has {total:,} parameters, {least / 2**30:,.0f} GiB, and this"
+            f" machine has {machine_bytes() / 2**30:,.0f}; make the sizes smaller"
+        )
+
+
 def _refuse_unused(given: Mapping[str, Any], todo: Plan, *, measured: bool) -> None:
     """Raises InputError where a field was typed that has nothing to act on."""
     if given["seed"] != 0 and todo.experts is None:
@@ -117,7 +132,8 @@ def _check(given: Mapping[str, Any]) -> None:
         if given[field] is not None:
             number(given, field, int)
     for field, least in (("seed", 0), ("calibration_tokens", 1), ("threads", 1)):
-        number(given, field, int, least=least)
+        most = MAX_THREADS if field == "threads" else None
+        number(given, field, int, least=least, most=most)
     if given["to"] == "hf" and given["weights"] == "none":
         raise InputError("weights=none: is for to=checkpoint; others want weights")
 

@@ -18,6 +18,9 @@ from src.errors import InputError
 from src.hub import fetch_file
 from src.saved import checkpoint_of, load_model
 
+MAX_IDS = 10**7
+"""Beyond any vocabulary."""
+
 
 class Tokenizer(Protocol):
     """Text to token ids and back."""
@@ -337,6 +340,8 @@ class IdsConfig(TokenizerConfig):
     def __post_init__(self) -> None:
         if self.vocab_size < 2:
             raise ValueError(f"vocab_size={self.vocab_size}: must be at least 2")
+        if self.vocab_size > MAX_IDS:
+            raise ValueError(f"vocab_size={self.vocab_size}: must be at most {MAX_IDS:,}")
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
         """See TokenizerConfig."""

@@ -17,10 +17,13 @@ from src.detection.score import misses, score
 from src.detection.thresholds import Outcome, try_all
 from src.detection.verdict import Verdict, judge
 from src.errors import InputError
-from src.given import number
+from src.given import given_path, number
+from src.naming import check_study
 from src.orphans import end_with
 from src.tracking.folder import read_metrics
 from src.watch.early import Thresholds
+
+MAX_JOBS = 1024
 
 HALVES = {"set": "seeds", "unseen": "unseen"}
 """The two halves, and the fields that hold their seeds."""
@@ -32,19 +35,22 @@ def detect(given: Mapping[str, Any]) -> int:
     Raises:
         InputError: a field is bad.
     """
-    n_jobs = number(given, "n_jobs", int, least=1)
+    n_jobs = number(given, "n_jobs", int, least=1, most=MAX_JOBS)
     seeds = {half: _seeds(given, field) for half, field in HALVES.items()}
     common = set(seeds["set"]) & set(seeds["unseen"])
     if common:
         raise InputError(f"unseen={list(seeds['unseen'])}: {min(common)} is among seeds, too")
-    paths, study = given["paths"], str(given["study"])
+    paths = {name: str(given_path(given, f"paths.{name}")) for name in ("runs", "cache")}
+    study = str(given["study"])
+    for case in CASES:
+        check_study(f"{study}-{case.slug}")
+    out = Path(paths["runs"]) / study if given["out"] is None else given_path(given, "out")
     jobs = [(case, half, seed) for case in CASES for half, all_ in seeds.items() for seed in all_]
     folders = _train_all(jobs, study=study, paths=paths, n_jobs=n_jobs)
     verdicts = [
         judge(case, folder, half=half, seed=seed)
         for (case, half, seed), folder in zip(jobs, folders, strict=True)
     ]
-    out = Path(str(given["out"])) if given["out"] is not None else Path(paths["runs"]) / study
     _write(out / "results.csv", verdicts)
     outcomes = try_all(
         [
@@ -61,8 +67,10 @@ def detect(given: Mapping[str, Any]) -> int:
 def _seeds(given: Mapping[str, Any], field: str) -> list[int]:
     value = given[field]
     is_list = isinstance(value, list) and value
-    if not is_list or any(not isinstance(seed, int) or seed < 0 for seed in value):
+    if not is_list or any(type(seed) is not int or seed < 0 for seed in value):
         raise InputError(f"{field}={value}: must be a list of seeds, such as [1000,1001]")
+    if len(set(value)) < len(value):
+        raise InputError(f"{field}={value}: names a seed twice")
     return [int(seed) for seed in value]
 
 

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from src import terminal
@@ -14,7 +13,7 @@ from src.generation.decode import continue_prompts, shown
 from src.generation.prompts import encode, prompts_from
 from src.generation.sampling import Sampling
 from src.generation.stream import TextStream
-from src.given import choice, number
+from src.given import choice, given_path, number
 from src.trained import load_trained
 
 FORMATS = ("text", "json")
@@ -30,8 +29,11 @@ def generate(given: Mapping[str, Any]) -> int:
     sampling = _sampling(given)
     max_new_tokens = number(given, "max_new_tokens", int, least=1)
     seed = number(given, "seed", int, least=0)
-    prompts = prompts_from(_text(given["prompt"]), _text(given["prompts_file"]))
-    trained = load_trained(Path(str(given["run"])), weights=str(given["weights"]), field="run")
+    prompts = prompts_from(
+        _text(given["prompt"]),
+        None if given["prompts_file"] is None else str(given_path(given, "prompts_file")),
+    )
+    trained = load_trained(given_path(given, "run"), weights=str(given["weights"]), field="run")
     model, tokenizer = trained.model, trained.tokenizer
     context = model.max_seq_len
     ids = [encode(place, text, tokenizer, context=context) for place, text in prompts]

@@ -11,7 +11,7 @@ from src.errors import InputError
 from src.given import number, shown
 from src.laboratory import front
 from src.laboratory.compare import Comparison, compare
-from src.laboratory.files import BOOK, StudyFolder, studies, study_named
+from src.laboratory.files import BOOK, STUDY_FILE, StudyFolder, studies, study_named
 from src.laboratory.page import TEMPLATE, Book
 from src.laboratory.run_figure import run_figure
 from src.laboratory.single import FIGURE, SingleRun, bring, single_runs
@@ -21,6 +21,7 @@ from src.study.endpoints import has_ended
 from src.study.report import read_csv, write_report
 from src.sweep.plan import make_plan
 from src.sweep.preview import Cost, Estimator
+from src.sweep.settings import MAX_JOBS
 
 
 def reproduce(given: Mapping[str, Any]) -> int:
@@ -29,7 +30,7 @@ def reproduce(given: Mapping[str, Any]) -> int:
     Raises:
         InputError: a field is bad.
     """
-    n_jobs = number(given, "n_jobs", int, least=1)
+    n_jobs = number(given, "n_jobs", int, least=1, most=MAX_JOBS)
     if not isinstance(given["plan"], bool):
         raise InputError(f"plan={shown(given['plan'])}: must be true or false")
     paths = _paths(given)
@@ -81,13 +82,16 @@ def _paths(given: Mapping[str, Any]) -> Mapping[str, Any]:
 def _book(paths: Mapping[str, Any]) -> Path:
     book = BOOK if paths["book"] is None else Path(str(paths["book"]))
     if not book.is_dir():
-        raise InputError(f"paths.book={book}: is no folder")
+        raise InputError(f"paths.book={book}: no such folder")
     return book
 
 
 def _chosen(value: Any, book: Path) -> list[StudyFolder]:
     if value is None:
-        return list(studies(book))
+        found = list(studies(book))
+        if not found:
+            raise InputError(f"paths.book={book}: holds no study (<name>/{STUDY_FILE})")
+        return found
     names = value if isinstance(value, list) else [value]
     if single := single_runs(book).keys() & set(map(str, names)):
         raise InputError(f"studies={single.pop()}: is one large run; its page has its command")

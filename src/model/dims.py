@@ -1,5 +1,6 @@
 """What the parts of one model share."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -15,3 +16,15 @@ class Dims:
     """Dimensions of one head."""
     norm_eps: float
     """Epsilon of every RMSNorm."""
+
+
+MAX_DIM, MAX_LAYERS, MAX_VOCAB = 10**6, 1000, 10**7
+"""Beyond any model; with these no product of sizes overflows, and blocks are counted in seconds."""
+
+
+def check_sizes(config: object, fields: Iterable[str], *, most: int = MAX_DIM) -> None:
+    """Raises ValueError where a size is beyond any model's; None is no size."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and value > most:
+            raise ValueError(f"{field}={value}: must be at most {most:,}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from src.model.attention import Attention, AttentionConfig
 from src.model.cache import Cache, Rope, Span
 from src.model.checkpointed import checkpointed
-from src.model.dims import Dims
+from src.model.dims import MAX_LAYERS, MAX_VOCAB, Dims, check_sizes
 from src.model.ffn import FeedForward, FeedForwardConfig
 from src.model.ffn.router import Router
 from src.model.norm import RMSNorm
@@ -59,6 +59,9 @@ class ModelConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field}={value}: must be at least 1")
+        check_sizes(self, ("hidden_dim", "num_heads", "inner_dim", "head_dim"))
+        check_sizes(self, ("num_layers",), most=MAX_LAYERS)
+        check_sizes(self, ("vocab_size",), most=MAX_VOCAB)
         if self.vocab_size is not None and self.vocab_size < 2:
             raise ValueError(f"vocab_size={self.vocab_size}: must be at least 2")
         if self.head_dim is None and self.hidden_dim % self.num_heads:

@@ -20,6 +20,7 @@ from src.errors import InputError
 from src.external import ExternalConfig
 from src.forks import Fork
 from src.initial import load_initial
+from src.memory import check_memory
 from src.model import Transformer
 from src.run.forking import state_key
 from src.run.ranks import Place, Ranks
@@ -81,6 +82,7 @@ def model_for(config: RunConfig, corpus: Corpus) -> nn.Module:
     Raises:
         InputError: the tokenizer has more tokens than the model, or the model is none.
     """
+    check_memory(config, vocab_size=vocab_size_for(config, corpus))
     model = config.architecture.build(
         vocab_size=vocab_size_for(config, corpus),
         generator_for=lambda name: generator(config.seed, "init", name),

@@ -11,7 +11,7 @@ from torch import Tensor
 from src import terminal
 from src.errors import InputError
 from src.foreign import running
-from src.given import choice, number
+from src.given import choice, given_path, number
 from src.run.precision import PRECISIONS, context_for
 from src.run.state import recorded_device
 from src.run.suspect import Suspect, entries_for, read_suspect
@@ -40,7 +40,7 @@ def diagnose(given: Mapping[str, Any]) -> int:
     if kwargs is not None and not all(isinstance(name, str) for name in kwargs):
         raise InputError(f"kwargs={kwargs}: names must be text")
     suspect = read_suspect(
-        Path(str(given["checkpoint"])),
+        given_path(given, "checkpoint"),
         target=None if target is None else str(target),
         kwargs=None if kwargs is None else dict(kwargs),
         precision=given["precision"],
@@ -60,9 +60,7 @@ def diagnose(given: Mapping[str, Any]) -> int:
 
 
 def _batch(given: Mapping[str, Any]) -> Path | None:
-    if given["batch"] == "":
-        raise InputError("batch=: must be a file: .npy or .pt of token ids, or a text")
-    return None if given["batch"] is None else Path(str(given["batch"]))
+    return None if given["batch"] is None else given_path(given, "batch")
 
 
 def _examine(

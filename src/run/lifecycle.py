@@ -45,6 +45,8 @@ def run(config: RunConfig) -> int:
     """
     config.trainer.check_device()
     check_compiler(compiled=config.compile, device=config.trainer.device_type)
+    if config.tracking.mlflow and config.tracking.uri is None:
+        default_uri()  # checked before anything is written
     set_numerics(config)
     explicit = config.resume not in ("auto", "never")
     if config.rerun and explicit:

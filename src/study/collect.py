@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from src.errors import DamagedError, InputError
+from src.naming import check_study
 from src.tracking import record as records
 from src.tracking.folder import damaged, lost_lines, read_json, read_metrics
 from src.tracking.labels import variant_of
@@ -150,6 +151,7 @@ def collect(runs_folder: Path, name: str) -> Study:
     Raises:
         InputError: there is no such study, or nothing in it can be read.
     """
+    check_study(name)
     folder = runs_folder / name
     sweeps = _sweeps(folder)
     order = [cell["variant"] for sweep in sweeps for cell in sweep["cells"]]

@@ -9,6 +9,7 @@ from typing import Any
 
 from src import terminal
 from src.errors import InputError
+from src.given import given_path
 from src.study import figures, page
 from src.study.analysis import analyse
 from src.study.collect import Study, collect
@@ -34,13 +35,9 @@ def report_command(given: Mapping[str, Any]) -> int:
     Raises:
         InputError: there is no such study, or the folder cannot be written.
     """
-    if not isinstance(given["paths"], Mapping):
-        raise InputError(f"paths={given['paths']}: has the wrong type; paths.runs is a folder")
-    name, runs = _text("study", given["study"]), _text("paths.runs", given["paths"]["runs"])
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise InputError(f"study={name}: must be the name of a study, not a path")
-    out = None if given["out"] is None else Path(_text("out", given["out"]))
-    write_report(collect(Path(runs), name), out)
+    name, runs = _text("study", given["study"]), given_path(given, "paths.runs")
+    out = None if given["out"] is None else given_path(given, "out")
+    write_report(collect(runs, name), out)
     return 0
 
 

@@ -24,6 +24,7 @@ from src.stability import RemedyConfig
 from src.sweep.cluster import LAUNCHER, check_cluster
 from src.sweep.composer import Composer
 from src.sweep.settings import SweepSettings, compose_settings
+from src.tracking.client import default_uri
 
 UNCELLED = ("rerun", "study", "paths", "tracking", "watch")
 """Typed fields that make no other sweep."""
@@ -143,6 +144,9 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
         values = dict.fromkeys(str(getattr(cell.config, field)) for cell in cells)
         if len(values) > 1:
             raise InputError(f"{field}: a sweep has one, not {len(values)}")
+    tracking = cells[0].config.tracking
+    if tracking.mlflow and tracking.uri is None:
+        default_uri()  # checked before anything is written
     cells = _validating(cells)
     if settings.share_prefix:
         cells = _sharing(cells)

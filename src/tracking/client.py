@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from src.errors import InputError
 from src.tracking.address import (
     ADVICE,
+    FIELD,
     VARIABLE,
     masked,
     take,
@@ -49,10 +51,78 @@ _LEVELS = {
 }
 
 
+_SERVERS = ("http", "https")
+_DATABASES = ("postgresql", "mysql", "mssql")
+ADDRESSES = (
+    "http://host:port, https://..., sqlite:///file.db, postgresql://..., mysql://..., mssql://..."
+)
+
+
 def default_uri() -> str:
-    """MLFLOW_TRACKING_URI without its secrets, else a database in the working directory."""
+    """MLFLOW_TRACKING_URI without its secrets, else a database in the working directory.
+
+    Raises:
+        InputError: the variable holds no address.
+    """
     given = os.environ.get(VARIABLE)
-    return take(given, field=VARIABLE) if given else f"{_SQLITE}mlflow.db"
+    return _taken(given, field=VARIABLE) if given else f"{_SQLITE}mlflow.db"
+
+
+def given_uri(given: Mapping[str, Any]) -> str | None:
+    """The field tracking.uri of a command, without its secrets; None where it is null.
+
+    Raises:
+        InputError: it is no address.
+    """
+    tracking = given["tracking"]
+    if not isinstance(tracking, Mapping):
+        raise InputError(f"tracking={tracking}: has the wrong type; tracking.uri is an address")
+    uri = tracking.get("uri")
+    return None if uri is None else _taken(str(uri), field=FIELD)
+
+
+def _taken(uri: str, *, field: str) -> str:
+    """An address without its secrets, its form checked."""
+    clean = take(uri, field=field)
+    check_address(clean, field=field)
+    return clean
+
+
+def check_address(uri: str, *, field: str) -> None:
+    """Looks at the form of an address, and asks nobody.
+
+    Args:
+        uri: of a server or a database, without secrets.
+        field: what it was given for, named in errors.
+
+    Raises:
+        InputError: MLflow can write to nothing of this form, or there is no folder for its file.
+    """
+    shown = f"{field}={uri}"
+    if uri == "databricks" or uri.startswith("databricks://"):
+        return
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InputError(f"{shown}: is no address (allowed: {ADDRESSES})") from error
+    kind = parts.scheme.partition("+")[0]
+    if kind in _DATABASES or parts.scheme in _SERVERS:
+        if not host or port == 0 or re.search(r"\s", uri):
+            raise InputError(f"{shown}: names no host (allowed: {ADDRESSES})")
+        return
+    if not uri.startswith(_SQLITE):
+        raise InputError(f"{shown}: must be one of {ADDRESSES}")
+    database = _database(uri)
+    if not database.parent.is_dir():
+        raise InputError(f"{shown}: {database.parent}: no such folder; make it first")
+    if uri == _SQLITE or database.is_dir():
+        raise InputError(f"{shown}: must name a file, such as {_SQLITE}mlflow.db")
+
+
+def _database(uri: str) -> Path:
+    """The file of a database, whose path may begin with ~."""
+    return Path(uri.removeprefix(_SQLITE)).expanduser().resolve()
 
 
 def is_server(uri: str) -> bool:
@@ -81,7 +151,7 @@ class Server:
     def __init__(self, uri: str) -> None:
         uri = without_secrets(uri)
         if uri.startswith(_SQLITE):
-            uri = f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).resolve()}"
+            uri = f"{_SQLITE}{_database(uri)}"
         self.uri = uri
         self._client: Any = None
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from src import terminal
 from src.errors import InputError, nearest
-from src.tracking.address import masked, take
+from src.naming import check_study
+from src.tracking.address import masked
 from src.tracking.client import Server, default_uri
 from src.tracking.delivery import begin, begin_sweep, deliver, is_behind
 from src.tracking.folder import RunFolder, damaged, read_json
@@ -43,7 +44,7 @@ def sync(*, runs: Path, study: str | None, uri: str | None) -> int:
         InputError: there is no such folder or study.
     """
     studies = _studies(runs, study)
-    server = None if uri is None else Server(take(uri))
+    server = None if uri is None else Server(uri)
     # Before anything is noted as meant for it: the address may be mistyped.
     silence = None if server is None else server.silence()
     if server is not None and silence is not None:
@@ -57,6 +58,8 @@ def sync(*, runs: Path, study: str | None, uri: str | None) -> int:
 
 
 def _studies(runs: Path, study: str | None) -> list[Path]:
+    if study is not None:
+        check_study(study)
     if not runs.is_dir():
         raise InputError(f"paths.runs={runs}: no such folder")
     found = {path.name: path for path in sorted(runs.glob("*")) if tracked_folders(path)}

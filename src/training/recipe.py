@@ -11,6 +11,9 @@ CHECKS = ("loss", "gradients")
 ON_NONFINITE = ("skip", "stop", "raise")
 ON_ALARM = ("none", "checkpoint", "stop")
 
+MAX_STEPS, MAX_COUNT = 10**9, 10**6
+"""Beyond any run: of its steps, and of rows, tokens of a row, micro-batches and validations."""
+
 VAL_TOKENS = 4096
 """Of a validation batch, where a training batch has fewer."""
 
@@ -65,6 +68,10 @@ class RecipeConfig:
         for field in (*positive, "log_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        for field in ("batch_size", "seq_len", "accumulate", "num_validations", "max_steps"):
+            most = MAX_STEPS if field == "max_steps" else MAX_COUNT
+            if getattr(self, field) > most:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at most {most:,}")
         for field in ("val_windows", "checkpoint_every"):
             value = getattr(self, field)
             if value is not None and value < 1:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from src.model.attention.base import Attention, AttentionConfig
 from src.model.attention.causal import scaled_dot_product_attention
 from src.model.cache import Rope, Span
-from src.model.dims import Dims
+from src.model.dims import Dims, check_sizes
 from src.model.norm import RMSNorm
 from src.model.rope import check_rope_dim, rotate
 
@@ -40,6 +40,7 @@ class MLHAConfig(AttentionConfig):
         for field in ("q_latent_dim", "kv_latent_dim"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        check_sizes(self, ("q_latent_dim", "kv_latent_dim"))
         if self.num_rope_keys < 1 or dims.num_heads % self.num_rope_keys:
             raise ValueError(
                 f"num_rope_keys={self.num_rope_keys}: must divide model.num_heads={dims.num_heads}"

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from src.model.dims import Dims
+from src.model.dims import Dims, check_sizes
 
 
 class FeedForward(nn.Module, ABC):
@@ -47,6 +47,7 @@ class FeedForwardConfig(ABC):
     def __post_init__(self) -> None:
         if self.inner_dim < 1:
             raise ValueError(f"inner_dim={self.inner_dim}: must be at least 1")
+        check_sizes(self, ("inner_dim",))
 
     def resolved(self, *, max_steps: int) -> "FeedForwardConfig":
         """The same with every value filled in that depends on the length of the run."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from src.model.dims import Dims
+from src.model.dims import Dims, check_sizes
 from src.model.ffn.base import FeedForward, FeedForwardConfig
 from src.model.ffn.experts import Experts
 from src.model.ffn.mlp import MLP
@@ -36,6 +36,7 @@ class MoEConfig(FeedForwardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_sizes(self, ("num_routed", "num_shared"))
         if self.num_routed < 1:
             raise ValueError(f"num_routed={self.num_routed}: must be at least 1")
         if self.num_shared < 0:
