@@ -21,7 +21,7 @@ from src.model.attention import ATTENTIONS
 from src.model.ffn import FEED_FORWARDS
 from src.model.kinds import EXTERNAL, ExternalPart
 from src.stability import REMEDIES
-from src.tracking.address import take
+from src.tracking.address import keep
 from src.training.recipe import GuardConfig, RecipeConfig
 from src.watch.config import WatchConfig
 
@@ -96,8 +96,9 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         if self.uri is not None:
-            # Typed addresses come without secrets; one that was interpolated may have some.
-            self.uri = take(self.uri)
+            # A typed address comes without secrets; one that was interpolated, or that an earlier
+            # version wrote down, may have some.
+            self.uri = keep(self.uri)
         if self.sweep_id is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.sweep_id):
             raise ValueError(f"sweep_id={self.sweep_id}: may hold letters, digits, _ and - only")
 

@@ -36,23 +36,28 @@ def without_secrets(uri: str) -> str:
     return f"{scheme}://{re.split('[?#]', place, maxsplit=1)[0]}"
 
 
+def keep(uri: str) -> str:
+    """Returns an address without its secrets, which this process and its children then know."""
+    clean = without_secrets(uri)
+    if clean != uri:
+        os.environ[VARIABLE] = uri
+    return clean
+
+
 def take(uri: str, *, field: str = FIELD) -> str:
-    """Keeps what is secret in an address for this process and its children.
+    """The same for an address that somebody has given.
 
     Args:
-        uri: as it was typed.
+        uri: as it was given.
         field: where.
 
-    Returns:
-        The address without it.
-
     Raises:
-        InputError: the address cannot be used as it is.
+        InputError: its secrets cannot be used as they are.
     """
+    scheme, _, rest = uri.partition("://")
     clean = without_secrets(uri)
     if clean == uri:
         return uri
-    scheme, _, rest = uri.partition("://")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         raise InputError(f"{field}={clean}: must be one address, SCHEME://HOST or sqlite:///FILE")
     secret, at, _ = rest.rpartition("@")
@@ -61,13 +66,12 @@ def take(uri: str, *, field: str = FIELD) -> str:
             f"{field}={clean}: a user or password in an address must have / ? # @ written as"
             " %2F %3F %23 %40"
         )
-    if uri.startswith(("http://", "https://")) and "?" in uri:
+    if scheme in ("http", "https") and "?" in rest:
         raise InputError(
             f"{field}={clean}: the address of a server must end before the ?; set"
             " MLFLOW_TRACKING_TOKEN to a token, or type http://USER:PASSWORD@HOST"
         )
-    os.environ[VARIABLE] = uri
-    return clean
+    return keep(uri)
 
 
 def with_secrets(address: str) -> str:
