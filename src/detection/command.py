@@ -81,8 +81,9 @@ def _train_all(
     folders: list[Path | None] = [None] * len(jobs)
     # Spawned: a forked torch can hang in its thread pool.
     context = multiprocessing.get_context("spawn")
-    bound = {"initializer": end_with, "initargs": (os.getpid(),)}
-    with ProcessPoolExecutor(n_jobs, mp_context=context, **bound) as pool:
+    with ProcessPoolExecutor(
+        n_jobs, mp_context=context, initializer=end_with, initargs=(os.getpid(),)
+    ) as pool:
         waiting = {
             pool.submit(_train, case, seed=seed, study=study, paths=dict(paths)): place
             for place, (case, _, seed) in enumerate(jobs)
