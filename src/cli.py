@@ -104,6 +104,7 @@ def plain_main(
     def act(arguments: list[str], multirun: bool) -> int:
         if multirun:
             raise InputError(f"--multirun: is not for src.{config_name}")
+        _check_read([f"{field}={text}" for field, text in texts.items()])
         with readable(config_name, arguments):
             for override in OverridesParser.create().parse_overrides(arguments):
                 if override.is_sweep_override():
@@ -129,12 +130,7 @@ def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[s
         terminal.say(usage.strip())
         return OK
     try:
-        unread = [argument for argument in given if not _is_text(argument)]
-        if unread:
-            raise InputError(
-                f"{ascii(unread[0])[1:-1]}: holds bytes that are no letters in this locale;"
-                " LC_ALL=C.UTF-8 reads UTF-8"
-            )
+        _check_read(given)
         # First of all, so that no message and no file repeats what is secret in an address.
         typed = [take_typed(argument) for argument in given]
         flags = [argument for argument in typed if argument.startswith("-")]
@@ -152,9 +148,15 @@ def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[s
         return FAILURE
 
 
-def _is_text(argument: str) -> bool:
-    """Whether Python could read the bytes of an argument; else it holds halves of characters."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in argument)
+def _check_read(arguments: Sequence[str]) -> None:
+    """Raises InputError where Python could not read the bytes of an argument in this locale."""
+    for argument in arguments:
+        # It puts halves of characters in their place, which nothing can write.
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise InputError(
+                f"{ascii(argument)[1:-1]}: holds bytes that are not text in this locale;"
+                " LC_ALL=C.UTF-8 reads UTF-8"
+            )
 
 
 def checked(config_name: str, arguments: Sequence[str]) -> RunConfig:

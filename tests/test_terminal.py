@@ -1,6 +1,7 @@
 """What the user sees is what was said."""
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from src import terminal
+from src import generate, terminal
+from src.train import main
 
 AWKWARD = [
     "pkg:leaves: is a name, :smile: too",
@@ -166,3 +168,21 @@ def test_what_is_to_be_copied_stays_one_line_of_a_terminal():
     with on_terminal() as written:
         terminal.say(command)
     assert command in screen_lines(written[0])
+
+
+def test_letters_that_a_terminal_lacks_are_shown_by_their_code(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["--help"]) == 0
+    terminal.say("a café")
+    out.flush()
+    assert b"a caf\\xe9" in out.buffer.getvalue()
+
+
+@pytest.mark.parametrize(("command", "field"), [(main, "study"), (generate.main, "prompt")])
+def test_an_argument_that_the_locale_cannot_read_is_refused(command, field, capsys):
+    assert command([f"{field}=caf\udcc3\udca9"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"{field}=caf" in line
+    assert "LC_ALL=C.UTF-8" in line
