@@ -141,6 +141,17 @@ def test_the_predictions_of_a_study_that_was_run_are_decided(study, tmp_path, mo
             assert prediction.verdict(words) in (RIGHT, WRONG), prediction.says
 
 
+@pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)
+def test_a_study_that_cannot_rank_remedies_says_so_wherever_it_is_read(study):
+    marked = not BOOK.measures(study.name).can_rank()
+    page = " ".join((study.folder / "README.md").read_text().split())
+    assert ("this study cannot rank remedies" in page) == marked
+    for name in ("README.md", "CLAIMS.md"):
+        text = (BOOK.folder / name).read_text()
+        link = f"[{study.name}]({study.name}/README.md)"
+        assert text.count(f"{link} (cannot rank remedies)") == (text.count(link) if marked else 0)
+
+
 PAGES = [
     *(ROOT / "experiments").rglob("*.md"),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "src/watch/README.md")),
