@@ -1,6 +1,7 @@
 """Hashes of files, remembered."""
 
 import hashlib
+import re
 from pathlib import Path
 
 
@@ -9,8 +10,10 @@ def file_digest(file: Path, cache: Path) -> str:
     facts = file.stat()
     key = f"{file.resolve()}/{facts.st_size}/{facts.st_mtime_ns}"
     note = cache / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if note.is_file():
-        return note.read_text(encoding="utf-8")
+    known = note.read_text(encoding="utf-8") if note.is_file() else ""
+    # One that was cut by a kill or a full disk is written anew.
+    if re.fullmatch(r"[0-9a-f]{64}", known):
+        return known
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     note.parent.mkdir(parents=True, exist_ok=True)

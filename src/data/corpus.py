@@ -1,11 +1,13 @@
 """A corpus as two arrays of token ids, split, tokenised once and memory-mapped."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,16 +103,27 @@ class TextConfig(DataConfig):
             train = built.encode(text[:split]).astype(dtype)
             val = built.encode(text[split:]).astype(dtype)
             Corpus(train=train, val=val, tokenizer=built).check(seq_len=seq_len)
-            try:
+            with writing_cache(folder):
                 _store(folder, train=train, val=val, tokenizer=built)
-            except OSError as error:
-                raise InputError(
-                    f"paths.cache: {folder} cannot be written ({error.strerror})"
-                ) from error
             corpus = _open(folder)
-            assert corpus is not None
+            if corpus is None:
+                raise InputError(
+                    f"paths.cache: {folder} cannot be read after it was written; delete it, or name"
+                    " another folder"
+                )
         corpus.check(seq_len=seq_len)
         return corpus
+
+
+@contextlib.contextmanager
+def writing_cache(place: Path) -> Iterator[None]:
+    """Turns the refusal of a file system into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"paths.cache: {place} cannot be written ({error.strerror or error})"
+        ) from error
 
 
 def _store(folder: Path, *, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> None:
@@ -138,7 +151,13 @@ def _open(folder: Path) -> Corpus | None:
             val=np.load(folder / "val.npy", mmap_mode="r"),
             tokenizer=restore_tokenizer(state),
         )
-    except (OSError, ValueError, KeyError, EOFError):
+    except PermissionError as error:
+        # It may be whole, and of use to whoever has made it.
+        raise InputError(
+            f"paths.cache: {folder} cannot be read ({error.strerror}); name another folder"
+        ) from error
+    except Exception:  # whatever the files hold; the tokenizers' own library raises it bare
         logger.warning("the cache %s is damaged and made anew", folder)
-        shutil.rmtree(folder)
+        with writing_cache(folder):
+            shutil.rmtree(folder)
         return None

