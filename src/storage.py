@@ -45,5 +45,8 @@ def tensors_to(file: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # Its own writer says no more than that it failed.
-        raise OSError(None, str(error).splitlines()[0], str(file)) from error
+        reason = str(error).splitlines()[0]
+        # Its own writer says where in its code it failed, and not why.
+        if "enforce fail" in reason:
+            reason = "the file could not be written whole"
+        raise OSError(None, reason, str(file)) from error
