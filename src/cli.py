@@ -213,7 +213,8 @@ def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
 
 def _unknown_option(error: hydra.errors.MissingConfigException) -> InputError:
     """A group has no such option: name the nearest and list all."""
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    # An address may stand in place of the option.
+    group, _, option = masked(str(error.missing_cfg_file)).rpartition("/")
     options = sorted(file.stem for file in (CONF / group).glob("*.yaml")) if group else []
     why = NOT_OFFERED.get(f"{group}={option}", f"unknown option; {nearest(option, options)}")
     return InputError(f"{group}={option}: {why}allowed: {', '.join(options)}")
