@@ -192,6 +192,9 @@ def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
     except (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException) as error:
         raise _bad_field(config_name, error, arguments) from error
     except ValueError as error:
+        if "integer string conversion" in str(error):
+            # Python reads no integer of more than 4300 digits.
+            raise InputError("an argument holds an integer of more than 64 bits") from error
         if str(error).startswith("Config group override"):
             given = [a for a in arguments if a.partition("=")[0] in GROUPS]
             raise InputError(
