@@ -192,6 +192,9 @@ def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
     except (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException) as error:
         raise _bad_field(config_name, error, arguments) from error
     except ValueError as error:
+        if "integer string conversion" in str(error):
+            # Python reads no integer of more than 4300 digits.
+            raise InputError("an argument holds an integer of more than 64 bits") from error
         if str(error).startswith("Config group override"):
             given = [a for a in arguments if a.partition("=")[0] in GROUPS]
             raise InputError(
@@ -213,7 +216,8 @@ def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
 
 def _unknown_option(error: hydra.errors.MissingConfigException) -> InputError:
     """A group has no such option: name the nearest and list all."""
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    # An address may stand in place of the option.
+    group, _, option = masked(str(error.missing_cfg_file)).rpartition("/")
     options = sorted(file.stem for file in (CONF / group).glob("*.yaml")) if group else []
     why = NOT_OFFERED.get(f"{group}={option}", f"unknown option; {nearest(option, options)}")
     return InputError(f"{group}={option}: {why}allowed: {', '.join(options)}")

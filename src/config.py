@@ -328,8 +328,14 @@ def _initial(
 
 
 def _check_groups(typed: Sequence[Override]) -> None:
-    """Raises InputError where a group is given a list that takes none."""
+    """Raises InputError where a group is given a mapping, or a list that takes none."""
     for override in typed:
+        if override.key in GROUPS and override.text.startswith("{"):
+            # It could name code (model) or hold a password (tracking), so it is not repeated here.
+            raise InputError(
+                f"{override.key}={{...}}: a group takes the name of an option; set a field of it"
+                f" as {override.key}.<field>=<value>"
+            )
         several = override.text.startswith("[")
         if several and override.key in GROUPS and override.key != "stability":
             raise InputError(f"{override.key}={override.text}: takes one option, not a list")

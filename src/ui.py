@@ -38,7 +38,7 @@ def ui(fields: dict[str, Any]) -> int:
     if type(port) is not int or not 1024 <= port <= 65535:
         raise InputError(f"port={port}: must be an integer from 1024 to 65535")
     server = Server(given_uri(fields) or default_uri())
-    serves_itself = server.uri.startswith(("http://", "https://"))
+    serves_itself = server.uri.lower().startswith(("http://", "https://"))
     root = server.uri.rstrip("/") if serves_itself else f"http://127.0.0.1:{port}"
     study = _study(given_path(fields, "paths.runs"), fields["study"])
     terminal.say(f"all studies: {root}")

@@ -103,6 +103,7 @@ LAST = "run/checkpoints/last.ckpt"
 INCIDENT = "run/incidents/incident/state.pt"
 FORK = [f"fork=run@{STEP}", "study=other", "tracking=local"]
 NAMED = ["model=external", f"model.target={CODE}"]
+MAPPED = ["model=external", f"model={{target:'{CODE}'}}", "attention=external", "ffn=external"]
 
 FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
     "fork, by its arguments": (
@@ -127,7 +128,13 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: rewritten(CONFIG, arguments(f"model={{target:'{CODE}'}}")),
         train.main,
         FORK,
-        "Could not override 'model'",
+        "a group takes the name of an option",
+    ),
+    "fork, by a mapping that goes into an external model": (
+        lambda: rewritten(CONFIG, arguments(*MAPPED)),
+        train.main,
+        FORK,
+        "a group takes the name of an option",
     ),
     "fork, by a group outside of conf/": (
         lambda: rewritten(CONFIG, arguments("preset=../../tmp/forged")),
@@ -216,6 +223,12 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         ["checkpoint=run"],
         "code that a file names is never run",
     ),
+    "diagnose, by a mapping among the arguments": (
+        lambda: rewritten(LAST, lambda saved: arguments(*MAPPED)(saved["config"])),
+        diagnose.main,
+        ["checkpoint=run"],
+        "a group takes the name of an option",
+    ),
     "diagnose, by a fork among the arguments": (
         lambda: (
             rewritten(CONFIG, arguments(*NAMED)),
@@ -260,6 +273,12 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         reproduce.main,
         ["paths.book=book", "plan=true"],
         "code that a file names is never run",
+    ),
+    "reproduce, by a mapping in a study of another book": (
+        lambda: in_book("study.yaml", {"sweeps": [MAPPED], "short": []}),
+        reproduce.main,
+        ["paths.book=book", "plan=true"],
+        "a group takes the name of an option",
     ),
     "reproduce, by a launcher's shell commands": (
         lambda: in_book(

@@ -13,6 +13,8 @@ from tests.conftest import TINY
 
 LONG = "x" * 300
 HUGE = "99999999999999999999"
+LONGER = "9" * 5000
+"""More digits than Python reads."""
 DATABASE = "sqlite:///nope/dir/x.db"
 ABSURD = 10**12
 
@@ -40,10 +42,12 @@ TRAIN = {
     "tracking.uri=mlruns": "must be one of http://host:port",
     "tracking.uri=sqlite:///": "must name a file",
     f"tracking.uri={DATABASE}": "nope/dir: no such folder",
-    "tracking.uri=foo://me:hunter2@bar?token=hunter2": "tracking.uri=foo://***@bar?token=***",
+    "tracking.uri=foo://me:hunter2@bar?token=hunter2": "tracking.uri=foo://bar: must be one of",
     "stability=[clip03,clip03]": "stability=[clip03,clip03]: names an option twice",
     "--multirun stability=[clip03,clip03]": "names an option twice",
     f"--multirun seed=0,{HUGE}": "at most 64 bits",
+    f"seed={LONGER}": "an integer of more than 64 bits",
+    f"--multirun seed=0,{LONGER}": "an integer of more than 64 bits",
     f"--multirun study={LONG} seed=0,1": "has 300 characters",
     f"--multirun tracking.uri={DATABASE} seed=0,1": "no such folder",
     "--multirun paths.runs= seed=0,1": "is empty",
@@ -157,6 +161,8 @@ def test_it_gets_one_line_and_exit_code_2_and_nothing_is_written(
     command, case, said, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    # An address with a password is kept there; what a case sets is undone.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     main = importlib.import_module(f"src.{command}").main
     begin = time.monotonic()
     assert main(case.split(" ")) == 2

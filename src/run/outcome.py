@@ -158,18 +158,20 @@ def verdict(record: dict[str, Any]) -> str | None:
             return None
         return f"stopped by an early warning: {record['alarms'][0]['line']}"
     begin = record["steps"] - record["own_steps"]
+    # A step that ends the run by an error is not among those that were made.
+    steps = max(record["steps"], *guard["nonfinite_steps"])
     # A branch has its source's steps, too.
     bad = [step for step in guard["nonfinite_steps"] if step > begin]
     what = "loss" if guard["nonfinite_loss_steps"] else "gradients"
     why = "" if incident is None else f": {incident['cause']}"
-    if bad and len(bad) == record["own_steps"]:
+    if bad and len(bad) == steps - begin:
         how = "skipped" if guard["skipped_steps"] >= len(bad) else "not finite"
         whole = "the only step was" if len(bad) == 1 else f"all {len(bad):,} steps were"
         return f"nothing was learnt: {whole} {how} (non-finite {what} from step {bad[0]}{why})"
     first = guard["first_nonfinite_step"] if incident is None else incident["step"]
     return (
         f"{record['outcome'] or record['status']}: {len(guard['nonfinite_steps']):,} of"
-        f" {record['steps']:,} steps were not finite, the first at step {first}{why}"
+        f" {steps:,} steps were not finite, the first at step {first}{why}"
     )
 
 

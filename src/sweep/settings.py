@@ -14,6 +14,7 @@ from src import cli
 from src.errors import InputError
 from src.overrides import quote_free_text
 from src.schema import CONF
+from src.tracking.address import take_typed
 
 MAX_JOBS = 1024
 
@@ -87,7 +88,9 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         plan=composed.plan,
         launcher=launcher,
         launcher_fields={str(name): value for name, value in fields.items()},
-        axes=[quote_free_text(f"{key}={_text(value)}") for key, value in params.items()],
+        axes=[
+            quote_free_text(take_typed(f"{key}={_text(value)}")) for key, value in params.items()
+        ],
         typed=list(arguments),
     )
 

@@ -54,19 +54,25 @@ def take(uri: str, *, field: str = FIELD) -> str:
     Raises:
         InputError: its secrets cannot be used as they are.
     """
-    scheme, _, rest = uri.partition("://")
+    scheme, separator, rest = uri.partition("://")
+    if not separator and "@" in uri:
+        # Not repeated, because it may be an address whose scheme is mistyped.
+        raise InputError(f"{field}: must be one address, SCHEME://HOST or sqlite:///FILE")
     clean = without_secrets(uri)
     if clean == uri:
         return uri
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         raise InputError(f"{field}={clean}: must be one address, SCHEME://HOST or sqlite:///FILE")
     secret, at, _ = rest.rpartition("@")
-    if at and re.search(r"[/?#@\s]", secret):
+    if at and re.search(r"[/?#@\\\s]", secret):
         raise InputError(
-            f"{field}={clean}: a user or password in an address must have / ? # @ written as"
-            " %2F %3F %23 %40"
+            f"{field}={clean}: a user or password in an address must have / ? # @ \\ written as"
+            " %2F %3F %23 %40 %5C"
         )
-    if scheme in ("http", "https") and "?" in rest:
+    if at and scheme.lower() == "databricks":
+        # MLflow would take it for the name of a secret there, and say it in its messages.
+        raise InputError(f"{field}={clean}: an address of Databricks takes no user and password")
+    if scheme.lower() in ("http", "https") and "?" in rest:
         raise InputError(
             f"{field}={clean}: the address of a server must end before the ?; set"
             " MLFLOW_TRACKING_TOKEN to a token, or type http://USER:PASSWORD@HOST"
@@ -100,7 +106,7 @@ def masked(text: str) -> str:
     if given:
         text = text.replace(given, without_secrets(given))
     text = re.sub(r"(\w://)[^\s/'\"@]*@", r"\1", text)
-    return re.sub(r"(https?://[^\s'\"?#]*)\?[^\s'\"]*", r"\1", text)
+    return re.sub(r"((?i:https?)://[^\s'\"?#]*)\?[^\s'\"]*", r"\1", text)
 
 
 def wants_secret(reason: str) -> bool:

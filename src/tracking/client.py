@@ -113,6 +113,9 @@ def check_address(uri: str, *, field: str) -> None:
         return
     if not uri.startswith(_SQLITE):
         raise InputError(f"{shown}: must be one of {ADDRESSES}")
+    if "?" in uri:
+        # What follows would be taken for settings of the connection, or for a token.
+        raise InputError(f"{field}={uri.partition('?')[0]}: the path of a database takes no ?")
     database = _database(uri)
     if not database.parent.is_dir():
         raise InputError(f"{shown}: {database.parent}: no such folder; make it first")

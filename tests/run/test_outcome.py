@@ -42,6 +42,15 @@ VERDICTS = {
         a_record(bad=[3], status="failed", outcome=None),
         "failed: 1 of 10 steps were not finite, the first at step 3: router underflow",
     ),
+    "failed by its second step": (
+        a_record(bad=[2], steps=1, own_steps=1, status="failed", outcome=None, incident=None),
+        "failed: 1 of 2 steps were not finite, the first at step 2",
+    ),
+    "failed by its first step": (
+        a_record(bad=[1], skipped=0, steps=0, own_steps=0, status="failed", outcome=None),
+        "nothing was learnt: the only step was not finite"
+        " (non-finite loss from step 1: router underflow)",
+    ),
     "without a recorder": (
         a_record(bad=[3], incident=None),
         "intermittent: 1 of 10 steps were not finite, the first at step 3",

@@ -10,6 +10,8 @@ import yaml
 
 from src import ui
 from src.errors import InputError
+from src.sweep import settings
+from src.sweep.settings import compose_sweep
 from src.sync import main as sync
 from src.tracking import address
 from src.tracking.address import masked, take, take_typed, with_secrets, without_secrets
@@ -86,7 +88,10 @@ def test_the_secret_of_an_address_is_known_to_this_process_and_for_this_address_
     ("uri", "said"),
     [
         ("http://h?token=p", "http://h: the address of a server must end before the ?"),
-        ("http://u:p/q@h", "http://h: a user or password in an address must have / ? # @ written"),
+        ("HTTP://h?token=p", "HTTP://h: the address of a server must end before the ?"),
+        ("http://u:p/q@h", "http://h: a user or password in an address must have / ? # @ \\ wr"),
+        ("http://u:p\\q@h", "http://h: a user or password in an address must have / ? # @ \\ w"),
+        ("databricks://u:p@h", "databricks://h: an address of Databricks takes no user"),
     ],
 )
 def test_an_address_that_cannot_work_is_refused_before_anything_is_written(
@@ -124,6 +129,13 @@ def test_messages_name_no_secret_where_an_address_is_typed_into_another_field(
     for argument in (f"tracking.url={uri}", f"trakcing={uri}", f"study={uri}", f"seed={uri}", uri):
         assert train([argument]) == 2
         assert sync([argument]) == 2
+    secret = f"{USER}:{PASSWORD}@{DEAD}"
+    mistyped = ["tracking.uri={}", "tracking.uri=http:/{}", "tracking.uri=//{}"]
+    for form in (*mistyped, "tracking=http://{}", "tracking={{uri:'http://{}'}}"):
+        assert train([form.format(secret)]) == 2
+        assert train(["--multirun", "seed=0,1", form.format(secret)]) == 2
+    for command in (train, sync):
+        assert command([f"tracking.uri=sqlite:///x.db?token={PASSWORD}"]) == 2
     out, err = capfd.readouterr()
     assert holding_secrets(tmp_path, out, err) == []
 
@@ -139,6 +151,17 @@ def test_an_address_out_of_another_variable_is_cleaned_too(tiny, tmp_path, monke
     (config,) = tmp_path.glob("runs/**/config.yaml")
     assert yaml.safe_load(config.read_text())["tracking"]["uri"] == f"http://{DEAD}"
     assert holding_secrets(tmp_path, *capfd.readouterr()) == []
+
+
+def test_an_address_in_the_file_of_an_experiment_is_cleaned_too(monkeypatch):
+    def with_address(arguments):
+        composed = compose_sweep(arguments)
+        composed.hydra.sweeper.params = {"tracking.uri": f"http://{USER}:{PASSWORD}@{DEAD}"}
+        return composed
+
+    monkeypatch.setattr(settings, "compose_sweep", with_address)
+    assert settings.compose_settings([]).axes == [f"tracking.uri='http://{DEAD}'"]
+    assert with_secrets(f"http://{DEAD}") == f"http://{USER}:{PASSWORD}@{DEAD}"
 
 
 @pytest.mark.parametrize("uri", [f"http://{USER}:{PASSWORD}@{DEAD}", DATABASE])
