@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.bench [field=value ...]
@@ -21,11 +21,11 @@ else the machine does falls on all alike. Compare within a table, not from one t
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        from src import cli
-        from src.benchmark.command import bench
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.lab.benchmark.run_benchmark import bench
 
-        return cli.plain_main("bench", bench, usage=USAGE, argv=argv)
+        return command_line.plain_main("bench", bench, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.book [studies=NAME | studies=[NAME,NAME]] [paths.runs=FOLDER]
@@ -15,11 +15,11 @@ results give. Without studies it makes the pages alone.
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        from src import cli
-        from src.laboratory.command import write_book
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.lab.book.run_studies import write_book
 
-        return cli.plain_main("book", write_book, usage=USAGE, argv=argv)
+        return command_line.plain_main("book", write_book, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.convert source=SOURCE out=FOLDER [field=value ...]
@@ -26,13 +26,15 @@ serves as run= of src.generate and as init= of src.train.
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        from src import cli
-        from src.conversion.command import convert
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.conversion.convert_model import convert
 
         # To Hydra they would be groups of conf/, whose options take their sizes from a model there.
         verbatim = ["attention", "ffn"]
-        return cli.plain_main("convert", convert, usage=USAGE, verbatim=verbatim, argv=argv)
+        return command_line.plain_main(
+            "convert", convert, usage=USAGE, verbatim=verbatim, argv=argv
+        )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """`python -m src.describe`: sizes and costs of any composition, never built as a whole."""
 
 import json
-import math
 import sys
-from pathlib import Path
 
-from src import cli, terminal
-from src.config import RunConfig
-from src.errors import InputError
-from src.memory import Memory, predict_memory
+from src.cli import command_line
+from src.common import terminal
+from src.common.errors import InputError
+from src.config.memory_estimate import Memory, predict_memory, run_hours, vocab_size
+from src.config.run_config import RunConfig
 from src.model.size import Size
 
 USAGE = """
@@ -42,29 +41,7 @@ def describe(config: RunConfig) -> int:
         print(json.dumps({**size.plain(), "memory": plain, "hours": hours}))
     else:
         _show(config, size, memory, hours)
-    return cli.OK
-
-
-def run_hours(config: RunConfig, *, tokens_per_second: float) -> float:
-    """Hours of a run's training steps at a known speed.
-
-    Raises:
-        InputError: there is no such speed.
-    """
-    if not 0 < tokens_per_second < math.inf:
-        raise InputError(f"tokens_per_second={tokens_per_second}: must be above 0 and finite")
-    return config.last_step * config.recipe.tokens_per_step / tokens_per_second / 3600
-
-
-def vocab_size(config: RunConfig) -> int:
-    """Rows of the embedding; the tokenizer is asked only where the model leaves them open."""
-    fixed = config.architecture.vocab_size
-    if fixed is not None:
-        return fixed
-    corpus = config.data.load(
-        config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
-    )
-    return corpus.tokenizer.vocab_size
+    return command_line.OK
 
 
 def _show(config: RunConfig, size: Size, memory: Memory | None, hours: float | None) -> None:
@@ -97,7 +74,7 @@ def _show(config: RunConfig, size: Size, memory: Memory | None, hours: float | N
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return cli.main("describe", describe, usage=USAGE, argv=argv)
+    return command_line.main("describe", describe, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.diagnose checkpoint=PATH [batch=FILE] [target=MODULE:CALLABLE] [field=value ...]
@@ -23,11 +23,11 @@ No code is run out of the checkpoint. Code of yours is run where you name it.
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        from src import cli
-        from src.run.diagnose import diagnose
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.postmortem.diagnosis import diagnose
 
-        return cli.plain_main("diagnose", diagnose, usage=USAGE, argv=argv)
+        return command_line.plain_main("diagnose", diagnose, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.generate run=FOLDER_OR_CHECKPOINT [prompt=TEXT] [field=value ...]
@@ -20,11 +20,13 @@ Continues text with a trained model. Without a prompt it takes the write-up's fi
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        from src import cli
-        from src.generation.command import generate
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.generation.generate_text import generate
 
-        return cli.plain_main("generate", generate, usage=USAGE, verbatim=["prompt"], argv=argv)
+        return command_line.plain_main(
+            "generate", generate, usage=USAGE, verbatim=["prompt"], argv=argv
+        )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.replay incident=FOLDER [+with.field=value ...] [format=text|json]
@@ -18,12 +18,12 @@ FOLDER is runs/<study>/<variant>/seed-<n>/incidents/step-<n>.
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        from src import cli
-        from src.given import given_path
-        from src.run.replay import replay
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.cli.field_checks import given_path
+        from src.postmortem.replay_step import replay
 
-        return cli.plain_main(
+        return command_line.plain_main(
             "replay",
             lambda given: replay(given_path(given, "incident"), given["with"], given["format"]),
             usage=USAGE,

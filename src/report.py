@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.report study=NAME [paths.runs=FOLDER] [out=FOLDER]
@@ -18,11 +18,11 @@ report.csv (a line a run), arms.csv (a line an arm) and figures/, and shows the 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        from src import cli
-        from src.study.report import report_command
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.study.report.make_report import report_command
 
-        return cli.plain_main("report", report_command, usage=USAGE, argv=argv)
+        return command_line.plain_main("report", report_command, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

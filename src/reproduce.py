@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.reproduce [studies=NAME | studies=[NAME,NAME]] [n_jobs=2] [plan=true]
@@ -20,11 +20,11 @@ differ, as on another machine, by statistics. Ctrl-C stops it; the same command 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        from src import cli
-        from src.laboratory.command import reproduce
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.lab.book.run_studies import reproduce
 
-        return cli.plain_main("reproduce", reproduce, usage=USAGE, argv=argv)
+        return command_line.plain_main("reproduce", reproduce, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.sync [study=NAME] [paths.runs=FOLDER] [tracking.uri=URI]
@@ -22,13 +22,13 @@ MLFLOW_TRACKING_URI, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWO
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        from src import cli
-        from src.given import given_path
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.cli.field_checks import given_path
         from src.tracking.client import given_uri
-        from src.tracking.sync import sync
+        from src.tracking.sync_folders import sync
 
-        return cli.plain_main(
+        return command_line.plain_main(
             "sync",
             lambda given: sync(
                 runs=given_path(given, "paths.runs"),

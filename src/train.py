@@ -2,7 +2,7 @@
 
 import sys
 
-from src import startup
+from src.cli import interrupt
 
 USAGE = """
 python -m src.train [field=value ...]              one run
@@ -30,13 +30,11 @@ All fields with their meaning: conf/ and the dataclasses it names. Results: runs
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
+    with interrupt.quiet_interrupt():
         # The imports take seconds, in which somebody may press Ctrl-C.
-        from src import cli
-        from src.run.lifecycle import run
-        from src.sweep.parent import sweep
+        from src.sweep.runner import train
 
-        return cli.main("train", run, usage=USAGE, sweep=sweep, argv=argv)
+        return train(argv, usage=USAGE)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from src import cli, startup, terminal
-from src.errors import DamagedError, InputError
-from src.given import given_path
-from src.orphans import run_bound
-from src.study.collect import Study, collect
-from src.tracking.address import with_secrets
+from src.cli import command_line, interrupt
+from src.cli.field_checks import given_path
+from src.common import terminal
+from src.common.errors import DamagedError, InputError
+from src.common.orphans import run_bound
+from src.common.tracking_address import with_secrets
+from src.study.read.collect import Study, collect
 from src.tracking.client import Server, default_uri, given_uri, one_line
-from src.tracking.state import read_state, state_file
+from src.tracking.push_state import read_state, state_file
 
 USAGE = """
 python -m src.ui [study=NAME] [port=5000]
@@ -52,12 +53,12 @@ def ui(fields: dict[str, Any]) -> int:
         if report.is_file():
             terminal.say(f"{study.name}, the report: {report.resolve().as_uri()}")
     if serves_itself:
-        return cli.OK
+        return command_line.OK
     # A database is made here and not by MLflow's server, which a kill could leave half made.
     silence = server.silence()
     if silence is not None:
         terminal.error(server.trouble(silence))
-        return cli.FAILURE
+        return command_line.FAILURE
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
     # Not as an argument: everyone on this machine can read those.
@@ -66,7 +67,7 @@ def ui(fields: dict[str, Any]) -> int:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Of its models of language, which nothing here asks for; it starts three times faster without.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    return cli.OK if run_bound(command) == 0 else cli.FAILURE
+    return command_line.OK if run_bound(command) == 0 else command_line.FAILURE
 
 
 def _study(runs: Path, name: str | None) -> Study | None:
@@ -105,8 +106,8 @@ def _query(values: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with startup.quiet_interrupt():
-        return cli.plain_main("ui", ui, usage=USAGE, argv=argv)
+    with interrupt.quiet_interrupt():
+        return command_line.plain_main("ui", ui, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

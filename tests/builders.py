@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from src.common.random_streams import generator
 from src.model import ModelConfig, Transformer, build_model
 from src.model.attention import AttentionConfig
 from src.model.attention.gqa import GQAConfig
@@ -13,7 +14,6 @@ from src.model.ffn import FeedForwardConfig
 from src.model.ffn.mlp import MLPConfig
 from src.model.ffn.moe import MoEConfig
 from src.model.ffn.router import RouterConfig
-from src.streams import generator
 
 DIMS = Dims(hidden_dim=24, num_heads=4, head_dim=10, norm_eps=1e-6)
 VOCAB = 29

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from src.tracking.folder import read_metrics
+from src.common.run_folder import read_metrics
 from src.train import main
-from src.training.interrupt import Interrupt
+from src.training.signals import Interrupt
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("speed/",)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from src.checkpoint.trained_model import TrainedModel
 from src.conversion.write import write_checkpoint
 from src.data.tokenizer import CharTokenizer
 from src.model.architecture import ModelParts
 from src.model.ffn.mlp import MLPConfig
-from src.trained import TrainedModel
 from tests.builders import VOCAB, gqa_config, model_config, transformer
 
 

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from src.config import compose
-from src.overrides import quote_free_text
-from src.schema import CONF
+from src.common.override_grammar import quote_free_text
+from src.config.compose import compose
+from src.config.schema import CONF
 from tests.conftest import TINY
 from tests.runs import metrics, record, train
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from src import report, sync, train
-from src.errors import DamagedError
-from src.study.collect import collect
-from src.tracking.folder import read_json, read_metrics
+from src.common.errors import DamagedError
+from src.common.run_folder import read_json, read_metrics
+from src.study.read.collect import collect
 from tests import runs
 from tests.conftest import TINY
 from tests.runs import metrics, record

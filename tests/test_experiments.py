@@ -10,17 +10,17 @@ from statistics import fmean, median
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from src.laboratory import front
-from src.laboratory.files import studies, study_named
-from src.laboratory.page import TEMPLATE, Book
-from src.laboratory.predictions import RIGHT, WRONG, predictions
-from src.laboratory.run_figure import run_figure
-from src.laboratory.single import FIGURE, single_runs
-from src.study.analysis import arm_results
-from src.study.collect import collect
-from src.study.report import read_csv, write_report
-from src.study.results import Analysis
-from src.study.rows import arm_rows
+from src.lab.book import front
+from src.lab.book.files import studies, study_named
+from src.lab.book.page import TEMPLATE, Book
+from src.lab.book.predictions import RIGHT, WRONG, predictions
+from src.lab.book.run_figure import run_figure
+from src.lab.book.single import FIGURE, single_runs
+from src.study.analysis.analyse import arm_results
+from src.study.analysis.results import Analysis
+from src.study.analysis.rows import arm_rows
+from src.study.read.collect import collect
+from src.study.report.make_report import read_csv, write_report
 from src.sweep.plan import make_plan
 from src.train import main as train
 from tests.runs import ROOT
@@ -154,7 +154,7 @@ def test_a_study_that_cannot_rank_remedies_says_so_wherever_it_is_read(study):
 
 PAGES = [
     *(ROOT / "experiments").rglob("*.md"),
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "src/watch/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "src/nonfinite/README.md")),
 ]
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from src import generate, replay
-from src.benchmark.race import race
-from src.benchmark.shapes import Case
-from src.memory import predict_memory
+from src.config.memory_estimate import predict_memory
+from src.lab.benchmark.race import race
+from src.lab.benchmark.shapes import Case
 from src.train import main
 from tests.runs import metrics, record, stop_after, train, weights
 

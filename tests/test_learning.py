@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.config import compose
+from src.config.compose import compose
 from src.train import main
 from tests.runs import record, train
 

@@ -3,9 +3,9 @@
 import shlex
 import subprocess
 
-from src.benchmark.command import _cases
-from src.composed import compose_plain
-from src.config import compose
+from src.config.compose import compose
+from src.config.hydra_compose import compose_plain
+from src.lab.benchmark.run_benchmark import _cases
 from src.sweep.plan import make_plan
 from tests.runs import ROOT
 

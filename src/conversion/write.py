@@ -14,15 +14,15 @@ import torch
 import yaml
 from torch import Tensor
 
+from src.checkpoint.part_kinds import kinds_of
+from src.checkpoint.rebuild import PREFIX
+from src.checkpoint.trained_model import TrainedModel
+from src.common.errors import InputError
+from src.common.read_checkpoint import CHECKPOINT
+from src.common.run_folder import read_json, write_json
 from src.conversion.huggingface import WEIGHTS, write_folder
-from src.conversion.llama import llama_config, weights_to_llama
+from src.conversion.llama_weights import llama_config, weights_to_llama
 from src.conversion.vocabulary import as_library
-from src.errors import InputError
-from src.model.kinds import kinds_of
-from src.restore import PREFIX
-from src.saved import CHECKPOINT
-from src.tracking.folder import read_json, write_json
-from src.trained import TrainedModel
 
 REPORT = "conversion.json"
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.streams import stream_seed
+from src.common.random_streams import stream_seed
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, (B, T) int64 each; targets are the inputs moved by one."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from src.common.errors import InputError
 from src.data.tokenizer import Tokenizer, TokenizerConfig, restore_tokenizer
-from src.errors import InputError
 
 logger = logging.getLogger(__name__)
 

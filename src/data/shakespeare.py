@@ -8,7 +8,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from src.errors import InputError
+from src.common.errors import InputError
 
 FIRST_PLAY = "coriolanus.md"
 """Tiny Shakespeare begins with this play, so ours does."""

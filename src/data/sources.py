@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from src.common.errors import InputError, reading
+from src.common.file_digest import file_digest
 from src.data import shakespeare
 from src.data.corpus import Corpus, DataConfig, TextConfig, writing_cache
 from src.data.tokenizer import TokenizerConfig
-from src.digests import file_digest
-from src.errors import InputError, reading
 
 _SEPARATOR = b"\x00"
 

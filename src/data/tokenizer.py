@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 
-from src.errors import InputError, reading
-from src.hub import fetch_file
-from src.saved import checkpoint_of, load_model
+from src.common.errors import InputError, reading
+from src.common.read_checkpoint import checkpoint_of, load_model
+from src.data.hub import fetch_file
 
 MAX_IDS = 10**7
 """Beyond any vocabulary."""

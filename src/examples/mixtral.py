@@ -10,7 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import (
     load_balancing_loss_func,
 )
 
-from src.watch import expose_router
+from nonfinite import expose_router
 
 
 class Mixtral(nn.Module):

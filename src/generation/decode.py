@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
+from src.common.random_streams import generator
 from src.generation.sampling import Sampling
 from src.model import Transformer
 from src.model.cache import Cache
-from src.streams import generator
 
 
 @torch.inference_mode()

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
+from src.common.errors import InputError
 from src.data.tokenizer import Tokenizer
-from src.errors import InputError
 
 WRITEUP = (
     "Once upon a time",

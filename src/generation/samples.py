@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
+from src.common.errors import InputError
 from src.data.tokenizer import Tokenizer
-from src.errors import InputError
 from src.generation.decode import continue_prompts, shown
 from src.generation.prompts import WRITEUP
 from src.generation.sampling import Sampling

@@ -12,30 +12,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from src import terminal
-from src.allocator import set_up_memory
-from src.config import RunConfig
-from src.data import Corpus, TrainBatches, ValBatches
-from src.errors import InputError
-from src.external import ExternalConfig
-from src.forks import Fork
-from src.initial import load_initial
-from src.memory import check_memory
-from src.model import Transformer
-from src.run.forking import state_key
-from src.run.ranks import Place, Ranks
-from src.stability import RunFacts
-from src.streams import generator, seed_global, stream_seed
-from src.tracking.folder import RunFolder
-from src.tracking.writer import MetricsWriter
-from src.training.checkpoint import Checkpoints, StraightToFile
-from src.training.guard import StepGuard
-from src.training.interrupt import Interrupt
-from src.training.metrics import TrainMetrics
-from src.training.progress import ProgressBar
-from src.training.task import LanguageModelTask
-from src.training.validate import Validation
-from src.watch import (
+from nonfinite import (
     ActivationWatch,
     EarlyWarning,
     GradientWatch,
@@ -43,6 +20,29 @@ from src.watch import (
     RouterWatch,
     SpikeWatch,
 )
+from nonfinite.guard import StepGuard
+from src.checkpoint.init_from import load_initial
+from src.common import terminal
+from src.common.errors import InputError
+from src.common.random_streams import generator, seed_global, stream_seed
+from src.common.run_folder import RunFolder
+from src.config.fork import Fork
+from src.config.memory_estimate import check_memory
+from src.config.run_config import RunConfig
+from src.data import Corpus, TrainBatches, ValBatches
+from src.external.model import ExternalConfig
+from src.model import Transformer
+from src.run.ddp import Place, Ranks
+from src.run.metrics_writer import MetricsWriter
+from src.run.process_setup import set_up_memory
+from src.run.start_fork import state_key
+from src.stability import RunFacts
+from src.training.checkpoint_writer import Checkpoints, StraightToFile
+from src.training.metrics import TrainMetrics
+from src.training.progress import ProgressBar
+from src.training.signals import Interrupt
+from src.training.task import LanguageModelTask
+from src.training.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True)

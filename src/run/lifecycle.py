@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
-from src import storage, terminal
-from src.compiling import check_compiler
-from src.config import UNCOMPARED, RunConfig
+from src.common import storage, terminal
+from src.common.environment import device_facts
+from src.common.errors import InputError
+from src.common.read_checkpoint import load_state
+from src.common.run_folder import RunFolder, lost_lines, read_metrics
+from src.config.compile_choice import check_compiler
+from src.config.run_config import UNCOMPARED, RunConfig
 from src.data import Corpus
-from src.errors import InputError
-from src.run import forking
+from src.run import start_fork
 from src.run.assemble import (
     Assembly,
     assemble,
@@ -23,14 +26,11 @@ from src.run.assemble import (
     set_numerics,
     vocab_size_for,
 )
+from src.run.ddp import FAILURE, Place, first_place, others
+from src.run.metrics_writer import MetricsWriter
 from src.run.outcome import SAMPLES, build_record, save_samples, show_record, writes_text
-from src.run.ranks import FAILURE, Place, first_place, others
-from src.saved import load_state
 from src.tracking.client import default_uri
-from src.tracking.facts import device_facts
-from src.tracking.folder import RunFolder, lost_lines, read_metrics
-from src.tracking.mirror import MlflowMirror
-from src.tracking.writer import MetricsWriter
+from src.tracking.follow import MlflowMirror
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def run(config: RunConfig) -> int:
     if not config.rerun:
         _checkpoint_to_resume(folder, config, config_hash)
     if config.fork is not None:
-        forking.check(config, config.fork)
+        start_fork.check(config, config.fork)
     if config.rerun:
         aside = folder.move_aside()
         if aside is not None:
@@ -85,7 +85,7 @@ def run(config: RunConfig) -> int:
     folder.open()
     try:
         if config.fork is not None and folder.read_config() is None:
-            forking.begin(config, config.fork, folder, config_hash=config_hash)
+            start_fork.begin(config, config.fork, folder, config_hash=config_hash)
         # Once more: only now no other process can write here.
         start = _checkpoint_to_resume(folder, config, config_hash)
         return _train(config, model, corpus, folder, config_hash, start)
@@ -294,7 +294,7 @@ def _extras(
             for name, fields in plain["observe"].items()
             if saved is None or saved["observed"].get(name) == fields
         },
-        "origins": forking.origins_of(saved),
+        "origins": start_fork.origins_of(saved),
     }
 
 

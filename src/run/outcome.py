@@ -7,19 +7,19 @@ from typing import Any, TypeGuard
 
 import torch
 
-from src import terminal
-from src.config import RunConfig
+from nonfinite.tracer import is_spoilt
+from src.common import record as records
+from src.common import terminal
+from src.common.environment import device_facts, git_facts, versions
+from src.common.run_folder import RunFolder, read_metrics
+from src.config.run_config import RunConfig
 from src.data import Corpus
 from src.generation.prompts import WRITEUP
 from src.generation.samples import first_sample, samples_markdown
 from src.model import Transformer
 from src.run.assemble import Assembly
-from src.tracking import record as records
-from src.tracking.facts import device_facts, git_facts, versions
-from src.tracking.folder import RunFolder, read_metrics
 from src.tracking.labels import is_measured_by, variant_of
-from src.training.validate import offered_weights
-from src.watch.trace import is_spoilt
+from src.training.validation import offered_weights
 
 SAMPLES = "samples.md"
 

@@ -1,6 +1,6 @@
 """Stability options. A new one: its file here, its YAML in conf/stability, a line in REMEDIES.
 
-They serve any LightningModule: src/watch/README.md shows it.
+They serve any LightningModule: src/nonfinite/README.md shows it.
 """
 
 from src.stability.base import RemedyConfig, RunFacts

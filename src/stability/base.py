@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 
-from src.fields import value_at
+from src.common.nested_values import value_at
 
 ROUTER = "ffn.router"
 """The part of a config that options on the router need."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.stability.base import RemedyConfig, RunFacts, check_positive
-from src.stability.gradients import GradientRemedy
+from src.stability.gradient_remedy import GradientRemedy
 
 SCALES = ("absolute", "gradient_rms")
 

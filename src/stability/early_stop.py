@@ -7,8 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from nonfinite.step_callback import StepCallback, log
 from src.stability.base import RemedyConfig, RunFacts, check_frac
-from src.training.steps import StepCallback, log
 
 
 @dataclass(kw_only=True)

@@ -8,9 +8,9 @@ import lightning.pytorch as pl
 from torch import nn
 from torch_ema import ExponentialMovingAverage
 
+from nonfinite.guard import StepGuard
+from nonfinite.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts, check_frac
-from src.training.guard import StepGuard
-from src.training.steps import StepCallback, is_log_step, log
 
 
 @dataclass(kw_only=True)

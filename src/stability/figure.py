@@ -5,8 +5,8 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 from torch import nn
 
+from nonfinite.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts
-from src.training.steps import StepCallback, is_log_step, log
 
 
 class Figure(StepCallback):

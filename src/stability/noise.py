@@ -9,9 +9,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from src.common.random_streams import stream_seed
 from src.stability.base import RemedyConfig, RunFacts, check_frac, check_positive
-from src.stability.gradients import GradientRemedy
-from src.streams import stream_seed
+from src.stability.gradient_remedy import GradientRemedy
 
 SCALES = ("absolute", "gradient_rms", "clip_norm")
 

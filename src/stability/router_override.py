@@ -4,8 +4,8 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 
+from nonfinite.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RunFacts
-from src.training.steps import StepCallback, is_log_step, log
 
 
 class RouterOverride(StepCallback):

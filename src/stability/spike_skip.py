@@ -7,10 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from nonfinite.guard import StepGuard
+from nonfinite.spikes import SpikeScore
+from nonfinite.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts, check_positive
-from src.training.guard import StepGuard
-from src.training.steps import StepCallback, is_log_step, log
-from src.watch.spikes import SpikeScore
 
 
 @dataclass(kw_only=True)

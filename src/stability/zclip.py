@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from src.stability.base import RemedyConfig, RunFacts, check_positive
-from src.stability.gradients import GradientRemedy
+from src.stability.gradient_remedy import GradientRemedy
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,8 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
-from src.errors import InputError
-from src.schema import TrackingConfig, TrainerConfig
+from src.common.errors import InputError
+from src.config.schema import TrackingConfig, TrainerConfig
 from src.tracking.client import default_uri, is_server
 
 LAUNCHER = "slurm"

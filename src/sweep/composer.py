@@ -4,9 +4,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from src import cli
-from src.config import RunConfig
-from src.overrides import parse
+from src.cli import command_line
+from src.common.override_grammar import parse
+from src.config.run_config import RunConfig
 
 RUNS = ("seed", "repeat")
 """Fields that tell runs of one configuration apart; nothing in conf/ is made of them."""
@@ -36,7 +36,7 @@ class Composer:
         # Whatever is no plain number, or typed twice, is composed and so checked.
         plain = all(re.fullmatch(r"\d{1,18}", text) for text in own.values())
         if known is None or not plain or len(others) + len(own) < len(arguments):
-            found = cli.checked(self._config_name, arguments)
+            found = command_line.checked(self._config_name, arguments)
             # What a fork inherits may hang on the seed.
             if found.fork is None and plain:
                 self._known[*sorted(own), *others] = found

@@ -4,9 +4,9 @@ import time
 
 import torch
 
-from src.config import RunConfig
+from src.common.random_streams import generator
+from src.config.run_config import RunConfig
 from src.model import Transformer
-from src.streams import generator
 from src.training.loss import losses
 
 STEPS = 2

@@ -15,10 +15,10 @@ from hydra.types import HydraContext, RunMode
 from joblib.parallel import LokyBackend
 from omegaconf import open_dict
 
-from src.orphans import end_with
-from src.overrides import quote_free_text
-from src.schema import CONF
-from src.sweep.child import run_job
+from src.common.orphans import end_with
+from src.common.override_grammar import quote_free_text
+from src.config.schema import CONF
+from src.sweep.job import run_job
 
 
 def launch(jobs: Sequence[Path], settings: Sequence[str], *, name: str, folder: Path) -> None:

@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from src.common.environment import code_digest, git_facts
+from src.common.run_folder import write_json
 from src.sweep.plan import Cell, Plan
-from src.tracking.facts import code_digest, git_facts
-from src.tracking.folder import write_json
 
 SCHEMA = 1
 

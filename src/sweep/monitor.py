@@ -8,11 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from src import terminal
-from src.naming import short_names
+from src.common import terminal
+from src.common.run_folder import read_json
+from src.config.variant_name import short_names
 from src.run.outcome import verdict
 from src.sweep.plan import Cell
-from src.tracking.folder import read_json
 
 REFRESH_SECONDS = 1.0
 TAIL_BYTES = 8192

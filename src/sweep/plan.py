@@ -13,13 +13,14 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src import cli
-from src.config import RunConfig
-from src.errors import InputError
-from src.forks import Fork
-from src.overrides import parse
-from src.run import forking
-from src.schema import CONF
+from src.cli import command_line
+from src.cli.hydra_errors import readable
+from src.common.errors import InputError
+from src.common.override_grammar import parse
+from src.config.fork import Fork
+from src.config.run_config import RunConfig
+from src.config.schema import CONF
+from src.run import start_fork
 from src.stability import RemedyConfig
 from src.sweep.cluster import LAUNCHER, check_cluster
 from src.sweep.composer import Composer
@@ -56,7 +57,7 @@ class Cell:
 
     def key(self, step: int) -> str:
         """What the state that it saves after a step must hang on."""
-        return forking.state_key(self.config.config_hash(), self.observe, step)
+        return start_fork.state_key(self.config.config_hash(), self.observe, step)
 
     @property
     def first_step(self) -> int:
@@ -118,7 +119,7 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     Raises:
         InputError: any cell is bad input.
     """
-    own = [a for a in arguments if cli.is_sweep_field(a)]
+    own = [a for a in arguments if command_line.is_sweep_field(a)]
     settings = compose_settings(own)
     typed = [a for a in arguments if a not in own]
     keys = {_key(a) for a in typed}
@@ -159,7 +160,7 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
             _check_devices(cell.config, n_jobs=settings.n_jobs)
         # One that has begun goes on from its own checkpoint, wherever the state has gone.
         if cell.config.fork is not None and not cell.folder.exists():
-            forking.check(cell.config, cell.config.fork)
+            start_fork.check(cell.config, cell.config.fork)
     return Plan(
         study=cells[0].config.study,
         sweep_id=sweep_id,
@@ -203,7 +204,7 @@ def _expand(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
     with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         # The loader lets glob(*) list a group's options.
-        with cli.readable(config_name, arguments):
+        with readable(config_name, arguments):
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(
                 [a for a in arguments if _key(a) != "rerun"]
             )

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from src import terminal
-from src.config import RunConfig
-from src.describe import vocab_size
+from src.common import terminal
+from src.common.run_folder import RunFolder, read_metrics
+from src.config.memory_estimate import vocab_size
+from src.config.run_config import RunConfig
+from src.config.variant_name import short_names
 from src.model.size import Size
-from src.naming import short_names
 from src.sweep.cluster import LAUNCHER
 from src.sweep.cost import COMPILE_SECONDS, START_SECONDS, step_seconds
 from src.sweep.plan import Cell, Plan
-from src.tracking.folder import RunFolder, read_metrics
 
 
 @dataclass

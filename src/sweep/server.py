@@ -5,6 +5,6 @@ The server itself looks for its parent only when all its imports are done, which
 
 import os
 
-from src.orphans import end_with
+from src.common.orphans import end_with
 
 end_with(os.getppid())

@@ -10,11 +10,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from src import cli
-from src.errors import InputError
-from src.overrides import quote_free_text
-from src.schema import CONF
-from src.tracking.address import take_typed
+from src.cli.hydra_errors import readable
+from src.common.errors import InputError
+from src.common.override_grammar import quote_free_text
+from src.common.tracking_address import take_typed
+from src.config.schema import CONF
 
 MAX_JOBS = 1024
 
@@ -64,7 +64,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
     Raises:
         InputError: in one line, whatever is wrong.
     """
-    with cli.readable("sweep", arguments):
+    with readable("sweep", arguments):
         for override in OverridesParser.create().parse_overrides(list(arguments)):
             if override.is_sweep_override():
                 raise InputError(f"{override.input_line}: a sweep takes one value of it")

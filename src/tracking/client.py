@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from src.errors import InputError
-from src.tracking.address import (
+from src.common.errors import InputError
+from src.common.tracking_address import (
     ADVICE,
     FIELD,
     VARIABLE,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from src import terminal
+from src.common import terminal
 
 LOCK_SECONDS = 60.0
 """Time another process may take to make the database."""

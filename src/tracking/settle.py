@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from src.tracking.client import Server
-from src.tracking.state import RUNNING, State
+from src.tracking.push_state import RUNNING, State
 
 KEY = "mirror_key"
 

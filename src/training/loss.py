@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.model.transformer import Transformer
-from src.training.chunked import is_chunked, linear_cross_entropy
+from src.training.chunked_loss import is_chunked, linear_cross_entropy
 
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:

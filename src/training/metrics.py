@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from src.training.steps import StepCallback, is_log_step, log
+from nonfinite.step_callback import StepCallback, is_log_step, log
 from src.training.task import LanguageModelTask
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import lightning.pytorch as pl
 
-from src import terminal
-from src.training.guard import StepGuard
-from src.training.steps import StepCallback
+from nonfinite.guard import StepGuard
+from nonfinite.step_callback import StepCallback
+from src.common import terminal
 
 
 class ProgressBar(StepCallback):

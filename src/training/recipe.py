@@ -7,9 +7,7 @@ from src.training.schedule import SCHEDULES
 
 PRECISIONS = ("32-true", "bf16-mixed")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
-CHECKS = ("loss", "gradients")
-ON_NONFINITE = ("skip", "stop", "raise")
-ON_ALARM = ("none", "checkpoint", "stop")
+
 
 MAX_STEPS, MAX_COUNT = 10**9, 10**6
 """Beyond any run: of its steps, and of rows, tokens of a row, micro-batches and validations."""
@@ -126,36 +124,3 @@ class RecipeConfig:
         """Numbers of the steps after which validation runs; fewer where a run is that short."""
         parts = range(1, self.num_validations + 1)
         return {max(1, round(k * self.max_steps / self.num_validations)) for k in parts}
-
-
-@dataclass(kw_only=True)
-class GuardConfig:
-    """What happens to a step whose loss or gradient is NaN or infinite."""
-
-    check: list[str]
-    """What is looked at before the optimizer acts: loss, gradients (the write-up: loss alone); of
-    none, steps that are not finite are counted and let through."""
-    on_nonfinite: str
-    """skip: leave all state as it was and go on; stop: end the run in order; raise: fail."""
-    max_consecutive: int | None
-    """Stop after so many skipped steps in a row; null: never."""
-    on_alarm: str
-    """What the first early warning does: none; checkpoint keeps the state for forks; stop ends the
-    run."""
-
-    def __post_init__(self) -> None:
-        is_list = isinstance(self.check, list | tuple)
-        if not is_list or any(entry not in CHECKS for entry in self.check):
-            raise ValueError(
-                f"check={self.check}: must be a list that may hold {', '.join(CHECKS)}"
-            )
-        if self.on_nonfinite not in ON_NONFINITE:
-            raise ValueError(
-                f"on_nonfinite={self.on_nonfinite}: must be one of {', '.join(ON_NONFINITE)}"
-            )
-        if self.on_alarm not in ON_ALARM:
-            raise ValueError(f"on_alarm={self.on_alarm}: must be one of {', '.join(ON_ALARM)}")
-        if self.max_consecutive is not None and self.max_consecutive < 1:
-            raise ValueError(
-                f"max_consecutive={self.max_consecutive}: must be at least 1, or null for never"
-            )

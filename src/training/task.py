@@ -12,9 +12,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from nonfinite.guard import StepGuard
+from nonfinite.random_state import host_states, set_host_states
 from src.data.batches import Batch
-from src.streams import host_states, set_host_states
-from src.training.guard import StepGuard
 from src.training.loss import cross_entropy, losses
 from src.training.optim import build_optimizer
 from src.training.recipe import RecipeConfig

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.composed import compose_plain
-from src.conversion.command import convert as convert_command
+from src.checkpoint.trained_model import load_trained
+from src.config.hydra_compose import compose_plain
+from src.conversion.convert_model import convert as convert_command
 from src.convert import main
 from src.data.tokenizer import CharTokenizer
 from src.generate import main as generate
-from src.trained import load_trained
 from tests.conftest import TINY
 from tests.runs import train
 

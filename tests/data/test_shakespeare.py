@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
+from src.common.errors import InputError
 from src.data import shakespeare
-from src.errors import InputError
 
 TINY_ALPHABET = set("\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 

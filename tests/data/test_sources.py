@@ -5,15 +5,9 @@ import threading
 import numpy as np
 import pytest
 
-from src.data.sources import (
-    SOURCES,
-    DownloadConfig,
-    FilesConfig,
-    ShakespeareConfig,
-    TokensConfig,
-)
+from src.common.errors import InputError
+from src.data.sources import SOURCES, DownloadConfig, FilesConfig, ShakespeareConfig, TokensConfig
 from src.data.tokenizer import BPEConfig, ByteConfig, CharConfig, IdsConfig
-from src.errors import InputError
 
 
 def load(source, tmp_path, tokenizer=None, seq_len=16):

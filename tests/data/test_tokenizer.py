@@ -3,6 +3,7 @@ import pytest
 import tokenizers
 import torch
 
+from src.common.errors import InputError
 from src.data.tokenizer import (
     TOKENIZERS,
     BPEConfig,
@@ -14,7 +15,6 @@ from src.data.tokenizer import (
     made_elsewhere,
     restore_tokenizer,
 )
-from src.errors import InputError
 
 TEXT = "To be, or not to be: that is the question — naïve “quotes” ☕\n" * 20
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.common.errors import InputError
+from src.common.file_digest import file_digest
 from src.data import shakespeare
 from src.data.corpus import Corpus
 from src.data.sources import FilesConfig, ShakespeareConfig, TokensConfig
 from src.data.tokenizer import ByteConfig, CharConfig, IdsConfig, SmolLM2Config
-from src.digests import file_digest
-from src.errors import InputError
 
 TEXT = "to be or not to be\n" * 40
 

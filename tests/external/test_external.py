@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from nonfinite import expose_router
 from src import describe, generate, replay
-from src.config import compose
+from src.common.random_streams import generator
+from src.config.compose import compose
 from src.examples.llama import build as build_llama
 from src.examples.mixtral import build as build_mixtral
 from src.examples.mlp import MLPLanguageModel
 from src.stability import REMEDIES
-from src.streams import generator
 from src.train import main
-from src.watch import expose_router
 from tests.builders import DIMS, moe_config
 from tests.external.own import OWN, own
 from tests.runs import assert_same_run, metrics, record, stop_after, train
@@ -110,7 +110,7 @@ def test_an_operation_of_a_compiled_model_is_named(pace):
 
 FAULTY = [
     "model=external",
-    "model.target=src.detection.faults:build",
+    "model.target=src.lab.detector.faults:build",
     "model.kwargs={fault:gradient_growth,steps:40}",
     "recipe.max_steps=40",
 ]

@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
+from src.checkpoint.trained_model import load_trained
 from src.data.tokenizer import ByteTokenizer
 from src.generate import main
 from src.generation.prompts import WRITEUP
 from src.generation.stream import TextStream
-from src.trained import load_trained
 from tests.conftest import TINY
 from tests.runs import ROOT, assert_same_tree, last_checkpoint, train
 

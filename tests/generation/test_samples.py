@@ -6,7 +6,7 @@ from urllib.parse import unquote
 from src.data.tokenizer import ByteTokenizer, CharTokenizer
 from src.generation.prompts import WRITEUP
 from src.generation.samples import first_sample, samples_markdown
-from src.study.report import write_report
+from src.study.report.make_report import write_report
 from tests.builders import transformer
 from tests.runs import train
 from tests.study import synthetic

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from src import cli
-from src.config import RunConfig
+from src.cli import command_line
+from src.config.run_config import RunConfig
 from src.sweep.plan import Plan, make_plan
 from src.tracking.labels import run_params
 
@@ -73,7 +73,9 @@ def observe(line: str) -> dict[str, Any]:
         return 0
 
     with contextlib.redirect_stderr(errors):
-        code = cli.main("train", keep_run, usage="", sweep=keep_plan, argv=shlex.split(line))
+        code = command_line.main(
+            "train", keep_run, usage="", sweep=keep_plan, argv=shlex.split(line)
+        )
     if not seen:
         assert code == 2, line
         return {"error": errors.getvalue().strip()}

@@ -1,6 +1,6 @@
 """trainer.activation_checkpointing=true: less memory, and the same run."""
 
-from src.config import compose
+from src.config.compose import compose
 from src.train import main
 from tests.runs import assert_same_tree, metrics, record, train, weights
 

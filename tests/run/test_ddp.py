@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.config import compose
+from src.config.compose import compose
 from src.data import TrainBatches
 from src.train import main
 from tests.conftest import PACE
@@ -141,7 +141,7 @@ def _children(pid):
 
 
 def test_a_process_that_cannot_begin_is_named_with_its_log(tiny, capsys, monkeypatch):
-    monkeypatch.setattr("src.run.ranks.COMMAND", ["-c", "raise SystemExit('no memory')"])
+    monkeypatch.setattr("src.run.ddp.COMMAND", ["-c", "raise SystemExit('no memory')"])
     assert main([*tiny, DDP]) == 1
     error = capsys.readouterr().err
     assert "rank 1 ended with exit code 1; its log:" in error

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import storage
+from src.common import storage
+from src.common.run_folder import RunFolder
 from src.run import lifecycle
-from src.tracking.folder import RunFolder
 from src.train import main
-from src.training.checkpoint import Checkpoints
+from src.training.checkpoint_writer import Checkpoints
 from tests.runs import assert_same_run, record, train
 
 
@@ -80,7 +80,7 @@ def refuse(patch, name: str, number: int, *, after: int) -> None:
             failing(path)
             saved(value, path, *args, **kwargs)
 
-        patch.setattr("src.training.checkpoint.torch.save", save)
+        patch.setattr("src.training.checkpoint_writer.torch.save", save)
     elif name == "metrics.jsonl":
 
         class Failing:
@@ -94,7 +94,7 @@ def refuse(patch, name: str, number: int, *, after: int) -> None:
             def __getattr__(self, attribute):
                 return getattr(self.file, attribute)
 
-        from src.tracking.writer import MetricsWriter
+        from src.run.metrics_writer import MetricsWriter
 
         begin = MetricsWriter.__init__
 

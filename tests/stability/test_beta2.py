@@ -1,4 +1,4 @@
-from src.config import compose
+from src.config.compose import compose
 from tests.stability.harnessed import figure, runs
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from src.config import compose
-from src.errors import InputError
-from src.schema import CONF
+from src.common.errors import InputError
+from src.config.compose import compose
+from src.config.schema import CONF
 from src.stability import REMEDIES
 from src.train import main
 from tests.runs import ROOT, assert_same_run, stop_after, train

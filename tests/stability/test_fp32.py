@@ -1,6 +1,6 @@
 import torch
 
-from src.config import compose
+from src.config.compose import compose
 from src.training.loss import cross_entropy
 from tests.runs import last_checkpoint, record
 from tests.stability.harnessed import START, figure, first_difference, runs

@@ -1,6 +1,6 @@
 import torch
 
-from src.config import compose
+from src.config.compose import compose
 from tests.runs import train, weights
 from tests.stability.harnessed import PACE, figure, first_difference, runs
 

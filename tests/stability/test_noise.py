@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from src.config import compose
-from src.errors import InputError
+from src.common.errors import InputError
+from src.config.compose import compose
 from src.stability import RunFacts
 from src.stability.noise import GradientNoise, NoiseConfig
 from tests.runs import record

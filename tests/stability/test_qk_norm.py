@@ -1,6 +1,6 @@
 import pytest
 
-from src.config import compose
+from src.config.compose import compose
 from tests.stability.harnessed import figure, first_difference, runs
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from src.config import compose
-from src.errors import InputError
+from src.common.errors import InputError
+from src.config.compose import compose
 from tests.runs import record
 from tests.stability.harnessed import START, figure, first_difference, runs
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from src.config import compose
-from src.errors import InputError
+from src.common.errors import InputError
+from src.config.compose import compose
 from tests.builders import DIMS, moe_config, router_config
 from tests.stability.harnessed import figure, first_difference, runs
 

@@ -1,6 +1,6 @@
 import torch
 
-from src.config import compose
+from src.config.compose import compose
 from src.stability.shaken import ShakenConfig
 from tests.runs import train, weights
 from tests.stability.harnessed import PACE, START, first_difference, runs

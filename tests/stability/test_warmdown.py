@@ -1,6 +1,6 @@
 import pytest
 
-from src.config import compose
+from src.config.compose import compose
 from src.stability.warmdown import WarmdownConfig
 from src.training.schedule import linear
 from tests.runs import ROOT

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from src.config import compose
+from src.config.compose import compose
 from src.training.loss import losses
 from tests.builders import tokens, transformer
 from tests.stability.harnessed import figure, first_difference, runs

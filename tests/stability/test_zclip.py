@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from src.config import compose
+from src.config.compose import compose
 from src.stability import RunFacts
 from src.stability.zclip import ZClip, ZClipConfig
 from tests.runs import record

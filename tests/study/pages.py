@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
-from src.study.report import write_report
+from src.study.report.make_report import write_report
 from tests.study import synthetic
 from tests.study.synthetic import Arm
 

@@ -1,6 +1,6 @@
 """A study of remedies in which all seeds fail and one arm is a cure."""
 
-from src.study.results import Analysis, ArmResult
+from src.study.analysis.results import Analysis, ArmResult
 from tests.study.synthetic import Arm
 
 START = 240

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from src.study.collect import SWEEPS, Run, Study, collect
+from src.study.read.collect import SWEEPS, Run, Study, collect
 
 NAME = "synthetic"
 """The study's, unless given."""

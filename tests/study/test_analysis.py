@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from src.study.analysis import analyse
-from src.study.collect import Study
-from src.study.compare import comparisons
-from src.study.results import Proportion
-from src.study.variants import arms_of
-from src.study.verdicts import CANNOT_TELL
+from src.study.analysis.analyse import analyse
+from src.study.analysis.arms import arms_of
+from src.study.analysis.compare_arms import comparisons
+from src.study.analysis.results import Proportion
+from src.study.analysis.verdicts import CANNOT_TELL
+from src.study.read.collect import Study
 from tests.study import synthetic
 from tests.study.remedies import FAILS, REMEDIES, START, arm, everything_said
 from tests.study.synthetic import Arm

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from src.study.analysis import analyse
-from src.study.collect import Run, Study
+from src.study.analysis.analyse import analyse
+from src.study.read.collect import Run, Study
 from tests.study import synthetic
 from tests.study.synthetic import Arm
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.study.analysis import analyse
-from src.study.verdicts import CANNOT_TELL
+from src.study.analysis.analyse import analyse
+from src.study.analysis.verdicts import CANNOT_TELL
 from tests.study import synthetic
 from tests.study.remedies import FAILS, REMEDIES, SHAKEN, START, arm, everything_said
 from tests.study.synthetic import Arm

@@ -1,7 +1,7 @@
 import pytest
 
-from src.study.collect import Run
-from src.study.endpoints import Window, clean_loss, loss_at, total
+from src.study.analysis.endpoints import Window, clean_loss, loss_at, total
+from src.study.read.collect import Run
 from tests.study import synthetic
 from tests.study.synthetic import Arm
 

@@ -6,13 +6,14 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from src.study import digits, figures, svg
-from src.study.analysis import analyse
-from src.study.curves import loss_curves
-from src.study.elevenths import elevenths_table, first_large_norm, nearest, validations
-from src.study.load import all_loads, load_drawings, load_table, sampling_floor
-from src.study.table import MARK
-from src.study.timeline import timeline
+from src.common import number_format
+from src.study.analysis.analyse import analyse
+from src.study.report import figures, svg
+from src.study.report.curves import loss_curves
+from src.study.report.elevenths import elevenths_table, first_large_norm, nearest, validations
+from src.study.report.router_load import all_loads, load_drawings, load_table, sampling_floor
+from src.study.report.table import MARK
+from src.study.report.timeline import timeline
 from tests.study import synthetic
 from tests.study.synthetic import Arm
 
@@ -160,8 +161,8 @@ def test_elevenths_are_marked_and_noted_as_in_the_write_up():
     notes = none[12].text.split("; ")
     assert notes[0].endswith("at step 280")
     assert notes[1:] == ["norm over 100 by step 240 (seed 1)", "first NaN in step 300 (seed 0)"]
-    assert [cell.text for cell in stopped[8:12]] == [digits.NONE] * 4
-    assert stopped[7].text != digits.NONE
+    assert [cell.text for cell in stopped[8:12]] == [number_format.NONE] * 4
+    assert stopped[7].text != number_format.NONE
 
 
 def test_the_one_norm_over_100_is_named_by_its_own_step():
@@ -306,25 +307,25 @@ def test_long_labels_are_cut_in_their_middle():
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (digits.fixed(None), digits.NONE),
-        (digits.fixed(math.nan), digits.NONE),
-        (digits.fixed(-0.0004), "0.000"),
-        (digits.fixed(-1234.5, 1), f"{digits.MINUS}1,234.5"),
-        (digits.fixed(math.inf), digits.INFINITY),
-        (digits.signed(0.02), "+0.020"),
-        (digits.signed(0.0001), "0.000"),
-        (digits.between(1.0, 2.0, 0), "1 to 2"),
-        (digits.between(1.0, 1.001, 1), "1.0"),
-        (digits.between(None, 1.0), ""),
-        (digits.p_value(0.0001), "<0.001"),
-        (digits.p_value(0.0312), "0.031"),
-        (digits.compact(66_560), "66.6 k"),
-        (digits.compact(999_960), "1000 k"),
-        (digits.compact(1.1e11, "FLOP"), "110 GFLOP"),
-        (digits.steps([90, 70, 82]), "70, 82, 90"),
-        (digits.steps([1, 2, 3, 1234]), "1 to 1,234"),
-        (digits.steps([]), digits.NONE),
-        (digits.metric_safe("none@rate-1+2"), "none_rate-1_2"),
+        (number_format.fixed(None), number_format.NONE),
+        (number_format.fixed(math.nan), number_format.NONE),
+        (number_format.fixed(-0.0004), "0.000"),
+        (number_format.fixed(-1234.5, 1), f"{number_format.MINUS}1,234.5"),
+        (number_format.fixed(math.inf), number_format.INFINITY),
+        (number_format.signed(0.02), "+0.020"),
+        (number_format.signed(0.0001), "0.000"),
+        (number_format.between(1.0, 2.0, 0), "1 to 2"),
+        (number_format.between(1.0, 1.001, 1), "1.0"),
+        (number_format.between(None, 1.0), ""),
+        (number_format.p_value(0.0001), "<0.001"),
+        (number_format.p_value(0.0312), "0.031"),
+        (number_format.compact(66_560), "66.6 k"),
+        (number_format.compact(999_960), "1000 k"),
+        (number_format.compact(1.1e11, "FLOP"), "110 GFLOP"),
+        (number_format.steps([90, 70, 82]), "70, 82, 90"),
+        (number_format.steps([1, 2, 3, 1234]), "1 to 1,234"),
+        (number_format.steps([]), number_format.NONE),
+        (number_format.metric_safe("none@rate-1+2"), "none_rate-1_2"),
     ],
 )
 def test_figures_as_text(shown, expected):

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from src.study import rate_figure, rates
-from src.study.digits import NONE
+from src.common.number_format import NONE
+from src.study.analysis import rates
+from src.study.report import rate_figure
 from tests.study import synthetic
 from tests.study.pages import report
 from tests.study.synthetic import Arm

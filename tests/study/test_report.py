@@ -7,14 +7,14 @@ from urllib.parse import unquote
 
 import pytest
 
-from src.study.analysis import analyse
-from src.study.cells import number
-from src.study.digits import NONE
-from src.study.overview import arms_table
-from src.study.report import read_csv, write_report
-from src.study.rows import arm_rows, headline
-from src.study.table import MARK, setting
-from src.study.tables import runs_table
+from src.common.number_format import NONE
+from src.study.analysis.analyse import analyse
+from src.study.analysis.rows import arm_rows, headline
+from src.study.report.cells import number
+from src.study.report.make_report import read_csv, write_report
+from src.study.report.summary import arms_table
+from src.study.report.table import MARK, setting
+from src.study.report.tables import runs_table
 from tests.study import synthetic
 from tests.study.pages import ARMS, Page, full_report, report
 from tests.study.synthetic import Arm

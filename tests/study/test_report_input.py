@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from src.report import main
-from src.study.analysis import analyse
+from src.study.analysis.analyse import analyse
 from tests.runs import start
 from tests.study import synthetic
 from tests.study.pages import ARMS, full_report, report

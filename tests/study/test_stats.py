@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from src.study import families, stats
-from src.study.permutation import Pair, max_t, smallest_max_t_p
-from src.study.results import Proportion
+from src.study.analysis import multiple_testing, stats
+from src.study.analysis.permutation import Pair, max_t, smallest_max_t_p
+from src.study.analysis.results import Proportion
 
 DIFFERENCES = [-41.0, 12.0, -118.0, -3.0, -70.0, -28.0]
 
@@ -280,8 +280,10 @@ def test_smallest_share_is_the_first_that_fisher_calls():
 def test_what_an_arm_could_have_shown_is_what_the_whole_test_gives_for_it(untreated, observed):
     baseline = of(untreated, 10)
     arms = {f"arm{i}": (of(k, 10), baseline) for i, k in enumerate(observed * 2)}
-    for name, tested in families.shares(arms).items():
-        again = [families.shares(arms | {name: (of(k, 10), baseline)})[name] for k in range(11)]
+    for name, tested in multiple_testing.shares(arms).items():
+        again = [
+            multiple_testing.shares(arms | {name: (of(k, 10), baseline)})[name] for k in range(11)
+        ]
         found = [k for k, each in enumerate(again) if each.detected and k < untreated]
         assert tested.smallest_effect == pytest.approx((untreated - max(found)) / 10)
         if untreated == 10:
@@ -331,7 +333,7 @@ def test_an_arm_too_small_to_reject_costs_the_others_nothing():
     # Its two seeds agree so well that under half of all patterns it stands above the able arm.
     unable = against_zero([5.0, 5.01])
 
-    found = families.means({"able": able, "unable": unable})
+    found = multiple_testing.means({"able": able, "unable": unable})
 
     assert found["able"].p_value == 2 / 64
     assert found["unable"].p_value >= 0.5
@@ -339,7 +341,7 @@ def test_an_arm_too_small_to_reject_costs_the_others_nothing():
 
 
 def test_no_effect_is_small_enough_where_no_p_is():
-    five = families.means({"a": against_zero([-1.0, -2.0, -3.0, -1.0, -2.0])})["a"]
+    five = multiple_testing.means({"a": against_zero([-1.0, -2.0, -3.0, -1.0, -2.0])})["a"]
 
     assert five.smallest_p == 0.0625
     assert five.smallest_effect is None and not five.detected
@@ -358,7 +360,7 @@ def test_fisher_and_holm_find_nothing_in_null_studies():
         # Twelve seeds, each failing half the time: where Fisher's test is nearest to its level.
         baseline, *counts = generator.binomial(12, 0.5, size=9)
         arms = {str(n): (of(int(c), 12), of(int(baseline), 12)) for n, c in enumerate(counts)}
-        found += any(tested.detected for tested in families.shares(arms).values())
+        found += any(tested.detected for tested in multiple_testing.shares(arms).values())
         raw += any(stats.fisher(*arm) <= stats.ALPHA for arm in arms.values())
 
     assert found / NUM_STUDIES <= CEILING
@@ -379,7 +381,7 @@ def test_max_t_finds_nothing_in_null_studies(kind):
             * (generator.random((9, 8)) < 0.8)
         )
         family = {str(n): pairs(arm, baseline) for n, arm in enumerate(arms)}
-        found += any(tested.detected for tested in families.means(family).values())
+        found += any(tested.detected for tested in multiple_testing.means(family).values())
         alone = [max_t({name: family[name]})[name] for name in "01"]
         raw += min(alone) <= stats.ALPHA
 
@@ -395,7 +397,7 @@ def test_max_t_still_finds_an_effect_among_null_arms():
         baseline = generator.normal(size=6)
         family = {str(n): pairs(generator.normal(size=6), baseline) for n in range(6)}
         family["cure"] = pairs(generator.normal(size=6) - 6, baseline)
-        tested = families.means(family)
+        tested = multiple_testing.means(family)
         found += tested.pop("cure").detected
         false += any(each.detected for each in tested.values())
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from src.study.analysis import analyse
-from src.study.results import Proportion
-from src.study.verdicts import CANNOT_TELL
+from src.study.analysis.analyse import analyse
+from src.study.analysis.results import Proportion
+from src.study.analysis.verdicts import CANNOT_TELL
 from tests.study import synthetic
 from tests.study.remedies import REMEDIES, arm
 from tests.study.synthetic import Arm

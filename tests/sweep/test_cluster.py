@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from src.config import compose
-from src.errors import InputError
+from src.common.errors import InputError
+from src.config.compose import compose
 from src.sweep import cluster
 from src.sweep.settings import compose_settings
 

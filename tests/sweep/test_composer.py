@@ -2,8 +2,8 @@
 
 import pytest
 
-from src import cli
-from src.errors import InputError
+from src.cli import command_line
+from src.common.errors import InputError
 from src.sweep.composer import Composer
 from tests.conftest import TINY
 from tests.runs import ROOT
@@ -18,8 +18,8 @@ def composed(monkeypatch):
         calls.append(list(arguments))
         return whole(name, arguments)
 
-    whole = cli.checked
-    monkeypatch.setattr(cli, "checked", counted)
+    whole = command_line.checked
+    monkeypatch.setattr(command_line, "checked", counted)
     return calls
 
 
@@ -37,7 +37,7 @@ def test_a_cell_is_what_it_would_be_alone(composed):
     # Once for each option with and without a repeat; where a seed is typed twice, each.
     assert len(composed) == 2 * 2 + 6
     for cell, config in zip(CELLS, found, strict=True):
-        alone = cli.checked("train", cell)
+        alone = command_line.checked("train", cell)
         assert config == alone
         assert config.plain() == alone.plain()
         assert config.folder == alone.folder

@@ -3,7 +3,7 @@
 import json
 from types import SimpleNamespace
 
-from src import terminal
+from src.common import terminal
 from src.sweep.monitor import Monitor
 from tests.run.test_outcome import a_record
 

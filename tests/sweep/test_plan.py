@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import InputError
+from src.common.errors import InputError
+from src.config.schema import CONF
 from src.model.size import measure
-from src.schema import CONF
 from src.sweep.cost import COMPILE_SECONDS
 from src.sweep.plan import make_plan
 from src.sweep.preview import Estimator

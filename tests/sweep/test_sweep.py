@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.sweep.child import Child, Job
+from src.sweep.job import Child, Job
 from tests.runs import ROOT, metrics, record, start, train
 
 WAIT_SECONDS = 240

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from src.config import compose
-from src.tracking.folder import RunFolder, read_metrics
+from src.common.run_folder import RunFolder, read_metrics
+from src.config.compose import compose
 from tests.conftest import TINY
 
 LINES = [

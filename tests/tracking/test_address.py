@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 from src import ui
-from src.errors import InputError
+from src.common import tracking_address
+from src.common.errors import InputError
+from src.common.tracking_address import masked, take, take_typed, with_secrets, without_secrets
 from src.sweep import settings
 from src.sweep.settings import compose_sweep
 from src.sync import main as sync
-from src.tracking import address
-from src.tracking.address import masked, take, take_typed, with_secrets, without_secrets
 from src.tracking.client import Server, default_uri
-from src.tracking.delivery import begin, deliver
-from src.tracking.state import read_state, state_file
+from src.tracking.push import begin, deliver
+from src.tracking.push_state import read_state, state_file
 from src.train import main as train
 from tests.conftest import TINY
 from tests.runs import start
@@ -36,7 +36,7 @@ def environment(monkeypatch):
     for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
-    monkeypatch.setenv(address.VARIABLE, "")
+    monkeypatch.setenv(tracking_address.VARIABLE, "")
 
 
 @pytest.fixture
@@ -101,9 +101,9 @@ def test_an_address_that_cannot_work_is_refused_before_anything_is_written(
     for command in (train, sync):
         assert command([f"tracking.uri={uri}"]) == 2
         assert capsys.readouterr().err.startswith(f"error: tracking.uri={said}")
-    monkeypatch.setenv(address.VARIABLE, uri)
+    monkeypatch.setenv(tracking_address.VARIABLE, uri)
     assert train(WITH_MLFLOW) == 2
-    assert capsys.readouterr().err.startswith(f"error: {address.VARIABLE}={said}")
+    assert capsys.readouterr().err.startswith(f"error: {tracking_address.VARIABLE}={said}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,7 +112,7 @@ def test_an_address_that_cannot_work_is_refused_before_anything_is_written(
 def test_a_typed_address_is_cleaned_however_it_is_written(quote, sign):
     typed = f"{sign}tracking.uri={quote}http://u:p@h{quote}"
     assert take_typed(typed) == f"{sign}tracking.uri={quote}http://h{quote}"
-    assert os.environ[address.VARIABLE] == "http://u:p@h"
+    assert os.environ[tracking_address.VARIABLE] == "http://u:p@h"
 
 
 def test_an_address_in_a_form_that_could_hide_a_secret_is_refused():
@@ -181,7 +181,7 @@ def test_a_server_that_wants_a_password_gets_it(guarded, tmp_path, monkeypatch, 
     uri = f"http://{guarded.place}"
     secret = f"http://{USER}:{PASSWORD}@{guarded.place}"
     if way == "address in the environment":
-        monkeypatch.setenv(address.VARIABLE, secret)
+        monkeypatch.setenv(tracking_address.VARIABLE, secret)
     elif way == "own variables":
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pl4nted w0rd")
@@ -200,7 +200,7 @@ def test_a_password_that_is_missing_is_asked_for_in_one_line(
     assert sync([]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"error: MLflow at http://{guarded.place} cannot be reached")
-    assert address.ADVICE in err
+    assert tracking_address.ADVICE in err
     assert err.count("\n") == 1
     assert guarded.num_let_in == 0
 
@@ -260,7 +260,7 @@ def test_no_command_leaves_a_secret_anywhere(tmp_path, command, uri, way):
         arguments += ["tracking=mlflow"]
     if way == "typed":
         arguments += [f"tracking.uri={uri}"]
-    given = {address.VARIABLE: uri} if way == "environment" else {}
+    given = {tracking_address.VARIABLE: uri} if way == "environment" else {}
     (tmp_path / "runs").mkdir()
     out, err, seen = watched(start(name, arguments, tmp_path, **given), tmp_path)
     assert "Traceback" not in err
@@ -276,7 +276,7 @@ def test_ui_gives_a_server_the_database_with_its_password_and_nobody_else(
     monkeypatch.setattr(ui.os, "execv", lambda *command: started.append(command))
     monkeypatch.setattr(Server, "silence", lambda self: None)
     if way == "environment":
-        monkeypatch.setenv(address.VARIABLE, DATABASE)
+        monkeypatch.setenv(tracking_address.VARIABLE, DATABASE)
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     ui.main([f"tracking.uri={DATABASE}"] if way == "typed" else [])
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == DATABASE

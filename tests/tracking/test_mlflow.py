@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from src.tracking.record import results
+from src.common.record import results
 from tests.conftest import TINY
 from tests.runs import metrics, record, start
 from tests.tracking.folders import name_of, points, points_on_disk, query, run_ids, runs, tags

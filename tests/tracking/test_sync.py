@@ -6,8 +6,8 @@ import pytest
 from src.sync import main
 from src.tracking import labels
 from src.tracking.client import Server
-from src.tracking.delivery import begin, deliver
 from src.tracking.labels import PARENT
+from src.tracking.push import begin, deliver
 from tests.tracking.folders import (
     LINES,
     make_run,

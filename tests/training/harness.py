@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
+from nonfinite.config import GuardConfig
+from nonfinite.guard import StepGuard
 from src.data.batches import TrainBatches
-from src.training.guard import StepGuard
-from src.training.recipe import GuardConfig, RecipeConfig
+from src.training.recipe import RecipeConfig
 from src.training.task import LanguageModelTask
 from tests.builders import VOCAB, transformer
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from src.training import chunked as chunks
+from nonfinite import ActivationWatch
+from nonfinite.rerun import undisturbed, watched
+from src.training import chunked_loss as chunks
 from src.training import loss
-from src.training.chunked import all_logits, linear_cross_entropy
+from src.training.chunked_loss import linear_cross_entropy
 from src.training.loss import cross_entropy
-from src.watch import ActivationWatch
-from src.watch.again import undisturbed
 from tests.builders import transformer
 from tests.training.harness import Harness, recipe_config
 
@@ -92,7 +92,7 @@ def test_where_it_saves_nothing_or_cannot_serve_all_logits_are_there(chunked, mo
     loss.losses(model, tokens, targets, z_loss_weight=1e-4)
     with torch.no_grad():
         loss.losses(model, tokens, targets, z_loss_weight=0.0)
-    with all_logits():
+    with watched():
         loss.losses(model, tokens, targets, z_loss_weight=0.0)
     # Whoever runs a step again to see what failed in it sees the head.
     with undisturbed(model):

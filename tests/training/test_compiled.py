@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from src.compiling import check_compiler
-from src.config import compose
-from src.errors import InputError
+from nonfinite import ActivationWatch
+from src.common.errors import InputError
+from src.config.compile_choice import check_compiler
+from src.config.compose import compose
 from src.train import main
-from src.watch import ActivationWatch
 from tests.runs import assert_same_run, metrics, record, stop_after, train
 from tests.training.harness import Harness, recipe_config
 

@@ -1,4 +1,4 @@
-from src import terminal
+from src.common import terminal
 from src.training.progress import ProgressBar
 from tests.training.harness import Harness, recipe_config
 

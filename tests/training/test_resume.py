@@ -117,7 +117,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tiny, capsys):
 
 
 def test_a_folder_that_is_being_written_is_left_alone(tiny, capsys):
-    from src.tracking.folder import RunFolder
+    from src.common.run_folder import RunFolder
 
     path = train(tiny)
     (path / "record.json").unlink()

@@ -1,0 +1,1 @@
+"""A saved model made again: rebuilt, matched by names, checked."""

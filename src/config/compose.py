@@ -1,0 +1,199 @@
+"""From the words of a command line to the checked configuration of a run."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.checkpoint.init_from import Init, adopt, check_fit, options_of
+from src.common.errors import InputError
+from src.common.override_grammar import GROUPS, Override, parse
+from src.common.run_folder import MAX_NAME, check_study
+from src.config.compile_choice import is_compiled
+from src.config.fork import inherited, parse_fork
+from src.config.hydra_compose import check_integers, choices_of, composed_config
+from src.config.observers import observers_of
+from src.config.remedy_overrides import apply_claims
+from src.config.run_config import RunConfig
+from src.config.schema import Schema
+from src.config.variant_name import MAX_PATH, ROOM, Variant, variant_name
+from src.external.model import check_parts, parts_for
+from src.model.architecture import ModelParts
+from src.tracking.client import check_address, default_uri
+
+
+def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
+    """Composes and checks the configuration of one run.
+
+    Args:
+        config_name: the command's file in conf/.
+        arguments: overrides in Hydra's grammar, without sweeps.
+
+    Raises:
+        InputError: in one line, whatever is wrong.
+    """
+    arguments = inherited(parse(arguments), arguments)
+    typed = parse(arguments)
+    _check_groups(typed)
+    init, brought = _initial(config_name, arguments, typed)
+    composed = composed_config(config_name, [*brought, *parts_for(typed), *arguments])
+    choices = choices_of(composed)
+    parts = _to_objects(composed)
+    if init is None and parts["init"] is not None:
+        raise InputError(f"init={parts['init']}: can be typed alone, no preset sets it")
+    parts["init"] = init
+    check_parts(parts)
+    if init is not None:
+        adopt(init, parts, choices, typed)
+    known = {field.name for field in dataclasses.fields(Schema)}
+    extra = {name: parts.pop(name) for name in list(parts) if name not in known}
+    stability = parts.pop("stability")
+    remedies = {
+        field.name: getattr(stability, field.name)
+        for field in dataclasses.fields(stability)
+        if getattr(stability, field.name) is not None
+    }
+    notes = apply_claims(parts, remedies, typed)
+    parts["ffn"] = parts["ffn"].resolved(max_steps=parts["recipe"].max_steps)
+    if init is not None:
+        sizes = {name: parts[name] for name in ("model", "attention", "ffn")}
+        whole = ModelParts(**sizes, seq_len=parts["recipe"].seq_len)
+        notes += check_fit(init, whole, typed)
+    parts["fork"] = parse_fork(parts["fork"])
+    parts["observers"] = observers_of(parts.pop("observe"), remedies)
+    variant = Variant(
+        attention=str(choices["attention"]),
+        ffn=str(choices["ffn"]),
+        stability="-".join(sorted(remedies)) or "none",
+        model=str(choices["model"]),
+        preset=str(choices["preset"]),
+    )
+    asked = parts.pop("compile")
+    config = RunConfig(
+        **parts,
+        compile=False,
+        remedies=remedies,
+        variant=variant,
+        arguments=arguments,
+        variant_name=variant_name(variant, choices, typed),
+        choices={group: str(choices[group]) for group in GROUPS if choices.get(group)},
+        notes=notes,
+        extra=extra,
+    )
+    _check_across(config)
+    compiled = is_compiled(asked, config.architecture, config.recipe, config.trainer)
+    config = dataclasses.replace(config, compile=compiled)
+    if config.fork is not None and config.is_counterfactual:
+        name = f"{config.variant_name}@fork-{config.fork.step}"
+        return dataclasses.replace(config, variant_name=name)
+    return config
+
+
+def _initial(
+    config_name: str, arguments: Sequence[str], typed: Sequence[Override]
+) -> tuple[Init | None, list[str]]:
+    """The saved model that the run begins with, and overrides that choose its options."""
+    if not any(override.key == "init" for override in typed):
+        return None, []
+    # Fields of options are known only once the options are.
+    early = [
+        argument
+        for argument, override in zip(arguments, typed, strict=True)
+        if override.key in (*GROUPS, "init")
+    ]
+    composed = composed_config(config_name, early)
+    if composed.init is None:
+        return None, []
+    if not composed.init:
+        raise InputError("init=: names no saved model (allowed: a folder, a checkpoint, null)")
+    init = Init(path=str(composed.init))
+    defaults = choices_of(composed_config(config_name, []))
+    return init, options_of(init, typed, choices=choices_of(composed), defaults=defaults)
+
+
+def _check_groups(typed: Sequence[Override]) -> None:
+    """Raises InputError where a group is given a mapping, or a list that takes none."""
+    for override in typed:
+        if override.key in GROUPS and override.text.startswith("{"):
+            # It could name code (model) or hold a password (tracking), so it is not repeated here.
+            raise InputError(
+                f"{override.key}={{...}}: a group takes the name of an option; set a field of it"
+                f" as {override.key}.<field>=<value>"
+            )
+        several = override.text.startswith("[")
+        if several and override.key in GROUPS and override.key != "stability":
+            raise InputError(f"{override.key}={override.text}: takes one option, not a list")
+        options = override.text[1:-1].split(",") if several else []
+        if override.key == "stability" and "none" in options:
+            raise InputError(f"stability={override.text}: none goes with no other option")
+        if len(set(options)) < len(options):
+            raise InputError(f"stability={override.text}: names an option twice; once is enough")
+
+
+def _to_objects(composed: DictConfig) -> dict[str, Any]:
+    """Each section as its dataclass; a section's own check gets the section's name in front."""
+    OmegaConf.resolve(composed)
+    check_integers({name: composed[name] for name in composed if name != "hydra"})
+    parts: dict[str, Any] = {}
+    for name in composed:
+        if name == "hydra":
+            continue
+        node = composed._get_node(name)
+        try:
+            is_section = isinstance(node, DictConfig)
+            parts[str(name)] = OmegaConf.to_object(node) if is_section else composed[name]
+        except InputError:
+            raise
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise
+            # A remedy's message starts with its own field; the section knows whose it is.
+            raise InputError(f"{_section_of(str(name), node, error)}.{error}") from error
+    return parts
+
+
+def _section_of(name: str, node: Any, error: ValueError) -> str:
+    if name != "stability":
+        return name
+    field = str(error).partition("=")[0]
+    for option, config in node.items():
+        if config is not None and field in config:
+            return f"stability.{option}"
+    return name
+
+
+def _check_across(config: RunConfig) -> None:
+    """Rules that more than one part has a say in."""
+    try:
+        config.architecture.check()
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    devices, rows = config.trainer.devices, config.recipe.batch_size
+    if rows % devices:
+        raise InputError(
+            f"trainer.devices={devices}: must divide recipe.batch_size={rows}, the rows they share"
+        )
+    check_study(config.study)
+    if config.tracking.uri is not None:
+        check_address(config.tracking.uri, field="tracking.uri")
+    elif config.tracking.mlflow:
+        # Raises InputError for an address in the environment that cannot be used.
+        default_uri()
+    for field, first in (("save_at", 1), ("validate_at", 0)):
+        steps, last = getattr(config, field), config.recipe.max_steps
+        if any(not first <= step <= last for step in steps):
+            raise InputError(f"{field}={steps}: must be steps from {first} to {last}")
+    for field in ("seed", "repeat"):
+        if getattr(config, field) < 0:
+            raise InputError(f"{field}={getattr(config, field)}: must be at least 0")
+    length = len(os.fsencode(config.folder.absolute())) + ROOM
+    longest = max(len(os.fsencode(part)) for part in config.folder.parts)
+    if length > MAX_PATH or longest > MAX_NAME:
+        raise InputError(
+            f"paths.runs={str(config.paths.runs)[:40]}...: makes a run folder whose path the file"
+            f" system cannot take (at most {MAX_NAME} bytes a name, {MAX_PATH} in all)"
+        )

@@ -1,0 +1,68 @@
+"""What Hydra makes of the files in conf/ and of overrides."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from src.common.errors import InputError
+from src.common.override_grammar import allow_new_names
+from src.config.schema import CONF
+
+MAX_INTEGER = 2**63 - 1
+
+
+def choices_of(composed: DictConfig) -> dict[Any, Any]:
+    """The option chosen in each group."""
+    choices = OmegaConf.to_container(composed.hydra.runtime.choices)
+    assert isinstance(choices, dict)
+    return choices
+
+
+def compose_plain(config_name: str, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """The fields of a command that has its own, as plain values.
+
+    Args:
+        config_name: the command's file in conf/.
+        arguments: overrides; None: none, and a field without a value is no error.
+
+    Raises:
+        Hydra's and OmegaConf's exceptions, which the command line turns into one line.
+    """
+    composed = composed_config(config_name, arguments or [])
+    del composed["hydra"]
+    must = arguments is not None
+    plain = OmegaConf.to_container(composed, resolve=must, throw_on_missing=must)
+    assert isinstance(plain, dict)
+    check_integers(plain)
+    return {str(key): value for key, value in plain.items()}
+
+
+def check_integers(value: Any, field: str = "") -> None:
+    """Raises InputError where an integer is larger than any that a computer counts with."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_integers(inner, f"{field}.{name}" if field else str(name))
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for inner in value:
+            check_integers(inner, field)
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise InputError(f"{field}={_cut(value)}: must be an integer of at most 64 bits")
+
+
+def _cut(value: int) -> str:
+    # Python writes out no integer of more than 4300 digits.
+    return str(value) if abs(value) < 10**40 else "..."
+
+
+def composed_config(config_name: str, arguments: Sequence[str]) -> DictConfig:
+    """What conf/ and overrides come to, with what Hydra says of the choices."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        composed = hydra.compose(
+            config_name, overrides=allow_new_names(arguments), return_hydra_config=True
+        )
+    OmegaConf.set_struct(composed, False)
+    return composed

@@ -1,0 +1,177 @@
+"""What may be in a composed configuration, made known to Hydra once, here.
+
+A part's own schema is the dataclass that stands beside the part.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from nonfinite.config import GuardConfig, WatchConfig
+from src.checkpoint.part_kinds import ExternalPart
+from src.common.errors import InputError
+from src.common.read_checkpoint import EXTERNAL
+from src.common.tracking_address import keep
+from src.data import SOURCES, TOKENIZERS
+from src.external.model import ExternalConfig
+from src.model import ModelConfig
+from src.model.attention import ATTENTIONS
+from src.model.ffn import FEED_FORWARDS
+from src.stability import REMEDIES
+from src.training.recipe import RecipeConfig
+
+CONF = Path(__file__).parents[2] / "conf"
+
+MAX_THREADS, MAX_DEVICES = 1024, 64
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """On what it runs."""
+
+    accelerator: str
+    """auto (a GPU where there is one), cpu or gpu."""
+    strategy: str
+    """single: one device; ddp: several that share the rows of each step, every one with all
+    weights (arXiv 2006.15704)."""
+    devices: int
+    """Devices of one run; on the CPU processes. recipe.batch_size is that of all together, so it
+    must be a multiple."""
+    threads: int
+    """CPU threads of PyTorch; the last bits of every number depend on it."""
+    activation_checkpointing: bool
+    """Keep what goes into each block alone, and compute the rest again in the backward pass: less
+    memory, at most a third more time, the same numbers (arXiv 1604.06174)."""
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"accelerator={self.accelerator}: must be one of auto, cpu, gpu")
+        if self.strategy not in ("single", "ddp"):
+            raise ValueError(f"strategy={self.strategy}: must be one of single, ddp")
+        if self.strategy == "single" and self.devices != 1:
+            raise ValueError(
+                f"devices={self.devices}: must be 1; trainer=ddp trains one run on several"
+            )
+        if not 1 <= self.devices <= MAX_DEVICES:
+            raise ValueError(f"devices={self.devices}: must be from 1 to {MAX_DEVICES}")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise ValueError(f"threads={self.threads}: must be from 1 to {MAX_THREADS}")
+
+    def check_device(self) -> None:
+        """Raises InputError unless the device is there; a description does without it."""
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise InputError("trainer.accelerator=gpu: no GPU is available here; use cpu or auto")
+        if self.device_type == "cuda" and self.devices > torch.cuda.device_count():
+            raise InputError(
+                f"trainer.devices={self.devices}: must be at most {torch.cuda.device_count()}, the"
+                " GPUs here"
+            )
+
+    @property
+    def device_type(self) -> str:
+        """cpu or cuda; what is named is meant, wherever the run will be."""
+        if self.accelerator == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if self.accelerator == "gpu" else "cpu"
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Where a run is mirrored; its folder is always written."""
+
+    mlflow: bool
+    """Mirror into MLflow."""
+    uri: str | None
+    """Server or database, without user and password; null: MLFLOW_TRACKING_URI, else mlflow.db
+    here."""
+    parent_run_id: str | None
+    """The MLflow run of the sweep that starts this run; null: none."""
+    sweep_id: str | None
+    """Of that sweep; also where it has no MLflow run."""
+
+    def __post_init__(self) -> None:
+        if self.uri is not None:
+            # A typed address comes without secrets; one that was interpolated, or that an earlier
+            # version wrote down, may have some.
+            self.uri = keep(self.uri)
+        if self.sweep_id is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.sweep_id):
+            raise ValueError(f"sweep_id={self.sweep_id}: may hold letters, digits, _ and - only")
+
+
+@dataclass(kw_only=True)
+class PathsConfig:
+    """Folders, relative to where the command runs."""
+
+    runs: str
+    """Run folders go to <runs>/<study>/<variant>/seed-<n>."""
+    cache: str
+    """Downloads and tokenised corpora."""
+
+
+StabilityConfig = dataclasses.make_dataclass(
+    "StabilityConfig",
+    [(name, config | None, dataclasses.field(default=None)) for name, config in REMEDIES.items()],
+)
+"""A field for each registered option, null where it is off."""
+
+
+@dataclass
+class Schema:
+    """What may be in a composed configuration."""
+
+    attention: Any = MISSING
+    ffn: Any = MISSING
+    stability: StabilityConfig = dataclasses.field(default_factory=StabilityConfig)  # type: ignore[valid-type]
+    model: Any = MISSING
+    data: Any = MISSING
+    tokenizer: Any = MISSING
+    recipe: RecipeConfig = MISSING
+    guard: GuardConfig = MISSING
+    watch: WatchConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    paths: PathsConfig = MISSING
+    compile: Any = MISSING
+    seed: int = MISSING
+    repeat: int = MISSING
+    study: str = MISSING
+    init: str | None = MISSING
+    resume: str = MISSING
+    rerun: bool = MISSING
+    fork: str | None = MISSING
+    save_at: list[int] = MISSING
+    validate_at: list[int] = MISSING
+    observe: Any = MISSING
+
+
+@dataclass
+class DescribeSchema(Schema):
+    """The same, the form of the answer, and what it can be told."""
+
+    format: str = MISSING
+    tokens_per_second: float | None = MISSING
+
+
+def register() -> None:
+    """Makes the schema known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema_train", node=Schema)
+    store.store(name="schema_describe", node=DescribeSchema)
+    for group, options in (
+        ("model", {"transformer": ModelConfig, EXTERNAL: ExternalConfig}),
+        ("attention", {**ATTENTIONS, EXTERNAL: ExternalPart}),
+        ("ffn", {**FEED_FORWARDS, EXTERNAL: ExternalPart}),
+        ("data", SOURCES),
+        ("tokenizer", TOKENIZERS),
+    ):
+        for name, node in options.items():
+            store.store(group=f"schema/{group}", name=name, node=node)
+
+
+register()

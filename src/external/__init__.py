@@ -1,0 +1,1 @@
+"""Models that are the user's own."""

@@ -1,0 +1,110 @@
+"""The arms of a study, chosen by option and by what their names say.
+
+`chosen('none')`, `chosen(attention='gqa', num_kv_heads='1')`; `scale=None` are arms whose name has
+no such field.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from src.config import variant_name
+from src.lab.book.files import StudyFolder
+from src.study.analysis.analyse import arm_results
+from src.study.analysis.endpoints import has_ended
+from src.study.analysis.results import ArmResult
+from src.study.analysis.rows import Row
+from src.study.read.collect import Run
+
+
+class UndecidedError(ValueError):
+    """There is no run, or none that stayed finite, of which something could be said."""
+
+
+class Chosen:
+    """What one study has.
+
+    Args:
+        folder: of the study, which has results.csv.
+    """
+
+    def __init__(self, folder: StudyFolder) -> None:
+        self.folder = folder
+
+    @cached_property
+    def arms(self) -> list[ArmResult]:
+        """All variants, baselines first."""
+        return arm_results(self.folder.study)
+
+    def chosen(self, stability: str | None = None, **fields: str | None) -> list[ArmResult]:
+        """The arms of an option and of fields.
+
+        Raises:
+            UndecidedError: there is none.
+        """
+        wanted = fields if stability is None else {"stability": stability, **fields}
+        found = [arm for arm in self.arms if _fits(self.fields_of(arm), wanted)]
+        if not found:
+            raise UndecidedError(f"no arm of {self.folder.name} has {wanted}")
+        return found
+
+    def has(self, stability: str | None = None, **fields: str | None) -> bool:
+        """Whether there is an arm of that option and those fields."""
+        try:
+            return bool(self.chosen(stability, **fields))
+        except UndecidedError:
+            return False
+
+    def one(self, stability: str | None = None, **fields: str | None) -> ArmResult:
+        """The one arm of an option and of fields: where several fit, the one that has no others.
+
+        Raises:
+            ValueError: several have as few.
+        """
+        found = self.chosen(stability, **fields)
+        fewest = min(len(self.fields_of(arm)) for arm in found)
+        plain = [arm for arm in found if len(self.fields_of(arm)) == fewest]
+        if len(plain) > 1:
+            labels = ", ".join(arm.label for arm in plain)
+            raise ValueError(f"{stability}, {fields}: is any of {labels}")
+        return plain[0]
+
+    def fields_of(self, arm: ArmResult) -> dict[str, str]:
+        """Its axes, the fields that its variant's name says, and those that vary in the study."""
+        row = next(row for row in self.folder.rows if row["variant"] == arm.variant)
+        varied = [text.partition("=") for text in str(row["varied"]).split()]
+        pieces = [piece.partition("-") for piece in variant_name.fields_of(arm.variant)[1:]]
+        found = {name: value for name, _, value in [*varied, *pieces]}
+        return found | self.folder.study.of(arm.variant)[0].axes
+
+    def runs(self, stability: str | None = None, **fields: str | None) -> list[Run]:
+        """All runs of some arms that have ended."""
+        return [run for arm in self.chosen(stability, **fields) for run in self.ended(arm)]
+
+    def ended(self, arm: ArmResult) -> list[Run]:
+        """The runs of one arm that have."""
+        return [run for run in self.folder.study.of(arm.variant) if has_ended(run)]
+
+    def rows(self, stability: str | None = None, **fields: str | None) -> list[Row]:
+        """Their lines in results.csv, of runs that have ended."""
+        keys = {(r.variant, r.seed, r.repeat) for r in self.runs(stability, **fields)}
+        return [
+            row
+            for row in self.folder.rows
+            if (row["variant"], int(str(row["seed"])), int(str(row["repeat"]))) in keys
+        ]
+
+
+def _fits(has: Mapping[str, str], wanted: Mapping[str, str | None]) -> bool:
+    return all(has.get(name) == value for name, value in wanted.items())
+
+
+def of(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> Any:
+    """A figure of some values.
+
+    Raises:
+        UndecidedError: there are none.
+    """
+    if not values:
+        raise UndecidedError("no run has such a step or loss")
+    return function(values)

@@ -1,0 +1,229 @@
+"""The commands of the book: what they run, compare and write."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.cli import command_line
+from src.cli.field_checks import number, shown
+from src.common import terminal
+from src.common.errors import InputError
+from src.lab.book import front
+from src.lab.book.compare import Comparison, compare
+from src.lab.book.files import BOOK, STUDY_FILE, StudyFolder, studies, study_named
+from src.lab.book.page import TEMPLATE, Book
+from src.lab.book.run_figure import run_figure
+from src.lab.book.single import FIGURE, SingleRun, bring, single_runs
+from src.run.lifecycle import finished_record
+from src.study.analysis.endpoints import has_ended
+from src.study.read.collect import collect
+from src.study.report.make_report import read_csv, write_report
+from src.sweep.plan import make_plan
+from src.sweep.preview import Cost, Estimator
+from src.sweep.settings import MAX_JOBS
+
+
+def reproduce(given: Mapping[str, Any]) -> int:
+    """Runs studies again and compares them with the book; returns the exit code.
+
+    Raises:
+        InputError: a field is bad.
+    """
+    n_jobs = number(given, "n_jobs", int, least=1, most=MAX_JOBS)
+    if not isinstance(given["plan"], bool):
+        raise InputError(f"plan={shown(given['plan'])}: must be true or false")
+    paths = _paths(given)
+    chosen = _chosen(given["studies"], _book(paths))
+    for study in chosen:
+        # What cannot be compared is said now, and not after hours.
+        _ = study.study if study.has_results else None
+    places = [f"paths.{name}='{paths[name]}'" for name in ("runs", "cache")]
+    settings = [f"n_jobs={n_jobs}", "tracking=local", *places]
+    sweeps = {study.name: [[*s, *settings] for s in study.sweeps()] for study in chosen}
+    terminal.say(f"composing the runs of {len(sweeps)} studies: up to a minute")
+    num_runs = _say_cost(sweeps, n_jobs=n_jobs)
+    if given["plan"]:
+        return command_line.OK
+    failed = []
+    for name, each in sweeps.items():
+        for sweep in each:
+            code = _train(sweep)
+            if code > command_line.BAD_INPUT:
+                terminal.say("stopped; the same command goes on from here")
+                return code
+            failed += [name] if code else []
+    terminal.say(f"{num_runs} runs were to be made; all others were in {paths['runs']} already")
+    return _report(chosen, Path(str(paths["runs"])), failed=failed)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    # Not above: the command's own imports are in it.
+    from src.sweep.runner import train
+
+    return train(["--multirun", *arguments])
+
+
+def _paths(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Folders; the book alone may be null.
+
+    Raises:
+        InputError: one is none.
+    """
+    paths = given["paths"]
+    if not isinstance(paths, Mapping):
+        raise InputError(f"paths={paths}: has the wrong type; paths.runs is a folder")
+    for name, place in paths.items():
+        if not (isinstance(place, str) and place) and (name, place) != ("book", None):
+            raise InputError(f"paths.{name}={shown(place)}: must be a folder")
+    return paths
+
+
+def _book(paths: Mapping[str, Any]) -> Path:
+    book = BOOK if paths["book"] is None else Path(str(paths["book"]))
+    if not book.is_dir():
+        raise InputError(f"paths.book={book}: no such folder")
+    return book
+
+
+def _chosen(value: Any, book: Path) -> list[StudyFolder]:
+    if value is None:
+        found = list(studies(book))
+        if not found:
+            raise InputError(f"paths.book={book}: holds no study (<name>/{STUDY_FILE})")
+        return found
+    names = value if isinstance(value, list) else [value]
+    if single := single_runs(book).keys() & set(map(str, names)):
+        raise InputError(f"studies={single.pop()}: is one large run; its page has its command")
+    if not names:
+        raise InputError("studies=[]: names none; null is all of them")
+    return [study_named(str(name), book) for name in names]
+
+
+def _say_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> int:
+    """Shows it; returns how many runs are to be made."""
+    rows, whole = [], Cost()
+    for name, each in sweeps.items():
+        cost, estimator = Cost(), Estimator()
+        # A baseline is in several sweeps.
+        cells = {cell.folder: cell for sweep in each for cell in make_plan("train", sweep).cells}
+        for cell in cells.values():
+            if finished_record(cell.config, cell.config.config_hash()) is None:
+                cost.add(estimator.cost(cell))
+        whole.add(cost)
+        rows.append([name, str(cost.runs), f"{cost.steps:,}", _time(cost, n_jobs)])
+    terminal.table("to be done", ["study", "runs", "steps", f"time with n_jobs={n_jobs}"], rows)
+    time = _time(whole, n_jobs)
+    terminal.say(f"{whole.runs} runs, {time} in all; Ctrl-C stops, and the same command goes on")
+    return whole.runs
+
+
+def _time(cost: Cost, n_jobs: int) -> str:
+    if cost.seconds is None:
+        return "unknown time"
+    return f"about {terminal.duration(cost.seconds / n_jobs)}"
+
+
+def _report(chosen: Sequence[StudyFolder], runs: Path, *, failed: Sequence[str]) -> int:
+    rows, agrees = [], not failed
+    for study in chosen:
+        written = write_report(collect(runs, study.name), show=False)
+        if not study.has_results:
+            rows.append([study.name, "none in the book", "", ""])
+            continue
+        found = compare(study.name, study.rows, read_csv(written.page.parent / "report.csv"))
+        agrees &= found.agrees
+        rows.append([study.name, *_told(found)])
+    terminal.table(
+        "the book beside what was run here",
+        ["study", "runs bitwise equal", "differing columns", "arms told apart"],
+        rows,
+    )
+    terminal.say(
+        "On the machine and with the versions of a study's page every figure but the seconds is to"
+        " be bitwise equal; elsewhere last bits differ, a chaotic failure comes at other steps, and"
+        " no arm is to be told apart (Fisher and Welch, with Holm, p above 0.05: only large changes"
+        " are, with ten seeds)."
+    )
+    for name in dict.fromkeys(failed):
+        terminal.error(f"{name}: some runs failed")
+    return command_line.OK if agrees else command_line.FAILURE
+
+
+def _told(found: Comparison) -> list[str]:
+    missing = f", {len(found.missing)} not run" if found.missing else ""
+    return [
+        f"{found.num_equal} of {found.num_runs}{missing}",
+        ", ".join(found.differing[:4]) + (" ..." if len(found.differing) > 4 else ""),
+        ", ".join(found.apart) or "none",
+    ]
+
+
+def write_book(given: Mapping[str, Any]) -> int:
+    """Brings the runs of studies into the book and makes its pages anew; returns the exit code.
+
+    Raises:
+        InputError: a study has no runs, or a page asks for what is not there.
+    """
+    paths = _paths(given)
+    runs, folder = Path(str(paths["runs"])), _book(paths)
+    swept, single = _to_bring(given["studies"], folder)
+    for study in swept:
+        _bring(study, runs)
+        terminal.say(f"{study.folder}: results.csv, arms.csv, figures")
+    for run in single:
+        bring(run, runs)
+        terminal.say(f"{run.folder}: results.csv, incident.json where there was one")
+    book = Book(folder)
+    # All of them first: where one asks for what is not there, none is written.
+    texts = {book.target(template): book.page(template) for template in book.templates()}
+    if (folder / front.STUDY / "results.csv").is_file():
+        drawing = front.front_figure(book.measures(front.STUDY))
+        texts[folder / front.FILE] = drawing.svg(standalone=True)
+    for run in book.runs.values():
+        if run.has_results:
+            texts[run.folder / FIGURE] = run_figure(run).svg(standalone=True)
+    for page, text in texts.items():
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(text, encoding="utf-8")
+        terminal.say(str(page))
+    return command_line.OK
+
+
+def _to_bring(value: Any, folder: Path) -> tuple[list[StudyFolder], list[SingleRun]]:
+    """Those that the field `studies` names; null names none."""
+    if value is None:
+        return [], []
+    names = [str(name) for name in (value if isinstance(value, list) else [value])]
+    known = single_runs(folder)
+    single = [known[name] for name in names if name in known]
+    swept = [name for name in names if name not in known]
+    # No names at all are told as those of studies are.
+    return _chosen(swept, folder) if swept or not single else [], single
+
+
+def _bring(study: StudyFolder, runs: Path) -> None:
+    """results.csv, arms.csv, and the figures that the page shows."""
+    template = study.folder / f"README.md{TEMPLATE}"
+    if not template.is_file():
+        raise InputError(f"{template}: is missing, and says which figures a study shows")
+    found = collect(runs, study.name)
+    if found.damages:
+        # A report can do without a run, a page of the book cannot.
+        raise InputError(f"studies={study.name}: {found.damages[0]}")
+    for run in found.runs:
+        if not has_ended(run):
+            raise InputError(f"studies={study.name}: {run.name} has not ended ({run.status})")
+    report = write_report(found, show=False).page.parent
+    names = re.findall(r"\(figures/([\w-]+\.svg)\)", template.read_text(encoding="utf-8"))
+    for name in names:
+        if not (report / "figures" / name).is_file():
+            raise InputError(f"{template}: shows figures/{name}, which the report has not")
+    shutil.copyfile(report / "report.csv", study.folder / "results.csv")
+    shutil.copyfile(report / "arms.csv", study.folder / "arms.csv")
+    figures = study.folder / "figures"
+    shutil.rmtree(figures, ignore_errors=True)
+    for name in names:
+        figures.mkdir(exist_ok=True)
+        shutil.copyfile(report / "figures" / name, figures / name)

@@ -1,0 +1,94 @@
+"""What a study would cost on other machines: its jobs, one a device, at a given speed."""
+
+import heapq
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from src.config.compose import compose
+from src.config.memory_estimate import Memory, predict_memory, run_hours, vocab_size
+from src.config.run_config import RunConfig
+from src.model.size import Size
+from src.study.analysis.rows import own_steps
+from src.study.read.collect import Study
+
+PRESET = "preset=writeup"
+
+SPEED_FILE = "speed.jsonl"
+"""Lines of `python -m src.bench`, where a GPU has been measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A size under the write-up's recipe, as `describe` has it."""
+
+    config: RunConfig
+    size: Size
+    memory: Memory
+
+    def hours(self, tokens_per_second: float) -> float:
+        """Of one run on one device."""
+        return run_hours(self.config, tokens_per_second=tokens_per_second)
+
+    def tokens_per_second(self, mfu: float, *, flops: float) -> float:
+        """At a share of a device's floating-point operations a second."""
+        return mfu * flops / self.size.flops_per_token
+
+
+@lru_cache
+def described(model: str, *fields: str) -> Model:
+    """A size of conf/model with the published router; further fields as they are typed."""
+    # On no machine in particular: nothing of it is trained.
+    given = [PRESET, f"model={model}", "ffn=moe_writeup", "trainer=cpu", *fields]
+    config = compose("describe", given)
+    words = vocab_size(config)
+    memory = predict_memory(config, vocab_size=words)
+    assert memory is not None
+    return Model(config=config, size=config.architecture.measure(vocab_size=words), memory=memory)
+
+
+def waves(study: Study) -> list[list[float]]:
+    """The jobs of a study, each as the share of a whole run that it trains itself.
+
+    Those that others start from come first, as in a sweep on a cluster.
+    """
+    begun = {run.baseline for run in study.runs if own_steps(run) < run.steps}
+    first: list[float] = []
+    rest: list[float] = []
+    for run in study.runs:
+        wave = first if run.variant in begun else rest
+        wave.append(own_steps(run) / run.max_steps)
+    return [first, rest]
+
+
+def num_states(study: Study) -> int:
+    """States in the middle of a run that are kept for others to start from."""
+    starts = {(run.seed, run.steps - own_steps(run)) for run in study.runs}
+    return sum(step > 0 for _, step in starts)
+
+
+def makespan(jobs: Sequence[Sequence[float]], *, num_devices: int) -> float:
+    """When the last job ends: wave after wave, each job on the device that is free first."""
+    end = 0.0
+    for wave in jobs:
+        free = [end] * num_devices
+        for job in wave:
+            heapq.heappush(free, heapq.heappop(free) + job)
+        end = max(free)
+    return end
+
+
+def measured(folder: Path, *, shape: str) -> list[dict[str, Any]]:
+    """Speeds of our step on GPUs, from a file beside the page; none where nobody had one."""
+    file = folder / "scale" / SPEED_FILE
+    if not file.is_file():
+        return []
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [
+        line
+        for line in lines
+        if line["case"]["shape"] == shape and line["case"]["device"] == "cuda"
+    ]

@@ -1,0 +1,187 @@
+"""One run that is too large for a study over seeds: its curve and its incident, beside its page."""
+
+import csv
+import shutil
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from src.common.errors import InputError
+from src.common.override_grammar import out_of_file
+from src.common.run_folder import damaged, read_json
+from src.config.compose import compose
+from src.lab.book.chosen import UndecidedError
+from src.lab.book.files import RESULTS_FILE, BookFolder
+from src.study.read.collect import Run, collect
+from src.training.recipe import RecipeConfig
+
+RUN_FILE = "run.yaml"
+"""Holds the arguments of the run."""
+
+INCIDENT, FIGURE = "incident.json", "figures/curve.svg"
+
+ADVICE = "git has it whole"
+"""Where a file of the book cannot be read."""
+
+COLUMNS = {
+    "loss": "train/loss",
+    "grad_norm": "grad/norm",
+    "nonfinite_batches": "guard/nonfinite_loss",
+    "norms_over_100": "spike/norm_over_100",
+    "step_seconds": "speed/step_seconds",
+}
+"""Columns of the curve and the metrics that they are."""
+
+LAYERS = {"bias_mean": min, "picked_logit_min": min, "topk_sum_min": min, "max_violation": max}
+"""Columns that are taken over the routers of all layers."""
+
+
+class SingleRun(BookFolder):
+    """What its folder in the book has."""
+
+    @cached_property
+    def arguments(self) -> list[str]:
+        """What is typed after `python -m src.train`.
+
+        Raises:
+            InputError: run.yaml is damaged, or makes the run of another study.
+        """
+        file = self.folder / RUN_FILE
+        with damaged(file, advice=ADVICE):
+            given = yaml.safe_load(file.read_text(encoding="utf-8"))["arguments"]
+        if not isinstance(given, list) or f"study={self.name}" not in given:
+            raise InputError(f"{file}: arguments must be a list with study={self.name} in it")
+        return out_of_file([str(argument) for argument in given], where=str(file))
+
+    @cached_property
+    def curve(self) -> list[dict[str, float]]:
+        """The logged steps.
+
+        Raises:
+            InputError: results.csv is damaged.
+            UndecidedError: it has not been run.
+        """
+        if not self.has_results:
+            raise UndecidedError(f"{self.name} has not been run")
+        with damaged(self.folder / RESULTS_FILE, advice=ADVICE):
+            rows = [{k: float(str(v)) for k, v in row.items() if v} for row in self.rows]
+            if not rows or not all("step" in row for row in rows):
+                raise ValueError("no steps")
+            return rows
+
+    @cached_property
+    def incident(self) -> Mapping[str, Any] | None:
+        """The first that was not finite.
+
+        Raises:
+            InputError: incident.json is damaged.
+        """
+        file = self.folder / INCIDENT
+        with damaged(file, advice=ADVICE):
+            found = read_json(file)
+            fields = "step", "cause", "line", "figures"
+            return None if found is None else {name: found[name] for name in fields}
+
+    @cached_property
+    def recipe(self) -> RecipeConfig:
+        """How it trains."""
+        # On no machine in particular: nothing is trained.
+        return compose("train", [*self.arguments, "trainer=cpu"]).recipe
+
+    @cached_property
+    def words(self) -> dict[str, Any]:
+        """What its predictions and pages may say; None is what cannot be said of it."""
+        # The first has been compiled.
+        seconds = [row["step_seconds"] for row in self.curve[1:] if "step_seconds" in row]
+        return {
+            "command": f"python -m src.train {' '.join(self.arguments)}",
+            "steps": self.recipe.max_steps,
+            "last_step": int(self.curve[-1]["step"]),
+            "failed": int(self.incident is not None),
+            "first_nonfinite": self.first_nonfinite,
+            "by_router_underflow": int((self.incident or {}).get("cause") == "router underflow"),
+            "grad_norm_before": self.grad_norm_before(),
+            "grad_norm_after_warmup": self.grad_norm_before(after=self.recipe.warmup_steps),
+            "step_seconds": seconds,
+            "median_seconds": median(seconds) if seconds else None,
+            "least_max_violation": self.least_max_violation(),
+            "incident": self.incident,
+            "at": self.at,
+            "last": self.curve[-1],
+        }
+
+    @property
+    def first_nonfinite(self) -> int | None:
+        """Step of the incident."""
+        return None if self.incident is None else int(self.incident["step"])
+
+    def grad_norm_before(self, *, after: int = 0) -> float | None:
+        """The largest gradient norm of a logged step before the incident."""
+        end = self.first_nonfinite or self.curve[-1]["step"] + 1
+        rows = [row for row in self.curve if after < row["step"] < end]
+        return max((row["grad_norm"] for row in rows if "grad_norm" in row), default=None)
+
+    def least_max_violation(self) -> float | None:
+        """The least, over the logged steps after the first, of the worst router's MaxVio."""
+        # In the first step a multiplied bias is 0, and with it all logits: it shows no routing.
+        rows = self.curve[1:]
+        return min((row["max_violation"] for row in rows if "max_violation" in row), default=None)
+
+    def at(self, step: int) -> Mapping[str, float]:
+        """The last logged step up to one."""
+        return [row for row in self.curve if row["step"] <= step][-1]
+
+
+def bring(single: SingleRun, runs: Path) -> None:
+    """Takes the curve and the first incident of a run into the book.
+
+    Raises:
+        InputError: there is no such run, or more than one.
+    """
+    study = collect(runs, single.name)
+    if len(study.runs) != 1:
+        raise InputError(
+            f"studies={single.name}: {study.folder} must hold one run, holds {len(study.runs)}"
+        )
+    (run,) = study.runs
+    with (single.folder / RESULTS_FILE).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["step", *COLUMNS, *LAYERS], lineterminator="\n")
+        writer.writeheader()
+        # Figures of gradients and activations come at steps of their own, too.
+        writer.writerows(_row(line) for line in run.lines if COLUMNS["step_seconds"] in line)
+    (single.folder / INCIDENT).unlink(missing_ok=True)
+    if (first := _first_nonfinite(run)) is not None:
+        shutil.copyfile(first, single.folder / INCIDENT)
+
+
+def _first_nonfinite(run: Run) -> Path | None:
+    """The file of the first incident that is no mere spike."""
+    files = run.folder.glob("incidents/step-*/incident.json")
+    steps = {}
+    for file in files:
+        with damaged(file):
+            incident = read_json(file) or {}
+            if incident["kind"] == "non-finite":
+                steps[file] = int(incident["step"])
+    return min(steps, key=lambda file: steps[file], default=None)
+
+
+def _row(line: Mapping[str, float]) -> dict[str, float]:
+    row: dict[str, float] = {"step": int(line["step"])}
+    row |= {column: line[metric] for column, metric in COLUMNS.items() if metric in line}
+    for column, pick in LAYERS.items():
+        values = [v for k, v in line.items() if k.startswith("moe/") and k.endswith(f"/{column}")]
+        row |= {column: pick(values)} if values else {}
+    return row
+
+
+def single_runs(book: Path) -> dict[str, SingleRun]:
+    """Those of a book, by name."""
+    return {
+        file.parent.name: SingleRun(folder=file.parent)
+        for file in sorted(book.glob(f"*/{RUN_FILE}"))
+    }

@@ -1,0 +1,172 @@
+"""Spikes of loss and gradient norm."""
+
+import math
+from collections import deque
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from nonfinite.config import check_interval
+from nonfinite.guard import StepGuard
+from nonfinite.step_callback import StepCallback, is_log_step, log
+
+DEFINITIONS = {"": (6.0, 128), "_1000": (7.0, 1000)}
+"""Suffix of the metric: standard deviations and window, of OLMo-core and of OLMo 2."""
+
+LARGE_RATIO, LARGE_NORM = 5.0, 100.0
+"""A gradient norm above so many running medians, and above so much absolute."""
+
+LEAST = 64
+"""Values that a window must hold before anything is judged by it."""
+
+
+class SpikeScore:
+    """Share of values that exceed the rolling mean by some standard deviations.
+
+    The window holds the latest values that were not spikes; a non-finite value is a spike. The
+    first 64 values are not judged unless they are non-finite. Lightning's SpikeDetection (2.6) is
+    no such measure: it ends the run at the first loss that is not finite, or
+    is three times a running mean of 10.
+    """
+
+    def __init__(self, *, sigmas: float = 6.0, window: int = 128) -> None:
+        self.sigmas = sigmas
+        self.window: deque[float] = deque(maxlen=window)
+        self.num_values = 0
+        self.num_spikes = 0
+
+    def add(self, value: float) -> bool:
+        """Takes one value; returns whether it is a spike."""
+        self.num_values += 1
+        spike = not math.isfinite(value)
+        if not spike and len(self.window) >= LEAST:
+            spike = value > self._mean() + self.sigmas * self._deviation()
+        if spike:
+            self.num_spikes += 1
+        else:
+            self.window.append(value)
+        return spike
+
+    def _mean(self) -> float:
+        return math.fsum(self.window) / len(self.window)
+
+    def _deviation(self) -> float:
+        mean = self._mean()
+        squares = math.fsum((value - mean) ** 2 for value in self.window)
+        return math.sqrt(squares / (len(self.window) - 1))
+
+    @property
+    def score(self) -> float:
+        """Spikes divided by values; 0 before the first."""
+        return self.num_spikes / max(1, self.num_values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "window": list(self.window),
+            "num_values": self.num_values,
+            "num_spikes": self.num_spikes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes them up again."""
+        self.window = deque(state["window"], maxlen=self.window.maxlen)
+        self.num_values, self.num_spikes = state["num_values"], state["num_spikes"]
+
+
+class SpikeWatch(StepCallback):
+    """Scores every step's loss and gradient norm, read in bulk on logged steps."""
+
+    def __init__(self, guard: StepGuard, *, every: int) -> None:
+        check_interval(every)
+        self.guard, self.every = guard, every
+        self.scores = {
+            f"{what}_score{suffix}": SpikeScore(sigmas=sigmas, window=window)
+            for what in ("loss", "grad")
+            for suffix, (sigmas, window) in DEFINITIONS.items()
+        }
+        self.steps: list[int] = []
+        self.num_over_median = self.num_over_100 = 0
+        self._norms: deque[float] = deque(maxlen=128)
+        self.grad_norm_max, self.grad_norm_max_step = 0.0, 0
+        self._pending: list[Tensor] = []
+        self._step = 0
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Remembers the step's figures on their device; judges them on logged steps."""
+        assert self.guard.loss is not None and self.guard.grad_norm is not None
+        # Cross-entropy alone where the module keeps it apart from other losses.
+        loss = getattr(pl_module, "step_losses", {}).get("loss", self.guard.loss)
+        self._pending.append(torch.stack((loss, self.guard.grad_norm)))
+        self._step = step
+        if is_log_step(trainer, step, every=self.every):
+            self._drain()
+            figures = {f"spike/{name}": score.score for name, score in self.scores.items()}
+            figures["spike/norm_over_5_medians"] = float(self.num_over_median)
+            figures["spike/norm_over_100"] = float(self.num_over_100)
+            log(trainer, figures, step=step)
+
+    def _drain(self) -> None:
+        if not self._pending:
+            return
+        first = self._step - len(self._pending) + 1
+        for step, (loss, norm) in enumerate(torch.stack(self._pending).tolist(), start=first):
+            spikes = [
+                score.add(loss if name.startswith("loss") else norm)
+                for name, score in self.scores.items()
+            ]
+            large = self._is_large(norm)
+            if any(spikes) or large:
+                self.steps.append(step)
+            if math.isfinite(norm) and norm > self.grad_norm_max:
+                self.grad_norm_max, self.grad_norm_max_step = norm, step
+        self._pending.clear()
+
+    def _is_large(self, norm: float) -> bool:
+        """Counts a norm that is large by the write-up's measure, or by its own past."""
+        if not math.isfinite(norm):
+            return True
+        over_100 = norm > LARGE_NORM
+        known = sorted(self._norms)
+        over_median = len(known) >= LEAST and norm > LARGE_RATIO * known[len(known) // 2]
+        self._norms.append(norm)
+        self.num_over_100 += over_100
+        self.num_over_median += over_median
+        return over_100 or over_median
+
+    def summary(self) -> dict[str, Any]:
+        """The record's `spikes`."""
+        self._drain()
+        return {
+            **{name: score.score for name, score in self.scores.items()},
+            "first_step": self.steps[0] if self.steps else None,
+            "steps": list(self.steps),
+            "norm_over_5_medians": self.num_over_median,
+            "norm_over_100": self.num_over_100,
+            "grad_norm_max": self.grad_norm_max,
+            "grad_norm_max_step": self.grad_norm_max_step or None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Windows, counts and the greatest norm."""
+        self._drain()
+        return {
+            "scores": {name: score.state_dict() for name, score in self.scores.items()},
+            "grad_norm_max": self.grad_norm_max,
+            "grad_norm_max_step": self.grad_norm_max_step,
+            "steps": list(self.steps),
+            "large": [self.num_over_median, self.num_over_100],
+            "norms": list(self._norms),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them up again."""
+        for name, state in state_dict["scores"].items():
+            self.scores[name].load_state_dict(state)
+        self.grad_norm_max = state_dict["grad_norm_max"]
+        self.grad_norm_max_step = state_dict["grad_norm_max_step"]
+        self.steps = list(state_dict["steps"])
+        self.num_over_median, self.num_over_100 = state_dict["large"]
+        self._norms = deque(state_dict["norms"], maxlen=128)

@@ -1,0 +1,1 @@
+"""A step or a checkpoint examined after the fact."""

@@ -1,0 +1,166 @@
+"""Runs a recorded step again: in another process, and with other values where that is asked."""
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+
+from nonfinite.causes import describe
+from nonfinite.config import GuardConfig
+from nonfinite.guard import StepGuard
+from nonfinite.rerun import autocast_for, loss_again, router_figures
+from nonfinite.tracer import Finding, is_alike, is_same, trace
+from src.checkpoint.rebuild import (
+    empty_model,
+    restore_parts,
+    restore_recipe,
+    weights_of,
+    with_vocabulary_of,
+)
+from src.checkpoint.validate import (
+    STATE,
+    check_state,
+    is_external,
+    is_incident,
+    is_run,
+    recorded_device,
+)
+from src.common import terminal
+from src.common.errors import InputError
+from src.common.read_checkpoint import read_tensors
+from src.training.task import LanguageModelTask
+
+CHANGEABLE = ("model", "attention", "ffn", "recipe")
+"""Sections in which a replay can have other values."""
+REPLAYABLE = {"z_loss_weight"}
+"""Fields of the recipe that have a part in the loss of a step."""
+
+
+def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
+    """Shows what the step does now; returns the exit code.
+
+    What was recorded on a GPU runs on one again where there is one, else on the CPU, whose numbers
+    are others.
+
+    Args:
+        incident: the folder that the recorder wrote.
+        changes: other values, nested as the configuration is; empty repeats the step as it was.
+        form: text or json.
+
+    Raises:
+        InputError: the folder holds no such incident, or a change is not allowed.
+    """
+    if form not in ("text", "json"):
+        raise InputError(f"format={form}: must be one of text, json")
+    state = read_tensors(incident / STATE, field="incident")
+    check_state(state, what=f"incident={incident}")
+    if not (is_incident(state) and is_run(state)):
+        raise InputError(f"incident={incident}: is no incident of a run of src.train")
+    device = _device_for(state)
+    finding, router = _run(incident, state, changes, device)
+    recorded = state["incident"]
+    answer = {
+        "recorded": recorded["line"],
+        "now": "all is finite" if finding is None else describe(finding, router, None),
+        "reproduced": not changes and is_same(finding, recorded["finding"]),
+        "alike": is_alike(finding, recorded["finding"]),
+        "recorded_on": recorded_device(state),
+        "run_on": device.type,
+        "averted": finding is None and recorded["finding"] is not None,
+        "finding": None if finding is None else finding.plain(),
+    }
+    if form == "json":
+        print(json.dumps(answer))
+        return 0
+    terminal.say(f"recorded: {answer['recorded']}")
+    terminal.say(f"now:      {answer['now']}")
+    if answer["reproduced"]:
+        same = "all was finite then, too" if finding is None else "the same tensor, bitwise"
+        terminal.say(f"reproduced: {same}")
+    elif answer["averted"]:
+        terminal.say("the step would have been averted")
+    elif changes:
+        terminal.say("the step fails with these values, too")
+    elif answer["alike"]:
+        where = f"recorded on {answer['recorded_on']}, run on {answer['run_on']}"
+        terminal.say(f"the same operation on other numbers: {where}")
+    else:
+        terminal.say("not as recorded")
+    return 0
+
+
+def _device_for(state: Mapping[str, Any]) -> torch.device:
+    """Where the step is run again."""
+    is_there = torch.cuda.is_available()
+    return torch.device("cuda" if recorded_device(state) == "cuda" and is_there else "cpu")
+
+
+def _run(
+    incident: Path, state: Mapping[str, Any], changes: Mapping[str, Any], device: torch.device
+) -> tuple[Finding | None, dict[str, float]]:
+    recipe_changes = set(changes.get("recipe") or {}) - REPLAYABLE
+    if recipe_changes:
+        field = sorted(recipe_changes)[0]
+        raise InputError(
+            f"with.recipe.{field}: a replay repeats the step as it was computed;"
+            f" of recipe it can change {', '.join(sorted(REPLAYABLE))}"
+        )
+    for section in changes:
+        if section not in CHANGEABLE:
+            raise InputError(f"with.{section}: must be below one of {', '.join(CHANGEABLE)}")
+    if is_external(state):
+        raise InputError(
+            f"incident={incident}: its model is external; src.diagnose checkpoint={incident}"
+            f" target={state['config']['model']['target']} runs it again"
+        )
+    try:
+        parts = restore_parts(state["config"], changes)
+        recipe = restore_recipe(state["config"], changes)
+    except InputError as error:
+        raise InputError(f"with.{error}") from error
+    torch.set_num_threads(state["threads"])
+    torch.set_float32_matmul_precision(state["matmul_precision"])
+    weights = state["state_dict"]
+    model = empty_model(with_vocabulary_of(parts, weights_of(state)))
+    guard = StepGuard(
+        GuardConfig(check=[], on_nonfinite="skip", max_consecutive=None, on_alarm="none"),
+        max_steps=1,
+        log_every=1,
+    )
+    task = LanguageModelTask(
+        model=model,
+        recipe=recipe,
+        guard=guard,
+        lr_factor=recipe.lr_factor,
+        checkpoint_extras={},
+    )
+    try:
+        task.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            "with: changes the shape of the model, so its weights do not fit"
+        ) from error
+
+    typed = (changes.get("ffn") or {}).get("router") or {}
+    for path, values in state["router_values"].items():
+        for field, value in values.items():
+            if field not in typed:
+                setattr(task.get_submodule(path), field, value)
+
+    task.to(device)
+
+    def precision() -> AbstractContextManager[Any]:
+        return autocast_for(state["precision"], device.type)
+
+    batches = state["batches"]
+    for saved in batches:
+        entry = {**saved, "batch": move_data_to_device(saved["batch"], device)}
+        again = loss_again(task, entry, precision, accumulate=len(batches))
+        finding = trace(task, again, batch=entry["batch"])
+        if finding is not None:
+            return finding, router_figures(task, finding.module)
+    return None, {}

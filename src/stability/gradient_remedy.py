@@ -1,0 +1,56 @@
+"""What remedies on the gradient share."""
+
+from abc import ABC, abstractmethod
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from nonfinite.guard import StepGuard
+from nonfinite.step_callback import StepCallback, is_log_step, log
+from src.stability.base import RunFacts
+
+
+class GradientRemedy(StepCallback, ABC):
+    """Calls `change` with the gradients of each step that will be applied, before norm clipping.
+
+    A step that the guard has dropped has no gradients, and the remedy sees none of it.
+    """
+
+    name = ""
+
+    def __init__(self, run: RunFacts) -> None:
+        self.run = run
+        self.figures: dict[str, Tensor | float] = {}
+
+    @abstractmethod
+    def change(self, gradients: list[Tensor], *, norm: Tensor, step: int) -> bool:
+        """Changes gradients in place; returns whether it did.
+
+        Args:
+            gradients: one for each parameter that has one.
+            norm: of all of them together.
+            step: number of the step, from 1.
+        """
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Hands the gradients over."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in params if p.grad is not None]
+        if not gradients:
+            return
+        guard = StepGuard.of(trainer)
+        norm = None if guard is None else guard.current_norm
+        if norm is None:
+            norm = torch.nn.utils.get_total_norm(gradients)
+        changed = self.change(gradients, norm=norm, step=trainer.global_step + 1)
+        if changed and guard is not None:
+            guard.current_norm = None
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Logs `figures` as stability/<name>_<figure>."""
+        if is_log_step(trainer, step, every=self.run.log_every) and self.figures:
+            metrics = {f"stability/{self.name}_{k}": float(v) for k, v in self.figures.items()}
+            log(trainer, metrics, step=step)

@@ -1,0 +1,209 @@
+"""What runs come to, seed by seed: events after the landmark, counts, times, losses, costs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from statistics import fmean, median_low
+
+from src.common import record as records
+from src.study.analysis.permutation import Pair
+from src.study.analysis.results import Proportion
+from src.study.read.collect import Run
+
+AXES = ("steps", "tokens", "active_flops", "seconds")
+"""By which losses are compared at equal cost."""
+
+_TOTALS = {"tokens": "tokens", "active_flops": "active_flops", "seconds": "wall_seconds"}
+
+Runs = Mapping[int, Sequence[Run]]
+"""Runs by seed, in order of repeats; at least one each."""
+
+Measure = Callable[[Run], float | None]
+
+
+def has_ended(run: Run) -> bool:
+    """Whether it can be compared: it ran to its end, or the guard raised as it was told to.
+
+    Leaving those out would leave out the very failures that are counted.
+    """
+    raised = run.config.get("guard", {}).get("on_nonfinite") == "raise" and run.nonfinite_steps
+    return run.status == "finished" or (run.status == "failed" and bool(raised))
+
+
+def by_seed(runs: Sequence[Run]) -> dict[int, list[Run]]:
+    """Those that have ended, by seed and repeat."""
+    found: dict[int, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, run.repeat)):
+        if has_ended(run):
+            found.setdefault(run.seed, []).append(run)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Steps that are compared: those after `start`, up to and including `end`."""
+
+    start: int
+    end: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing can happen in it."""
+        return self.start >= self.end
+
+    def of(self, steps: Sequence[int]) -> list[int]:
+        """Those of the steps that lie inside."""
+        return [step for step in steps if self.start < step <= self.end]
+
+    def is_at_risk(self, run: Run) -> bool:
+        """Whether nothing had happened before it."""
+        return all(step > self.start for step in run.nonfinite_steps)
+
+    def num_nonfinite(self, run: Run) -> float:
+        """Batches whose loss or gradient was not finite."""
+        return float(len(self.of(run.nonfinite_steps)))
+
+    def steps_until_nonfinite(self, run: Run) -> float:
+        """Steps before the first such batch; all of the window where there is none."""
+        return float(min(self.of(run.nonfinite_steps), default=self.end + 1) - self.start - 1)
+
+    def num_spikes(self, run: Run) -> float:
+        """Spikes, which every non-finite batch is too."""
+        return float(len(self.of(run.spike_steps)))
+
+    def has_event(self, runs: Sequence[Run]) -> bool:
+        """Whether most runs of a seed went non-finite; of as many as not, the first run decides.
+
+        One vote a seed: repeats of it are no further seeds. The majority neither gains by further
+        runs, as "any" would, nor loses by them, as "all" would.
+        """
+        events = [bool(self.of(run.nonfinite_steps)) for run in runs]
+        ayes = sum(events)
+        return events[0] if 2 * ayes == len(events) else 2 * ayes > len(events)
+
+    def proportion(self, runs: Runs) -> Proportion:
+        """Seeds with an event."""
+        events = sum(self.has_event(each) for each in runs.values())
+        return Proportion(events=events, total=len(runs))
+
+    def firsts(self, runs: Runs) -> list[int]:
+        """The first such step of every seed with an event; of repeats the median, or below it."""
+        steps = []
+        for each in runs.values():
+            if self.has_event(each):
+                found = [self.of(run.nonfinite_steps) for run in each]
+                steps.append(median_low([min(one) for one in found if one]))
+        return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """An arm and its baseline on the seeds that both have."""
+
+    arm: Runs
+    baseline: Runs
+    window: Window
+
+    @cached_property
+    def shared(self) -> list[int]:
+        """Seeds that both have."""
+        return [seed for seed in self.arm if seed in self.baseline]
+
+    @cached_property
+    def at_risk(self) -> list[int]:
+        """Those of which no run was non-finite before the window."""
+        runs = {seed: [*self.arm[seed], *self.baseline[seed]] for seed in self.shared}
+        return [
+            seed for seed in self.shared if all(self.window.is_at_risk(run) for run in runs[seed])
+        ]
+
+    @property
+    def arm_at_risk(self) -> Runs:
+        """The arm's runs on those seeds."""
+        return {seed: self.arm[seed] for seed in self.at_risk}
+
+    @property
+    def baseline_at_risk(self) -> Runs:
+        """The baseline's."""
+        return {seed: self.baseline[seed] for seed in self.at_risk}
+
+    def pairs(self, measure: Measure) -> dict[int, Pair]:
+        """Values by seed, of the seeds at risk of which both sides have one."""
+        found = {}
+        for seed in self.at_risk:
+            one, two = values(self.arm[seed], measure), values(self.baseline[seed], measure)
+            if one and two:
+                found[seed] = Pair(arm=tuple(one), baseline=tuple(two))
+        return found
+
+
+def values(runs: Sequence[Run], measure: Measure) -> list[float]:
+    """A value of each run that has one."""
+    return [value for run in runs if (value := measure(run)) is not None]
+
+
+def seed_means(runs: Runs, measure: Measure) -> list[float]:
+    """A mean of every seed that has a value."""
+    return [fmean(found) for each in runs.values() if (found := values(each, measure))]
+
+
+def loss_metric(run: Run) -> str:
+    """Of averaged weights where the arm averages them for evaluation."""
+    return records.loss_metric(run.config["stability"])
+
+
+def is_marked(run: Run) -> bool:
+    """Whether some validation windows at its end were not finite."""
+    return run.results.get("val_nonfinite_frac", 0.0) > 0
+
+
+def clean_loss(run: Run, *, step: int) -> float | None:
+    """Validation loss at a step; None unless all of the run up to it was finite.
+
+    A step before the run's last must be one after which it validated.
+    """
+    if any(bad <= step for bad in run.nonfinite_steps):
+        return None
+    if run.outcome in ("collapsed", "stopped", "failed") and step >= run.steps:
+        return None
+    metric = loss_metric(run)
+    if step >= run.steps:
+        return None if is_marked(run) else run.results.get("val_loss")
+    frac = metric.replace("/loss", "/nonfinite_frac")
+    line = next((line for line in run.lines if line["step"] == step and metric in line), {})
+    return None if line.get(frac, 0.0) > 0 else _finite(line.get(metric))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def total(run: Run, axis: str) -> float | None:
+    """What the whole run has cost on an axis: steps, tokens, active_flops or seconds."""
+    value = run.record.get("steps" if axis == "steps" else _TOTALS[axis])
+    return None if value is None else float(value)
+
+
+def loss_at(run: Run, budget: float, axis: str) -> float | None:
+    """Validation loss once so much was spent, linear between validations.
+
+    Args:
+        budget: in units of the axis.
+        axis: steps, tokens, active_flops or seconds; a step costs the run's mean.
+
+    Returns:
+        None before the first validation, after the last, and where the record tells no total.
+    """
+    spent, steps = total(run, axis), run.steps
+    curve = run.curve(loss_metric(run))
+    if not spent or not steps or not curve:
+        return None
+    step = budget * steps / spent
+    # A run's own total is its last step, whatever the division says.
+    step = round(step) if math.isclose(step, round(step), rel_tol=1e-9) else step
+    for (left, before), (right, after) in pairwise(curve):
+        if left <= step <= right:
+            return before + (after - before) * (step - left) / (right - left)
+    return curve[0][1] if len(curve) == 1 and step == curve[0][0] else None

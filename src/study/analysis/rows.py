@@ -1,0 +1,246 @@
+"""The figures of every arm as one flat row each, for CSV, notebooks and the tables."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from src.common import number_format
+from src.study.analysis.endpoints import AXES, clean_loss, loss_metric
+from src.study.analysis.results import Analysis, ArmResult, Estimate, Proportion
+from src.study.read.collect import Run, Study
+from src.study.read.flat import flat
+from src.study.report.router_load import layer_loads
+
+Value = str | int | float | None
+Row = dict[str, Value]
+
+ENDPOINTS = {
+    "nonfinite": ("non-finite seeds, share", 2),
+    "nonfinite_batches": ("non-finite batches", 1),
+    "first_nonfinite": ("first non-finite step", 0),
+    "spikes": ("spikes", 1),
+    "loss": ("val/loss", 3),
+}
+"""Endpoint, its name in a table, its decimals."""
+
+VARIED_SECTIONS = ("recipe", "attention", "ffn", "model", "data")
+"""Of which results.csv names the fields that differ between runs; options are in their names."""
+
+OUTCOMES = ("clean", "intermittent", "collapsed", "stopped", "failed", "killed", "unfinished")
+
+
+def arm_rows(study: Study, analysis: Analysis) -> list[Row]:
+    """A row an arm, in the order of the analysis."""
+    return [_arm_row(arm, study.of(arm.variant)) for arm in analysis.arms]
+
+
+def _arm_row(arm: ArmResult, runs: Sequence[Run]) -> Row:
+    damaged = [run for run in runs if clean_loss(run, step=run.steps) is None]
+    losses = [value for run in damaged if (value := run.results.get("val_loss")) is not None]
+    row: Row = {
+        "variant": arm.variant,
+        "label": arm.label,
+        "baseline": arm.baseline,
+        "role": role(arm),
+        "num_seeds": arm.num_seeds,
+        "num_runs": arm.num_runs,
+        **{f"runs_{name}": arm.outcomes.get(name, 0) for name in OUTCOMES},
+        "acts_from": arm.acts_from,
+        "censored_at": arm.censored_at,
+        "num_failed_before": arm.num_failed_before,
+        **_proportion("nonfinite", arm.nonfinite),
+        **_proportion("baseline_nonfinite", arm.baseline_nonfinite),
+        **_estimate("nonfinite_batches", arm.nonfinite_batches),
+        "first_nonfinite": " ".join(map(str, arm.first_nonfinite)),
+        **_estimate("spikes", arm.spikes),
+        "loss_metric": arm.loss_metric,
+        **_estimate("loss", arm.loss),
+        "damaged_runs": len(losses),
+        "damaged_loss": fmean(losses) if losses else None,
+        "marked_runs": arm.num_marked,
+        "null_arm": arm.null_arm,
+        "tokens": _known(arm.tokens),
+        "active_flops": _known(arm.active_flops),
+        "seconds": _known(arm.seconds),
+        "own_steps": _known(arm.own_steps),
+    }
+    for axis in AXES:
+        row[f"loss_at_equal_{axis}"] = arm.loss_at_equal.get(axis)
+        row[f"loss_difference_at_equal_{axis}"] = arm.loss_difference_at_equal.get(axis)
+    for endpoint in ENDPOINTS:
+        row |= _comparison(arm, endpoint)
+    return row
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def role(arm: ArmResult) -> str:
+    """What the arm is there for, where it is no candidate."""
+    if arm.is_null:
+        return "null arm"
+    if arm.is_known_good:
+        return "known good"
+    return "baseline" if arm.baseline is None else ""
+
+
+def _proportion(name: str, proportion: Proportion | None) -> Row:
+    return {
+        f"{name}_seeds": None if proportion is None else proportion.events,
+        f"{name}_total": None if proportion is None else proportion.total,
+    }
+
+
+def _estimate(name: str, estimate: Estimate | None) -> Row:
+    fields = ("mean", "low", "high", "num_seeds")
+    return {f"{name}_{f}": None if estimate is None else getattr(estimate, f) for f in fields}
+
+
+def _comparison(arm: ArmResult, endpoint: str) -> Row:
+    found = arm.comparisons.get(endpoint)
+    null = None if found is None else found.null_range
+    row = _estimate(f"{endpoint}_difference", None if found is None else found.difference)
+    row |= {f"{endpoint}_null_low": null and null[0], f"{endpoint}_null_high": null and null[1]}
+    for name in ("p_value", "smallest_p", "smallest_effect", "detected", "verdict"):
+        value = None if found is None else getattr(found, name)
+        row[f"{endpoint}_{name}"] = int(value) if isinstance(value, bool) else value
+    return row
+
+
+def run_rows(study: Study, analysis: Analysis) -> list[Row]:
+    """A row a run: all that the tables are made of."""
+    varied = _varied(study.runs)
+    return [_run_row(run, arm, varied) for arm in analysis.arms for run in study.of(arm.variant)]
+
+
+def _varied(runs: Sequence[Run]) -> list[str]:
+    """Fields of the configuration, beside the options', in which some runs differ."""
+    flats = [flat(run.config, VARIED_SECTIONS) for run in runs]
+    fields = dict.fromkeys(field for each in flats for field in each)
+    return [name for name in fields if len({str(each.get(name)) for each in flats}) > 1]
+
+
+def _assigned(field: str, value: Any) -> str:
+    """`norm_eps=1e-09`, without blanks: a row has several."""
+    return f"{field.rpartition('.')[2]}={value}".replace(" ", "")
+
+
+def _run_row(run: Run, arm: ArmResult, varied: Sequence[str]) -> Row:
+    record, results = run.record, run.results
+    spikes, best = record.get("spikes", {}), record.get("best", {})
+    incident, own = run.incident or {}, flat(run.config, VARIED_SECTIONS)
+    after = [step for step in run.nonfinite_steps if step > arm.acts_from]
+    return {
+        "variant": run.variant,
+        "label": arm.label,
+        **run.axes,
+        "seed": run.seed,
+        "repeat": run.repeat,
+        "baseline": run.baseline,
+        "status": run.status,
+        "on_nonfinite": run.config.get("guard", {}).get("on_nonfinite"),
+        "outcome": run.outcome,
+        "learning_rate": run.config["recipe"]["learning_rate"],
+        "vocab_size": record.get("vocab_size"),
+        "varied": " ".join(_assigned(field, own[field]) for field in varied if field in own),
+        "max_steps": run.max_steps,
+        "steps": run.steps,
+        "own_steps": own_steps(run),
+        "acts_from": run.acts_from,
+        "nonfinite_steps": spans(run.nonfinite_steps),
+        "nonfinite_batches": results.get("nonfinite_steps", 0),
+        "nonfinite_batches_after": len(after),
+        "first_nonfinite": results.get("first_nonfinite_step"),
+        "first_nonfinite_after": min(after, default=None),
+        "skipped_steps": results.get("skipped_steps"),
+        "spike_steps": spans(run.spike_steps),
+        "spikes": results.get("spikes", 0),
+        "spikes_after": sum(step > arm.acts_from for step in run.spike_steps),
+        "grad_norm_max": results.get("grad_norm_max"),
+        "grad_norm_max_step": spikes.get("grad_norm_max_step"),
+        "loss_metric": arm.loss_metric,
+        "loss": results.get("val_loss"),
+        "nonfinite_frac": results.get("val_nonfinite_frac"),
+        "validations": validations(run),
+        "max_violation": _max_violation(run),
+        "best_loss": best.get("val/loss"),
+        "best_nonfinite_frac": best.get("val/nonfinite_frac"),
+        "best_step": best.get("step"),
+        "train_loss": run.final("train/loss"),
+        "init": (record.get("init") or {}).get("path"),
+        "initial_loss": run.initial_loss,
+        "cache_bytes_per_token": record.get("cache_bytes_per_token"),
+        "tokens": results.get("tokens"),
+        "active_flops": record.get("active_flops"),
+        "seconds": results.get("seconds"),
+        "alarm_step": run.alarms[0]["step"] if run.alarms else None,
+        "incident_step": incident.get("step"),
+        "incident_module": incident.get("module"),
+        "incident_cause": incident.get("cause"),
+        "config_hash": record.get("config_hash") or run.config.get("config_hash"),
+        "git_sha": record.get("git_sha"),
+        "code": record.get("code"),
+        "torch": record.get("versions", {}).get("torch"),
+        "device": record.get("device", {}).get("name"),
+    }
+
+
+def spans(steps: Sequence[int]) -> str:
+    """Steps as text, those that follow each other as one: `7 12-15`."""
+    found: list[list[int]] = []
+    for step in sorted(steps):
+        if found and step == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], step]
+        else:
+            found.append([step])
+    return " ".join("-".join(map(str, span)) for span in found)
+
+
+def validations(run: Run) -> str:
+    """The loss by step, as `40:2.91:0.0`: step, loss, share of windows without one."""
+    metric = loss_metric(run)
+    frac = frac_metric(metric)
+    return " ".join(
+        f"{int(line['step'])}:{line.get(metric, '')}:{line[frac]}"
+        for line in run.lines
+        if frac in line
+    )
+
+
+def _max_violation(run: Run) -> float | None:
+    """MaxVio in the last quarter of the run, mean over its layers; None without experts."""
+    loads = layer_loads([run])
+    return fmean(load.max_violation for load in loads) if loads else None
+
+
+def own_steps(run: Run) -> int:
+    """Steps that were not taken from another run's state."""
+    return int(run.record.get("own_steps", run.steps))
+
+
+def frac_metric(loss_metric: str) -> str:
+    """The share of a validation's windows without a finite loss: whether the loss is marked."""
+    return loss_metric.replace("/loss", "/nonfinite_frac")
+
+
+def headline(analysis: Analysis) -> dict[str, float]:
+    """The figures that go on the sweep's own run in MLflow."""
+    figures = {"report/can_rank": float(analysis.can_rank)}
+    for arm in analysis.arms:
+        name = f"report/{number_format.metric_safe(arm.label)}"
+        figures[f"{name}/seeds"] = float(arm.num_seeds)
+        counts = [("nonfinite_batches", arm.nonfinite_batches), ("spikes", arm.spikes)]
+        if arm.censored_at is not None or not arm.nonfinite.total:
+            # Zeros of steps that the arm has not, or that are its baseline's, would look best.
+            counts = []
+        else:
+            figures[f"{name}/nonfinite_seeds"] = float(arm.nonfinite.events)
+        for key, estimate in (*counts, ("val_loss", arm.loss)):
+            if estimate is not None:
+                figures[f"{name}/{key}"] = estimate.mean
+        loss = arm.comparisons.get("loss")
+        if loss is not None and loss.difference is not None:
+            figures[f"{name}/val_loss_difference"] = loss.difference.mean
+    return {key: value for key, value in figures.items() if math.isfinite(value)}

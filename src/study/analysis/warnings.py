@@ -1,0 +1,226 @@
+"""What a reader must know before believing a study: what is missing, what is mixed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from src.common.number_format import p_value
+from src.stability import REMEDIES
+from src.study.analysis.endpoints import has_ended
+from src.study.analysis.results import ArmResult
+from src.study.analysis.stats import ALPHA
+from src.study.read.collect import Run, Study
+from src.study.read.flat import flat
+
+COMPARED = ("recipe", "attention", "ffn", "guard", "model", "data", "tokenizer")
+"""Sections of config.yaml in which an arm is to equal its baseline, but for what its name says."""
+
+PRESET_SETS = ("recipe", "attention", "ffn", "model", "data", "tokenizer")
+"""Sections that another preset may have changed."""
+
+MODEL_SETS = ("attention", "ffn", "model")
+"""Sections that take sizes from the model's option."""
+
+INIT_SETS = (*MODEL_SETS, "tokenizer")
+"""Sections that a saved model brings."""
+
+
+def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
+    """Sentences, the graver first."""
+    by_name = {arm.variant: arm for arm in arms}
+    runs = {arm.variant: study.of(arm.variant) for arm in arms}
+    treated = [a for a in arms if a.baseline and runs[a.variant][0].axes["stability"] != "none"]
+    found = [*study.damages, *_controls(treated)]
+    for arm in arms:
+        found += _missing(arm, runs)
+        found += _not_ended(arm, runs[arm.variant])
+        found += _cut(arm, runs[arm.variant])
+        found += _starts(arm, runs[arm.variant])
+    # What acts at no step, only on evaluation, finds every failure before it.
+    found += _apart([arm for arm in arms if arm.acts_from < runs[arm.variant][0].max_steps])
+    found += _mixed(study.runs)
+    for arm in arms:
+        if arm.baseline in by_name:
+            found += _differing(arm, runs[arm.variant], runs[str(arm.baseline)])
+    for arm in arms:
+        notes = dict.fromkeys(n for run in runs[arm.variant] for n in run.record.get("notes", []))
+        found += [f"{arm.label}: {note}" for note in notes]
+    return found
+
+
+def _controls(remedies: Sequence[ArmResult]) -> Iterator[str]:
+    if not remedies:
+        return
+    if not any(arm.is_known_good for arm in remedies):
+        yield (
+            "no known-good arm (router_eps, router_freeze): that a remedy is not found may be the"
+            " study's fault"
+        )
+    if not any(arm.is_null for arm in remedies):
+        yield "no null arm (shaken): how far chance alone sets two runs apart is not known"
+    for arm in remedies:
+        for comparison in arm.comparisons.values() if arm.is_null else ():
+            if comparison.p_value is not None and comparison.p_value <= ALPHA:
+                yield (
+                    f"{arm.label} is a null arm and stands out in {comparison.endpoint}"
+                    f" (p = {p_value(comparison.p_value)}): chance in one of {1 / ALPHA:.0f}"
+                    " studies, or something beside chance sets it apart"
+                )
+
+
+def _missing(arm: ArmResult, runs: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+    if arm.baseline is None:
+        return
+    if arm.baseline not in runs:
+        yield f"{arm.label}: its baseline {arm.baseline} has no run in this study"
+        return
+    own, others = ({run.seed for run in runs[name]} for name in (arm.variant, arm.baseline))
+    if lacking := sorted(others - own):
+        yield f"{arm.label}: {_seeds(lacking)} of its baseline not run"
+    if alone := sorted(own - others):
+        yield f"{arm.label}: {_seeds(alone)} not run in its baseline, so in no comparison"
+
+
+def _seeds(numbers: Sequence[int]) -> str:
+    listed = ", ".join(str(number) for number in numbers)
+    return f"seed{'s' if len(numbers) > 1 else ''} {listed}"
+
+
+def _not_ended(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
+    for status in ("failed", "killed", "unfinished"):
+        names = [run.folder.name for run in runs if run.status == status and not has_ended(run)]
+        if names:
+            yield f"{arm.label}: {status}, so in no comparison: {', '.join(names)}"
+    stopped = [run.folder.name for run in runs if run.outcome == "stopped"]
+    if stopped:
+        yield (
+            f"{arm.label}: stopped by the guard, so that counts of batches are lower bounds:"
+            f" {', '.join(stopped)}"
+        )
+
+
+def _cut(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
+    ends = [run.lines[-1]["step"] if run.lines else 0 for run in runs]
+    short = [
+        f"{run.folder.name} (to step {end:.0f} of {run.steps})"
+        for run, end in zip(runs, ends, strict=True)
+        if run.status == "finished" and end < run.steps
+    ]
+    if short:
+        yield (
+            f"{arm.label}: metrics.jsonl is cut, so that curves and losses at equal cost lack the"
+            f" rest: {', '.join(short)}"
+        )
+
+
+def _apart(arms: Sequence[ArmResult]) -> Iterator[str]:
+    """Seeds that failed before an arm could act; arms that start together share them."""
+    groups: dict[tuple[str | None, int, int, int], list[str]] = {}
+    for arm in arms:
+        if arm.num_failed_before:
+            seeds = arm.num_failed_before + arm.nonfinite.total
+            key = arm.baseline, arm.num_failed_before, seeds, arm.acts_from
+            groups.setdefault(key, []).append(arm.label)
+    for (_, failed, seeds, step), labels in groups.items():
+        yield (
+            f"{', '.join(labels)}: non-finite on {failed} of {seeds} seeds by step {step}, before"
+            " anything acts; reported apart, in no comparison of failures"
+        )
+
+
+def _starts(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
+    starts = {run.acts_from for run in runs if has_ended(run)}
+    if len(starts) > 1:
+        listed = ", ".join(str(start) for start in sorted(starts))
+        yield f"{arm.label}: its runs act from different steps ({listed}); the last counts for all"
+
+
+def _mixed(runs: Sequence[Run]) -> Iterator[str]:
+    records = [run.record for run in runs if run.record]
+
+    def kinds(*path: str) -> list[str]:
+        found: dict[str, None] = {}
+        for record in records:
+            value: Any = record
+            for name in path:
+                value = value.get(name) if isinstance(value, Mapping) else None
+            found[str(value)] = None
+        return sorted(found)
+
+    commits, code = kinds("git_sha"), kinds("code")
+    if len(commits) == 1 and len(code) > 1:
+        yield f"runs of {len(code)} states of the code: it was changed between them"
+    if len(commits) > 1:
+        same = ", with the same code in all" if len(code) == 1 and code != ["None"] else ""
+        listed = ", ".join(commit[:10] for commit in commits)
+        yield f"runs of {len(commits)} commits ({listed}){same}"
+    dirty = sum(bool(record.get("git_dirty")) for record in records)
+    if dirty:
+        yield f"{dirty} of {len(records)} runs come from a checkout with uncommitted changes"
+    libraries = {name for record in records for name in record.get("versions", {})}
+    for name in sorted(libraries):
+        if len(versions := kinds("versions", name)) > 1:
+            yield f"runs of several versions of {name}: {', '.join(versions)}"
+    if len(devices := kinds("device", "name")) > 1:
+        yield f"runs on several devices: {', '.join(devices)}"
+
+
+def _differing(arm: ArmResult, runs: Sequence[Run], baseline: Sequence[Run]) -> Iterator[str]:
+    reference = {run.seed: run for run in baseline}
+    found: dict[str, None] = {}
+    for run in runs:
+        if run.seed in reference:
+            found |= dict.fromkeys(_unexpected(run, reference[run.seed]))
+    if found:
+        yield f"{arm.label}: differs from its baseline in more than it says: {', '.join(found)}"
+
+
+def _unexpected(run: Run, baseline: Run) -> list[str]:
+    """Fields in which two runs differ though neither names nor options say so."""
+    sections = [name for name in COMPARED if run.config.get(name) != baseline.config.get(name)]
+    if not sections:
+        return []
+    one, two = flat(run.config, sections), flat(baseline.config, sections)
+    differing = [field for field in {**one, **two} if one.get(field) != two.get(field)]
+    allowed = [*_claimed(run), *_claimed(baseline)]
+    for group in ("attention", "ffn", "tokenizer", "data", "model", "preset"):
+        if run.config["choices"].get(group) != baseline.config["choices"].get(group):
+            sets = {"model": MODEL_SETS, "preset": PRESET_SETS}.get(group, (group,))
+            allowed += sets
+    if run.config.get("init") != baseline.config.get("init"):
+        allowed += INIT_SETS
+    for variant in (run.variant, baseline.variant):
+        allowed += [field.partition("-")[0] for field in variant.split("@")[1:]]
+    return [
+        f"{field} ({one.get(field)} against {two.get(field)})"
+        for field in differing
+        if not any(_names(text, field) for text in allowed)
+    ]
+
+
+def _names(text: str, field: str) -> bool:
+    """Whether a section, a whole name or a last part means the field or what lies above it."""
+    return field == text or field.startswith(f"{text}.") or f".{text}." in f"{field}."
+
+
+def _claimed(run: Run) -> list[str]:
+    """Fields that its options set outside their own."""
+    parts = {name: _attributes(value) for name, value in run.config.items()}
+    claimed: list[str] = []
+    for option, fields in run.config["stability"].items():
+        if option not in REMEDIES:
+            continue
+        try:
+            remedy = REMEDIES[option](**fields)
+        except TypeError:
+            # Written by code in which the option had other fields: what it set is not known, and
+            # stands among the differences.
+            continue
+        claimed += remedy.claims(parts)
+    return claimed
+
+
+def _attributes(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return SimpleNamespace(**{str(key): _attributes(inner) for key, inner in value.items()})
+    return value

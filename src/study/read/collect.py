@@ -1,0 +1,248 @@
+"""Reads the run folders of a study."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.common import record as records
+from src.common.errors import DamagedError, InputError
+from src.common.run_folder import check_study, damaged, lost_lines, read_json, read_metrics
+from src.tracking.labels import variant_of
+from src.tracking.push_state import SWEEPS
+
+SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""In C where PyYAML was built so: ten times faster over hundreds of runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run, as its folder tells it."""
+
+    folder: Path
+    variant: str
+    """Its variant's name, which is the folder above the run's own."""
+    seed: int
+    repeat: int
+    config: dict[str, Any]
+    """config.yaml."""
+    record: dict[str, Any]
+    """record.json; empty where the run has not ended or was killed."""
+    baseline: str | None
+    """Name of the variant that it is compared with; None for one that is compared with no other."""
+
+    @property
+    def name(self) -> str:
+        """`<variant>/seed-<n>`."""
+        return f"{self.variant}/{self.folder.name}"
+
+    @property
+    def status(self) -> str:
+        """finished, failed, killed; unfinished where there is no record."""
+        return str(self.record.get("status", "unfinished"))
+
+    @property
+    def outcome(self) -> str:
+        """clean, intermittent, collapsed, stopped; else the status."""
+        return str(self.record.get("outcome") or self.status)
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """attention, ffn, stability, model, preset."""
+        return variant_of(self.config)
+
+    @property
+    def composition(self) -> str:
+        """`mlha and moe`, or the target of a model that is not ours."""
+        target = self.config["model"].get("target")
+        return str(target) if target else f"{self.axes['attention']} and {self.axes['ffn']}"
+
+    @property
+    def max_steps(self) -> int:
+        """Steps that were planned; early_stop ends before them."""
+        return int(self.config["recipe"]["max_steps"])
+
+    @property
+    def steps(self) -> int:
+        """Steps that were made, those of a shared beginning included."""
+        return int(self.record.get("steps", 0))
+
+    @property
+    def acts_from(self) -> int:
+        """Steps until which the run is bitwise its baseline: the landmark of its comparison."""
+        return int(self.record.get("acts_from", 0))
+
+    @property
+    def nonfinite_steps(self) -> list[int]:
+        """Numbers of the steps whose loss or gradient was not finite."""
+        return list(self.record.get("guard", {}).get("nonfinite_steps", []))
+
+    @property
+    def spike_steps(self) -> list[int]:
+        """Numbers of the steps that any definition calls a spike."""
+        return list(self.record.get("spikes", {}).get("steps", []))
+
+    @cached_property
+    def results(self) -> dict[str, float]:
+        """The summary that stands in MLflow too, by the names there without result/."""
+        # A record that was rebuilt from a table lacks the variant, which the configuration has.
+        return records.results(self.record | {"variant": self.axes})
+
+    @property
+    def incident(self) -> dict[str, Any] | None:
+        """step, module, cause, line."""
+        return self.record.get("incident")
+
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        """Early warnings in their order: step, metric, value, drift, crossing_step, line."""
+        return list(self.record.get("alarms", []))
+
+    @cached_property
+    def lines(self) -> list[dict[str, float]]:
+        """metrics.jsonl: a mapping a logged step, finite numbers only."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    def final(self, metric: str) -> float | None:
+        """A figure at the end of the run; None where it was not finite or not taken."""
+        return self.record.get("final", {}).get(metric)
+
+    @property
+    def initial_loss(self) -> float | None:
+        """Validation loss of the weights with which it began; None where it was not taken."""
+        return next((line.get("val/loss") for line in self.lines[:1] if line["step"] == 0), None)
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) wherever the metric was logged."""
+        return [(int(line["step"]), line[metric]) for line in self.lines if metric in line]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """All runs of a study, and the sweeps that made them."""
+
+    name: str
+    folder: Path
+    runs: list[Run]
+    """In the order of variants as they were swept, then seed, then repeat."""
+    sweeps: list[dict[str, Any]]
+    """What the sweeps left, oldest first: command, git_sha, cells, steps_saved."""
+    damages: list[str] = field(default_factory=list)
+    """Sentences on runs that cannot be read, and are left out, or that have lost a part."""
+
+    @property
+    def variants(self) -> list[str]:
+        """Names in order, each once."""
+        return list(dict.fromkeys(run.variant for run in self.runs))
+
+    def of(self, variant: str) -> list[Run]:
+        """The runs of one variant."""
+        return [run for run in self.runs if run.variant == variant]
+
+
+def collect(runs_folder: Path, name: str) -> Study:
+    """Reads a study.
+
+    Raises:
+        InputError: there is no such study, or nothing in it can be read.
+    """
+    check_study(name)
+    folder = runs_folder / name
+    sweeps = _sweeps(folder)
+    order = [cell["variant"] for sweep in sweeps for cell in sweep["cells"]]
+    rank = {variant: index for index, variant in reversed(list(enumerate(order)))}
+    known = {cell["variant"]: cell["baseline"] for sweep in sweeps for cell in sweep["cells"]}
+    found = [
+        path.parent
+        for path in sorted(folder.glob("*/seed-*/config.yaml"))
+        # A folder that rerun=true moved aside has the time in its name.
+        if "." not in path.parent.name
+    ]
+    if not found:
+        studies = sorted(p.name for p in runs_folder.glob("*") if any(p.glob("*/seed-*")))
+        raise InputError(
+            f"study={name}: no run of it lies in {runs_folder}"
+            f" (allowed: {', '.join(studies) or 'none yet'})"
+        )
+    variants = {path.parent.name for path in found}
+    runs: list[Run] = []
+    damages = []
+    for path in found:
+        variant = path.parent.name
+        baseline = known.get(variant, _baseline_by_name(variant, variants))
+        try:
+            run = _read(path, baseline=baseline)
+        except DamagedError as error:
+            damages.append(f"{variant}/{path.name}: left out, because {error}")
+            continue
+        runs.append(run)
+        written = run.record.get("metric_lines", 0)
+        if len(run.lines) < written:
+            lost = lost_lines(len(run.lines), written)
+            damages.append(f"{run.name}: of metrics.jsonl {lost}")
+    if not runs:
+        raise DamagedError(f"study={name}: no run of it can be read; {damages[0]}")
+    runs.sort(key=lambda r: (rank.get(r.variant, len(rank)), r.variant, r.seed, r.repeat))
+    return Study(name=name, folder=folder, runs=runs, sweeps=sweeps, damages=damages)
+
+
+def _sweeps(folder: Path) -> list[dict[str, Any]]:
+    files = sorted((folder / SWEEPS).glob("*.json"), key=lambda file: file.stat().st_mtime)
+    sweeps = []
+    for file in files:
+        with damaged(file, advice="delete it; the sweep's command writes it anew"):
+            sweep = json.loads(file.read_text(encoding="utf-8"))
+            for cell in sweep["cells"]:
+                cell["variant"], cell["baseline"]
+            sweeps.append(sweep)
+    return sweeps
+
+
+def _read(folder: Path, *, baseline: str | None) -> Run:
+    file = folder / "config.yaml"
+    with damaged(file):
+        config: Mapping[str, Any] = yaml.load(file.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
+        seed, repeat = int(config["seed"]), int(config["repeat"])
+        # The last line of the file, so that what was cut has none.
+        config["config_hash"]
+    with damaged(folder / "record.json"):
+        record = read_json(folder / "record.json") or {}
+        if record["status"] == "finished" if record else False:
+            # Without them a damaged record would count as a run in which nothing went wrong.
+            for name in ("steps", "final", "outcome", "acts_from"):
+                record[name]
+            record["guard"]["nonfinite_steps"], record["spikes"]["steps"]
+    run = Run(
+        folder=folder,
+        variant=folder.parent.name,
+        seed=seed,
+        repeat=repeat,
+        config=dict(config),
+        record=record,
+        baseline=baseline,
+    )
+    with damaged(file):
+        # Every report asks for them, whatever the run has come to.
+        _ = run.axes, run.max_steps, run.composition
+    # Kept by the run, and read here so that a damaged file is found before anything is drawn.
+    _ = run.lines
+    return run
+
+
+def _baseline_by_name(variant: str, variants: set[str]) -> str | None:
+    """For runs that no sweep has made: the untreated variant that shares most fields."""
+    parts, *fields = variant.split("@")
+    attention_ffn, _, stability = parts.rpartition("+")
+    if stability == "none":
+        return None
+    candidates = [
+        other
+        for other in variants
+        if other.split("@")[0] == f"{attention_ffn}+none"
+        and set(other.split("@")[1:]) <= set(fields)
+    ]
+    return max(candidates, key=lambda other: (other.count("@"), other), default=None)

@@ -1,0 +1,1 @@
+"""From statistics to charts, tables and one page."""

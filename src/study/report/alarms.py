@@ -1,0 +1,43 @@
+"""Which runs were warned before a step was not finite, and how long before."""
+
+from src.common.number_format import NONE
+from src.study.analysis.results import Analysis
+from src.study.read.collect import Run, Study
+from src.study.report.table import Cell, Column, Table, cell
+
+COLUMNS = (
+    Column(name="arm", is_text=True),
+    Column(name="seed"),
+    Column(name="warned at step"),
+    Column(name="first non-finite step"),
+    Column(name="lead", note="steps between the two; beneath it the share of the run"),
+    Column(name="warning", is_text=True, may_wrap=True),
+)
+
+
+def alarms_table(study: Study, analysis: Analysis, *, title: str) -> Table:
+    """A row for each run that was warned, or that failed."""
+    labels = {arm.variant: arm.label for arm in analysis.arms}
+    runs = [run for variant in labels for run in study.of(variant)]
+    rows = [_row(labels[run.variant], run) for run in runs if run.alarms or run.nonfinite_steps]
+    # Failures without any warning are the incidents' to tell.
+    any_alarm = any(run.alarms for run in runs)
+    return Table(title=title, columns=COLUMNS, rows=rows if any_alarm else [])
+
+
+def _row(label: str, run: Run) -> list[Cell]:
+    alarm = run.alarms[0] if run.alarms else None
+    failed = run.nonfinite_steps[0] if run.nonfinite_steps else None
+    lead = Cell(NONE)
+    if alarm is not None and failed is not None:
+        steps = failed - alarm["step"]
+        lead = cell(str(steps), f"{steps / run.max_steps:.0%} of the run")
+    warning = "no warning" if alarm is None else str(alarm["line"])
+    return [
+        Cell(label),
+        cell(str(run.seed), f"repeat {run.repeat}" if run.repeat else ""),
+        Cell(NONE if alarm is None else str(alarm["step"])),
+        Cell("never" if failed is None else str(failed)),
+        lead,
+        Cell(warning.partition(": ")[2] or warning),
+    ]

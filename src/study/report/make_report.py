@@ -1,0 +1,117 @@
+"""Writes the report of a study: a page, Markdown, CSV and the drawings as files."""
+
+import csv
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.cli.field_checks import given_path
+from src.common import terminal
+from src.common.errors import InputError
+from src.study.analysis.analyse import analyse
+from src.study.analysis.rows import Row, arm_rows, headline, run_rows
+from src.study.read.collect import Study, collect
+from src.study.report import figures
+from src.study.report import study_page as page
+from src.study.report.summary import SHORT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFiles:
+    """What was written."""
+
+    page: Path
+    """report.html."""
+    files: list[Path]
+    """All, the page first; the drawings as their folder, so that links to them hold elsewhere."""
+    headline: dict[str, float]
+    """Figures for the sweep's own run in MLflow, by metric."""
+
+
+def report_command(given: Mapping[str, Any]) -> int:
+    """`python -m src.report`: writes the report and shows its short table.
+
+    Raises:
+        InputError: there is no such study, or the folder cannot be written.
+    """
+    name, runs = _text("study", given["study"]), given_path(given, "paths.runs")
+    out = None if given["out"] is None else given_path(given, "out")
+    write_report(collect(runs, name), out)
+    return 0
+
+
+def _text(field: str, value: Any) -> str:
+    """A name or a path, which the command line may have taken for a number."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    shown = "null" if value is None else value
+    raise InputError(f"{field}={shown}: must be text")
+
+
+def write_report(study: Study | Path, out: Path | None = None, *, show: bool = True) -> ReportFiles:
+    """Writes report.html, report.md, report.csv (a line a run), arms.csv and figures/.
+
+    Args:
+        study: its runs, or the folder that holds them.
+        out: the folder; None: report/ in the study's own.
+        show: print the answer, the short table and the paths.
+
+    Raises:
+        InputError: there is no such study, or the folder cannot be written.
+    """
+    if isinstance(study, Path):
+        study = collect(study.parent, study.name)
+    folder = study.folder / "report" if out is None else out
+    analysis = analyse(study)
+    report = page.content(study, analysis, folder=folder)
+    repeat = shlex.join(
+        [
+            *("python", "-m", "src.report", f"study={study.name}"),
+            *([] if study.folder.parent == Path("runs") else [f"paths.runs={study.folder.parent}"]),
+        ]
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figures.save(report.files, folder / "figures")
+        texts = {
+            "report.html": page.to_html(report, repeat=repeat),
+            "report.md": page.to_markdown(report, repeat=repeat, drawings="figures"),
+        }
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        write_csv(folder / "report.csv", run_rows(study, analysis))
+        write_csv(folder / "arms.csv", arm_rows(study, analysis))
+    except OSError as error:
+        raise InputError(f"out={folder}: cannot be written ({error.strerror})") from error
+    names = ("report.html", "report.md", "report.csv", "arms.csv", "figures")
+    if show:
+        for sentence in analysis.answer:
+            terminal.say(sentence)
+        for warning in analysis.warnings[: page.MOST_REMARKS]:
+            terminal.warn(warning)
+        more = len(analysis.warnings) - page.MOST_REMARKS
+        if more > 0:
+            terminal.warn(f"{more} more in the report")
+        report.tables["arms"].only(SHORT).show()
+        terminal.say(f"report: {folder / 'report.html'} (and .md, .csv, arms.csv, figures)")
+    return ReportFiles(
+        page=folder / "report.html",
+        files=[folder / name for name in names],
+        headline=headline(analysis),
+    )
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """A line a row, in full precision; what is not known is empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The same again; every value is text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,175 @@
+"""Where the figures come from: configurations, code, machine, commands, incidents."""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from src.common.number_format import NONE
+from src.common.tracking_address import masked
+from src.study.analysis.results import Analysis
+from src.study.analysis.rows import own_steps
+from src.study.read.collect import Run, Study
+from src.study.read.flat import flat
+from src.study.report.table import Cell, Column, Table, cell, link_to
+
+UNCOMPARED = (
+    "seed",
+    "repeat",
+    "study",
+    "config_hash",
+    "paths",
+    "tracking",
+    "watch",
+    "arguments",
+    "notes",
+    "fork",
+    "save_at",
+    "validate_at",
+    "observe",
+    "choices",
+)
+"""Sections of config.yaml that make no arm: they change no number, or are named elsewhere."""
+
+
+def config_table(study: Study, analysis: Analysis, *, title: str) -> Table:
+    """In what every arm differs from its baseline, and every baseline from the first."""
+    configs = {variant: _texts(study.of(variant)[0].config) for variant in study.variants}
+    labels = {arm.variant: arm.label for arm in analysis.arms}
+    rows = []
+    for arm in analysis.arms:
+        against = arm.baseline if arm.baseline in configs else analysis.arms[0].variant
+        one, two = configs[str(against)], configs[arm.variant]
+        for field in sorted({*one, *two}):
+            if one.get(field, NONE) != two.get(field, NONE):
+                rows.append(
+                    [
+                        cell(arm.label, f"against {labels[str(against)]}"),
+                        Cell(field),
+                        Cell(one.get(field, NONE)),
+                        Cell(two.get(field, NONE)),
+                    ]
+                )
+    return Table(
+        title=title,
+        columns=[
+            Column(name="arm", is_text=True),
+            Column(name="field", is_text=True),
+            Column(name="baseline", is_text=True, may_wrap=True),
+            Column(name="arm's value", is_text=True, may_wrap=True),
+        ],
+        rows=rows,
+    )
+
+
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted fields as text, without those that make no arm."""
+    found = flat(config, [name for name in config if name not in UNCOMPARED])
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
+
+
+def incidents_table(study: Study, analysis: Analysis, *, title: str, folder: Path) -> Table:
+    """What failed first in every run that failed, with a way to its page.
+
+    Args:
+        study: whose runs.
+        analysis: for the labels.
+        title: of the table.
+        folder: where the report is, from which links lead.
+    """
+    rows = []
+    labels = {arm.variant: arm.label for arm in analysis.arms}
+    for run in (run for variant in labels for run in study.of(variant)):
+        incident = run.incident
+        if incident is not None:
+            page = run.folder / "incidents" / f"step-{incident.get('step')}" / "incident.html"
+            rows.append(
+                [
+                    Cell(labels[run.variant]),
+                    cell(str(run.seed), f"repeat {run.repeat}" if run.repeat else ""),
+                    cell(f"{incident.get('step', NONE)}", link=link_to(page, folder)),
+                    Cell(str(incident.get("cause") or NONE)),
+                    Cell(str(incident.get("module") or NONE)),
+                    Cell(_without_place(incident)),
+                ]
+            )
+    return Table(
+        title=title,
+        columns=[
+            Column(name="arm", is_text=True),
+            Column(name="seed"),
+            Column(name="step"),
+            Column(name="cause", is_text=True),
+            Column(name="first module", is_text=True),
+            Column(name="what was found", is_text=True, may_wrap=True),
+        ],
+        rows=rows,
+    )
+
+
+def _without_place(incident: Mapping[str, Any]) -> str:
+    """The incident's line; step and module stand in columns of their own."""
+    line = str(incident.get("line") or NONE)
+    for place in (f"step {incident.get('step')}: ", f"{incident.get('module')}: "):
+        line = line.removeprefix(place)
+    return line
+
+
+def causes(study: Study) -> list[str]:
+    """`router underflow in 4 of 4 runs with an incident`, the most frequent first."""
+    found = [str(run.incident.get("cause")) for run in study.runs if run.incident is not None]
+    return [f"{cause} in {n} of {len(found)}" for cause, n in Counter(found).most_common()]
+
+
+def steps_saved(study: Study) -> tuple[int, int]:
+    """Steps that were taken from shared beginnings, and all steps that the runs count."""
+    return (
+        sum(run.steps - own_steps(run) for run in study.runs),
+        sum(run.steps for run in study.runs),
+    )
+
+
+def commands(study: Study) -> list[str]:
+    """What was typed, each once."""
+    typed = [sweep.get("command") for sweep in study.sweeps]
+    texts = [
+        command if isinstance(command, str) else shlex.join(command) for command in typed if command
+    ]
+    # Earlier versions kept what is secret in an address.
+    return list(dict.fromkeys(map(masked, texts)))
+
+
+def origins(study: Study, *, title: str) -> Table:
+    """Code, libraries and machines that the runs come from."""
+    counts = Counter(_origin(run) for run in study.runs)
+    return Table(
+        title=title,
+        columns=[
+            Column(name="runs"),
+            Column(name="commit", is_text=True),
+            Column(name="code", note="hash of every source file, committed or not", is_text=True),
+            Column(name="libraries", is_text=True, may_wrap=True),
+            Column(name="machine", is_text=True, may_wrap=True),
+        ],
+        rows=[
+            [Cell(str(n)), *(Cell(text) for text in origin)] for origin, n in counts.most_common()
+        ],
+    )
+
+
+def _origin(run: Run) -> tuple[str, ...]:
+    record = run.record
+    versions, device = record.get("versions", {}), record.get("device", {})
+    sha = str(record.get("git_sha") or NONE)[:10]
+    libraries = [f"{name} {versions[name]}" for name in ("python", "torch") if name in versions]
+    machine = [f"{device[key]}" for key in ("name", "platform") if device.get(key)]
+    threads = device.get("threads")
+    machine += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads else []
+    return (
+        f"{sha} with changes" if record.get("git_dirty") else sha,
+        str(record.get("code") or NONE),
+        ", ".join(libraries) or NONE,
+        ", ".join(machine) or NONE,
+    )

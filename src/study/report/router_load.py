@@ -1,0 +1,164 @@
+"""How evenly the experts of each layer are used at the end of a run."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from src.common import number_format
+from src.study.analysis.results import Analysis, ArmResult
+from src.study.read.collect import Run, Study
+from src.study.report import svg
+from src.study.report.svg import BLUE, FAINT, INK, MUTED, Drawing, Scale
+from src.study.report.table import Cell, Column, Table
+
+LAST_FRAC = 1 / 4
+"""The part of the run, its last, over which loads are averaged."""
+
+IDENTITY = (
+    "The mean load is top_k / E whatever the router does, even a collapsed one, because every token"
+    " takes top_k experts: it is an identity and no sign of health. MaxVio is the figure: by how"
+    " much the busiest expert exceeds the mean, as a share of the mean."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerLoad:
+    """One layer of one arm: means over the logged steps of the last quarter, and over seeds."""
+
+    layer: int
+    expected: float
+    """top_k / E."""
+    low: float
+    """Share of tokens that the least used expert sees."""
+    high: float
+    """Share of tokens that the most used expert sees."""
+    max_violation: float
+    dead_experts: float
+
+
+def layer_loads(runs: Sequence[Run]) -> list[LayerLoad]:
+    """Every layer that was logged; empty for models without experts."""
+    values: dict[int, dict[str, list[float]]] = {}
+    for run in runs:
+        last = max((line["step"] for line in run.lines), default=0)
+        for line in run.lines:
+            if line["step"] > (1 - LAST_FRAC) * last:
+                for key, value in line.items():
+                    found = re.fullmatch(r"moe/layer_(\d+)/(\w+)", key)
+                    if found:
+                        figures = values.setdefault(int(found[1]), {})
+                        figures.setdefault(found[2], []).append(value)
+    loads = []
+    for layer, figures in sorted(values.items()):
+        if {"load_min", "load_max", "max_violation"} <= set(figures):
+            loads.append(
+                LayerLoad(
+                    layer=layer,
+                    expected=fmean(figures["load_expected"])
+                    if "load_expected" in figures
+                    else _expected(runs[0]),
+                    low=fmean(figures["load_min"]),
+                    high=fmean(figures["load_max"]),
+                    max_violation=fmean(figures["max_violation"]),
+                    dead_experts=fmean(figures.get("dead_experts", [0.0])),
+                )
+            )
+    return loads
+
+
+def _expected(run: Run) -> float:
+    ffn = run.config["ffn"]
+    return float(ffn["top_k"]) / float(ffn["num_routed"])
+
+
+def sampling_floor(run: Run) -> float | None:
+    """MaxVio that a perfectly even router shows, because a batch is a sample."""
+    ffn, recipe = run.config["ffn"], run.config["recipe"]
+    if "num_routed" not in ffn or ffn["num_routed"] <= ffn["top_k"]:
+        return None
+    tokens = recipe["batch_size"] * recipe["seq_len"] * recipe["accumulate"]
+    return 1.35 * math.sqrt((ffn["num_routed"] / ffn["top_k"] - 1) / tokens)
+
+
+def all_loads(study: Study, analysis: Analysis) -> list[tuple[ArmResult, list[LayerLoad]]]:
+    """Arms with experts, and their layers."""
+    found = [(arm, layer_loads(study.of(arm.variant))) for arm in analysis.arms]
+    return [(arm, loads) for arm, loads in found if loads]
+
+
+def load_drawings(arms: Sequence[tuple[ArmResult, list[LayerLoad]]]) -> list[Drawing]:
+    """A panel an arm: the span from the least to the most used expert of each layer."""
+    top = max(load.high for _, loads in arms for load in loads)
+    return [_panel(arm, loads, top=top) for arm, loads in arms]
+
+
+def _panel(arm: ArmResult, loads: Sequence[LayerLoad], *, top: float) -> Drawing:
+    width, height, left = 264.0, 150.0, 34.0
+    y = Scale(low=0.0, high=top * 1.05, start=height - 26, end=28)
+    parts = [svg.text(left, 14, svg.fitted(arm.label, 150, size=12.5), size=12.5, bold=True)]
+    worst = max(load.max_violation for load in loads)
+    parts.append(svg.text(width - 6, 14, f"MaxVio {worst:.2f}", size=11, anchor="end", fill=MUTED))
+    parts.append(svg.levels(y, left, width - 6, most=6, size=10))
+    slot = (width - 6 - left) / len(loads)
+    every = -(-len(loads) // 10)
+    for index, load in enumerate(loads):
+        middle = left + slot * (index + 0.5)
+        wide = min(14.0, 0.6 * slot)
+        parts.append(
+            svg.rect(
+                middle - wide / 2, y(load.high), wide, y(load.low) - y(load.high), fill=BLUE,
+                opacity=0.75,
+            )
+        )  # fmt: skip
+        if index % every == 0:
+            parts.append(
+                svg.text(middle, height - 12, str(load.layer), size=10, anchor="middle", fill=MUTED)
+            )
+    expected = y(loads[0].expected)
+    parts.append(svg.line(left, expected, width - 6, expected, stroke=INK, width=1.2, dash="4 3"))
+    parts.append(svg.line(left, y(0), width - 6, y(0), stroke=FAINT))
+    return Drawing(
+        width=width,
+        height=height,
+        body="".join(parts),
+        label=f"Load of the experts by layer, {arm.label}: greatest MaxVio {worst:.2f}",
+    )
+
+
+def load_table(
+    arms: Sequence[tuple[ArmResult, list[LayerLoad]]], study: Study, *, title: str
+) -> Table:
+    """Every layer of every arm."""
+    rows = []
+    for arm, loads in arms:
+        floor = sampling_floor(study.of(arm.variant)[0])
+        for load in loads:
+            rows.append(
+                [
+                    Cell(arm.label),
+                    Cell(str(load.layer)),
+                    Cell(number_format.fixed(load.expected, 4)),
+                    Cell(number_format.fixed(load.low)),
+                    Cell(number_format.fixed(load.high)),
+                    Cell(number_format.fixed(load.max_violation, 2)),
+                    Cell(number_format.fixed(floor, 2)),
+                    Cell(number_format.fixed(load.dead_experts, 1)),
+                ]
+            )
+    return Table(
+        title=title,
+        columns=(
+            Column(name="arm", is_text=True),
+            Column(name="layer"),
+            Column(name="expected", note="mean load, top_k / E: the same in every row of an arm"),
+            Column(name="least", note="share of tokens that the least used expert sees"),
+            Column(name="most", note="share of tokens that the most used expert sees"),
+            Column(name="MaxVio", note="(most - expected) / expected"),
+            Column(name="floor", note="MaxVio of a perfectly even router: a batch is a sample"),
+            Column(name="unused", note="experts that no token of the batch took"),
+        ),
+        rows=rows,
+        remarks=[IDENTITY],
+    )

@@ -1,0 +1,50 @@
+"""What saved models were worth before they were trained on, and after."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from src.common import number_format
+from src.study.analysis.endpoints import by_seed, clean_loss
+from src.study.analysis.results import Analysis
+from src.study.read.collect import Run, Study
+from src.study.report.table import Cell, Column, Table, cell
+
+COLUMNS = (
+    Column(name="arm", is_text=True),
+    Column(name="begins as", is_text=True),
+    Column(name="parameters"),
+    Column(name="KV cache", note="bytes a token that decoding keeps, in float32"),
+    Column(name="val/loss before", note="of the weights with which it began: mean over the seeds"),
+    Column(
+        name="val/loss after",
+        note="at the end, mean over clean seeds; beneath it the mean change of those seeds",
+    ),
+)
+
+
+def starts_table(study: Study, analysis: Analysis, *, title: str) -> Table:
+    """An arm a row, where any arm begins with a saved model."""
+    rows = []
+    if any(run.record.get("init") for run in study.runs):
+        for arm in analysis.arms:
+            runs = [run for each in by_seed(study.of(arm.variant)).values() for run in each]
+            if runs:
+                rows.append(_row(arm.label, runs))
+    return Table(title=title, columns=COLUMNS, rows=rows)
+
+
+def _row(label: str, runs: Sequence[Run]) -> list[Cell]:
+    record = runs[0].record
+    ends = [(run.initial_loss, clean_loss(run, step=run.steps)) for run in runs]
+    before = [first for first, _ in ends if first is not None]
+    after = [last for _, last in ends if last is not None]
+    gains = [last - first for first, last in ends if first is not None and last is not None]
+    gained = f"{number_format.signed(fmean(gains))} to before" if gains else ""
+    return [
+        Cell(label),
+        Cell(str((record.get("init") or {}).get("path", "from nothing"))),
+        Cell(number_format.fixed(record.get("params_total"), 0)),
+        Cell(number_format.fixed(record.get("cache_bytes_per_token"), 0)),
+        Cell(number_format.fixed(fmean(before) if before else None)),
+        cell(number_format.fixed(fmean(after) if after else None), gained),
+    ]

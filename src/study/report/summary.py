@@ -1,0 +1,142 @@
+"""The first table of a report: what happened, an arm a row."""
+
+from collections.abc import Sequence
+
+from src.common import number_format
+from src.study.analysis.rows import OUTCOMES
+from src.study.report.cells import (
+    AnyRow,
+    arm_cell,
+    difference_cell,
+    mark_remark,
+    mean_cell,
+    null_range,
+    number,
+)
+from src.study.report.table import Cell, Column, Table, cell, marked
+
+SHORT = (
+    "arm",
+    "outcomes",
+    "non-finite seeds",
+    "non-finite batches",
+    "first one",
+    "val/loss",
+    "difference",
+)
+"""The columns that a terminal has room for."""
+
+ARM_COLUMNS = (
+    Column(
+        name="arm",
+        note="the option, or what tells it from the others; beneath it its part in the study and"
+        " the steps between which it acts",
+        is_text=True,
+    ),
+    Column(name="seeds", note="each has the same beginning and the same data order in every arm"),
+    Column(
+        name="outcomes",
+        note="runs: clean; intermittent (batches skipped, recovered); collapsed (over half of the"
+        " last seventh skipped, or nothing finite left); stopped by the guard",
+        is_text=True,
+        may_wrap=True,
+    ),
+    Column(
+        name="non-finite seeds",
+        note="seeds with a non-finite batch after the arm begins to act; beneath it the baseline"
+        " on the same seeds from the same step on",
+    ),
+    Column(name="non-finite batches", note="of a run after that step: mean and 95 % interval"),
+    Column(name="first one", note="the first such step of every seed that has one"),
+    Column(
+        name="val/loss",
+        note="final validation loss of the seeds that stayed clean, in nats a token: mean and"
+        " 95 % interval; that of the others stands apart, for those runs are damaged",
+    ),
+    Column(
+        name="difference",
+        note="loss minus the baseline's, paired by seed, with its 95 % interval, and the range that"
+        " chance alone gave single seeds of the null arm",
+    ),
+    Column(name="spikes", note="steps of a run that any definition calls a spike: mean"),
+    Column(
+        name="cost",
+        note="seconds of a run from its first step, whatever was shared; beneath it tokens and"
+        " training FLOPs of the active parameters",
+    ),
+)
+
+
+def arms_table(rows: Sequence[AnyRow], *, title: str) -> Table:
+    """What happened, an arm a row."""
+    lines = [
+        [
+            arm_cell(row),
+            _seeds(row),
+            _outcomes(row),
+            _nonfinite(row),
+            mean_cell(row, "nonfinite_batches", decimals=1),
+            Cell(number_format.steps([int(s) for s in str(row["first_nonfinite"] or "").split()])),
+            _loss(row),
+            _difference(row, "loss"),
+            mean_cell(row, "spikes", decimals=1),
+            _cost(row),
+        ]
+        for row in rows
+    ]
+    return Table(
+        title=title,
+        columns=ARM_COLUMNS,
+        rows=lines,
+        remarks=mark_remark(lines),
+    )
+
+
+def _seeds(row: AnyRow) -> Cell:
+    seeds, runs = (number(row, key) or 0 for key in ("num_seeds", "num_runs"))
+    return cell(f"{seeds:.0f}", f"{runs:.0f} runs" if runs != seeds else "")
+
+
+def _outcomes(row: AnyRow) -> Cell:
+    counts = {name: int(number(row, f"runs_{name}") or 0) for name in OUTCOMES}
+    shown = [f"{count}\N{NO-BREAK SPACE}{name}" for name, count in counts.items() if count]
+    return Cell(", ".join(shown) or number_format.NONE)
+
+
+def _nonfinite(row: AnyRow) -> Cell:
+    def share(prefix: str) -> str:
+        events, total = number(row, f"{prefix}_seeds"), number(row, f"{prefix}_total")
+        return "" if events is None or total is None else f"{events:.0f} of {total:.0f}"
+
+    baseline, before = share("baseline_nonfinite"), number(row, "num_failed_before")
+    return cell(
+        share("nonfinite") or number_format.NONE,
+        f"baseline {baseline}" if baseline else "",
+        f"{before:.0f} failed before" if before else "",
+    )
+
+
+def _loss(row: AnyRow) -> Cell:
+    mean = mean_cell(row, "loss", decimals=3)
+    asides = list(mean.asides)
+    seeds, damaged = number(row, "loss_num_seeds"), number(row, "damaged_runs")
+    if seeds is not None and seeds != number(row, "num_seeds"):
+        asides.append(f"{seeds:.0f} comparable")
+    if damaged:
+        is_marked = bool(number(row, "marked_runs"))
+        others = marked(number_format.fixed(number(row, "damaged_loss")), nonfinite=is_marked)
+        asides.append(f"{damaged:.0f} damaged: {others}")
+    return cell(mean.text, *asides)
+
+
+def _difference(row: AnyRow, endpoint: str) -> Cell:
+    found, null = difference_cell(row, endpoint), null_range(row, endpoint)
+    return cell(found.text, *found.asides, f"chance {null}" if null else "")
+
+
+def _cost(row: AnyRow) -> Cell:
+    seconds = number(row, "seconds")
+    text = number_format.NONE if seconds is None else f"{number_format.fixed(seconds, 1)} s"
+    tokens = number_format.compact(number(row, "tokens"))
+    flops = number_format.compact(number(row, "active_flops"), "FLOP")
+    return cell(text, f"{tokens} tokens", flops if flops != number_format.NONE else "")

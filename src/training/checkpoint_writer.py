@@ -1,0 +1,127 @@
+"""Checkpoints: the last one and the best three, whole or absent, plain containers only."""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from nonfinite.step_callback import StepCallback
+from src.common import storage
+from src.training.validation import Validation
+
+KEEP_BEST = 3
+
+
+class Checkpoints(StepCallback):
+    """Saves after each validation, every `every` steps, and when the run is asked to stop.
+
+    To be placed last among the callbacks, so that it saves their finished state. Ranks by
+    (val/nonfinite_frac, val/loss).
+
+    Args:
+        last: the file of the last state; the best lie beside it.
+        validation: gives the rank of a step.
+        every: steps between saves of the last state, besides those after validation; null: none.
+        keep: files for the states after some steps, kept for forks whatever comes later, by step.
+        keys: what the state of a step hangs on, written beside it as .key.
+        flush: called before a save, so that the metrics on disk reach as far as the checkpoint;
+            returns the number of their lines, which the checkpoint keeps.
+    """
+
+    def __init__(
+        self,
+        last: Path,
+        *,
+        validation: Validation,
+        every: int | None,
+        keep: Mapping[int, Path],
+        keys: Callable[[int], str],
+        flush: Callable[[], int],
+    ) -> None:
+        self.last, self.folder, self.validation = last, last.parent, validation
+        self.every, self.keep, self.keys, self.flush = every, dict(keep), keys, flush
+        self.best: list[tuple[float, float, int]] = []
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Saves where it is time."""
+        validated = self.validation.last_step == step
+        due = self.every is not None and step % self.every == 0
+        state = self.keep.get(step)
+        if not (validated or due or state is not None or trainer.should_stop):
+            return
+        stale = self._rank(step) if validated else []
+        save(trainer, self.last)
+        if not trainer.is_global_zero:
+            return
+        if validated and step in {entry[2] for entry in self.best}:
+            _replace_by_copy(self.last, self.folder / _name(step))
+        if state is not None:
+            key = state.with_suffix(".key")
+            # No key is a state that nobody starts from; an old key beside a new state is a lie.
+            key.unlink(missing_ok=True)
+            _replace_by_copy(self.last, state)
+            key.write_text(self.keys(step), encoding="utf-8")
+        for old in stale:
+            (self.folder / _name(old)).unlink(missing_ok=True)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Brings the metrics to disk, and notes how many lines there are."""
+        checkpoint["metric_lines"] = self.flush()
+
+    def _rank(self, step: int) -> list[int]:
+        """Adds a validated step to the best; returns the steps that fell out."""
+        figures = self.validation.last
+        entry = figures["val/nonfinite_frac"], figures.get("val/loss", math.inf), step
+        ranked = sorted([*self.best, entry])
+        self.best = ranked[:KEEP_BEST]
+        return [old for _, _, old in ranked[KEEP_BEST:] if old != step]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best steps."""
+        return {"best": [list(entry) for entry in self.best]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them up again."""
+        self.best = [(entry[0], entry[1], entry[2]) for entry in state_dict["best"]]
+
+
+def _name(step: int) -> str:
+    return f"step-{step}.ckpt"
+
+
+def _replace_by_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system has them: both names, one copy of the bytes."""
+    draft = target.with_suffix(".part")
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(source, draft)
+    except OSError:
+        shutil.copyfile(source, draft)
+    os.replace(draft, target)
+
+
+class StraightToFile(TorchCheckpointIO):
+    """Writes as it goes; Lightning's own first puts the whole file into memory, twice."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """See CheckpointIO; whole or absent it is by `save`, which renames it."""
+        with storage.tensors_to(Path(path)):
+            torch.save(checkpoint, path)
+
+
+def save(trainer: pl.Trainer, path: Path) -> None:
+    """Writes beside the target and renames: a kill leaves the old file or the new one."""
+    draft = path.with_suffix(".part")
+    trainer.save_checkpoint(draft)
+    if trainer.is_global_zero:
+        os.replace(draft, path)

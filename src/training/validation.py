@@ -1,0 +1,124 @@
+"""Validation: the loss on held-out windows, with the raw weights and with those a remedy offers."""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from nonfinite.step_callback import StepCallback, log
+from src.data.batches import Batch
+from src.training.task import LanguageModelTask
+
+
+class Validation(StepCallback):
+    """Evaluates after given steps and remembers the best.
+
+    A callback with a method `evaluation_weights()` that returns {name: context manager} has the
+    model evaluated inside each context too, under `val_<name>/`: that is how averaged weights come
+    in. Windows whose loss is not finite are counted, never averaged.
+
+    Args:
+        batches: the validation windows.
+        at_steps: numbers of the steps after which to validate.
+        for_others: more such steps, whose figures are logged and are neither the best nor the last;
+            0 is before the first.
+        token_bytes: bytes that each token stands for, (vocabulary,); zeros where unknown.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        *,
+        at_steps: set[int],
+        for_others: set[int],
+        token_bytes: np.ndarray,
+    ) -> None:
+        self.batches, self.at_steps, self.for_others = batches, at_steps, for_others
+        self.token_bytes = torch.from_numpy(token_bytes.astype(np.int64))
+        self.last: dict[str, float] = {}
+        self.last_step = 0
+        self.best: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validates the weights with which the run begins, where that is asked."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0 and 0 in self.for_others:
+            log(trainer, self._metrics(trainer, pl_module), step=0)
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Validates where it is time, and where the guard or a remedy ends the run."""
+        is_own = step in self.at_steps or trainer.should_stop
+        if not is_own and step not in self.for_others:
+            return
+        metrics = self._metrics(trainer, pl_module)
+        if is_own:
+            self.last, self.last_step = metrics, step
+            if not self.best or _rank(metrics) < _rank(self.best):
+                self.best = {**metrics, "step": step}
+        log(trainer, metrics, step=step)
+
+    def _metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        """The figures of the raw weights and of those that callbacks offer."""
+        assert isinstance(pl_module, LanguageModelTask)
+        metrics: dict[str, float] = {}
+        others = {f"val_{name}": context for name, context in offered_weights(trainer).items()}
+        for prefix, context in {"val": nullcontext, **others}.items():
+            with context():
+                figures = self._evaluate(trainer, pl_module)
+            metrics |= {f"{prefix}/{name}": value for name, value in figures.items()}
+        return metrics
+
+    @torch.no_grad()
+    def _evaluate(self, trainer: pl.Trainer, task: LanguageModelTask) -> dict[str, float]:
+        """Mean loss over finite windows, share of the others, bits per byte."""
+        was_training = task.training
+        task.eval()
+        window_losses, window_bytes = [], []
+        bytes_of_token = self.token_bytes.to(task.device)
+        rank, world_size = trainer.global_rank, trainer.world_size
+        for index, batch in enumerate(self.batches):
+            batch = trainer.strategy.batch_to_device(batch, task.device)
+            window_bytes.append(bytes_of_token[batch[1]].sum(dim=1))
+            if index % world_size != rank:
+                # Another process's: 0, so that a sum brings all together.
+                window_losses.append(torch.zeros(len(batch[0]), device=task.device))
+                continue
+            with trainer.precision_plugin.val_step_context():
+                window_losses.append(task.token_losses(batch).sum(dim=1))
+        task.train(was_training)
+        losses, num_bytes = torch.cat(window_losses), torch.cat(window_bytes)
+        if world_size > 1:
+            losses = trainer.strategy.reduce(losses, reduce_op="sum")
+        finite = losses.isfinite()
+        figures = {"nonfinite_frac": 1.0 - finite.float().mean().item()}
+        if finite.any():
+            total = losses[finite].double().sum().item()
+            figures["loss"] = total / (int(finite.sum()) * batch[1].shape[1])
+            total_bytes = int(num_bytes[finite].sum())
+            if total_bytes:
+                figures["bits_per_byte"] = total / math.log(2) / total_bytes
+        return figures
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The last and the best figures."""
+        return {"last": self.last, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
+        """Takes them up again."""
+        self.last, self.best = state_dict["last"], state_dict["best"]
+
+
+def offered_weights(trainer: pl.Trainer) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """Contexts inside which the model holds the weights that callbacks offer, by name."""
+    offered: dict[str, Callable[[], AbstractContextManager[None]]] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "evaluation_weights"):
+            offered |= callback.evaluation_weights()
+    return offered
+
+
+def _rank(metrics: dict[str, float]) -> tuple[float, float]:
+    return metrics["val/nonfinite_frac"], metrics.get("val/loss", math.inf)

@@ -1,0 +1,78 @@
+"""The page on foreign training loops: its example runs, and it lists what there is."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+import nonfinite
+import src.stability
+from tests.runs import ROOT
+
+PAGE = (ROOT / "src" / "nonfinite" / "README.md").read_text()
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+LATER = """
+import sys
+print("loaded", sorted({"hydra", "omegaconf", "mlflow", "src.model"} & set(sys.modules)))
+"""
+
+
+def run(code: str, folder) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_runs_as_it_stands_and_finds_what_goes_wrong(tmp_path):
+    said = run(EXAMPLE + LATER, tmp_path)
+    assert "step 51: the module itself: torch.Tensor.div (forward) made 64 of 64" in said
+    assert "'skipped_steps': 1" in said
+    assert "loaded []" in said
+    incident = json.loads((tmp_path / "incidents" / "step-51" / "incident.json").read_text())
+    assert incident["module"] == ""
+    assert incident["cause"] == "unknown"
+    (command,) = re.findall(r"`python -m (src.diagnose [^`]*)`", PAGE)
+    (tmp_path / "your").mkdir()
+    (tmp_path / "your" / "module.py").write_text(EXAMPLE)
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split(" ")],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "the module itself: torch.Tensor.div (forward)" in done.stdout, done.stderr
+    assert "not as recorded" not in done.stderr
+    again = json.loads((tmp_path / "incidents" / "step-51" / "incident.json").read_text())
+    assert again == incident
+    page = (tmp_path / "incidents" / "step-51" / "incident.html").read_text()
+    assert "src.diagnose" in page and "src.replay" not in page
+
+
+@pytest.mark.parametrize("module", ["nonfinite", "src.stability"])
+def test_importing_it_costs_neither_hydra_nor_mlflow_nor_our_model(module, tmp_path):
+    assert "loaded []" in run(f"import {module}\n{LATER}", tmp_path)
+
+
+@pytest.mark.parametrize("module", [nonfinite, src.stability])
+def test_the_page_lists_all_that_is_public(module):
+    _, _, section = PAGE.partition(f"| from `{module.__name__}` | |\n")
+    table = section.partition("\n\n")[0]
+    # The first column alone; the second speaks of methods.
+    listed = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert listed == set(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
