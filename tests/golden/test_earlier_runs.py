@@ -1,0 +1,65 @@
+"""Runs of an earlier version are read, resumed, replayed and reported with equal numbers.
+
+`earlier_runs.zip` holds what that version wrote: a study of two arms and two seeds with its report,
+a run that was stopped after 6 of 12 steps beside the same run uninterrupted, and an incident.
+"""
+
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from src import replay, report, train
+from tests.conftest import TINY
+from tests.runs import metrics, record
+
+ARCHIVE = Path(__file__).with_name("earlier_runs.zip")
+
+ACROSS_MACHINES = 1e-4
+"""Relative: another processor rounds other last bits, which 12 steps do not grow."""
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(tmp_path)
+    return tmp_path / "runs"
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("name", ["report.csv", "arms.csv"])
+def test_a_study_is_reported_with_equal_numbers(name, earlier):
+    before = rows(earlier / "old" / "report" / name)
+    (earlier / "old" / "report" / name).unlink()
+    assert report.main(["study=old"]) == 0
+    assert rows(earlier / "old" / "report" / name) == before
+
+
+def test_a_stopped_run_goes_on_to_the_numbers_of_one_that_was_not_stopped(earlier, shared_cache):
+    (folder,) = (earlier / "stopped").glob("*/seed-0")
+    (whole,) = (earlier / "whole").glob("*/seed-0")
+    arguments = [*TINY, f"paths.cache={shared_cache}", "study=stopped", "stability=ema"]
+    assert len(metrics(folder)) < len(metrics(whole))
+    assert train.main(arguments) == 0
+    resumed, expected = metrics(folder), metrics(whole)
+    assert [line["step"] for line in resumed] == [line["step"] for line in expected]
+    for one, two in zip(resumed, expected, strict=True):
+        assert one == pytest.approx(two, rel=ACROSS_MACHINES, abs=1e-6)
+    assert record(folder)["config_hash"] == record(whole)["config_hash"]
+
+
+def test_an_incident_is_run_again_and_found_the_same(earlier, capsys):
+    (incident,) = (earlier / "failed").glob("*/seed-0/incidents/step-6")
+    recorded = json.loads((incident / "incident.json").read_text())
+    assert replay.main([f"incident={incident}", "format=json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["alike"]
+    for field in ("module", "operation", "num_nonfinite", "positions"):
+        assert again["finding"][field] == recorded["finding"][field]
