@@ -77,23 +77,23 @@ ablate: $(READY)  ## the study: EXPERIMENT='stability precision' SEEDS=0,1,2 N_J
 	done; exit $$status
 
 reproduce: $(READY)  ## all studies of experiments/ again (hours; resumable), compared; STUDIES=stability,balance
-	$(BIN)/python -m src.reproduce n_jobs=$(N_JOBS) $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
+	$(BIN)/python -m src.lab reproduce n_jobs=$(N_JOBS) $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
 
 book: $(READY)  ## the pages of experiments/ anew; STUDIES=stability brings in its runs first
-	$(BIN)/python -m src.book $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
+	$(BIN)/python -m src.lab book $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
 
 detector: $(READY)  ## how often warnings and verdicts are right, on planted failures (13 minutes)
-	$(BIN)/python -m src.detect $(ARGS)
+	$(BIN)/python -m src.lab detect $(ARGS)
 
 bench: $(READY)  ## a training step beside its floor and beside transformers; ARGS='shapes=[mid]'
-	$(BIN)/python -m src.bench $(ARGS)
+	$(BIN)/python -m src.lab bench $(ARGS)
 
 # Speed and memory first; then the failure without compressed time, and the write-up's own run, for
 # three minutes each. Both end in order at SIGTERM, and the target made again goes on from there. Its
 # text is embedded and its words are letters: a machine without network will do. A size that does not
 # fit into the memory of the GPU is left out, with a line (1).
 REPORT := runs/gpu_report
-BENCH := $(BIN)/python -m src.bench device=cuda shapes=[smollm2_135m,smoldeepseek_916m] cells=[mlha+moe] \
+BENCH := $(BIN)/python -m src.lab bench device=cuda shapes=[smollm2_135m,smoldeepseek_916m] cells=[mlha+moe] \
 	contestants=[ours] rounds=3 out=$(REPORT)/speed.part
 TIMED := timeout --foreground --signal=TERM 180 $(BIN)/python -m src.train trainer=gpu tracking=local study=gpu_report
 

@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from src.common.run_folder import read_metrics
+from src.lab.__main__ import main as lab_main
 from src.train import main
 from src.training.signals import Interrupt
 
@@ -122,3 +123,8 @@ def assert_same_run(one, two):
     left, right = record(one), record(two)
     for name in ("outcome", "steps", "guard", "spikes", "best"):
         assert left[name] == right[name], name
+
+
+def lab(command: str) -> Callable[[Sequence[str]], int]:
+    """A command of src.lab, to be called with its arguments."""
+    return lambda arguments: lab_main([command, *arguments])

@@ -22,8 +22,10 @@ def test_the_commands_of_the_gpu_report_are_right():
     ran = []
     for module, *arguments in commands("gpu-report"):
         ran.append(module)
-        if module == "src.bench":
-            given = compose_plain("bench", arguments) | {"device": "cpu"}
+        if module == "src.lab":
+            command, *fields = arguments
+            assert command == "bench"
+            given = compose_plain("bench", fields) | {"device": "cpu"}
             assert [case.sizes.model for case in _cases(given)] == given["shapes"]
         elif module == "src.train":
             # No GPU is here, and none is asked for.
@@ -32,4 +34,4 @@ def test_the_commands_of_the_gpu_report_are_right():
                 assert len(make_plan("train", [*fields, "trainer=cpu"]).cells) == 8
             else:
                 assert compose("train", [*fields, "trainer=cpu"]).recipe.max_steps == 11_000
-    assert ran == ["src.bench"] * 3 + ["src.train"] * 2 + ["src.report"]
+    assert ran == ["src.lab"] * 3 + ["src.train"] * 2 + ["src.report"]

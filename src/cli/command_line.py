@@ -54,7 +54,7 @@ def main(
         if not multirun:
             return command(checked(config_name, arguments))
         if sweep is None:
-            raise InputError(f"--multirun: is not for src.{config_name}")
+            raise InputError("--multirun: is for src.train alone")
         return sweep(config_name, arguments)
 
     return _main(act, usage=usage, argv=argv)
@@ -88,7 +88,7 @@ def plain_main(
 
     def act(arguments: list[str], multirun: bool) -> int:
         if multirun:
-            raise InputError(f"--multirun: is not for src.{config_name}")
+            raise InputError("--multirun: is for src.train alone")
         _check_read([f"{field}={text}" for field, text in texts.items()])
         with readable(config_name, arguments):
             for override in OverridesParser.create().parse_overrides(arguments):

@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from src import book, convert, diagnose, generate, replay, report, reproduce, sync, train
+from src import convert, diagnose, generate, replay, report, sync, train
 from tests.conftest import PACE, TINY
 from tests.nonfinite.test_recorder import FAILING
+from tests.runs import lab
 from tests.runs import train as trained
 
 CODE = "leaves:build"
@@ -270,7 +271,7 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
     ),
     "reproduce, by a study of another book": (
         lambda: in_book("study.yaml", {"sweeps": [NAMED], "short": []}),
-        reproduce.main,
+        lab("reproduce"),
         ["paths.book=book", "plan=true"],
         "code that a file names is never run",
     ),
@@ -288,13 +289,13 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
                 "short": [],
             },
         ),
-        reproduce.main,
+        lab("reproduce"),
         ["paths.book=book", "plan=true"],
         "a file may only set field=value",
     ),
     "book, by a run of another book": (
         lambda: in_book("run.yaml", {"arguments": [*NAMED, "study=good"]}),
-        book.main,
+        lab("book"),
         ["paths.book=book", "studies=good"],
         "code that a file names is never run",
     ),

@@ -9,7 +9,9 @@ import pytest
 
 from src.common import override_grammar
 from src.common.run_folder import check_study
+from src.lab.__main__ import COMMANDS as LAB
 from tests.conftest import TINY
+from tests.runs import lab
 
 LONG = "x" * 300
 HUGE = "99999999999999999999"
@@ -163,7 +165,7 @@ def test_it_gets_one_line_and_exit_code_2_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     # An address with a password is kept there; what a case sets is undone.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    main = importlib.import_module(f"src.{command}").main
+    main = lab(command) if command in LAB else importlib.import_module(f"src.{command}").main
     begin = time.monotonic()
     assert main(case.split(" ")) == 2
     assert time.monotonic() - begin < 20

@@ -129,10 +129,12 @@ def test_mlflows_server(tiny):
 @pytest.mark.slow
 def test_the_detector(tiny):
     arguments = ["n_jobs=2", "seeds=[1000]", "unseen=[2000]"]
-    assert_all_end("detect", arguments, when=lambda processes: num_trained() > 0)
+    assert_all_end("lab", ["detect", *arguments], when=lambda processes: num_trained() > 0)
 
 
 @pytest.mark.slow
 def test_the_benchmark(tiny):
-    arguments = ["shapes=[proxy]", "cells=[moe]", "steps=1000000", "threads=1"]
-    assert_all_end("bench", arguments, when=lambda found: str(found).count("benchmark.worker") > 1)
+    arguments = ["bench", "shapes=[proxy]", "cells=[moe]", "steps=1000000", "threads=1"]
+    assert_all_end(
+        "lab", ["bench", *arguments], when=lambda found: str(found).count("benchmark.worker") > 1
+    )

@@ -18,7 +18,7 @@ from src.study.read.collect import Study
 PRESET = "preset=writeup"
 
 SPEED_FILE = "speed.jsonl"
-"""Lines of `python -m src.bench`, where a GPU has been measured."""
+"""Lines of `python -m src.lab bench`, where a GPU has been measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from src import bench
 from src.lab.benchmark import contestants
 from src.lab.benchmark.contender import build
 from src.lab.benchmark.floor import products
 from src.lab.benchmark.shapes import Case
 from src.training import chunked_loss, loss
+from tests.runs import lab
 
 CASE = Case(
     shape="proxy",
@@ -37,7 +37,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_line(case, capsys):
-    assert bench.main([case]) == 2
+    assert lab("bench")([case]) == 2
     error = capsys.readouterr().err
     assert BAD[case] in error and error.count("\n") == 1
 
@@ -58,7 +58,7 @@ def test_the_floor_has_the_products_of_the_model():
 
 def test_a_race_gives_every_contestant_its_turns(capsys):
     given = ["cells=[gqa+mlp]", "contestants=[ours,floor]", "rounds=2", "steps=1", "warmup=2"]
-    assert bench.main([*given, "batch_size=1", "format=json"]) == 0
+    assert lab("bench")([*given, "batch_size=1", "format=json"]) == 0
     ours, floor = map(json.loads, capsys.readouterr().out.splitlines())
     assert (ours["name"], floor["name"]) == ("ours", "floor")
     assert ours["num_params"] == floor["num_params"]

@@ -3,8 +3,8 @@ import csv
 import pytest
 import yaml
 
-from src import book, reproduce
 from tests.conftest import TINY
+from tests.runs import lab
 
 PAGE = "{{ num_runs() }} runs, {{ failing('none') }} fail.\n\n![x](figures/failures.svg)\n"
 
@@ -27,17 +27,17 @@ ARGUMENTS = ("studies=small", "paths.book=experiments")
 
 
 def test_a_study_is_run_brought_into_the_book_and_repeated_bitwise(tiny_book, capsys):
-    assert reproduce.main([*ARGUMENTS, "plan=true"]) == 0
+    assert lab("reproduce")([*ARGUMENTS, "plan=true"]) == 0
     assert "4 runs, about" in capsys.readouterr().out
     assert not (tiny_book.parent.parent / "runs").exists()
-    assert reproduce.main([*ARGUMENTS]) == 0
+    assert lab("reproduce")([*ARGUMENTS]) == 0
     assert "none in the book" in capsys.readouterr().out
-    assert book.main([*ARGUMENTS]) == 0
+    assert lab("book")([*ARGUMENTS]) == 0
     assert (tiny_book / "README.md").read_text().startswith("4 runs, 0 fail.")
     assert (tiny_book / "figures" / "failures.svg").is_file()
     capsys.readouterr()
 
-    assert reproduce.main([*ARGUMENTS]) == 0
+    assert lab("reproduce")([*ARGUMENTS]) == 0
     shown = capsys.readouterr().out
     assert "0 runs, about" in shown and "4 of 4" in shown
 
@@ -49,7 +49,7 @@ def test_a_study_is_run_brought_into_the_book_and_repeated_bitwise(tiny_book, ca
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    assert reproduce.main([*ARGUMENTS]) == 1
+    assert lab("reproduce")([*ARGUMENTS]) == 1
     shown = capsys.readouterr().out
     assert "3 of 5, 1 not run" in shown and "loss" in shown
 
@@ -64,13 +64,13 @@ def test_a_study_is_run_brought_into_the_book_and_repeated_bitwise(tiny_book, ca
     ],
 )
 def test_what_is_wrong_is_one_line_before_anything_runs(argument, message, tiny_book, capsys):
-    assert reproduce.main(["paths.book=experiments", argument]) == 2
+    assert lab("reproduce")(["paths.book=experiments", argument]) == 2
     assert message in capsys.readouterr().err
     assert not (tiny_book.parent.parent / "runs").exists()
 
 
 def test_a_study_without_runs_cannot_be_brought_in(tiny_book, capsys):
-    assert book.main([*ARGUMENTS]) == 2
+    assert lab("book")([*ARGUMENTS]) == 2
     assert "no run of it lies in runs" in capsys.readouterr().err
     assert not (tiny_book / "results.csv").exists()
 
@@ -85,11 +85,11 @@ def test_a_study_without_runs_cannot_be_brought_in(tiny_book, capsys):
 )
 def test_a_damaged_plan_is_named(text, message, tiny_book, capsys):
     (tiny_book / "study.yaml").write_text(text)
-    assert reproduce.main([*ARGUMENTS]) == 2
+    assert lab("reproduce")([*ARGUMENTS]) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [reproduce, book])
+@pytest.mark.parametrize("command", ["reproduce", "book"])
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -101,14 +101,14 @@ def test_a_damaged_plan_is_named(text, message, tiny_book, capsys):
 )
 def test_bad_folders_and_no_studies_are_one_line(command, argument, message, tiny_book, capsys):
     given = [a for a in ARGUMENTS if a.partition("=")[0] != argument.partition("=")[0]]
-    assert command.main([*(a for a in given if argument != "paths=3"), argument]) == 2
+    assert lab(command)([*(a for a in given if argument != "paths=3"), argument]) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "variant,seed\nx,1\n", "variant\n"])
 def test_damaged_results_are_named_before_anything_runs(text, tiny_book, capsys):
     (tiny_book / "results.csv").write_text(text)
-    assert reproduce.main([*ARGUMENTS]) == 2
+    assert lab("reproduce")([*ARGUMENTS]) == 2
     assert "results.csv: " in capsys.readouterr().err
     assert not (tiny_book.parent.parent / "runs").exists()
 
@@ -116,6 +116,6 @@ def test_damaged_results_are_named_before_anything_runs(text, tiny_book, capsys)
 def test_of_pages_that_cannot_all_be_made_none_is_written(tiny_book, capsys):
     (tiny_book.parent / "A.md.jinja").write_text("fine\n")
     (tiny_book.parent / "B.md.jinja").write_text("{{ nothing }}\n")
-    assert book.main(["paths.book=experiments"]) == 2
+    assert lab("book")(["paths.book=experiments"]) == 2
     assert "B.md.jinja: UndefinedError" in capsys.readouterr().err
     assert not (tiny_book.parent / "A.md").exists()

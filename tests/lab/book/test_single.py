@@ -5,11 +5,10 @@ import json
 import pytest
 import yaml
 
-from src import book, reproduce
 from src.lab.book.chosen import UndecidedError
 from src.lab.book.single import FIGURE, SingleRun
 from tests.conftest import PACE
-from tests.runs import metrics, train
+from tests.runs import lab, metrics, train
 
 PAGE = """\
 > {{ command }}: {{ last_step }} of {{ steps }} steps, {{ failed }}, {{ at(9)['step'] | int }}
@@ -44,7 +43,7 @@ def test_a_run_that_is_finite_is_brought_in(folder, shared_cache):
     given = described(folder, [*PACE, "ffn=moe"])
     run = train([*given, f"paths.cache={shared_cache}"])
     (folder / "incident.json").write_text("of a run before")
-    assert book.main([*ARGUMENTS]) == 0
+    assert lab("book")([*ARGUMENTS]) == 0
     page = (folder / "README.md").read_text()
     assert page.startswith(f"> python -m src.train {' '.join(given)}: 12 of 12 steps, 0, 8")
     assert "| it fails | at least 1 | 0 | **wrong** |" in page
@@ -81,7 +80,7 @@ def test_the_incident_of_a_run_is_brought_in_also_where_it_was_cut_off(folder, s
     (run / "incidents" / "step-3").mkdir()
     spike = json.loads(first.read_text()) | {"kind": "spike", "step": 3}
     (run / "incidents" / "step-3" / "incident.json").write_text(json.dumps(spike))
-    assert book.main([*ARGUMENTS]) == 0
+    assert lab("book")([*ARGUMENTS]) == 0
     single = SingleRun(folder=folder)
     assert (folder / "incident.json").read_bytes() == first.read_bytes()
     words = single.words
@@ -95,14 +94,14 @@ def test_the_incident_of_a_run_is_brought_in_also_where_it_was_cut_off(folder, s
 
 def test_what_has_not_been_run_has_no_page_and_is_not_brought_in(folder, capsys):
     described(folder, PACE)
-    assert book.main(["paths.book=experiments"]) == 0
+    assert lab("book")(["paths.book=experiments"]) == 0
     assert not (folder / "README.md").exists()
     with pytest.raises(UndecidedError, match="whole has not been run"):
         _ = SingleRun(folder=folder).curve
     capsys.readouterr()
-    assert book.main([*ARGUMENTS]) == 2
+    assert lab("book")([*ARGUMENTS]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert reproduce.main([*ARGUMENTS, "plan=true"]) == 2
+    assert lab("reproduce")([*ARGUMENTS, "plan=true"]) == 2
     assert "studies=whole: is one large run" in capsys.readouterr().err
 
 
@@ -120,6 +119,6 @@ def test_a_damaged_file_is_one_line(name, text, folder, capsys):
     described(folder, PACE)
     (folder / "results.csv").write_text("step,loss,grad_norm\n1,2.0,1.0\n")
     (folder / name).write_text(text)
-    assert book.main(["paths.book=experiments"]) == 2
+    assert lab("book")(["paths.book=experiments"]) == 2
     error = capsys.readouterr().err
     assert name in error and error.count("\n") == 1

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from nonfinite.causes import RULES
 from nonfinite.early_warning import Thresholds
-from src import detect
 from src.common.override_grammar import quote_free_text
 from src.config.compose import compose
 from src.lab.detector import run_detector
@@ -21,7 +20,7 @@ from src.lab.detector.judged_alarms import first_alarm
 from src.lab.detector.score import misses, score
 from src.lab.detector.thresholds import grid, try_all
 from src.lab.detector.verdict import Verdict, judge
-from tests.runs import metrics, record, train
+from tests.runs import lab, metrics, record, train
 
 GROWING = [name for name, (_, grows_by) in FAULTS.items() if grows_by]
 SUDDEN = ["infinite_gradient", "nan_weight", "masked_row"]
@@ -171,7 +170,7 @@ def test_the_command_trains_judges_and_lists(tmp_path, monkeypatch, capsys, shar
     few = [case for case in CASES if case.name in ("NaN in a weight", "an MLP", "attention growth")]
     monkeypatch.setattr(run_detector, "CASES", few)
     given = ["seeds=[1]", "unseen=[2]", "n_jobs=1", f"paths.cache={shared_cache}", "out=book"]
-    assert detect.main(given) == 0
+    assert lab("detect")(given) == 0
     said = capsys.readouterr().out
     assert "1 of 1 (100%)" in said
     assert "thresholds in use" in said
@@ -183,7 +182,7 @@ def test_the_command_trains_judges_and_lists(tmp_path, monkeypatch, capsys, shar
     assert all(row["place_right"] == "True" for row in rows if row["kind"] != "healthy")
     # Again: nothing is trained, and the same is said.
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("record.json")}
-    assert detect.main(given) == 0
+    assert lab("detect")(given) == 0
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("record.json")} == before
     assert capsys.readouterr().out == said
 
@@ -200,6 +199,6 @@ def test_the_command_trains_judges_and_lists(tmp_path, monkeypatch, capsys, shar
     ],
 )
 def test_bad_input_gets_one_line(case, part, capsys):
-    assert detect.main(case.split(" ")) == 2
+    assert lab("detect")(case.split(" ")) == 2
     error = capsys.readouterr().err
     assert part in error and error.count("\n") == 1

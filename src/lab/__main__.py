@@ -1,0 +1,101 @@
+"""`python -m src.lab detect | bench | book | reproduce`: what measures the project itself."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from src.cli import interrupt
+
+DETECT = """
+python -m src.lab detect [field=value ...]
+
+Trains healthy and failing runs, seconds each, in which one known thing goes wrong, and says how
+many of the failures were warned of, how long before, how many warnings were false, and how often
+the first operation and the cause were named rightly. Misses are listed.
+
+  seeds=[1000,1001]   the half on which the thresholds of src/nonfinite/early_warning.py are set
+  unseen=[2000,2001]  the half that is reported
+  n_jobs=2  study=detector  out=FOLDER
+
+About 15 minutes on two cores. Runs that are finished are not trained again: with other thresholds
+their figures are gone over anew; after another change, choose another study.
+"""
+
+BENCH = """
+python -m src.lab bench [field=value ...]
+
+Trains the same steps with this project, with transformers where it is installed, and with nothing
+but the step's products, attention and AdamW (the floor), in processes that take turns: whatever
+else the machine does falls on all alike. Compare within a table, not from one to the next.
+
+  tasks=[step,loop,decode,start,growth]
+  shapes=[proxy,mid,smollm2_135m,smoldeepseek_916m]  cells=[gqa+mlp,mlha+moe]
+  contestants=[ours,"ours compiled",transformers,"transformers compiled",floor]
+  precision=32-true|bf16-mixed  device=auto|cpu|cuda  threads=1  batch_size=null
+  rounds=7  steps=5  warmup=3  out=results.jsonl  format=text|json
+"""
+
+BOOK = """
+python -m src.lab book [studies=NAME | studies=[NAME,NAME]] [paths.runs=FOLDER]
+
+Writes results.csv, arms.csv and plots of the studies named, from their runs, into experiments/, and
+makes every page again that has a template beside it (README.md.jinja), with the numbers that the
+results give. Without studies it makes the pages alone.
+"""
+
+REPRODUCE = """
+python -m src.lab reproduce [studies=NAME | studies=[NAME,NAME]] [n_jobs=2] [plan=true]
+
+Runs the studies of experiments/ again, all of them unless named, says beforehand what that takes
+(hours), and compares every run with the committed results.csv: bit by bit, and where the last bits
+differ, as on another machine, by statistics. Ctrl-C stops it; the same command goes on.
+
+  studies=[stability,root_cause]   folders of experiments/ that have a study.yaml
+  plan=true                        say what would be run, and stop
+  n_jobs=2                         runs at a time
+  paths.runs=FOLDER                where the runs go; runs unless given
+"""
+
+USAGE = """
+python -m src.lab detect | bench | book | reproduce [field=value ...]
+
+  detect      how often early warnings and named causes are right, on planted failures
+  bench       how fast a training step is, beside the floor and beside transformers
+  book        the pages of experiments/, made from results
+  reproduce   the studies of experiments/, run again and compared
+
+python -m src.lab <command> --help says more.
+"""
+
+COMMANDS = {
+    "detect": ("src.lab.detector.run_detector", "detect", DETECT),
+    "bench": ("src.lab.benchmark.run_benchmark", "bench", BENCH),
+    "book": ("src.lab.book.run_studies", "write_book", BOOK),
+    "reproduce": ("src.lab.book.run_studies", "reproduce", REPRODUCE),
+}
+"""Module, function and help of each; its fields are in conf/<command>.yaml."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name, arguments = (words[0], words[1:]) if words else ("--help", [])
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+        from src.common import terminal
+        from src.common.errors import nearest
+
+        if name in ("--help", "-h"):
+            terminal.say(USAGE.strip())
+            return command_line.OK
+        if name not in COMMANDS:
+            hint = nearest(name, COMMANDS)
+            terminal.error(f"{name}: unknown command; {hint}allowed: {', '.join(COMMANDS)}")
+            return command_line.BAD_INPUT
+        module, function, usage = COMMANDS[name]
+        act = getattr(importlib.import_module(module), function)
+        return command_line.plain_main(name, act, usage=usage, argv=arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
