@@ -95,7 +95,7 @@ def test_a_damaged_plan_is_named(text, message, tiny_book, capsys):
     [
         ("paths=3", "paths=3: has the wrong type"),
         ("paths.runs=null", "paths.runs=null: must be a folder"),
-        ("paths.book=nowhere", "paths.book=nowhere: is no folder"),
+        ("paths.book=nowhere", "paths.book=nowhere: no such folder"),
         ("studies=[]", "studies=[]: names none"),
     ],
 )
