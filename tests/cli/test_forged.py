@@ -277,7 +277,7 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
     ),
     "reproduce, by a mapping in a study of another book": (
         lambda: in_book("study.yaml", {"sweeps": [MAPPED], "short": []}),
-        reproduce.main,
+        lab("reproduce"),
         ["paths.book=book", "plan=true"],
         "a group takes the name of an option",
     ),
