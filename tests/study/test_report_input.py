@@ -122,13 +122,13 @@ def test_the_command_shows_answer_table_and_paths(tmp_path, monkeypatch, capsys)
         (["study=nothing"], ["study=nothing", "runs", "allowed: synthetic"]),
         (["study=null"], ["study=null"]),
         (["study=[a]"], ["study=", "text"]),
-        (["study=../runs"], ["study=../runs", "not a path"]),
+        (["study=../runs"], ["study=../runs", "letters"]),
         (["study=synthetic", "out=file"], ["out=file", "cannot be written"]),
-        (["study=synthetic", "out=[a]"], ["out=", "text"]),
+        (["study=synthetic", "out=[a]"], ["out=", "a file or a folder"]),
         (["study=synthetic", "paths.runs=nowhere"], ["study=synthetic", "nowhere", "none yet"]),
         (["study=synthetic", "paths=3"], ["paths=3", "wrong type"]),
         (["stduy=synthetic"], ["stduy", "unknown field"]),
-        (["-m", "study=synthetic"], ["--multirun", "src.report"]),
+        (["-m", "study=synthetic"], ["--multirun", "src.train alone"]),
     ],
 )
 def test_bad_input_gets_one_line_and_nothing_is_written(
