@@ -56,7 +56,9 @@ def given_path(given: Mapping[str, Any], field: str) -> Path:
     """
     section, _, name = field.rpartition(".")
     fields = given[section] if section else given
-    value = fields.get(name) if isinstance(fields, Mapping) else None
+    if not isinstance(fields, Mapping):
+        raise InputError(f"{section}={shown(fields)}: has the wrong type; type {field}=<folder>")
+    value = fields.get(name)
     if not isinstance(value, str) or not value:
         raise InputError(f"{field}={shown(value)}: must be a file or a folder")
     return Path(value)
