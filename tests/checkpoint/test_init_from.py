@@ -252,7 +252,7 @@ BAD = {
     "attention": (["init=narrow", "attention=gqa"], "attention=gqa: init=narrow has attention"),
     "ffn": (["init=exact", "ffn=moe"], "ffn=moe: init=exact has ffn=mlp; src.convert makes"),
     "model": (["init=narrow", "model=small"], "model=small: init=narrow brings its own"),
-    "nothing": (["init="], "init=: names no saved model"),
+    "nothing": (["init="], "init=: is empty"),
     "its path": (["init=narrow", "tokenizer.path=x"], "tokenizer.path=x: init=narrow brings its"),
     "tokenizer": (["init=narrow", "tokenizer=bpe"], "tokenizer=bpe: init=narrow brings its own"),
     "experts": (["init=narrow", "ffn.num_routed=5"], "ffn.num_routed=5: init=narrow has 7"),
