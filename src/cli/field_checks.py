@@ -49,7 +49,7 @@ def given_path(given: Mapping[str, Any], field: str) -> Path:
 
     Args:
         given: the fields of a command.
-        field: dotted where it stands in a section.
+        field: its dotted name.
 
     Raises:
         InputError: it names none.

@@ -11,7 +11,7 @@ def file_digest(file: Path, cache: Path) -> str:
     key = f"{file.resolve()}/{facts.st_size}/{facts.st_mtime_ns}"
     note = cache / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]
     known = note.read_text(encoding="utf-8") if note.is_file() else ""
-    # One that was cut by a kill or a full disk is written anew.
+    # A file that a kill or a full disk has cut short is written again.
     if re.fullmatch(r"[0-9a-f]{64}", known):
         return known
     with file.open("rb") as content:

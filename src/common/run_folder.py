@@ -22,7 +22,7 @@ MAX_NAME = 255
 
 
 def check_study(name: str) -> None:
-    """Raises InputError where a study's name is none of a folder."""
+    """Raises InputError where a study's name cannot name a folder."""
     if name in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", name):
         raise InputError(f"study={name}: may hold letters, digits and . _ + - only")
     if len(name) > MAX_NAME:
@@ -180,7 +180,7 @@ class _Formatter(logging.Formatter):
     """Writes lines and tracebacks without the secrets of addresses in them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See Formatter."""
+        """Formats a line, and masks the addresses in it."""
         return masked(super().format(record))
 
 

@@ -39,7 +39,7 @@ def _drawing(drawn: Live | Progress) -> Iterator[None]:
     before = sys.stdout, sys.stderr
     with drawn:
         _live = drawn.console
-        # Rich stands in for both streams. Handlers of logging keep those that they began with.
+        # Rich replaces both streams. Logging handlers keep the streams that they began with.
         proxies = dict(zip(before, (sys.stdout, sys.stderr), strict=True))
         moved = {h: h.stream for h in _stream_handlers() if h.stream in before}
         for handler, stream in moved.items():
