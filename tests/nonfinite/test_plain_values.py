@@ -58,12 +58,13 @@ def test_of_a_batch_that_cannot_be_read_again_the_recorder_says_so(capsys):
     fit(Reads(), DataLoader([batch, batch], batch_size=None, collate_fn=lambda entry: entry))
     said = capsys.readouterr().out
     assert (
-        "step 1: it cannot be run again: the state holds a tests.nonfinite.test_plain.Rows" in said
+        "step 1: it cannot be run again: the state holds a tests.nonfinite.test_plain_values.Rows"
+        in said
     )
     assert recorded()["finding"]["operation"].endswith("div")
     assert "src.diagnose" not in Path("incidents/step-1/incident.html").read_text()
     assert diagnose.main(["checkpoint=incidents/step-1", TARGET]) == 2
-    assert "holds a tests.nonfinite.test_plain.Rows" in capsys.readouterr().err
+    assert "holds a tests.nonfinite.test_plain_values.Rows" in capsys.readouterr().err
 
 
 def test_arrays_keep_their_numbers_and_their_type():

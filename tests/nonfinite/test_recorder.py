@@ -115,7 +115,7 @@ def test_a_recorder_that_fails_says_so_and_the_run_goes_on(tiny, monkeypatch, ca
     def full(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr("nonfinite.recorder.write_page", full)
+    monkeypatch.setattr("nonfinite.recorder.trace", full)
     folder = train(tiny, *FAILING)
     assert record(folder)["steps"] == 12
     assert record(folder)["incident"]["cause"] == "unknown"

@@ -326,7 +326,7 @@ BAD = {
     f"checkpoint=w.pt {LLAMA} {KWARGS}": "batch=null",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=nowhere.npy": "batch=nowhere.npy: no such file",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=folder": "batch=folder: is a folder, must be a file",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=": "batch=: must be a file",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=": "batch=: is empty",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=words.npy": "entries of <U1, must be integers",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=floats.npy": "entries of float64, must be integers",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=empty.npy": "damaged, or no array",
