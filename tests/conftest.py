@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,11 @@ def _same_numerics():
     yield
     torch.set_float32_matmul_precision("highest")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def _no_address_stays():
+    """A command keeps an address with a password in the environment, for what it starts."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
