@@ -1,0 +1,40 @@
+"""MLflow's pages, as a user starts and stops them."""
+
+import signal
+import time
+import urllib.request
+
+import pytest
+
+from tests.runs import free_port, start
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_the_pages_without_a_traceback(number, database, tmp_path):
+    port = free_port()
+    process = start("ui", [f"port={port}"], tmp_path, MLFLOW_TRACKING_URI="")
+    while not answers(port):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"all studies: http://127.0.0.1:{port}" in out
+    assert "Traceback" not in err
+    if number == signal.SIGINT:
+        assert "error: interrupted" in err
+    assert not answers(port)
