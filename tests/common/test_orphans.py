@@ -134,7 +134,5 @@ def test_the_detector(tiny):
 
 @pytest.mark.slow
 def test_the_benchmark(tiny):
-    arguments = ["bench", "shapes=[proxy]", "cells=[moe]", "steps=1000000", "threads=1"]
-    assert_all_end(
-        "lab", ["bench", *arguments], when=lambda found: str(found).count("benchmark.worker") > 1
-    )
+    arguments = ["bench", "shapes=[proxy]", "cells=[mlha+moe]", "steps=1000000", "threads=1"]
+    assert_all_end("lab", arguments, when=lambda found: str(found).count("benchmark.worker") > 1)
