@@ -21,7 +21,7 @@ def generator(seed: int, purpose: str, *index: int | str) -> torch.Generator:
 def seed_global(seed: int) -> None:
     """Sets the generators that Python, NumPy and torch have one of each.
 
-    Nothing of ours draws from them; a model of somebody else's may.
+    This project draws nothing from them; a user's own model may.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

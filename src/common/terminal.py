@@ -64,7 +64,7 @@ def _plain(**settings: Any) -> Console:
 
 
 def say(line: str) -> None:
-    """Information as it stands, such as a command or a path that somebody will copy."""
+    """Prints information unchanged, such as a command or a path to copy."""
     console().print(Text(line))
 
 

@@ -1,6 +1,6 @@
 """The address of a tracking server or database, and the secrets that people write into one.
 
-A user, a password or a token that stands in an address goes no further than the place where it is
+A user, a password or a token in an address goes no further than the place where it is
 given: files, messages and command lines hold the address alone. This process, and those that it
 starts, know the whole address by one environment variable.
 """
@@ -45,7 +45,7 @@ def keep(uri: str) -> str:
 
 
 def take(uri: str, *, field: str = FIELD) -> str:
-    """The same for an address that somebody has given.
+    """The same for an address that a user has given.
 
     Args:
         uri: as it was given.

@@ -18,7 +18,7 @@ the first operation and the cause were named rightly. Misses are listed.
   n_jobs=2  study=detector  out=FOLDER
 
 About 15 minutes on two cores. Runs that are finished are not trained again: with other thresholds
-their figures are gone over anew; after another change, choose another study.
+their values are judged again; after another change, choose another study.
 """
 
 BENCH = """

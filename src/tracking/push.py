@@ -207,7 +207,7 @@ def _find_parent(folder: Path, state: State) -> bool:
 def _send_lines(server: Server, state: State, file: Path, *, folder: Path) -> int:
     """Sends the lines that are not there, and notes it after every batch.
 
-    Without what an observer has measured. It stands in the lines, for the runs that begin from this
+    Without what an observer has measured. That is in the lines, for the runs that begin from this
     one, but on this run's page it would look like its own.
     """
     assert state.run_id is not None

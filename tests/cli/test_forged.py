@@ -1,4 +1,4 @@
-"""A file that somebody has forged names code, and nobody calls or imports it."""
+"""Code that a forged file names is neither called nor imported."""
 
 import os
 import shutil

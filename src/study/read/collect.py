@@ -88,7 +88,7 @@ class Run:
 
     @cached_property
     def results(self) -> dict[str, float]:
-        """The summary that stands in MLflow too, by the names there without result/."""
+        """The summary that MLflow shows as result/*, by name without that prefix."""
         # A record that was rebuilt from a table lacks the variant, which the configuration has.
         return records.results(self.record | {"variant": self.axes})
 
