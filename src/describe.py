@@ -33,7 +33,8 @@ def describe(config: RunConfig) -> int:
     speed = config.extra["tokens_per_second"]
     hours = None if speed is None else run_hours(config, tokens_per_second=speed)
     size = config.architecture.measure(
-        vocab_size=vocab_size(config), averaged_weights="ema" in config.remedies
+        vocab_size=vocab_size(config),
+        averaged_weights=any(r.keeps_average for r in config.remedies.values()),
     )
     memory = predict_memory(config, vocab_size=size.vocab_size)
     if config.extra["format"] == "json":

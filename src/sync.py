@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     with interrupt.quiet_interrupt():
         from src.cli import command_line
         from src.cli.field_checks import given_path
-        from src.tracking.client import given_uri
+        from src.common.tracking_address import given_uri
         from src.tracking.sync_folders import sync
 
         return command_line.plain_main(

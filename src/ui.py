@@ -12,9 +12,9 @@ from src.cli.field_checks import given_path
 from src.common import terminal
 from src.common.errors import DamagedError, InputError
 from src.common.orphans import run_bound
-from src.common.tracking_address import with_secrets
+from src.common.tracking_address import default_uri, given_uri, with_secrets
 from src.study.read.collect import Study, collect
-from src.tracking.client import Server, default_uri, given_uri, one_line
+from src.tracking.client import Server, one_line
 from src.tracking.push_state import read_state, state_file
 
 USAGE = """

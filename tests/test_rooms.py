@@ -7,14 +7,14 @@ from tests.runs import ROOT
 
 FLOORS = (
     ("common", "model"),
-    ("data", "tracking", "nonfinite"),
+    ("data", "nonfinite"),
     ("training",),
     ("checkpoint",),
     ("external", "examples"),
     ("stability",),
     ("config",),
     ("cli",),
-    ("generation", "conversion", "postmortem"),
+    ("generation", "conversion", "postmortem", "tracking"),
     ("run", "study"),
     ("sweep",),
     ("lab",),

@@ -8,13 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from src.cli import interrupt
 from src.cli.hydra_errors import GRAMMAR_HINT, readable
 from src.common import storage, terminal
 from src.common.errors import InputError
-from src.common.override_grammar import quote_free_text
+from src.common.override_grammar import parse_all, quote_free_text
 from src.common.tracking_address import masked, take_typed
 from src.config.compose import compose
 from src.config.hydra_compose import compose_plain
@@ -91,7 +89,7 @@ def plain_main(
             raise InputError("--multirun: is for src.train alone")
         _check_read([f"{field}={text}" for field, text in texts.items()])
         with readable(config_name, arguments):
-            for override in OverridesParser.create().parse_overrides(arguments):
+            for override in parse_all(arguments):
                 if override.is_sweep_override():
                     raise InputError(f"{override.input_line}: takes one value here")
                 if override.key_or_group in verbatim:
@@ -147,7 +145,7 @@ def _check_read(arguments: Sequence[str]) -> None:
 def checked(config_name: str, arguments: Sequence[str]) -> RunConfig:
     """`compose`, with every way in which input can be bad turned into an InputError."""
     with readable(config_name, arguments):
-        for override in OverridesParser.create().parse_overrides(list(arguments)):
+        for override in parse_all(arguments):
             if override.is_add() or override.is_force_add() or override.is_delete():
                 raise InputError(
                     f"{override.input_line}: fields are set as field=value, without + and ~"

@@ -1,6 +1,7 @@
 """What Hydra and OmegaConf raise, as one line that says what to type instead."""
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
@@ -11,8 +12,9 @@ from src.common.errors import InputError, nearest
 from src.common.override_grammar import GROUPS, parse
 from src.common.tracking_address import masked
 from src.config.compose import compose
+from src.config.field_roles import role_of
 from src.config.hydra_compose import compose_plain
-from src.config.schema import CONF
+from src.config.schema import CONF, Schema
 from src.stability import REMEDIES
 
 COMPOSED = ("train", "describe")
@@ -165,8 +167,8 @@ def known_fields(config_name: str, arguments: Sequence[str]) -> list[str]:
             else compose_plain(config_name, None)
         )
         for key, value in plain.items():
-            if key not in ("choices", "kinds", "arguments"):
-                walk(key, value)
-    # Noted in config.yaml, and not to be typed.
-    fields = [field for field in fields if field != "model.source"]
-    return [*fields, "resume", "rerun"] if composed else fields
+            walk(key, value)
+    if composed:
+        # Of a run, these are in no config.yaml.
+        fields += [field.name for field in dataclasses.fields(Schema) if field.name not in fields]
+    return [field for field in fields if role_of(field).typed]

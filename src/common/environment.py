@@ -7,8 +7,10 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 LIBRARIES = ("torch", "lightning", "hydra-core", "omegaconf", "mlflow", "torch-ema", "numpy")
 
@@ -32,16 +34,16 @@ def git_facts() -> dict[str, str | bool | None]:
 
 @functools.cache
 def code_digest() -> str:
-    """A hash of every source file of this package, committed or not."""
+    """A hash of every source file of this package, committed or not.
+
+    It is computed once. A process calls it when it has imported what it runs, because the files may
+    change afterwards.
+    """
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-# Now, because files may change while the code that was imported runs on.
-code_digest()
 
 
 def versions() -> dict[str, str]:
@@ -50,8 +52,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def device_facts(device: torch.device) -> dict[str, str | int | None]:
+def device_facts(device: "torch.device") -> dict[str, str | int | None]:
     """What the run ran on."""
+    import torch
+
     cuda = device.type == "cuda"
     return {
         "type": device.type,

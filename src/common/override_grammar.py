@@ -1,5 +1,6 @@
 """What the user typed: Hydra's override grammar, with free text quoted for them."""
 
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -136,8 +137,19 @@ def _quoted(value: str) -> str:
 
 def parse(arguments: Sequence[str]) -> list[Override]:
     """The overrides in the order typed; raises Hydra's OverrideParseException."""
-    parsed = OverridesParser.create().parse_overrides(list(arguments))
-    return [Override(key=_key(o), text=_text(o)) for o in parsed]
+    parsed = parse_all(arguments)
+    return [Override(key=o.key_or_group, text=_text(o)) for o in parsed]
+
+
+def parse_all(arguments: Sequence[str]) -> list[HydraOverride]:
+    """The same as Hydra's own objects, which say more: + and ~, sweeps. Nobody changes them."""
+    return [_parsed(argument) for argument in arguments]
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(argument: str) -> HydraOverride:
+    """Each argument is parsed once, because several readers look and the parser is slow."""
+    return OverridesParser.create().parse_overrides([argument])[0]
 
 
 def out_of_file(
@@ -162,7 +174,7 @@ def out_of_file(
         raise InputError(f"{where} is damaged: arguments must be a list of field=value")
     taken = [a for a in arguments if not left_out(a.partition("=")[0])]
     try:
-        parsed = OverridesParser.create().parse_overrides(taken)
+        parsed = parse_all(taken)
     except OverrideParseException as error:
         raise InputError(f"{where} is damaged: {error.override} cannot be read") from error
     for argument, override in zip(taken, parsed, strict=True):
@@ -181,10 +193,6 @@ def out_of_file(
                 f" type {key}=<value>"
             )
     return taken
-
-
-def _key(override: HydraOverride) -> str:
-    return override.key_or_group
 
 
 def _text(override: HydraOverride) -> str:

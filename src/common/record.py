@@ -1,7 +1,7 @@
 """record.json: what one run was and how it ended."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SCHEMA = 1
@@ -39,12 +39,7 @@ def final_values(
     return values | dict(validation)
 
 
-def loss_metric(stability: Collection[str]) -> str:
-    """The validation loss by which a run with these options is judged: ema by averaged weights."""
-    return "val_ema/loss" if "ema" in stability else "val/loss"
-
-
-def results(record: Mapping[str, Any]) -> dict[str, float]:
+def results(record: Mapping[str, Any], *, loss: str) -> dict[str, float]:
     """The summary of a run, for MLflow and for the report: the same names in every run.
 
     A value that is not there, or not finite, is left out: a run without a non-finite step has no
@@ -52,10 +47,9 @@ def results(record: Mapping[str, Any]) -> dict[str, float]:
 
     Args:
         record: record.json's content; what an earlier version or a killed run lacks is left out.
+        loss: the metric by which the run is judged, such as val/loss.
     """
     guard, spikes = record.get("guard", {}), record.get("spikes", {})
-    # The record joins the names of remedies that are combined.
-    loss = loss_metric(str(record.get("variant", {}).get("stability", "none")).split("-"))
     final = record.get("final", {})
     nonfinite, spiked = guard.get("nonfinite_steps"), spikes.get("steps")
     values = {

@@ -7,6 +7,10 @@ starts, know the whole address by one environment variable.
 
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from src.common.errors import InputError
 
@@ -14,6 +18,13 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 """The environment variable that holds an address with its secrets."""
 
 FIELD = "tracking.uri"
+
+SQLITE = "sqlite:///"
+_SERVERS = ("http", "https")
+_DATABASES = ("postgresql", "mysql", "mssql")
+ADDRESSES = (
+    "http://host:port, https://..., sqlite:///file.db, postgresql://..., mysql://..., mssql://..."
+)
 
 ADVICE = (
     "it asks for a user and password, or a token: type"
@@ -113,3 +124,78 @@ def wants_secret(reason: str) -> bool:
     """Whether the text of an error says that a user, password or token is missing or wrong."""
     pattern = r"\b(401|403)\b|password|authenticat|unauthori|access denied"
     return re.search(pattern, reason, re.IGNORECASE) is not None
+
+
+def default_uri() -> str:
+    """MLFLOW_TRACKING_URI without its secrets, else a database in the working directory.
+
+    Raises:
+        InputError: the variable holds no address.
+    """
+    given = os.environ.get(VARIABLE)
+    return _taken(given, field=VARIABLE) if given else f"{SQLITE}mlflow.db"
+
+
+def given_uri(given: Mapping[str, Any]) -> str | None:
+    """The field tracking.uri of a command, without its secrets; None where it is null.
+
+    Raises:
+        InputError: it is no address.
+    """
+    tracking = given["tracking"]
+    if not isinstance(tracking, Mapping):
+        raise InputError(f"tracking={tracking}: has the wrong type; tracking.uri is an address")
+    uri = tracking.get("uri")
+    return None if uri is None else _taken(str(uri), field=FIELD)
+
+
+def _taken(uri: str, *, field: str) -> str:
+    """An address without its secrets, its form checked."""
+    clean = take(uri, field=field)
+    check_address(clean, field=field)
+    return clean
+
+
+def check_address(uri: str, *, field: str) -> None:
+    """Looks at the form of an address, and asks nobody.
+
+    Args:
+        uri: of a server or a database, without secrets.
+        field: what it was given for, named in errors.
+
+    Raises:
+        InputError: MLflow can write to nothing of this form, or there is no folder for its file.
+    """
+    shown = f"{field}={uri}"
+    if uri == "databricks" or uri.startswith("databricks://"):
+        return
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InputError(f"{shown}: is no address (allowed: {ADDRESSES})") from error
+    kind = parts.scheme.partition("+")[0]
+    if kind in _DATABASES or parts.scheme in _SERVERS:
+        if not host or port == 0 or re.search(r"\s", uri):
+            raise InputError(f"{shown}: names no host (allowed: {ADDRESSES})")
+        return
+    if not uri.startswith(SQLITE):
+        raise InputError(f"{shown}: must be one of {ADDRESSES}")
+    if "?" in uri:
+        # What follows would be taken for settings of the connection, or for a token.
+        raise InputError(f"{field}={uri.partition('?')[0]}: the path of a database takes no ?")
+    database = database_of(uri)
+    if not database.parent.is_dir():
+        raise InputError(f"{shown}: {database.parent}: no such folder; make it first")
+    if uri == SQLITE or database.is_dir():
+        raise InputError(f"{shown}: must name a file, such as {SQLITE}mlflow.db")
+
+
+def database_of(uri: str) -> Path:
+    """The file of a database, whose path may begin with ~."""
+    return Path(uri.removeprefix(SQLITE)).expanduser().resolve()
+
+
+def is_server(uri: str) -> bool:
+    """Whether it is an address that several machines can write to, and not a file or a folder."""
+    return urlsplit(uri).scheme.partition("+")[0] not in ("", "file", "sqlite")

@@ -11,17 +11,17 @@ from src.checkpoint.init_from import Init, adopt, check_fit, options_of
 from src.common.errors import InputError
 from src.common.override_grammar import GROUPS, Override, parse
 from src.common.run_folder import MAX_NAME, check_study
+from src.common.tracking_address import check_address, default_uri
 from src.config.compile_choice import is_compiled
 from src.config.fork import inherited, parse_fork
 from src.config.hydra_compose import check_integers, choices_of, composed_config
 from src.config.observers import observers_of
-from src.config.remedy_overrides import apply_claims
+from src.config.remedy_overrides import apply_remedy_overrides
 from src.config.run_config import RunConfig
 from src.config.schema import Schema
 from src.config.variant_name import MAX_PATH, ROOM, Variant, variant_name
 from src.external.model import check_parts, parts_for
 from src.model.architecture import ModelParts
-from src.tracking.client import check_address, default_uri
 
 
 def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
@@ -55,7 +55,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         for field in dataclasses.fields(stability)
         if getattr(stability, field.name) is not None
     }
-    notes = apply_claims(parts, remedies, typed)
+    notes = apply_remedy_overrides(parts, remedies, typed)
     parts["ffn"] = parts["ffn"].resolved(max_steps=parts["recipe"].max_steps)
     if init is not None:
         sizes = {name: parts[name] for name in ("model", "attention", "ffn")}
@@ -85,7 +85,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     _check_across(config)
     compiled = is_compiled(asked, config.architecture, config.recipe, config.trainer)
     config = dataclasses.replace(config, compile=compiled)
-    if config.fork is not None and config.is_counterfactual:
+    if config.fork is not None and config.is_branch:
         name = f"{config.variant_name}@fork-{config.fork.step}"
         return dataclasses.replace(config, variant_name=name)
     return config

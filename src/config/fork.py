@@ -10,12 +10,7 @@ import yaml
 from src.common.errors import InputError
 from src.common.override_grammar import Override, out_of_file
 from src.common.run_folder import damaged
-
-OWN = (
-    *("stability", "study", "repeat", "resume", "rerun", "format"),
-    *("fork", "save_at", "validate_at", "observe"),
-)
-"""Fields that a fork does not take over from its source; paths and tracking neither."""
+from src.config.field_roles import role_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +96,6 @@ def inherited(typed: Sequence[Override], arguments: Sequence[str]) -> list[str]:
     taken = out_of_file(
         fork.source_config().get("arguments", []),
         where=f"fork={fork.source}@{fork.step}: config.yaml",
-        left_out=lambda key: key in keys or key.partition(".")[0] in (*OWN, "paths", "tracking"),
+        left_out=lambda key: key in keys or not role_of(key).inherited,
     )
     return [*taken, *arguments]

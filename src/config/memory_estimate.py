@@ -176,7 +176,7 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
         accumulated=weights if recipe.accumulate > 1 else 0,
         moments=2 * weights,
         buckets=weights if config.trainer.devices > 1 else 0,
-        averages=weights if "ema" in {**config.remedies, **config.observers} else 0,
+        averages=weights * sum(remedy.keeps_average for remedy in config.all_remedies),
         activations=kept
         + _loss_bytes(config, vocab_size, tokens=tokens, hidden_dim=model.hidden_dim),
         working=again + WORKING_STATES * states,

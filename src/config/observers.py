@@ -13,7 +13,7 @@ from src.stability import REMEDIES, RemedyConfig
 
 def observers_of(values: Any, remedies: Mapping[str, RemedyConfig]) -> dict[str, RemedyConfig]:
     """The options that look on, from {name: fields}."""
-    allowed = [name for name, kind in REMEDIES.items() if kind.observes]
+    allowed = [name for name, kind in REMEDIES.items() if kind.is_passive]
     observers: dict[str, RemedyConfig] = {}
     if values is not None and not isinstance(values, Mapping):
         raise InputError(f"observe={values}: must be {{<option>: {{<its fields>}}}}")

@@ -10,7 +10,7 @@ from src.common.override_grammar import Override
 from src.stability import RemedyConfig
 
 
-def apply_claims(
+def apply_remedy_overrides(
     parts: dict[str, Any], remedies: dict[str, RemedyConfig], typed: Sequence[Override]
 ) -> list[str]:
     """Sets what the options claim; two claims on one field, or a typed one, are an error.
@@ -21,14 +21,14 @@ def apply_claims(
     owner: dict[str, str] = {}
     before = dict(parts)
     for option, remedy in remedies.items():
-        for needed in (*remedy.needs(), *remedy.claims(before)):
+        for needed in (*remedy.needs(), *remedy.config_overrides(before)):
             if not _has_field(before, needed):
                 section = needed.partition(".")[0]
                 kind = kinds_of(before["attention"], before["ffn"])[section]
                 raise InputError(
                     f"stability={option}: needs {needed}, which {section}={kind} has not"
                 )
-        for field, value in remedy.claims(before).items():
+        for field, value in remedy.config_overrides(before).items():
             if field in owner:
                 raise InputError(
                     f"stability=[{owner[field]},{option}]: both set {field}; choose one of them"
@@ -52,7 +52,7 @@ def apply_claims(
         except ValueError as error:
             raise InputError(f"stability.{option}.{error}") from error
         # A claim is compared with what stood there; anything else with what stands there now.
-        reasons[option] = remedy.no_op(before if remedy.claims(before) else parts)
+        reasons[option] = remedy.no_op(before if remedy.config_overrides(before) else parts)
     return [
         f"stability={option} changes nothing here: {reason}"
         for option, reason in reasons.items()

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from nonfinite.config import GuardConfig, WatchConfig
 from src.checkpoint.init_from import Init
 from src.checkpoint.part_kinds import ExternalPart, kinds_of
 from src.common.file_digest import file_digest
+from src.config.field_roles import ROLES, hashed_fields
 from src.config.fork import Fork
 from src.config.schema import PathsConfig, TrackingConfig, TrainerConfig
 from src.config.variant_name import Variant
@@ -28,14 +28,11 @@ from src.model.ffn import FeedForwardConfig
 from src.stability import REMEDIES, RemedyConfig
 from src.training.recipe import RecipeConfig
 
-HASHED = ("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guard")
-"""Sections that change numbers; data and tokenizer join by content, trainer by device, threads."""
-
-UNHASHED = ("watch", "tracking", "paths")
-"""Sections that change no number."""
-
-UNCOMPARED = (*UNHASHED, "arguments", "fork", "save_at", "validate_at", "observe", "study")
-"""Entries of config.yaml in which runs of one hash may differ."""
+SECTIONS = (
+    *("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guard"),
+    *("data", "trainer", "watch", "tracking", "paths"),
+)
+"""Those with fields of their own, in the order of config.yaml."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +118,15 @@ class RunConfig:
         )
 
     @property
-    def natural_start(self) -> int:
+    def all_remedies(self) -> list[RemedyConfig]:
+        """Those of the run, and those that it carries for other runs."""
+        return [*self.remedies.values(), *self.observers.values()]
+
+    @property
+    def default_start_step(self) -> int:
         """Steps that the options leave as they are in a run from nothing; all where none is on."""
         parts = {"recipe": self.recipe}
-        starts = [remedy.acts_from(parts) for remedy in self.remedies.values()]
+        starts = [remedy.start_step(parts) for remedy in self.remedies.values()]
         return min(starts, default=self.recipe.max_steps)
 
     @property
@@ -135,7 +137,7 @@ class RunConfig:
         return min(ends, default=self.recipe.max_steps)
 
     @property
-    def is_counterfactual(self) -> bool:
+    def is_branch(self) -> bool:
         """Whether the fork makes another run than the same configuration makes from nothing.
 
         It does not where no option, of this run or of its source, acts before the fork's step, and
@@ -145,26 +147,26 @@ class RunConfig:
             return False
         source, ours = self.fork.source_config(), self.plain()
         theirs = [
-            REMEDIES[name](**fields).acts_from({"recipe": self.recipe})
+            REMEDIES[name](**fields).start_step({"recipe": self.recipe})
             for name, fields in source["stability"].items()
         ]
         same = all(
-            _that_counts(source[name]) == _that_counts(ours[name])
-            for name in (*HASHED, "trainer", "kinds")
-            if name != "stability"
+            hashed_fields(name, source[name]) == hashed_fields(name, ours[name])
+            for name in (*SECTIONS, "kinds")
+            if ROLES[name].is_hashed and name != "stability"
         )
         # Runs of before there was the choice say nothing.
         same = same and source.get("compile", False) == self.compile
-        return not same or self.fork.step > min([self.natural_start, *theirs])
+        return not same or self.fork.step > min([self.default_start_step, *theirs])
 
     @property
-    def acts_from(self) -> int:
+    def start_step(self) -> int:
         """Steps that are bitwise the baseline's; 0 for a baseline, which acts nowhere."""
         if not self.remedies:
             return 0
-        if self.fork is not None and self.is_counterfactual:
+        if self.fork is not None and self.is_branch:
             return self.fork.step
-        return self.natural_start
+        return self.default_start_step
 
     def lr_factor(self, step: int) -> float:
         """Factor on the learning rate of the optimizer step after `step` others."""
@@ -173,8 +175,7 @@ class RunConfig:
 
     def plain(self) -> dict[str, Any]:
         """The resolved configuration as plain values, for files."""
-        fields = (*HASHED, "data", "trainer", *UNHASHED)
-        plain: dict[str, Any] = {name: self._section(name) for name in fields}
+        plain: dict[str, Any] = {name: self._section(name) for name in SECTIONS}
         plain["choices"] = dict(self.choices)
         plain["kinds"] = kinds_of(self.attention, self.ffn)
         plain["compile"] = self.compile
@@ -198,17 +199,22 @@ class RunConfig:
         digest = file_digest(self.init.file, Path(self.paths.cache))
         return {"path": self.init.path, "digest": digest[:16]}
 
-    def config_hash(self) -> str:
-        """A hash of all that changes numbers, and of nothing else. Reads the corpus."""
-        content: dict[str, Any] = {name: self._section(name) for name in HASHED}
-        # Sizes that no chosen part took change nothing.
-        content["model"].pop("sizes", None)
-        content["recipe"].pop("checkpoint_every")
+    def config_hash(self, corpus: str | None = None) -> str:
+        """A hash of all that changes numbers, and of nothing else.
+
+        Args:
+            corpus: the fingerprint of the data; None: it is computed, which reads them.
+        """
+        content: dict[str, Any] = {
+            name: hashed_fields(name, self._section(name))
+            for name in SECTIONS
+            if ROLES[name].hashed == "value"
+        }
         if self.guard.on_alarm != "stop":
             content["guard"].pop("on_alarm")
-        content["kinds"] = self.plain()["kinds"]
+        content["kinds"] = kinds_of(self.attention, self.ffn)
         content["tokenizer"] = self.tokenizer.key()
-        content["data"] = self.data.fingerprint(Path(self.paths.cache))
+        content["data"] = corpus or self.data.fingerprint(Path(self.paths.cache))
         content["device"] = self.trainer.device_type
         content["threads"] = self.trainer.threads
         content["seed"], content["repeat"] = self.seed, self.repeat
@@ -216,13 +222,7 @@ class RunConfig:
             content["compile"] = True
         if self.init is not None:
             content["init"] = self._init()["digest"]
-        if self.fork is not None and self.is_counterfactual:
+        if self.fork is not None and self.is_branch:
             content["fork"] = [self.fork.source_config()["config_hash"], self.fork.step]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _that_counts(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of config.yaml without what changes no number."""
-    idle = ("sizes", "checkpoint_every", "strategy", "devices", "activation_checkpointing")
-    return {k: v for k, v in section.items() if k not in idle}

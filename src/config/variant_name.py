@@ -1,5 +1,6 @@
 """The name of a variant, which is also its folder."""
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from src.common.override_grammar import Override
-
-UNNAMED = re.compile(
-    r"(attention|ffn|stability|model|preset|tracking|seed|repeat|study|resume|rerun|format|fork|save_at"
-    r"|validate_at|recipe\.checkpoint_every|trainer\.(devices|activation_checkpointing)|(paths|tracking|watch|observe)(\..*)?)"
-)
-"""Typed fields that the name of a variant leaves out, or says elsewhere."""
+from src.config.field_roles import role_of
 
 INIT = "init-"
 """Begins the piece of a name that names a saved model."""
@@ -57,7 +53,7 @@ def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[O
         if choices[group] != default and group not in told:
             pieces.append(f"{group}-{choices[group]}")
     # Sorted, because the order of typing makes no other variant.
-    fields = [last[key] for key in sorted(last) if not UNNAMED.fullmatch(key)]
+    fields = [last[key] for key in sorted(last) if _is_named(key)]
     shorts = [override.key.rpartition(".")[2] for override in fields]
     for override, short in zip(fields, shorts, strict=True):
         name = short if shorts.count(short) == 1 else override.key
@@ -66,6 +62,11 @@ def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[O
     name = "@".join(pieces)
     # A file system takes 255 bytes; record and config.yaml say it all.
     return name if len(name) <= 200 else _path_safe(name, limit=200)
+
+
+def _is_named(key: str) -> bool:
+    """Whether a typed field becomes a piece; the choices of a `Variant` have their own places."""
+    return role_of(key).named and key not in {field.name for field in dataclasses.fields(Variant)}
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

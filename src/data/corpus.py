@@ -29,6 +29,8 @@ class Corpus:
     val: np.ndarray
     """(number of validation tokens,), unsigned integers."""
     tokenizer: Tokenizer
+    fingerprint: str
+    """A hash of the content and the split; see DataConfig."""
 
     def check(self, *, seq_len: int) -> None:
         """Raises InputError unless both parts hold a window of seq_len tokens and their targets."""
@@ -92,9 +94,10 @@ class TextConfig(DataConfig):
     def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
         """See DataConfig."""
         raw = self.raw(cache)
-        key = hashlib.sha256(f"{self._fingerprint(raw)}/{tokenizer.key()}".encode()).hexdigest()
+        fingerprint = self._fingerprint(raw)
+        key = hashlib.sha256(f"{fingerprint}/{tokenizer.key()}".encode()).hexdigest()
         folder = cache / "tokens" / key[:16]
-        corpus = _open(folder)
+        corpus = _open(folder, fingerprint)
         if corpus is None:
             text = self.text(raw)[: self.max_chars]
             split = round(len(text) * (1 - self.val_frac))
@@ -102,10 +105,11 @@ class TextConfig(DataConfig):
             dtype = np.uint16 if built.vocab_size <= 2**16 else np.uint32
             train = built.encode(text[:split]).astype(dtype)
             val = built.encode(text[split:]).astype(dtype)
-            Corpus(train=train, val=val, tokenizer=built).check(seq_len=seq_len)
+            built_corpus = Corpus(train=train, val=val, tokenizer=built, fingerprint=fingerprint)
+            built_corpus.check(seq_len=seq_len)
             with writing_cache(folder):
                 _store(folder, train=train, val=val, tokenizer=built)
-            corpus = _open(folder)
+            corpus = _open(folder, fingerprint)
             if corpus is None:
                 raise InputError(
                     f"paths.cache: {folder} cannot be read after it was written; delete it, or name"
@@ -140,7 +144,7 @@ def _store(folder: Path, *, train: np.ndarray, val: np.ndarray, tokenizer: Token
         shutil.rmtree(draft)
 
 
-def _open(folder: Path) -> Corpus | None:
+def _open(folder: Path, fingerprint: str) -> Corpus | None:
     """The cached corpus; None where there is none, or a damaged one, which is taken away."""
     if not folder.is_dir():
         return None
@@ -150,6 +154,7 @@ def _open(folder: Path) -> Corpus | None:
             train=np.load(folder / "train.npy", mmap_mode="r"),
             val=np.load(folder / "val.npy", mmap_mode="r"),
             tokenizer=restore_tokenizer(state),
+            fingerprint=fingerprint,
         )
     except PermissionError as error:
         # It may be whole, and of use to whoever has made it.

@@ -147,7 +147,7 @@ class TokensConfig(DataConfig):
         else:
             split = round(len(train) * (1 - self.val_frac))
             train, val = train[:split], train[split:]
-        corpus = Corpus(train=train, val=val, tokenizer=built)
+        corpus = Corpus(train=train, val=val, tokenizer=built, fingerprint=self.fingerprint(cache))
         corpus.check(seq_len=seq_len)
         return corpus
 

@@ -1,7 +1,8 @@
 """What a run has come to: its record, a sample of its text, the table at its end."""
 
+import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, TypeGuard
 
@@ -18,7 +19,7 @@ from src.generation.prompts import WRITEUP
 from src.generation.samples import first_sample, samples_markdown
 from src.model import Transformer
 from src.run.assemble import Assembly
-from src.tracking.labels import is_measured_by, variant_of
+from src.tracking.labels import is_measured_by
 from src.training.validation import offered_weights
 
 SAMPLES = "samples.md"
@@ -32,8 +33,7 @@ def build_record(
     vocab_size: int,
     config_hash: str,
     status: str,
-    derived_from: dict[str, Any] | None,
-    origins: Sequence[Sequence[str]],
+    extras: Mapping[str, Any],
     metric_lines: int,
 ) -> dict[str, Any]:
     """The content of record.json.
@@ -45,29 +45,30 @@ def build_record(
         vocab_size: tokens that its model knows.
         config_hash: of the configuration.
         status: how it ended.
-        derived_from: the record's entry of this name.
-        origins: by what code it was trained, in order.
+        extras: what its checkpoints carry: the configuration, where it began, and by what code it
+            was trained, in order.
         metric_lines: that the run has written to metrics.jsonl.
     """
     recipe = config.recipe
     steps = run.trainer.global_step
     tokens = steps * recipe.tokens_per_step
-    seconds = run.metrics.train_seconds
-    guard = run.guard.summary()
+    seconds = run.callbacks.metrics.train_seconds
+    guard = run.callbacks.guard.summary()
     size = config.architecture.measure(vocab_size=vocab_size)
-    final = records.final_values(read_metrics(folder.metrics), run.validation.last)
+    derived_from = extras["derived_from"]
+    final = records.final_values(read_metrics(folder.metrics), run.callbacks.validation.last)
     return {
         "schema": records.SCHEMA,
         "status": status,
         "outcome": _outcome(run, guard) if status == "finished" else None,
         "study": config.study,
-        "variant": variant_of(config.plain()),
+        "variant": dataclasses.asdict(config.variant),
         "variant_name": config.variant_name,
         "seed": config.seed,
         "repeat": config.repeat,
         "config_hash": config_hash,
         **git_facts(),
-        "code": "+".join(code for code, _ in origins),
+        "code": "+".join(code for code, _ in extras["origins"]),
         "versions": versions(),
         "device": device_facts(torch.device(config.trainer.device_type)),
         "vocab_size": size.vocab_size,
@@ -76,21 +77,22 @@ def build_record(
         "cache_bytes_per_token": size.cache_bytes_per_token,
         "steps": steps,
         "tokens": tokens,
-        "wall_seconds": run.metrics.wall_seconds,
+        "wall_seconds": run.callbacks.metrics.wall_seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
         "compiled": config.compile,
-        "first_step_seconds": run.metrics.first_step_seconds,
-        "init": config.plain()["init"],
+        "first_step_seconds": run.callbacks.metrics.first_step_seconds,
+        "init": extras["config"]["init"],
         "derived_from": derived_from,
         "own_steps": steps - (0 if derived_from is None else derived_from["step"]),
-        "acts_from": config.acts_from,
+        "acts_from": config.start_step,
+        "roles": {name: remedy.roles() for name, remedy in config.remedies.items()},
         "active_flops": tokens * size.flops_per_token,
         "notes": config.notes,
         "final": _own(final, config),
-        "best": _own(run.validation.best, config),
+        "best": _own(run.callbacks.validation.best, config),
         "guard": guard,
-        "spikes": run.spikes.summary(),
-        "alarms": run.early.alarms,
+        "spikes": run.callbacks.spikes.summary(),
+        "alarms": run.callbacks.early.alarms,
         "metric_lines": metric_lines,
         "incident": _incident(run),
     }
@@ -105,14 +107,14 @@ def _outcome(run: Assembly, guard: dict[str, Any]) -> str:
     spoilt = any(is_spoilt(parameter) for parameter in run.task.model.parameters())
     return records.outcome(
         guard=guard,
-        stopped=run.guard.stopped,
+        stopped=run.callbacks.guard.stopped,
         weights_finite=not spoilt,
-        val=run.validation.last["val/nonfinite_frac"],
+        val=run.callbacks.validation.last["val/nonfinite_frac"],
     )
 
 
 def _incident(run: Assembly) -> dict[str, Any] | None:
-    incident = None if run.incidents is None else run.incidents.incident
+    incident = None if run.callbacks.incidents is None else run.callbacks.incidents.incident
     if incident is None:
         return None
     return {name: incident[name] for name in ("step", "module", "cause", "line")}
@@ -186,11 +188,12 @@ def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> No
     final, best = record["final"], record["best"]
     number = terminal.number
     rows = [["training loss (nats a token)", number(final.get("train/loss")), ""]]
-    for prefix, what in (("val", ""), ("val_ema", ", averaged weights")):
-        if f"{prefix}/nonfinite_frac" in final:
-            for label, name in (("validation loss", "loss"), ("bits a byte", "bits_per_byte")):
-                columns = [_marked(figures, prefix, name) for figures in (final, best)]
-                rows.append([f"{label}{what}", *columns])
+    prefixes = sorted(name.partition("/")[0] for name in final if name.endswith("/nonfinite_frac"))
+    for prefix in prefixes:
+        what = "" if prefix == "val" else f", {prefix.removeprefix('val_')} weights"
+        for label, name in (("validation loss", "loss"), ("bits a byte", "bits_per_byte")):
+            columns = [_marked(figures, prefix, name) for figures in (final, best)]
+            rows.append([f"{label}{what}", *columns])
     guard, spikes = record["guard"], record["spikes"]
     rows += [
         ["steps (skipped)", f"{record['steps']:,} ({guard['skipped_steps']:,})", ""],

@@ -1,7 +1,14 @@
-"""How the process keeps memory that tensors give back, and what its products are compiled to."""
+"""Settings of the whole process on which numbers or speed depend."""
 
 import ctypes
+import logging
 import os
+import warnings
+
+import torch
+
+from src.common.random_streams import seed_global, stream_seed
+from src.config.run_config import RunConfig
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST = 2**30
@@ -25,3 +32,15 @@ def set_up_memory() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _MOST)
         mallopt(_M_MMAP_THRESHOLD, _MOST)
+
+
+def set_numerics(config: RunConfig, *, rank: int = 0) -> None:
+    """Sets what the last bits of numbers depend on, and quietens Lightning."""
+    set_up_memory()
+    torch.set_num_threads(config.trainer.threads)
+    seed_global(stream_seed(config.seed, "global", *([rank] if rank else [])))
+    torch.set_float32_matmul_precision(config.recipe.matmul_precision)
+    # Its greetings, and its advice about workers, which a corpus in memory does not need.
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\.")

@@ -18,13 +18,10 @@ from src.common.environment import code_digest
 from src.common.errors import InputError
 from src.common.read_checkpoint import load_state
 from src.common.run_folder import RunFolder, read_metrics
+from src.config.field_roles import ROLES
 from src.config.fork import Fork
 from src.config.run_config import RunConfig
 from src.tracking.labels import is_measured_by
-
-FIXED = ("attention", "ffn", "model", "tokenizer", "data", "seed")
-"""Sections in which source and fork must agree, so that the state fits; but not ffn.router."""
-FIXED_RECIPE = ("max_steps", "weight_decay", "decay_params", "fused")
 
 
 def this_origin() -> list[str]:
@@ -67,21 +64,22 @@ def check(config: RunConfig, fork: Fork) -> None:
     source, ours = fork.source_config(), config.plain()
     for name, remedy in config.remedies.items():
         theirs = {**source["stability"], **source["observe"]}.get(name)
-        if remedy.observes and theirs != dataclasses.asdict(remedy):
+        if remedy.is_passive and theirs != dataclasses.asdict(remedy):
             raise InputError(
                 f"fork={fork.source}@{fork.step}: stability={name} looks on from the first step,"
                 f" and that run did not carry it with these fields (observe={{{name}:...}})"
             )
     origin, own = (c.get("init") or {} for c in (source, ours))
     _compare(fork, "init", origin.get("digest"), own.get("digest"))
-    for section in FIXED:
-        _compare(fork, section, source[section], ours[section])
-    for field in FIXED_RECIPE:
-        _compare(fork, f"recipe.{field}", source["recipe"][field], ours["recipe"][field])
+    for field, role in ROLES.items():
+        if role.must_match:
+            section, _, name = field.partition(".")
+            theirs, own = (c[section].get(name) if name else c[section] for c in (source, ours))
+            _compare(fork, field, theirs, own)
 
 
 def _compare(fork: Fork, name: str, theirs: Any, ours: Any) -> None:
-    if name in ("ffn.router", "model.sizes"):
+    if name in ROLES and not ROLES[name].must_match:
         return
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in {**theirs, **ours}:

@@ -1,8 +1,8 @@
-"""What a remedy is: claims that change the recipe, a factor on the rate, callbacks, or several."""
+"""What a remedy is: overrides of the recipe, a factor on the rate, callbacks, or several."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 
@@ -10,6 +10,8 @@ from src.common.nested_values import value_at
 
 ROUTER = "ffn.router"
 """The part of a config that options on the router need."""
+
+Role = Literal["remedy", "aa_control", "positive_control"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +36,29 @@ class RunFacts:
 class RemedyConfig:
     """One stability option. Absent from the config, it is absent from the run, bitwise."""
 
-    observes: ClassVar[bool] = False
-    """Whether it only looks on: training is bitwise the baseline's, and a baseline can carry it."""
+    role: ClassVar[Role] = "remedy"
+    """What the remedy is for in a study. An A/A control differs from the baseline by chance alone;
+    a positive control is known to work, so a study that does not find it cannot rank the others."""
+    is_passive: ClassVar[bool] = False
+    """Whether training stays bitwise the baseline's, so that a baseline run can carry it."""
     draws: ClassVar[bool] = False
     """Whether it draws random numbers, so that another `repeat` is another run."""
+    ends_early: ClassVar[bool] = False
+    """Whether it ends training on purpose, so that a report does not count the end as a failure."""
+    keeps_average: ClassVar[bool] = False
+    """Whether it holds a second copy of the weights, which counts as memory."""
+    evaluated_as: ClassVar[str | None] = None
+    """The evaluation weights by which a run is judged: its loss is `val_<evaluated_as>/loss`. None:
+    the trained weights, `val/loss`."""
 
-    def acts_from(self, parts: Mapping[str, Any]) -> int:
-        """Steps of a run that are bitwise the baseline's, before the option changes anything.
+    @classmethod
+    def roles(cls) -> dict[str, Any]:
+        """What reports must know of the remedy; record.json holds it, so no report knows names."""
+        names = ("role", "evaluated_as", "ends_early", "keeps_average")
+        return {name: getattr(cls, name) for name in names}
+
+    def start_step(self, parts: Mapping[str, Any]) -> int:
+        """Number of steps that are bitwise the baseline's before the remedy changes anything.
 
         The default: those before `start_frac` where there is such a field, else none.
 
@@ -48,7 +66,7 @@ class RemedyConfig:
             parts: the sections of the configuration.
         """
         max_steps = int(parts["recipe"].max_steps)
-        if self.observes:
+        if self.is_passive:
             return max_steps
         return round(getattr(self, "start_frac", 0.0) * max_steps)
 
@@ -60,10 +78,10 @@ class RemedyConfig:
         """Parts of the configuration, by dotted name, without which the option means nothing."""
         return ()
 
-    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields outside its own that the option sets, by dotted name.
+    def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields outside its own that the remedy sets, by dotted name.
 
-        Two options that claim one field, or a claim on a field that was typed, are an error.
+        It is an error if two remedies set one field, or if the user typed that field.
 
         Args:
             parts: the sections of the configuration, unchanged by any option.
@@ -73,12 +91,12 @@ class RemedyConfig:
     def no_op(self, parts: Mapping[str, Any]) -> str | None:
         """Why the option changes nothing in this configuration; None where it does.
 
-        The default looks at the claims: an option whose claims are the values that stand there
-        already is its own baseline.
+        By default: a remedy whose overrides are the values that the configuration has already is
+        its own baseline.
         """
-        claims = self.claims(parts)
-        if claims and all(value_at(parts, field) == value for field, value in claims.items()):
-            return ", ".join(f"{field} is {value} already" for field, value in claims.items())
+        values = self.config_overrides(parts)
+        if values and all(value_at(parts, field) == value for field, value in values.items()):
+            return ", ".join(f"{field} is {value} already" for field, value in values.items())
         if getattr(self, "start_frac", 0.0) == 1.0:
             return "start_frac is 1, the end of the run"
         return None
@@ -87,7 +105,7 @@ class RemedyConfig:
         """Raises ValueError where the option does not go with the rest of the configuration.
 
         Args:
-            parts: the sections of the configuration, with all claims carried out.
+            parts: the sections of the configuration, with all overrides applied.
         """
 
     def lr_factor(self, step: int, max_steps: int) -> float:

@@ -21,7 +21,7 @@ class Beta2Config(RemedyConfig):
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"beta2={self.beta2}: must be at least 0 and below 1")
 
-    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"recipe.betas": [parts["recipe"].betas[0], self.beta2]}
 

@@ -21,6 +21,6 @@ class ClipNormConfig(RemedyConfig):
     def __post_init__(self) -> None:
         check_positive("norm", self.norm)
 
-    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"recipe.clip_norm": self.norm}

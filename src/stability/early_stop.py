@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -18,6 +18,8 @@ class EarlyStopConfig(RemedyConfig):
     The schedule stays that of the whole run.
     """
 
+    ends_early: ClassVar[bool] = True
+
     stop_frac: float
     """The share after which it stops; above 0, at most 1."""
 
@@ -26,7 +28,7 @@ class EarlyStopConfig(RemedyConfig):
         if self.stop_frac == 0:
             raise ValueError("stop_frac=0.0: must be above 0")
 
-    def acts_from(self, parts: Mapping[str, Any]) -> int:
+    def start_step(self, parts: Mapping[str, Any]) -> int:
         """All its steps are the baseline's."""
         return self.last_step(parts)
 

@@ -17,7 +17,9 @@ from src.stability.base import RemedyConfig, RunFacts, check_frac
 class EmaConfig(RemedyConfig):
     """torch-ema as in the write-up's option 6; training itself is untouched."""
 
-    observes: ClassVar[bool] = True
+    is_passive: ClassVar[bool] = True
+    keeps_average: ClassVar[bool] = True
+    evaluated_as: ClassVar[str | None] = "ema"
 
     decay: float | None
     """Weight of the past in each update; from 0 to below 1; null where horizon_frac says it."""

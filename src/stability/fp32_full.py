@@ -15,7 +15,7 @@ from src.stability.figure import Figure
 class Fp32FullConfig(RemedyConfig):
     """float32 throughout: the YAML of the write-up's option 4."""
 
-    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"recipe.precision": "32-true", "recipe.matmul_precision": "highest"}
 

@@ -14,7 +14,7 @@ from src.stability.figure import Figure, count_norms
 class LatentNormConfig(RemedyConfig):
     """RMSNorm on the latents of mlha, as DeepSeek-V2 has (arXiv 2405.04434)."""
 
-    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"attention.latent_norm": True}
 

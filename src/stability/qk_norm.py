@@ -14,7 +14,7 @@ from src.stability.figure import Figure, count_norms
 class QKNormConfig(RemedyConfig):
     """RMSNorm over each query and key head (Dehghani et al., arXiv 2302.05442)."""
 
-    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"attention.qk_norm": True}
 

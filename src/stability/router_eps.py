@@ -1,16 +1,19 @@
 """An epsilon in the gate, known to end the NaN of a router whose scores underflow; spikes stay."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import lightning.pytorch as pl
 
-from src.stability.base import ROUTER, RemedyConfig, RunFacts, check_frac, check_positive
+from src.stability.base import ROUTER, RemedyConfig, Role, RunFacts, check_frac, check_positive
 from src.stability.router_override import RouterOverride
 
 
 @dataclass(kw_only=True)
 class RouterEpsConfig(RemedyConfig):
     """An epsilon in the gate's division from a share of the run on: 0/0 becomes 0/eps."""
+
+    role: ClassVar[Role] = "positive_control"
 
     eps: float
     """Added to the sum of the picked scores; above 0."""

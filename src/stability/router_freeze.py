@@ -1,16 +1,19 @@
 """A bias that stays, known to work on a router whose bias drifts."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import lightning.pytorch as pl
 
-from src.stability.base import ROUTER, RemedyConfig, RunFacts, check_frac
+from src.stability.base import ROUTER, RemedyConfig, Role, RunFacts, check_frac
 from src.stability.router_override import RouterOverride
 
 
 @dataclass(kw_only=True)
 class RouterFreezeConfig(RemedyConfig):
     """The router's bias stays where it is from a share of the run on."""
+
+    role: ClassVar[Role] = "positive_control"
 
     start_frac: float
     """Share of the run before it; from 0 to 1."""

@@ -17,6 +17,6 @@ class RouterZLossConfig(RemedyConfig):
     def __post_init__(self) -> None:
         check_positive("weight", self.weight)
 
-    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"ffn.router.z_loss_weight": self.weight}

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import lightning.pytorch as pl
 
-from src.stability.base import RunFacts
+from src.stability.base import Role, RunFacts
 from src.stability.noise import GradientNoise, NoiseConfig
 
 
@@ -18,6 +18,7 @@ class ShakenConfig(NoiseConfig):
     """
 
     name: ClassVar[str] = "shaken"
+    role: ClassVar[Role] = "aa_control"
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """See RemedyConfig."""

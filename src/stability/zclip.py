@@ -39,7 +39,7 @@ class ZClipConfig(RemedyConfig):
         if self.warmup_steps < 2:
             raise ValueError(f"warmup_steps={self.warmup_steps}: must be at least 2")
 
-    def claims(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """See RemedyConfig."""
         return {"recipe.clip_norm": None}
 

@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Any
 
 from src.common.errors import InputError
+from src.common.tracking_address import default_uri, is_server
 from src.config.schema import TrackingConfig, TrainerConfig
-from src.tracking.client import default_uri, is_server
 
 LAUNCHER = "slurm"
 """Its option in conf/hydra/launcher."""

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from src.cli import command_line
 from src.common.override_grammar import parse
+from src.config.field_roles import role_of
 from src.config.run_config import RunConfig
-
-RUNS = ("seed", "repeat")
-"""Fields that tell runs of one configuration apart; nothing in conf/ is made of them."""
 
 
 class Composer:
@@ -30,8 +28,8 @@ class Composer:
             InputError: it is bad input.
         """
         typed = parse(arguments)
-        own = {o.key: o.text for o in typed if o.key in RUNS}
-        others = tuple(a for a, o in zip(arguments, typed, strict=True) if o.key not in RUNS)
+        own = {o.key: o.text for o in typed if role_of(o.key).is_replicate}
+        others = tuple(a for a, o in zip(arguments, typed, strict=True) if o.key not in own)
         known = self._known.get((*sorted(own), *others))
         # Whatever is no plain number, or typed twice, is composed and so checked.
         plain = all(re.fullmatch(r"\d{1,18}", text) for text in own.values())

@@ -17,6 +17,8 @@ from src.cli import command_line
 from src.cli.hydra_errors import readable
 from src.common.errors import InputError
 from src.common.override_grammar import parse
+from src.common.tracking_address import default_uri
+from src.config.field_roles import role_of
 from src.config.fork import Fork
 from src.config.run_config import RunConfig
 from src.config.schema import CONF
@@ -25,13 +27,6 @@ from src.stability import RemedyConfig
 from src.sweep.cluster import LAUNCHER, check_cluster
 from src.sweep.composer import Composer
 from src.sweep.settings import SweepSettings, compose_settings
-from src.tracking.client import default_uri
-
-UNCELLED = ("rerun", "study", "paths", "tracking", "watch")
-"""Typed fields that make no other sweep."""
-
-IDLE = ("trainer.activation_checkpointing", "trainer.devices")
-"""Fields that make no other run, and have no place in a variant's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +126,10 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     study = settings.experiment or f"sweep-{sweep_id}"
     if "study" not in keys and not any(_key(a) == "study" for a in settings.axes):
         expanded = [[*cell, f"study={study}"] for cell in expanded]
-    for field in IDLE:
-        if len({a for cell in expanded for a in cell if _key(a) == field}) > 1:
+    for field in sorted({_key(a) for cell in expanded for a in cell}):
+        role = role_of(field)
+        makes_no_run = not role.is_hashed and not role.named and role.identifies_sweep
+        if makes_no_run and len({a for cell in expanded for a in cell if _key(a) == field}) > 1:
             raise InputError(f"{field}: makes no other run, so a sweep has one value of it")
     brought = {_key(a) for a in settings.axes} - keys
     try:
@@ -196,7 +193,7 @@ def _key(argument: str) -> str:
 
 
 def _identity(cell: Sequence[str]) -> list[str]:
-    return sorted(a for a in cell if _key(a).partition(".")[0] not in UNCELLED)
+    return sorted(a for a in cell if role_of(_key(a)).identifies_sweep)
 
 
 def _expand(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
@@ -295,10 +292,10 @@ def _sharing(cells: Sequence[Cell]) -> list[Cell]:
     starts: dict[Path, Fork] = {}
     for cell in cells:
         source = by_place.get((cell.baseline or "", cell.config.seed))
-        step = min(cell.config.natural_start, cell.config.last_step - 1)
+        step = min(cell.config.default_start_step, cell.config.last_step - 1)
         if source is None or not cell.config.remedies or step < 1 or cell.config.fork is not None:
             continue
-        watching = _fields({n: r for n, r in cell.config.remedies.items() if r.observes})
+        watching = _fields({n: r for n, r in cell.config.remedies.items() if r.is_passive})
         carried = observers.setdefault(source.folder, _fields(source.config.observers))
         if any(carried.get(name, values) != values for name, values in watching.items()):
             continue  # one baseline carries one average

@@ -19,9 +19,12 @@ import filelock
 
 from src.cli import command_line
 from src.common import terminal
+from src.common.environment import code_digest
 from src.common.errors import DamagedError, InputError
 from src.common.run_folder import read_json
-from src.run.lifecycle import finished_record, run
+from src.common.tracking_address import default_uri
+from src.run.lifecycle import run
+from src.run.resume import finished_record
 from src.sweep.cluster import LAUNCHER, cancel_waiting, is_queued
 from src.sweep.job import MAX_GRACE_SECONDS, MOVED, Job, is_alive
 from src.sweep.launch import launch
@@ -29,7 +32,6 @@ from src.sweep.manifest import Manifest
 from src.sweep.monitor import Monitor
 from src.sweep.plan import Cell, Plan, make_plan
 from src.sweep.preview import show_plan
-from src.tracking.client import default_uri
 from src.tracking.push_state import SWEEPS, is_held, writer_lock
 from src.tracking.sweep_run import SweepRun, close_child, lock_file
 
@@ -55,6 +57,7 @@ def sweep(config_name: str, arguments: Sequence[str]) -> int:
     Raises:
         InputError: any cell is bad input; nothing has been trained or written then.
     """
+    code_digest()
     plan = make_plan(config_name, arguments)
     finished = {cell.folder: _finished(plan, cell) for cell in plan.cells}
     plan = plan.with_states_that_will_be(finished)

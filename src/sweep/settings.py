@@ -7,12 +7,11 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli.hydra_errors import readable
 from src.common.errors import InputError
-from src.common.override_grammar import quote_free_text
+from src.common.override_grammar import parse_all, quote_free_text
 from src.common.tracking_address import take_typed
 from src.config.schema import CONF
 
@@ -65,7 +64,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         InputError: in one line, whatever is wrong.
     """
     with readable("sweep", arguments):
-        for override in OverridesParser.create().parse_overrides(list(arguments)):
+        for override in parse_all(arguments):
             if override.is_sweep_override():
                 raise InputError(f"{override.input_line}: a sweep takes one value of it")
             if override.key_or_group in JOBS_AT_A_TIME:

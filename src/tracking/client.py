@@ -6,15 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from src.common.errors import InputError
 from src.common.tracking_address import (
     ADVICE,
-    FIELD,
-    VARIABLE,
+    SQLITE,
+    database_of,
     masked,
-    take,
     wants_secret,
     with_secrets,
     without_secrets,
@@ -31,7 +28,6 @@ MAX_ENTRIES = 100
 MAX_PARAM = 6000
 MAX_TAG = 8000
 
-_SQLITE = "sqlite:///"
 _GONE = "RESOURCE_DOES_NOT_EXIST"
 _SETTINGS = {
     # Without these an unreachable server is tried for minutes; who waits longer asks again.
@@ -49,88 +45,6 @@ _LEVELS = {
     "alembic": "WARNING",
     "urllib3": "ERROR",
 }
-
-
-_SERVERS = ("http", "https")
-_DATABASES = ("postgresql", "mysql", "mssql")
-ADDRESSES = (
-    "http://host:port, https://..., sqlite:///file.db, postgresql://..., mysql://..., mssql://..."
-)
-
-
-def default_uri() -> str:
-    """MLFLOW_TRACKING_URI without its secrets, else a database in the working directory.
-
-    Raises:
-        InputError: the variable holds no address.
-    """
-    given = os.environ.get(VARIABLE)
-    return _taken(given, field=VARIABLE) if given else f"{_SQLITE}mlflow.db"
-
-
-def given_uri(given: Mapping[str, Any]) -> str | None:
-    """The field tracking.uri of a command, without its secrets; None where it is null.
-
-    Raises:
-        InputError: it is no address.
-    """
-    tracking = given["tracking"]
-    if not isinstance(tracking, Mapping):
-        raise InputError(f"tracking={tracking}: has the wrong type; tracking.uri is an address")
-    uri = tracking.get("uri")
-    return None if uri is None else _taken(str(uri), field=FIELD)
-
-
-def _taken(uri: str, *, field: str) -> str:
-    """An address without its secrets, its form checked."""
-    clean = take(uri, field=field)
-    check_address(clean, field=field)
-    return clean
-
-
-def check_address(uri: str, *, field: str) -> None:
-    """Looks at the form of an address, and asks nobody.
-
-    Args:
-        uri: of a server or a database, without secrets.
-        field: what it was given for, named in errors.
-
-    Raises:
-        InputError: MLflow can write to nothing of this form, or there is no folder for its file.
-    """
-    shown = f"{field}={uri}"
-    if uri == "databricks" or uri.startswith("databricks://"):
-        return
-    try:
-        parts = urlsplit(uri)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise InputError(f"{shown}: is no address (allowed: {ADDRESSES})") from error
-    kind = parts.scheme.partition("+")[0]
-    if kind in _DATABASES or parts.scheme in _SERVERS:
-        if not host or port == 0 or re.search(r"\s", uri):
-            raise InputError(f"{shown}: names no host (allowed: {ADDRESSES})")
-        return
-    if not uri.startswith(_SQLITE):
-        raise InputError(f"{shown}: must be one of {ADDRESSES}")
-    if "?" in uri:
-        # What follows would be taken for settings of the connection, or for a token.
-        raise InputError(f"{field}={uri.partition('?')[0]}: the path of a database takes no ?")
-    database = _database(uri)
-    if not database.parent.is_dir():
-        raise InputError(f"{shown}: {database.parent}: no such folder; make it first")
-    if uri == _SQLITE or database.is_dir():
-        raise InputError(f"{shown}: must name a file, such as {_SQLITE}mlflow.db")
-
-
-def _database(uri: str) -> Path:
-    """The file of a database, whose path may begin with ~."""
-    return Path(uri.removeprefix(_SQLITE)).expanduser().resolve()
-
-
-def is_server(uri: str) -> bool:
-    """Whether it is an address that several machines can write to, and not a file or a folder."""
-    return urlsplit(uri).scheme.partition("+")[0] not in ("", "file", "sqlite")
 
 
 def one_line(error: Exception) -> str:
@@ -153,8 +67,8 @@ class Server:
 
     def __init__(self, uri: str) -> None:
         uri = without_secrets(uri)
-        if uri.startswith(_SQLITE):
-            uri = f"{_SQLITE}{_database(uri)}"
+        if uri.startswith(SQLITE):
+            uri = f"{SQLITE}{database_of(uri)}"
         self.uri = uri
         self._client: Any = None
 
@@ -192,9 +106,9 @@ class Server:
 
     def _artifacts(self, experiment: str) -> str | None:
         """Beside a database; a server knows its own place."""
-        if not self.uri.startswith(_SQLITE):
+        if not self.uri.startswith(SQLITE):
             return None
-        database = Path(self.uri.removeprefix(_SQLITE))
+        database = Path(self.uri.removeprefix(SQLITE))
         return f"{(database.parent / 'mlartifacts').as_uri()}/{experiment}"
 
     def run(self, run_id: str) -> Any:
@@ -268,6 +182,6 @@ def _connect(uri: str) -> Any:
 
     # And after it, because the import sets the level anew.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    if uri.startswith(_SQLITE):
-        ensure(Path(uri.removeprefix(_SQLITE)))
+    if uri.startswith(SQLITE):
+        ensure(Path(uri.removeprefix(SQLITE)))
     return mlflow.MlflowClient(tracking_uri=uri)

@@ -5,15 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from src.config.field_roles import role_of
+
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow nests runs."""
-
-
-UNNAMED = {
-    *("paths", "tracking", "watch", "config_hash", "arguments", "choices", "kinds", "study"),
-    *("fork", "save_at", "validate_at", "observe", "notes"),
-}
-"""Entries of config.yaml that are no params."""
 
 
 def host() -> str:
@@ -90,7 +85,7 @@ def run_params(config: Mapping[str, Any]) -> dict[str, str]:
     What was typed and where it began are in config.yaml; in MLflow's tables they would hide what
     tells the arms apart.
     """
-    flat = _flat({name: value for name, value in config.items() if name not in UNNAMED})
+    flat = _flat({name: value for name, value in config.items() if role_of(name).is_param})
     return {name: str(value) for name, value in flat.items()} | axes(config)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from src.common.record import results
 from src.common.run_folder import RunFolder, damaged, read_json
 from src.common.tracking_address import masked
+from src.config.remedy_roles import loss_metric, roles_of
 from src.tracking.client import MAX_METRICS, Server
 from src.tracking.labels import PARENT, is_measured_by, run_params, run_tags, sweep_tags
 from src.tracking.push_state import (
@@ -233,6 +234,12 @@ def _send_lines(server: Server, state: State, file: Path, *, folder: Path) -> in
     return max(0, state.lines_sent - before)
 
 
+def _loss_metric(record: Mapping[str, Any]) -> str:
+    """The loss by which a run is judged, of a record that may be an early version's."""
+    names = str(record.get("variant", {}).get("stability", "none")).split("-")
+    return loss_metric(roles_of(record, [name for name in names if name != "none"]))
+
+
 def _close_run(server: Server, state: State, *, folder: Path, status: str) -> None:
     assert state.run_id is not None
     record = _record(folder)
@@ -242,7 +249,7 @@ def _close_run(server: Server, state: State, *, folder: Path, status: str) -> No
         ended = _modified(folder / "record.json")
         points = [
             (f"{RESULT}/{name}", float(value), ended, int(record["steps"]))
-            for name, value in results(record).items()
+            for name, value in results(record, loss=_loss_metric(record)).items()
         ]
         server.log(state.run_id, metrics=points)
     server.log(state.run_id, tags=end_tags(folder, state))

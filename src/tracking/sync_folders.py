@@ -7,8 +7,8 @@ from typing import Any
 from src.common import terminal
 from src.common.errors import InputError, nearest
 from src.common.run_folder import RunFolder, check_study, damaged, read_json
-from src.common.tracking_address import masked
-from src.tracking.client import Server, default_uri
+from src.common.tracking_address import default_uri, masked
+from src.tracking.client import Server
 from src.tracking.labels import host
 from src.tracking.push import begin, begin_sweep, deliver, is_behind
 from src.tracking.push_state import (

@@ -29,7 +29,7 @@ FAILING = ("ffn=moe_writeup_add", "recipe.precision=32-true", "model.sizes.write
 LATE = sorted(
     name
     for name in REMEDIES
-    if compose("train", [f"stability={name}", "ffn=moe_writeup"]).natural_start > 0
+    if compose("train", [f"stability={name}", "ffn=moe_writeup"]).default_start_step > 0
 )
 
 
@@ -163,7 +163,7 @@ def test_a_fork_of_another_configuration_never_passes_for_a_run_from_nothing(sou
     base = train([*tiny, *PACE, "study=base", f"save_at=[{START}]", *source])
     forked = compose("train", [*tiny, *PACE, *more, f"fork={base}@{START}"])
     from_nothing = compose("train", [*tiny, *PACE, *more])
-    assert forked.is_counterfactual
+    assert forked.is_branch
     assert forked.variant_name.endswith(f"@fork-{START}")
     assert forked.config_hash() != from_nothing.config_hash()
 
@@ -173,7 +173,7 @@ def test_a_state_of_before_there_were_several_devices_is_a_beginning_as_any_othe
     config = yaml.safe_load((base / "config.yaml").read_text())
     del config["trainer"]["strategy"]
     (base / "config.yaml").write_text(yaml.safe_dump(config))
-    assert not compose("train", [*tiny, *PACE, f"fork={base}@{START}"]).is_counterfactual
+    assert not compose("train", [*tiny, *PACE, f"fork={base}@{START}"]).is_branch
 
 
 def test_a_kill_while_a_fork_begins_leaves_a_folder_that_is_as_good_as_new(tiny):

@@ -35,7 +35,7 @@ def test_a_complete_study_warns_of_nothing():
 def test_a_study_of_remedies_without_controls_is_told_so():
     found = warnings({"none": Arm(), "clip03": Arm()})
 
-    assert found[0].startswith("no known-good arm") and found[1].startswith("no null arm")
+    assert found[0].startswith("no positive control") and found[1].startswith("no A/A control")
     assert len(found) == 2
 
 

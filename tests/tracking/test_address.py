@@ -11,11 +11,18 @@ import yaml
 from src import ui
 from src.common import tracking_address
 from src.common.errors import InputError
-from src.common.tracking_address import masked, take, take_typed, with_secrets, without_secrets
+from src.common.tracking_address import (
+    default_uri,
+    masked,
+    take,
+    take_typed,
+    with_secrets,
+    without_secrets,
+)
 from src.sweep import settings
 from src.sweep.settings import compose_sweep
 from src.sync import main as sync
-from src.tracking.client import Server, default_uri
+from src.tracking.client import Server
 from src.tracking.push import begin, deliver
 from src.tracking.push_state import read_state, state_file
 from src.train import main as train

@@ -2,7 +2,8 @@ import socket
 
 import pytest
 
-from src.tracking.client import Server, default_uri, one_line
+from src.common.tracking_address import default_uri
+from src.tracking.client import Server, one_line
 
 
 def test_a_database_means_the_same_from_every_folder(tmp_path, monkeypatch):

@@ -5,8 +5,7 @@ from typing import Any
 
 from src.common import number_format
 from src.lab.book.chosen import Chosen, UndecidedError
-from src.study.analysis.analyse import positive_controls
-from src.study.analysis.answer import found_good
+from src.study.analysis.analyse import controls_not_found
 from src.study.analysis.arms import arms_of
 from src.study.analysis.results import Comparison, Estimate
 from src.study.analysis.stats import ALPHA
@@ -17,9 +16,14 @@ class Compared(Chosen):
 
     def can_rank(self) -> bool:
         """Whether the study found its positive control, if it has one; see Analysis."""
-        needed = positive_controls(arms_of(self.folder.study))
-        # The statistics of a large study take seconds: not without need.
-        return not needed or all(found_good(arm) for arm in self.arms if arm.variant in needed)
+        # The statistics of a large study take seconds, so they are computed only where needed.
+        has_control = any(
+            arm.baseline is not None and arm.runs[0].is_positive_control
+            for arm in arms_of(self.folder.study)
+        )
+        return not has_control or not controls_not_found(
+            [arm for arm in self.arms if arm.is_known_good and arm.baseline is not None]
+        )
 
     def _comparison(self, stability: str, endpoint: str, fields: Mapping[str, Any]) -> Comparison:
         arm = self.one(stability, **fields)

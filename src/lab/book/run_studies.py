@@ -16,7 +16,7 @@ from src.lab.book.files import BOOK, STUDY_FILE, StudyFolder, studies, study_nam
 from src.lab.book.page import TEMPLATE, Book
 from src.lab.book.run_figure import run_figure
 from src.lab.book.single import FIGURE, SingleRun, bring, single_runs
-from src.run.lifecycle import finished_record
+from src.run.resume import finished_record
 from src.study.analysis.endpoints import has_ended
 from src.study.read.collect import collect
 from src.study.report.make_report import read_csv, write_report

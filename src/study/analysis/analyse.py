@@ -7,7 +7,7 @@ from statistics import fmean
 
 from src.study.analysis import stats
 from src.study.analysis.answer import answer, found_good
-from src.study.analysis.arms import KNOWN_GOOD, MUST_BE_FOUND, Arm, arms_of, nearest_null
+from src.study.analysis.arms import Arm, arms_of, nearest_null
 from src.study.analysis.compare_arms import comparisons
 from src.study.analysis.endpoints import (
     AXES,
@@ -16,7 +16,6 @@ from src.study.analysis.endpoints import (
     clean_loss,
     is_marked,
     loss_at,
-    loss_metric,
     seed_means,
     total,
     values,
@@ -35,20 +34,24 @@ def analyse(study: Study) -> Analysis:
     """
     arms = arms_of(study)
     results = _results(arms)
-    needed = positive_controls(arms)
-    not_found = [arm for arm in results if arm.variant in needed and not found_good(arm)]
+    controls = [arm for arm in results if arm.is_known_good and arm.baseline is not None]
+    not_found = controls_not_found(controls)
     return Analysis(
         study=study.name,
         arms=results,
-        answer=answer(study, results, not_found=not_found, num_needed=len(needed)),
+        answer=answer(study, results, not_found=not_found, num_needed=len(controls)),
         can_rank=not not_found,
         warnings=warnings(study, results),
     )
 
 
-def positive_controls(arms: Sequence[Arm]) -> set[str]:
-    """Variants that a study must find before it can rank remedies."""
-    return {a.variant for a in arms if a.stability == MUST_BE_FOUND and a.baseline is not None}
+def controls_not_found(controls: Sequence[ArmResult]) -> list[ArmResult]:
+    """The positive controls of each baseline against which none of them was found.
+
+    One is enough, because a study that finds what is known to work can see such an effect.
+    """
+    found = {arm.baseline for arm in controls if found_good(arm)}
+    return [arm for arm in controls if arm.baseline not in found]
 
 
 def arm_results(study: Study) -> list[ArmResult]:
@@ -96,7 +99,7 @@ def _result(
         label=arm.label,
         baseline=arm.baseline,
         is_null=arm.is_null,
-        is_known_good=arm.stability in KNOWN_GOOD,
+        is_known_good=arm.runs[0].is_positive_control,
         num_seeds=len(arm.paired.arm),
         num_runs=len(arm.runs),
         outcomes=dict(Counter(run.outcome for run in arm.runs)),
@@ -109,7 +112,7 @@ def _result(
         first_nonfinite=window.firsts(at_risk),
         spikes=stats.interval(seed_means(at_risk, measures["spikes"])),
         loss=stats.interval(seed_means(arm.paired.arm, _loss_at_end)),
-        loss_metric=loss_metric(arm.runs[0]),
+        loss_metric=arm.runs[0].loss_metric,
         num_marked=sum(is_marked(run) for run in runs),
         loss_at_equal=_losses_at(arm.paired.arm, reached),
         loss_difference_at_equal=_differences_at(arm, reached),

@@ -15,13 +15,6 @@ from src.study.read.collect import Run, Study
 PARTS = ("attention", "ffn", "stability")
 """Of which a variant's name begins."""
 
-NULL_ARMS = ("shaken", "shaken_full")
-
-KNOWN_GOOD = ("router_eps", "router_freeze")
-
-MUST_BE_FOUND = "router_eps"
-"""The known-good arm without whose detection no arm can be ranked."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -53,7 +46,7 @@ class Arm:
     @property
     def is_null(self) -> bool:
         """Whether chance alone sets it apart."""
-        return self.stability in NULL_ARMS
+        return self.runs[0].is_aa_control
 
     @property
     def measures(self) -> dict[str, Measure]:
@@ -111,8 +104,8 @@ def _censored_at(runs: endpoints.Runs) -> int | None:
         run.steps
         for each in runs.values()
         for run in each
-        if "early_stop" in run.config["stability"]
-        # What the guard ends, by stopping or by raising, is an event; early_stop's end is not.
+        if any(role["ends_early"] for role in run.roles.values())
+        # If the guard ends a run, by stopping or by raising, that is a failure.
         and run.outcome not in ("stopped", "failed")
         and run.steps < run.max_steps
     ]

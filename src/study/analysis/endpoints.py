@@ -7,7 +7,6 @@ from functools import cached_property
 from itertools import pairwise
 from statistics import fmean, median_low
 
-from src.common import record as records
 from src.study.analysis.permutation import Pair
 from src.study.analysis.results import Proportion
 from src.study.read.collect import Run
@@ -149,11 +148,6 @@ def seed_means(runs: Runs, measure: Measure) -> list[float]:
     return [fmean(found) for each in runs.values() if (found := values(each, measure))]
 
 
-def loss_metric(run: Run) -> str:
-    """Of averaged weights where the arm averages them for evaluation."""
-    return records.loss_metric(run.config["stability"])
-
-
 def is_marked(run: Run) -> bool:
     """Whether some validation windows at its end were not finite."""
     return run.results.get("val_nonfinite_frac", 0.0) > 0
@@ -168,7 +162,7 @@ def clean_loss(run: Run, *, step: int) -> float | None:
         return None
     if run.outcome in ("collapsed", "stopped", "failed") and step >= run.steps:
         return None
-    metric = loss_metric(run)
+    metric = run.loss_metric
     if step >= run.steps:
         return None if is_marked(run) else run.results.get("val_loss")
     frac = metric.replace("/loss", "/nonfinite_frac")
@@ -197,7 +191,7 @@ def loss_at(run: Run, budget: float, axis: str) -> float | None:
         None before the first validation, after the last, and where the record tells no total.
     """
     spent, steps = total(run, axis), run.steps
-    curve = run.curve(loss_metric(run))
+    curve = run.curve(run.loss_metric)
     if not spent or not steps or not curve:
         return None
     step = budget * steps / spent

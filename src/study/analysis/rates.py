@@ -9,7 +9,7 @@ from statistics import fmean
 from src.common import number_format
 from src.study.analysis import stats
 from src.study.analysis.arms import labels
-from src.study.analysis.endpoints import Window, by_seed, loss_metric
+from src.study.analysis.endpoints import Window, by_seed
 from src.study.analysis.rows import frac_metric
 from src.study.read.collect import Run, Study
 from src.study.report.table import Cell, Column, Table, cell
@@ -70,7 +70,7 @@ class Family:
 
 def final_loss(run: Run) -> float | None:
     """The loss at the run's end; None where it collapsed or some windows had none."""
-    metric = loss_metric(run)
+    metric = run.loss_metric
     if run.outcome not in ("clean", "intermittent") or (run.final(frac_metric(metric)) or 0) > 0:
         return None
     return run.final(metric)

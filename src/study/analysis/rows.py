@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from src.common import number_format
-from src.study.analysis.endpoints import AXES, clean_loss, loss_metric
+from src.study.analysis.endpoints import AXES, clean_loss
 from src.study.analysis.results import Analysis, ArmResult, Estimate, Proportion
 from src.study.read.collect import Run, Study
 from src.study.read.flat import flat
@@ -200,7 +200,7 @@ def spans(steps: Sequence[int]) -> str:
 
 def validations(run: Run) -> str:
     """The loss by step, as `40:2.91:0.0`: step, loss, share of windows without one."""
-    metric = loss_metric(run)
+    metric = run.loss_metric
     frac = frac_metric(metric)
     return " ".join(
         f"{int(line['step'])}:{line.get(metric, '')}:{line[frac]}"

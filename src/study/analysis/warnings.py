@@ -5,24 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from src.common.number_format import p_value
+from src.config.field_roles import role_of, set_by
 from src.stability import REMEDIES
 from src.study.analysis.endpoints import has_ended
 from src.study.analysis.results import ArmResult
 from src.study.analysis.stats import ALPHA
 from src.study.read.collect import Run, Study
 from src.study.read.flat import flat
-
-COMPARED = ("recipe", "attention", "ffn", "guard", "model", "data", "tokenizer")
-"""Sections of config.yaml in which an arm is to equal its baseline, but for what its name says."""
-
-PRESET_SETS = ("recipe", "attention", "ffn", "model", "data", "tokenizer")
-"""Sections that another preset may have changed."""
-
-MODEL_SETS = ("attention", "ffn", "model")
-"""Sections that take sizes from the model's option."""
-
-INIT_SETS = (*MODEL_SETS, "tokenizer")
-"""Sections that a saved model brings."""
 
 
 def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
@@ -53,18 +42,18 @@ def _controls(remedies: Sequence[ArmResult]) -> Iterator[str]:
         return
     if not any(arm.is_known_good for arm in remedies):
         yield (
-            "no known-good arm (router_eps, router_freeze): that a remedy is not found may be the"
-            " study's fault"
+            "no positive control (such as router_eps): if no remedy is significantly different, the"
+            " study may be too small to see it"
         )
     if not any(arm.is_null for arm in remedies):
-        yield "no null arm (shaken): how far chance alone sets two runs apart is not known"
+        yield "no A/A control (such as shaken): how much two runs differ by chance is not known"
     for arm in remedies:
         for comparison in arm.comparisons.values() if arm.is_null else ():
             if comparison.p_value is not None and comparison.p_value <= ALPHA:
                 yield (
-                    f"{arm.label} is a null arm and stands out in {comparison.endpoint}"
-                    f" (p = {p_value(comparison.p_value)}): chance in one of {1 / ALPHA:.0f}"
-                    " studies, or something beside chance sets it apart"
+                    f"{arm.label} is an A/A control and is significantly different in"
+                    f" {comparison.endpoint} (p = {p_value(comparison.p_value)}): this happens by"
+                    f" chance in one of {1 / ALPHA:.0f} studies, or something else makes it differ"
                 )
 
 
@@ -177,7 +166,14 @@ def _differing(arm: ArmResult, runs: Sequence[Run], baseline: Sequence[Run]) -> 
 
 def _unexpected(run: Run, baseline: Run) -> list[str]:
     """Fields in which two runs differ though neither names nor options say so."""
-    sections = [name for name in COMPARED if run.config.get(name) != baseline.config.get(name)]
+    sections = [
+        name
+        for name, value in run.config.items()
+        if isinstance(value, dict)
+        and role_of(name).is_param
+        and name not in ("stability", "trainer", "init")  # named, or compared by _mixed
+        and value != baseline.config.get(name)
+    ]
     if not sections:
         return []
     one, two = flat(run.config, sections), flat(baseline.config, sections)
@@ -185,10 +181,9 @@ def _unexpected(run: Run, baseline: Run) -> list[str]:
     allowed = [*_claimed(run), *_claimed(baseline)]
     for group in ("attention", "ffn", "tokenizer", "data", "model", "preset"):
         if run.config["choices"].get(group) != baseline.config["choices"].get(group):
-            sets = {"model": MODEL_SETS, "preset": PRESET_SETS}.get(group, (group,))
-            allowed += sets
+            allowed += [group, *set_by(group)]
     if run.config.get("init") != baseline.config.get("init"):
-        allowed += INIT_SETS
+        allowed += set_by("init")
     for variant in (run.variant, baseline.variant):
         allowed += [field.partition("-")[0] for field in variant.split("@")[1:]]
     return [
@@ -216,7 +211,7 @@ def _claimed(run: Run) -> list[str]:
             # Written by code in which the option had other fields: what it set is not known, and
             # stands among the differences.
             continue
-        claimed += remedy.claims(parts)
+        claimed += remedy.config_overrides(parts)
     return claimed
 
 

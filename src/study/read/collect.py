@@ -12,6 +12,14 @@ import yaml
 from src.common import record as records
 from src.common.errors import DamagedError, InputError
 from src.common.run_folder import check_study, damaged, lost_lines, read_json, read_metrics
+from src.config.remedy_roles import (
+    AA_CONTROL,
+    POSITIVE_CONTROL,
+    Roles,
+    all_have,
+    loss_metric,
+    roles_of,
+)
 from src.tracking.labels import variant_of
 from src.tracking.push_state import SWEEPS
 
@@ -87,10 +95,29 @@ class Run:
         return list(self.record.get("spikes", {}).get("steps", []))
 
     @cached_property
+    def roles(self) -> Roles:
+        """What its remedies are for, by name."""
+        return roles_of(self.record, self.config["stability"])
+
+    @property
+    def is_aa_control(self) -> bool:
+        """Whether only chance distinguishes it from its baseline."""
+        return all_have(self.roles, AA_CONTROL)
+
+    @property
+    def is_positive_control(self) -> bool:
+        """Whether its remedies are known to work."""
+        return all_have(self.roles, POSITIVE_CONTROL)
+
+    @property
+    def loss_metric(self) -> str:
+        """The validation loss by which it is judged."""
+        return loss_metric(self.roles)
+
+    @cached_property
     def results(self) -> dict[str, float]:
         """The summary that MLflow shows as result/*, by name without that prefix."""
-        # A record that was rebuilt from a table lacks the variant, which the configuration has.
-        return records.results(self.record | {"variant": self.axes})
+        return records.results(self.record, loss=self.loss_metric)
 
     @property
     def incident(self) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from src.common.number_format import NONE
 from src.common.run_folder import read_json
 from src.config.variant_name import short_names
-from src.study.analysis.arms import NULL_ARMS
 from src.study.analysis.endpoints import has_ended
 from src.study.analysis.results import Proportion
 from src.study.analysis.stats import fisher
@@ -54,22 +53,22 @@ def averted(study: Study) -> list[Averted]:
             origins.add((origin["run"], origin["step"]))
     # An option whose own start is the fork's step is another run from nothing in name only.
     groups = {key: runs for key, runs in groups.items() if key[:2] in origins}
-    options = {variant: runs[0].axes["stability"] for (_, _, variant), runs in groups.items()}
-    shorts = short_names(list(options))
+    is_control = {variant: runs[0].is_aa_control for (_, _, variant), runs in groups.items()}
+    shorts = short_names(list(is_control))
     counted = {key: _count(runs, step=key[1]) for key, runs in groups.items()}
     lines = []
     for (source, step, variant), proportion in counted.items():
         nulls = [
             other
             for (where, when, name), other in counted.items()
-            if (where, when) == (source, step) and options[name] in NULL_ARMS
+            if (where, when) == (source, step) and is_control[name]
         ]
         lines.append(
             Averted(
                 source=source,
                 step=step,
                 label=shorts[variant],
-                is_null=options[variant] in NULL_ARMS,
+                is_null=is_control[variant],
                 averted=proportion,
                 null=_sum(nulls) if nulls else None,
             )

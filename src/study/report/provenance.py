@@ -9,29 +9,12 @@ from typing import Any
 
 from src.common.number_format import NONE
 from src.common.tracking_address import masked
+from src.config.field_roles import role_of
 from src.study.analysis.results import Analysis
 from src.study.analysis.rows import own_steps
 from src.study.read.collect import Run, Study
 from src.study.read.flat import flat
 from src.study.report.table import Cell, Column, Table, cell, link_to
-
-UNCOMPARED = (
-    "seed",
-    "repeat",
-    "study",
-    "config_hash",
-    "paths",
-    "tracking",
-    "watch",
-    "arguments",
-    "notes",
-    "fork",
-    "save_at",
-    "validate_at",
-    "observe",
-    "choices",
-)
-"""Sections of config.yaml that make no arm: they change no number, or are named elsewhere."""
 
 
 def config_table(study: Study, analysis: Analysis, *, title: str) -> Table:
@@ -66,7 +49,7 @@ def config_table(study: Study, analysis: Analysis, *, title: str) -> Table:
 
 def _texts(config: Mapping[str, Any]) -> dict[str, str]:
     """Dotted fields as text, without those that make no arm."""
-    found = flat(config, [name for name in config if name not in UNCOMPARED])
+    found = flat(config, [name for name in config if role_of(name).makes_arm])
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
 
 
