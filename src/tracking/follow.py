@@ -13,7 +13,8 @@ from typing import Any
 
 from src.common.environment import git_facts, versions
 from src.tracking.client import LATER, Server
-from src.tracking.push import begin, deliver
+from src.tracking.new_state import begin
+from src.tracking.push import push
 from src.tracking.stale_runs import catch_up, mend
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class MlflowMirror:
         while True:
             over = self._over.is_set()
             try:
-                deliver(self.folder, self.server, over=over)
+                push(self.folder, self.server, over=over)
             except Exception as error:
                 self._complain(error)
                 delay = min(2 * delay, MAX_POLL_SECONDS)

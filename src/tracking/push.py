@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from src.common.record import results
-from src.common.run_folder import RunFolder, damaged, read_json
+from src.common.run_folder import RunFolder, damaged
 from src.common.tracking_address import masked
 from src.config.remedy_roles import loss_metric, roles_of
 from src.tracking.client import MAX_METRICS, Server
-from src.tracking.labels import PARENT, is_measured_by, run_params, run_tags, sweep_tags
+from src.tracking.labels import PARENT, is_measured_by
+from src.tracking.new_state import ensure_state, metric_lines, modified, read_record
 from src.tracking.push_state import (
     KILLED,
     MLFLOW_STATUS,
@@ -25,9 +26,11 @@ from src.tracking.push_state import (
     read_state,
     state_file,
 )
-from src.tracking.settle import settle
 
 ARTIFACTS = ("config.yaml", "record.json", "samples.md")
+KEY = "mirror_key"
+"""The tag by which a run is found again after a crash."""
+
 RESULT = "result"
 """Group of the metrics that sum a run up."""
 REPORT = "report"
@@ -35,8 +38,8 @@ REPORT = "report"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivered:
-    """What a delivery has brought."""
+class Pushed:
+    """What was sent."""
 
     described: bool = False
     """Whether the run was made or named anew."""
@@ -57,69 +60,11 @@ class Delivered:
         return ", ".join(said)
 
 
-def begin(
-    folder: Path,
-    uri: str,
-    *,
-    facts: Mapping[str, Any],
-    parent_run_id: str | None,
-    running: bool = True,
-) -> State:
-    """Writes down all that deliveries of a run will need; asks no server.
+def push(folder: Path, server: Server, *, over: bool) -> Pushed:
+    """Sends whatever of a run or a sweep MLflow does not have yet, and nothing twice.
 
-    A run that is known already stays the same one, with what has arrived of it.
-
-    Args:
-        folder: the run folder; its config.yaml is there.
-        uri: of the server.
-        facts: git_sha, git_dirty, versions, device, as far as they are known.
-        parent_run_id: of the sweep's run there.
-        running: whether the run is in progress, and not one of the past.
-    """
-    config = RunFolder(folder).read_config()
-    assert config is not None
-    with delivering(folder):
-        file = state_file(folder, uri)
-        state = State(
-            uri=uri,
-            experiment=config["study"],
-            run_name=f"{folder.parent.name}/{folder.name}",
-            tags=run_tags(config, folder, facts=facts),
-            params=run_params(config),
-            begun=milliseconds() if running else _begun(folder),
-        )
-        if parent_run_id is not None:
-            state.tags[PARENT] = parent_run_id
-        known = read_state(file)
-        if known is not None:
-            state.goes_on_from(known)
-            # A resumed run has cut its metrics; the same steps come again, as the same rows.
-            state.lines_sent = min(known.lines_sent, len(_lines(folder)))
-        state.write(file)
-        return state
-
-
-def begin_sweep(folder: Path, uri: str, experiment: str, *, command: str, description: str) -> None:
-    """The same for a sweep, whose folder is runs/<study>/.sweeps/<sweep_id>."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with delivering(folder):
-        file = state_file(folder, uri)
-        state = State(
-            uri=uri,
-            experiment=experiment,
-            run_name=f"sweep {folder.name}",
-            tags=sweep_tags(folder, command=command, description=description),
-            params={},
-            begun=milliseconds(),
-        )
-        known = read_state(file)
-        if known is not None:
-            state.goes_on_from(known)
-        state.write(file)
-
-
-def deliver(folder: Path, server: Server, *, over: bool) -> Delivered:
-    """Sends what is missing of the run of a cell or of a sweep that has a state for this server.
+    Everything that brings runs into MLflow calls this: the thread that follows a run, the sweep,
+    the closing of runs whose process died, and src.sync.
 
     Args:
         folder: the run folder, or the sweep's.
@@ -130,17 +75,19 @@ def deliver(folder: Path, server: Server, *, over: bool) -> Delivered:
     Returns:
         What was sent; nothing for a run that somebody deleted in MLflow.
     """
+    state = ensure_state(folder, server.uri)
+    if state is None:
+        return Pushed()
     with delivering(folder):
         file = state_file(folder, server.uri)
-        state = read_state(file)
-        assert state is not None
+        state = read_state(file) or state
         _find_parent(folder, state)
-        described = settle(server, state, file, running=not over)
+        described = _settle(server, state, file, running=not over)
         if described is None:
-            return Delivered()
+            return Pushed()
         num_lines = _send_lines(server, state, file, folder=folder)
         if not over:
-            return Delivered(described=described, num_lines=num_lines)
+            return Pushed(described=described, num_lines=num_lines)
         status = end_of(folder, state)
         news = not (_has_its_end(folder, state) and state.status == status)
         if news:
@@ -149,7 +96,7 @@ def deliver(folder: Path, server: Server, *, over: bool) -> Delivered:
             state.status, state.closed, state.summed_up = status, True, True
         # Without news as well: its time says what has been looked at.
         state.write(file)
-        return Delivered(described=described, num_lines=num_lines, status=status if news else None)
+        return Pushed(described=described, num_lines=num_lines, status=status if news else None)
 
 
 def is_behind(folder: Path, file: Path) -> bool:
@@ -172,7 +119,7 @@ def _has_its_end(folder: Path, state: State) -> bool:
 
 def end_of(folder: Path, state: State) -> str:
     """MLflow's status of a run whose process is gone."""
-    record = _record(folder)
+    record = read_record(folder)
     if record is not None:
         return MLFLOW_STATUS[record["status"]]
     # A sweep says how it ended in its state; a child that died may have been given an end there.
@@ -182,7 +129,7 @@ def end_of(folder: Path, state: State) -> str:
 def end_tags(folder: Path, state: State) -> dict[str, str]:
     """The tags of a run or of a sweep that has ended."""
     named = our_status(end_of(folder, state))
-    record = _record(folder)
+    record = read_record(folder)
     tags = {"status": named} if is_sweep(folder) else {"status": named, "outcome": named}
     if record is not None:
         incident = record["incident"]
@@ -193,6 +140,63 @@ def end_tags(folder: Path, state: State) -> dict[str, str]:
     elif state.status == RUNNING:
         tags["mended"] = "true"
     return tags
+
+
+def _settle(server: Server, state: State, file: Path, *, running: bool) -> bool | None:
+    """Makes or finds the run, and describes it unless that is done.
+
+    Args:
+        server: where.
+        state: of the run; its id is filled in.
+        file: of the state.
+        running: whether the run goes on, and not only the news of it.
+
+    Returns:
+        Whether anything had to be done; None where somebody has deleted the run.
+    """
+    run = None if state.run_id is None else server.run(state.run_id)
+    if run is None:
+        # It may have been made just before a crash; or the database is another one by now.
+        found = server.search(state.experiment, f"tags.{KEY} = '{state.key}'")
+        run = found[0] if found else _create(server, state)
+        state.run_id = str(run.info.run_id)
+        state.described, state.closed, state.lines_sent = False, False, 0
+        state.write(file)
+    deleted = run.info.lifecycle_stage == "deleted"
+    if state.described:
+        return None if deleted else False
+    if deleted:
+        # It is trained again, so it is wanted.
+        server.client.restore_run(state.run_id)
+    _describe(server, state, run, running=running)
+    state.described = True
+    state.write(file)
+    return True
+
+
+def _create(server: Server, state: State) -> Any:
+    return server.client.create_run(
+        server.experiment_id(state.experiment),
+        start_time=state.begun,
+        tags={KEY: state.key, **state.tags},
+        run_name=state.run_name,
+    )
+
+
+def _describe(server: Server, state: State, run: Any, *, running: bool) -> None:
+    assert state.run_id is not None
+    tags = dict(state.tags)
+    if running:
+        server.client.update_run(state.run_id, status=RUNNING)
+        # Also because of what an earlier end has left.
+        tags["status"] = "running"
+        if state.tags["kind"] == "run":
+            tags["outcome"] = "running"
+        if "mended" in run.data.tags:
+            server.client.delete_tag(state.run_id, "mended")
+    # Params cannot be changed there; what was set once stays.
+    missing = {k: v for k, v in state.params.items() if k not in run.data.params}
+    server.log(state.run_id, params=missing, tags=tags)
 
 
 def _find_parent(folder: Path, state: State) -> bool:
@@ -212,7 +216,7 @@ def _send_lines(server: Server, state: State, file: Path, *, folder: Path) -> in
     one, but on this run's page it would look like its own.
     """
     assert state.run_id is not None
-    lines, before = _lines(folder), state.lines_sent
+    lines, before = metric_lines(folder), state.lines_sent
     if before >= len(lines):
         return 0
     config = RunFolder(folder).read_config() or {}
@@ -242,11 +246,11 @@ def _loss_metric(record: Mapping[str, Any]) -> str:
 
 def _close_run(server: Server, state: State, *, folder: Path, status: str) -> None:
     assert state.run_id is not None
-    record = _record(folder)
+    record = read_record(folder)
     if record is None:
-        ended = _modified(folder / "metrics.jsonl")
+        ended = modified(folder / "metrics.jsonl")
     else:
-        ended = _modified(folder / "record.json")
+        ended = modified(folder / "record.json")
         points = [
             (f"{RESULT}/{name}", float(value), ended, int(record["steps"]))
             for name, value in results(record, loss=_loss_metric(record)).items()
@@ -274,30 +278,3 @@ def _close_sweep(server: Server, state: State, *, folder: Path, status: str) -> 
             server.client.log_artifacts(state.run_id, str(path), f"{REPORT}/{path.name}")
         elif path.is_file():
             server.client.log_artifact(state.run_id, str(path), REPORT)
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    with damaged(folder / "record.json"):
-        record = read_json(folder / "record.json")
-        if record is not None and "status" not in record:
-            raise ValueError("incomplete")
-        return record
-
-
-def _lines(folder: Path) -> list[str]:
-    """The complete lines of metrics.jsonl; what follows the last line break a kill has cut."""
-    file = folder / "metrics.jsonl"
-    with damaged(file):
-        return file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
-
-
-def _begun(folder: Path) -> int:
-    """When a run of the past began, as nearly as its folder tells."""
-    record = _record(folder)
-    if record is None:
-        return _modified(folder / "config.yaml")
-    return _modified(folder / "record.json") - round(1000 * record["wall_seconds"])
-
-
-def _modified(file: Path) -> int:
-    return milliseconds(file.stat().st_mtime if file.is_file() else None)

@@ -7,7 +7,7 @@ from typing import Any
 
 from src.tracking.client import Server
 from src.tracking.labels import host
-from src.tracking.push import deliver, end_of, end_tags, is_behind
+from src.tracking.push import end_of, end_tags, is_behind, push
 from src.tracking.push_state import (
     KILLED,
     RUNNING,
@@ -72,7 +72,7 @@ def catch_up(runs: Path, server: Server, *, go_on: Callable[[], bool]) -> None:
         if not go_on():
             return
         if not is_held(writer_lock(folder)):
-            logger.info("mlflow: %s: %s", folder, deliver(folder, server, over=True))
+            logger.info("mlflow: %s: %s", folder, push(folder, server, over=True))
 
 
 def _behind(runs: Path, uri: str) -> Iterator[Path]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from src.common import terminal
-from src.common.run_folder import read_json
 from src.tracking.client import LATER, Server
-from src.tracking.push import begin, begin_sweep, deliver, is_behind
+from src.tracking.new_state import begin_sweep, ensure_state
+from src.tracking.push import is_behind, push
 from src.tracking.push_state import (
     RUNNING,
     SWEEPS,
@@ -100,7 +100,7 @@ class SweepRun:
 
         def act() -> None:
             begin_sweep(self.folder, uri, experiment, command=command, description=description)
-            deliver(self.folder, self.server, over=False)
+            push(self.folder, self.server, over=False)
             mend(self.server, experiment)
 
         if not self._try(act, OPEN_SECONDS):
@@ -125,15 +125,13 @@ class SweepRun:
         uri = self.server.uri
 
         def act() -> None:
-            if read_state(state_file(run_folder, uri)) is None:
-                record = read_json(run_folder / "record.json") or {}
-                begin(run_folder, uri, facts=record, parent_run_id=None, running=False)
+            ensure_state(run_folder, uri)
             with changing(run_folder, uri) as state:
                 if state.tags.get("sweep_id") != self.sweep_id:
                     state.tags["sweep_id"] = self.sweep_id
                     state.described = False
             if not self._is_away:
-                deliver(run_folder, self.server, over=True)
+                push(run_folder, self.server, over=True)
 
         self._try(act, CHILD_SECONDS)
 
@@ -165,7 +163,7 @@ class SweepRun:
                 state.tags |= {name: str(value) for name, value in (tags or {}).items()}
             if self._helper is not None:
                 self._helper.join(CATCH_UP_SECONDS)
-            deliver(self.folder, self.server, over=True)
+            push(self.folder, self.server, over=True)
             # Children that ran while this run could not be made do not know it yet.
             self._catch_up()
 
@@ -203,7 +201,7 @@ def close_child(folder: Path, status: str) -> None:
                 with changing(folder, known.uri) as state:
                     state.status = status
             if is_behind(folder, file):
-                deliver(folder, Server(known.uri), over=True)
+                push(folder, Server(known.uri), over=True)
 
     try:
         bounded(act, CHILD_SECONDS)

@@ -1,25 +1,19 @@
 """Walks all run folders and brings into MLflow what it has missed of them."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 from src.common import terminal
 from src.common.errors import InputError, nearest
-from src.common.run_folder import RunFolder, check_study, damaged, read_json
-from src.common.tracking_address import default_uri, masked
+from src.common.run_folder import RunFolder, check_study
+from src.common.tracking_address import default_uri
 from src.tracking.client import Server
 from src.tracking.labels import host
-from src.tracking.push import begin, begin_sweep, deliver, is_behind
+from src.tracking.new_state import ensure_state
+from src.tracking.push import is_behind, push
 from src.tracking.push_state import (
-    KILLED,
-    MLFLOW_STATUS,
-    changing,
     is_held,
     is_sweep,
-    milliseconds,
     read_state,
-    state_file,
     state_files,
     writer_lock,
 )
@@ -118,14 +112,10 @@ class _Walk:
         return self._servers.setdefault(uri, Server(uri))
 
     def _places(self, folder: Path) -> list[str]:
-        """Where a folder belongs, with a state for each."""
+        """The servers to which a folder belongs."""
         if self.server is not None:
             uri = self.server.uri
-            if read_state(state_file(folder, uri)) is None:
-                start = _begin_past_sweep if is_sweep(folder) else _begin_past_run
-                if not start(folder, uri):
-                    return []
-            return [uri]
+            return [] if ensure_state(folder, uri) is None else [uri]
         states = [state for file in state_files(folder) if (state := read_state(file)) is not None]
         if states or is_sweep(folder):
             # Whether a run of another machine goes on cannot be told from here.
@@ -135,16 +125,14 @@ class _Walk:
         tracking = (RunFolder(folder).read_config() or {}).get("tracking", {})
         if not tracking.get("mlflow"):
             return []
-        uri = Server(tracking["uri"] or default_uri()).uri
-        _begin_past_run(folder, uri)
-        return [uri]
+        return [Server(tracking["uri"] or default_uri()).uri]
 
     def _bring(self, folder: Path, server: Server) -> bool | None:
         """Whether anything was missing; None where it could not be brought."""
         if server.uri in self._away:
             return None
         try:
-            news = deliver(folder, server, over=True)
+            news = push(folder, server, over=True)
         except Exception as error:  # of whatever kind, the other folders are to be tried
             if isinstance(error, InputError):
                 self._fail(str(error))
@@ -171,31 +159,3 @@ def _is_open(folder: Path) -> bool:
 
 def _has_ended(folder: Path) -> bool:
     return (folder / "record.json").is_file()
-
-
-def _begin_past_run(folder: Path, uri: str) -> bool:
-    with damaged(folder / "record.json"):
-        facts = read_json(folder / "record.json") or {}
-    begin(folder, uri, facts=facts, parent_run_id=None, running=False)
-    return True
-
-
-def _begin_past_sweep(folder: Path, uri: str) -> bool:
-    """From what it has been elsewhere in MLflow, else from what it has left beside its runs."""
-    for other in map(read_state, state_files(folder)):
-        if other is not None:
-            fresh: dict[str, Any] = {"run_id": None, "described": False, "closed": False}
-            dataclasses.replace(other, uri=uri, **fresh).write(state_file(folder, uri))
-            return True
-    file = folder.with_name(f"{folder.name}.json")
-    with damaged(file):
-        left = read_json(file)
-        if left is None:
-            return False
-        command = masked(left["command"])
-        begin_sweep(folder, uri, left["study"], command=command, description="")
-        with changing(folder, uri) as state:
-            state.begun = milliseconds(left["started"])
-            state.ended = milliseconds(left["ended"])
-            state.status = MLFLOW_STATUS.get(left["status"], KILLED)
-    return True

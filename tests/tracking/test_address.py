@@ -23,7 +23,8 @@ from src.sweep import settings
 from src.sweep.settings import compose_sweep
 from src.sync import main as sync
 from src.tracking.client import Server
-from src.tracking.push import begin, deliver
+from src.tracking.new_state import begin
+from src.tracking.push import push
 from src.tracking.push_state import read_state, state_file
 from src.train import main as train
 from tests.conftest import TINY
@@ -227,7 +228,7 @@ def test_a_folder_of_an_earlier_version_is_delivered_and_its_secret_is_not(
     assert state_file(folder, f"http://{DEAD}/one") == state
     assert read_state(state).uri == f"http://{DEAD}/one"
     begin(folder, server.uri, facts={}, parent_run_id=None)
-    deliver(folder, server, over=True)
+    push(folder, server, over=True)
     assert holding_secrets(tmp_path / "mlartifacts") == []
     assert f"http://{DEAD}" in next(tmp_path.glob("mlartifacts/**/config.yaml")).read_text()
 

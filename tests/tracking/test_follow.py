@@ -21,7 +21,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(mirrors, "catch_up", lambda *_, **__: None)
 
     def make(answer):
-        monkeypatch.setattr(mirrors, "deliver", answer)
+        monkeypatch.setattr(mirrors, "push", answer)
         warned = []
         mirror = MlflowMirror(
             make_run("study=a", status=None),

@@ -3,7 +3,8 @@ import pytest
 
 from src.tracking import labels
 from src.tracking.client import Server
-from src.tracking.push import begin, deliver
+from src.tracking.new_state import begin
+from src.tracking.push import push
 from src.tracking.stale_runs import catch_up, mend
 from tests.tracking.folders import (
     LINES,
@@ -29,7 +30,7 @@ def stale(server):
     """A run that MLflow calls RUNNING and whose process is gone."""
     folder = make_run("study=a", lines=LINES[:2], status=None)
     begin(folder, server.uri, facts={}, parent_run_id=None)
-    deliver(folder, server, over=False)
+    push(folder, server, over=False)
     return folder
 
 
@@ -44,7 +45,7 @@ def test_a_stale_run_is_killed_and_says_that_it_was_mended(server, database, sta
 def test_a_resumed_run_is_mended_no_longer(server, database, stale):
     mend(server, "a")
     begin(stale, server.uri, facts={}, parent_run_id=None)
-    deliver(stale, server, over=False)
+    push(stale, server, over=False)
     assert runs(database) == {name_of(stale): "RUNNING"}
     assert "mended" not in tags(database, name_of(stale))
 
@@ -60,7 +61,7 @@ def test_a_run_of_another_machine_is_left_alone(server, database, monkeypatch):
         patch.setattr(labels, "host", lambda: "elsewhere")
         folder = make_run("study=a", status=None)
         begin(folder, server.uri, facts={}, parent_run_id=None)
-    deliver(folder, server, over=False)
+    push(folder, server, over=False)
     assert mend(server, "a") == []
     assert runs(database) == {name_of(folder): "RUNNING"}
 

@@ -7,7 +7,8 @@ import pytest
 from src.tracking import sweep_run as parents
 from src.tracking.client import Server
 from src.tracking.labels import PARENT
-from src.tracking.push import begin, deliver
+from src.tracking.new_state import begin
+from src.tracking.push import push
 from src.tracking.sweep_run import SweepRun, close_child, lock_file
 from tests.tracking.folders import make_run, name_of, query, run_ids, runs, tags, write_record
 
@@ -76,7 +77,7 @@ def test_a_sweep_has_one_run_with_report_and_headline_however_often_it_runs(
 def test_children_stand_below_it_and_finished_ones_are_adopted(sweep, server, database):
     folder = make_run("study=a")
     begin(folder, server.uri, facts={}, parent_run_id="of an earlier sweep")
-    deliver(folder, server, over=True)
+    push(folder, server, over=True)
     local = make_run("study=a", "seed=1")
     parent = sweep()
     run_id = parent.open(command="...")
@@ -118,7 +119,7 @@ def test_a_server_that_is_away_stops_no_sweep_and_gets_parent_and_children_later
     away.clear()
     child = make_run("study=a", "tracking.sweep_id=s1")
     begin(child, server.uri, facts={}, parent_run_id=None)
-    deliver(child, server, over=True)
+    push(child, server, over=True)
     assert PARENT not in tags(database, name_of(child))
     parent.close("FINISHED", metrics={"x": 1.0})
     assert set(runs(database).values()) == {"FINISHED"}
@@ -141,7 +142,7 @@ def test_a_server_that_hangs_holds_no_sweep_up(sweep, monkeypatch):
 def test_a_child_that_died_is_closed_for_it(server, database, status):
     folder = make_run("study=a", status=None)
     begin(folder, server.uri, facts={}, parent_run_id=None)
-    deliver(folder, server, over=False)
+    push(folder, server, over=False)
     with filelock.FileLock(folder / ".lock"):
         close_child(folder, status)
         assert runs(database) == {name_of(folder): "RUNNING"}
@@ -151,14 +152,14 @@ def test_a_child_that_died_is_closed_for_it(server, database, status):
     assert "mended" not in tags(database, name_of(folder))
     # Once known, it is not said otherwise.
     close_child(folder, "FAILED" if status == "KILLED" else "KILLED")
-    assert not deliver(folder, server, over=True)
+    assert not push(folder, server, over=True)
     assert runs(database) == {name_of(folder): status}
 
 
 def test_the_record_of_a_child_is_believed_first(server, database):
     folder = make_run("study=a", status=None)
     begin(folder, server.uri, facts={}, parent_run_id=None)
-    deliver(folder, server, over=False)
+    push(folder, server, over=False)
     write_record(folder, status="finished")
     close_child(folder, "FAILED")
     assert runs(database) == {name_of(folder): "FINISHED"}

@@ -7,7 +7,8 @@ from src.sync import main
 from src.tracking import labels
 from src.tracking.client import Server
 from src.tracking.labels import PARENT
-from src.tracking.push import begin, deliver
+from src.tracking.new_state import begin
+from src.tracking.push import push
 from tests.tracking.folders import (
     LINES,
     make_run,
@@ -37,7 +38,7 @@ def started(uri, *more, **kinds):
 def test_everything_missing_is_brought_and_said_once(uri, database, capsys):
     one = started(uri, "study=a")
     two = started(uri, "study=b", "seed=2", status="failed")
-    deliver(two, Server(uri), over=True)
+    push(two, Server(uri), over=True)
     local = make_run("study=a", "seed=1")
     assert main([]) == 0
     out = capsys.readouterr().out.splitlines()
@@ -83,7 +84,7 @@ def test_records_without_mlflow_are_brought_to_the_place_that_is_typed(uri, data
 
 def test_a_run_in_progress_is_left_to_itself(uri, database, capsys):
     folder = started(uri, "study=a", status=None)
-    deliver(folder, Server(uri), over=False)
+    push(folder, Server(uri), over=False)
     with filelock.FileLock(folder / ".lock"):
         assert main([]) == 0
     assert runs(database) == {name_of(folder): "RUNNING"}
@@ -92,7 +93,7 @@ def test_a_run_in_progress_is_left_to_itself(uri, database, capsys):
 
 def test_a_killed_run_is_completed_and_closed(uri, database):
     folder = started(uri, "study=a", status=None, lines=LINES[:2])
-    deliver(folder, Server(uri), over=False)
+    push(folder, Server(uri), over=False)
     write_lines(folder, LINES)
     assert main([]) == 0
     assert runs(database) == {name_of(folder): "KILLED"}
@@ -110,7 +111,7 @@ def test_a_run_of_another_machine_is_closed_only_by_its_record(uri, database, mo
         patch.setattr(labels, "host", lambda: "elsewhere")
         going = started(uri, "study=a", status=None)
         done = started(uri, "study=a", "seed=1")
-    deliver(going, Server(uri), over=False)
+    push(going, Server(uri), over=False)
     assert main([]) == 0
     assert runs(database) == {name_of(going): "RUNNING", name_of(done): "FINISHED"}
 
