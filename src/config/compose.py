@@ -140,10 +140,10 @@ def _to_objects(composed: DictConfig) -> dict[str, Any]:
     for name in composed:
         if name == "hydra":
             continue
-        node = composed._get_node(name)
+        node = composed[name]
         try:
             is_section = isinstance(node, DictConfig)
-            parts[str(name)] = OmegaConf.to_object(node) if is_section else composed[name]
+            parts[str(name)] = OmegaConf.to_object(node) if is_section else node
         except InputError:
             raise
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override as HydraOverride
 
 from src.cli import command_line
 from src.cli.hydra_errors import readable
@@ -205,12 +206,23 @@ def _expand(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(
                 [a for a in arguments if _key(a) != "rerun"]
             )
-            batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    cells = [list(cell) for batch in batches for cell in batch]
+            # Of a field that is given twice the last one counts, as in a single run.
+            axes = {override.get_key_element(): _values(override) for override in overrides}
+    cells = [list(cell) for cell in itertools.product(*axes.values())]
     if not cells:
         empty = [a for a in arguments if "glob(" in a]
         raise InputError(f"{' '.join(empty)}: matches no option, so there is nothing to sweep")
     return cells
+
+
+def _values(override: HydraOverride) -> list[str]:
+    """The arguments that one argument of a sweep stands for."""
+    key = override.get_key_element()
+    if override.is_sweep_override():
+        if not override.is_discrete_sweep():
+            raise InputError(f"{override.input_line}: a sweep needs a list of values")
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [f"{key}={override.get_value_element_as_str()}"]
 
 
 def _options(cell: Sequence[str]) -> set[str]:
