@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
-from src.common.errors import InputError
-from src.common.override_grammar import Override, out_of_file
-from src.common.run_folder import damaged
+from src.common.errors import InputError, damaged
+from src.common.override_grammar import Override, file_arguments
 
 OWN = (
     *("stability", "study", "repeat", "resume", "rerun", "format"),
@@ -98,9 +97,9 @@ def inherited(typed: Sequence[Override], arguments: Sequence[str]) -> list[str]:
     if fork is None:
         return list(arguments)
     keys = {override.key for override in typed}
-    taken = out_of_file(
+    taken = file_arguments(
         fork.source_config().get("arguments", []),
         where=f"fork={fork.source}@{fork.step}: config.yaml",
-        left_out=lambda key: key in keys or key.partition(".")[0] in (*OWN, "paths", "tracking"),
+        is_dropped=lambda key: key in keys or key.partition(".")[0] in (*OWN, "paths", "tracking"),
     )
     return [*taken, *arguments]

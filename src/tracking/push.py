@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.common.errors import damaged
 from src.common.record import results
-from src.common.run_folder import RunFolder, damaged, read_json
+from src.common.run_folder import RunFolder, read_json
 from src.common.tracking_address import masked
 from src.tracking.client import MAX_METRICS, Server
 from src.tracking.labels import PARENT, is_measured_by, run_params, run_tags, sweep_tags

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from src.common import terminal
-from src.common.errors import InputError, nearest
-from src.common.run_folder import RunFolder, check_study, damaged, read_json
+from src.common.errors import InputError, damaged, nearest
+from src.common.run_folder import RunFolder, check_study, read_json
 from src.common.tracking_address import masked
 from src.tracking.client import Server, default_uri
 from src.tracking.labels import host
