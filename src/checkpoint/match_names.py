@@ -1,4 +1,4 @@
-"""Weights out of a file put into a module, under whatever names the two have."""
+"""Loads weights from a file into a module whose parameter names differ by a prefix."""
 
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
@@ -11,27 +11,27 @@ from src.common.errors import InputError
 
 
 def load_weights(module: nn.Module, saved: Mapping[str, Any], *, place: Path) -> str | None:
-    """Puts weights into a module, under the one prefix by which all of its names are found.
+    """Loads weights into a module, after finding the prefix under which the file has all its names.
 
-    They are the file's `state_dict`, the file itself, or any other table in it. The prefix is one
-    of the file's names, as those of a training task, or one of the module's, as those of a wrapper
-    around the model. Of weights that share a parameter the file may hold one alone.
+    The weights may be the file's `state_dict`, the file itself, or any other table in it. Either
+    the file's names have the prefix, such as those of a training task, or the module's names do,
+    such as those of a wrapper around the model. The file may hold tied weights only once.
 
     Returns:
-        What of the file was left out, in words.
+        A sentence about tensors in the file that were not used; None if all were.
 
     Raises:
-        InputError: there is no such prefix, or a shape differs.
+        InputError: no prefix fits, or a shape differs.
     """
     own = module.state_dict(keep_vars=True)
     tables = [saved["state_dict"]] if "state_dict" in saved else [saved, *saved.values()]
     found = next((f for f in (_fitting(table, own) for table in tables) if f is not None), None)
     if found is None:
         missing = _missing(own, {str(name) for name, _ in named_tensors(saved)})
-        raise InputError(f"checkpoint={place}: does not fit the model: has no {missing}")
+        raise InputError(f"checkpoint={place}: does not fit the model: {missing} is missing")
     table, places = found
     for name, value in own.items():
-        # A lazy one takes the shape of what it is given.
+        # A lazy parameter takes the shape of the loaded tensor.
         if not isinstance(value, Tensor) or is_lazy(value):
             continue
         shape = tuple(table[places[name]].shape)
@@ -43,7 +43,7 @@ def load_weights(module: nn.Module, saved: Mapping[str, Any], *, place: Path) ->
     module.load_state_dict({name: table[places[name]] for name in own})
     used = set(places.values())
     left = sum(isinstance(v, Tensor) and name not in used for name, v in table.items())
-    return f"{left} tensors of the checkpoint are none of the model's" if left else None
+    return f"the model does not use {left} tensors of the checkpoint" if left else None
 
 
 def named_tensors(tree: Any) -> Iterator[tuple[Any, Tensor]]:
@@ -58,7 +58,7 @@ def named_tensors(tree: Any) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _fitting(table: Any, own: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, str]] | None:
-    """The table, and the name in it for each name of a module; None where some are not there."""
+    """The table, and its name for each of the module's names; None if a name is missing."""
     if not isinstance(table, Mapping):
         return None
     first = next(iter(own.values()))
@@ -75,7 +75,7 @@ def _fitting(table: Any, own: Mapping[str, Any]) -> tuple[Mapping[str, Any], dic
 
 
 def _missing(own: Mapping[str, Any], names: Set[str]) -> str:
-    """The first name of a module that is found under no prefix; the first of all where none is."""
+    """The module's first name that the file has under no prefix."""
     cut = _wrappers(own)[-1]
     known = set()
     for name, value in own.items():
@@ -86,7 +86,7 @@ def _missing(own: Mapping[str, Any], names: Set[str]) -> str:
 
 
 def _wrappers(own: Mapping[str, Any]) -> list[str]:
-    """What all names of a module begin with, as `model.`; first nothing, then ever more."""
+    """Prefixes that all names of a module share, such as `model.`, from none to the longest."""
     cuts = [""]
     while True:
         part, dot, _ = next(iter(own), "").removeprefix(cuts[-1]).partition(".")
@@ -99,7 +99,7 @@ def _wrappers(own: Mapping[str, Any]) -> list[str]:
 def _places(
     table: Mapping[str, Any], own: Mapping[str, Any], *, cut: str, prefix: str
 ) -> dict[str, str] | None:
-    """The name in the table for each of a module's, its own or one that shares its parameter."""
+    """The table's name for each of the module's names, directly or through a tied parameter."""
     sought = {name: prefix + name.removeprefix(cut) for name in own}
     known = {
         name: place

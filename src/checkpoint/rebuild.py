@@ -1,7 +1,7 @@
-"""A model and its recipe from the plain configuration that a checkpoint or an incident carries."""
+"""Rebuilds a model and its recipe from the plain configuration in a checkpoint or incident."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import omegaconf.errors
@@ -12,21 +12,21 @@ from src.common.errors import InputError
 from src.common.read_checkpoint import EXTERNAL
 from src.model import ModelConfig, Transformer
 from src.model.architecture import ModelParts
-from src.model.attention import ATTENTIONS
-from src.model.ffn import FEED_FORWARDS
+from src.model.attention import ATTENTIONS, AttentionConfig
+from src.model.ffn import FEED_FORWARDS, FeedForwardConfig
 from src.training.recipe import RecipeConfig
 
 Part = TypeVar("Part")
 
 PREFIX = "model."
-"""Of the model's names among those of the training task."""
+"""Prefix of the model's names in the state of a training task."""
 
 
 def empty_model(parts: ModelParts) -> Transformer:
-    """A model that is to take weights; until then its own mean nothing.
+    """A model with meaningless weights, to load others into.
 
     Args:
-        parts: what it is built from; the size of its vocabulary is given.
+        parts: configuration of its parts, with the vocabulary size filled in.
     """
     assert parts.model.vocab_size is not None
     return Transformer(
@@ -39,14 +39,14 @@ def empty_model(parts: ModelParts) -> Transformer:
 
 
 def restore_model(parts: ModelParts, weights: Mapping[str, Tensor]) -> Transformer:
-    """A model with these weights, on the CPU, in evaluation mode.
+    """A model with the given weights, on the CPU, in evaluation mode.
 
     Args:
-        parts: what it is built from; the size of its vocabulary is given.
-        weights: by the model's names.
+        parts: configuration of its parts, with the vocabulary size filled in.
+        weights: weights by the model's names.
 
     Raises:
-        InputError: the weights are those of another model.
+        InputError: the weights do not fit the configuration.
     """
     model = empty_model(parts)
     reason = misfit(model, weights)
@@ -57,18 +57,18 @@ def restore_model(parts: ModelParts, weights: Mapping[str, Tensor]) -> Transform
 
 
 def weights_of(saved: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint by the model's names; none where it holds sizes alone."""
+    """The weights of a checkpoint by the model's names; empty if it holds only sizes."""
     return {name.removeprefix(PREFIX): value for name, value in saved["state_dict"].items()}
 
 
 def with_vocabulary_of(parts: ModelParts, weights: Mapping[str, Tensor]) -> ModelParts:
-    """The same with the size of the vocabulary that weights, by the model's names, have."""
+    """The parts with the vocabulary size of the weights filled in."""
     rows = weights["embedding.weight"].shape[0]
     return replace(parts, model=replace(parts.model, vocab_size=rows))
 
 
 def misfit(model: Transformer, weights: Mapping[str, Tensor]) -> str | None:
-    """The first weight that does not fit the model, in words; None where all do."""
+    """A phrase about the first weight that does not fit the model; None if all fit."""
     own = model.state_dict()
     for name, value in own.items():
         if name not in weights:
@@ -76,33 +76,34 @@ def misfit(model: Transformer, weights: Mapping[str, Tensor]) -> str | None:
         if weights[name].shape != value.shape:
             return f"{name} is {tuple(weights[name].shape)}, must be {tuple(value.shape)}"
     more = [name for name in weights if name not in own]
-    return f"{more[0]} is one too many" if more else None
+    return f"{more[0]} is not part of the model" if more else None
 
 
 def parts_of(saved: Mapping[str, Any]) -> ModelParts:
-    """What the model of a checkpoint is built from; the size of its vocabulary is given.
+    """Configuration of the parts of a checkpoint's model, with the vocabulary size filled in.
 
     Raises:
-        InputError: its configuration is not one of ours.
+        InputError: the checkpoint's configuration is not one of this project.
     """
     parts = restore_parts(saved["config"], {})
     return with_vocabulary_of(parts, weights_of(saved)) if saved["state_dict"] else parts
 
 
 def restore_parts(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelParts:
-    """Makes the dataclasses again.
+    """Rebuilds the dataclasses of a model's parts.
 
     Args:
-        plain: a configuration as `RunConfig.plain` gives it.
-        changes: other values, nested as the configuration is; those of other sections are left.
+        plain: a configuration as `RunConfig.plain` returns it.
+        changes: values to change, nested like the configuration; other sections are ignored.
 
     Raises:
-        InputError: a change names no field, or its value is not allowed; the model is not ours.
+        InputError: a change does not name a field, its value is not allowed, or the model is
+            external.
     """
     if plain["kinds"]["attention"] == EXTERNAL:
         raise InputError(
             f"its model is external ({plain['model']['target']}), and code that a file names is"
-            " not run; src.diagnose takes the target from you"
+            " never run; type target= to src.diagnose"
         )
     return ModelParts(
         model=_restore("model", ModelConfig, plain, changes),
@@ -113,7 +114,7 @@ def restore_parts(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> Model
 
 
 def restore_recipe(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> RecipeConfig:
-    """The same for how it is trained."""
+    """Rebuilds the dataclass of the recipe; arguments and errors as for `restore_parts`."""
     return _restore("recipe", RecipeConfig, plain, changes)
 
 
@@ -131,3 +132,24 @@ def _restore(
         raise InputError(f"{section}.{error}") from error
     assert isinstance(made, kind)
     return made
+
+
+@dataclass(kw_only=True)
+class ExternalPart:
+    """Stands for the attention or feed-forward part of an external model, which has no options."""
+
+    def resolved(self, *, max_steps: int) -> "ExternalPart":
+        """Itself, because nothing in it depends on the length of the run."""
+        return self
+
+
+def kinds_of(
+    attention: AttentionConfig | ExternalPart, ffn: FeedForwardConfig | ExternalPart
+) -> dict[str, str]:
+    """Registered names of the attention and ffn classes; several options may share a class."""
+    return {"attention": _kind(attention, ATTENTIONS), "ffn": _kind(ffn, FEED_FORWARDS)}
+
+
+def _kind(config: object, registry: Mapping[str, type]) -> str:
+    known = {**registry, EXTERNAL: ExternalPart}
+    return next(name for name, kind in known.items() if kind is type(config))

@@ -1,4 +1,4 @@
-"""A trained model with its tokenizer, out of a run folder or a checkpoint."""
+"""Loads a trained model with its tokenizer from a run folder or a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ WEIGHTS = ("raw", "ema")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model and what belongs to it."""
+    """A trained model, its tokenizer and its configuration."""
 
     model: Transformer
     """On the CPU, in evaluation mode, in float32."""
     parts: ModelParts
-    """What it is built from; the size of its vocabulary is given."""
+    """Configuration of its parts, with the vocabulary size filled in."""
     tokenizer: Tokenizer
     choices: Mapping[str, str]
-    """The options of attention, ffn and model."""
+    """The chosen options of attention, ffn and model."""
     step: int
-    """Steps of training behind it."""
+    """Optimizer steps that it was trained for."""
 
 
 def load_trained(place: Path, *, weights: str, field: str) -> TrainedModel:
@@ -39,18 +39,18 @@ def load_trained(place: Path, *, weights: str, field: str) -> TrainedModel:
     Args:
         place: a run folder, a converted model's folder, or a checkpoint.
         weights: raw or ema.
-        field: what the user typed the place for, named in errors.
+        field: the field that holds the place, named in errors.
 
     Raises:
-        InputError: there is no checkpoint, it is damaged, or holds no such weights.
+        InputError: there is no checkpoint, it is damaged, or it lacks these weights.
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights={weights}: must be one of {', '.join(WEIGHTS)}")
     saved = load_model(checkpoint_of(place, field=field), field=field)
     if not saved["state_dict"]:
         raise InputError(
-            f"{field}={place}: holds a model's sizes and no weights; src.train init={place}"
-            " trains it from nothing"
+            f"{field}={place}: holds a model's sizes but no weights; src.train init={place}"
+            " trains it from scratch"
         )
     try:
         parts = parts_of(saved)
@@ -69,11 +69,12 @@ def load_trained(place: Path, *, weights: str, field: str) -> TrainedModel:
 
 
 def _load_average(model: Transformer, callbacks: Mapping[str, Any], *, place: Path) -> None:
-    """Puts the averaged weights in place of the raw ones; they lie in the parameters' order."""
+    """Replaces the raw weights by the averaged ones, which are saved in the parameters' order."""
     states = [s for s in callbacks.values() if isinstance(s, Mapping) and s.get("shadow_params")]
     if not states:
         raise InputError(
-            f"weights=ema: {place} has averaged no weights; stability=ema does (allowed: raw)"
+            f"weights=ema: {place} has no averaged weights, as runs with stability=ema have; type"
+            " weights=raw"
         )
     averaged: list[Tensor] = states[0]["shadow_params"]
     parameters = list(model.parameters())

@@ -1,4 +1,4 @@
-"""What a saved state must hold to be run again, checked once and before anything runs."""
+"""Checks that a saved state holds everything that a rerun needs, before anything runs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,18 +14,18 @@ from src.model.ffn import FEED_FORWARDS
 from src.training.recipe import MATMUL_PRECISIONS
 
 STATE = "state.pt"
-"""What an incident's folder holds."""
+"""File name of the saved state in an incident's folder."""
 
 
 def check_state(saved: Mapping[str, Any], *, what: str) -> None:
-    """Looks at every field of a run or an incident that is used without another look.
+    """Checks every field of a run's or incident's state that is used later without a check.
 
     Args:
-        saved: the whole content of a file.
-        what: begins the line of the error.
+        saved: the whole content of the file.
+        what: field and value; the error line begins with them.
 
     Raises:
-        InputError: a field is missing, or is none that a run or the recorder writes.
+        InputError: a field is missing or malformed.
     """
     needed: dict[str, Callable[[Any], bool]] = {}
     if is_incident(saved):
@@ -42,22 +42,22 @@ def check_state(saved: Mapping[str, Any], *, what: str) -> None:
         if name not in saved:
             raise InputError(f"{what}: is damaged: {name} is missing")
         if not is_sound(saved[name]):
-            raise InputError(f"{what}: is damaged: {name} is not what is saved there")
+            raise InputError(f"{what}: is damaged: {name} has unexpected content")
 
 
 def is_run(saved: Mapping[str, Any]) -> bool:
-    """Whether a file has what every checkpoint and every incident of this project's runs has."""
+    """Whether a file was written by a run of this project, as a checkpoint or an incident."""
     config = saved.get("config")
     return isinstance(config, dict) and {"kinds", "model", "recipe", "arguments"} <= set(config)
 
 
 def is_incident(saved: Mapping[str, Any]) -> bool:
-    """Whether the recorder wrote the file; one that lacks some of its fields is damaged."""
+    """Whether the recorder wrote the file. It may lack some fields, and is damaged then."""
     return len(INCIDENT.keys() & saved.keys()) > len(INCIDENT) / 2
 
 
 def is_external(saved: Mapping[str, Any]) -> bool:
-    """Whether the model of a run is not ours."""
+    """Whether the model of a run is external."""
     return bool(saved["config"]["kinds"]["attention"] == EXTERNAL)
 
 
@@ -71,7 +71,7 @@ def _is_table(value: Any) -> bool:
 
 def _has_embedding(value: Any) -> bool:
     rows = value.get(EMBEDDING) if isinstance(value, dict) else None
-    # A converted model's file may hold sizes alone.
+    # A converted model's file may hold only sizes.
     return value == {} or (_is_table(value) and isinstance(rows, Tensor) and rows.dim() == 2)
 
 
@@ -96,7 +96,7 @@ def _is_config(config: Any) -> bool:
 def _is_tokenizer(state: Any) -> bool:
     try:
         restore_tokenizer(state)
-    # Whatever the file holds; the tokenizers' own library raises a bare Exception.
+    # A damaged state may raise anything; the tokenizers library raises bare Exceptions.
     except Exception:
         return False
     return True
@@ -139,9 +139,9 @@ INCIDENT: dict[str, Callable[[Any], bool]] = {
     "threads": lambda value: _is_count(value) and value > 0,
     "router_values": lambda value: _is_table(value) and all(map(_is_table, value.values())),
 }
-"""What the recorder writes, and whether a value can be it."""
+"""The fields that the recorder writes, each with a function that checks its value."""
 
 
 def recorded_device(state: Mapping[str, Any]) -> str:
-    """cpu or cuda; incidents of before it was kept are the CPU's."""
+    """cpu or cuda; cpu for incidents of earlier versions, which lack the field."""
     return str(state.get("device", "cpu"))

@@ -1,1 +1,1 @@
-"""What all rooms use, and what imports none of them."""
+"""Ground floor: helpers that every package of `src` may import, and that import none of them."""

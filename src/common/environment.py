@@ -1,4 +1,4 @@
-"""Facts about code and machine that a record states."""
+"""Facts about the code and the machine, as record.json states them."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "lightning", "hydra-core", "omegaconf", "mlflow", "torch-e
 
 
 def git_facts() -> dict[str, str | bool | None]:
-    """`git_sha` and `git_dirty` of this code; None where it is not a checkout."""
+    """`git_sha` and `git_dirty` of this checkout; both None where the code is not in one."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str | None:
@@ -47,7 +47,7 @@ def code_digest() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and the libraries that numbers depend on."""
+    """Versions of Python and of the libraries that affect the numbers."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), **found}
 

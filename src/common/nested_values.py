@@ -1,21 +1,23 @@
-"""Fields of nested dataclasses, by their dotted names."""
+"""Reads and replaces fields of nested dataclasses by dotted name."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def value_at(parts: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a field; AttributeError or KeyError where there is none."""
+    """The value at a dotted field name in nested dataclasses.
+
+    Raises:
+        AttributeError, KeyError: there is no such field.
+    """
     section, *path = dotted.split(".")
-    value = parts[section]
-    for name in path:
-        value = getattr(value, name)
-    return value
+    return functools.reduce(getattr, path, parts[section])
 
 
 def replaced(part: Any, path: Sequence[str], value: Any) -> Any:
-    """A copy of a nested dataclass with one field changed, and checked again."""
+    """A copy of a nested dataclass with one field changed; `__post_init__` checks it again."""
     name, *rest = path
     inner = replaced(getattr(part, name), rest, value) if rest else value
     return dataclasses.replace(part, **{name: inner})

@@ -1,11 +1,11 @@
-"""Figures as text for people: fixed decimals a column, a true minus, a dash for none."""
+"""Numbers as text for people: fixed decimals, a true minus sign, a dash for a missing value."""
 
 import math
 import re
 from collections.abc import Sequence
 
 NONE = "\N{EN DASH}"
-"""Stands where there is no figure."""
+"""Shown in place of a missing value."""
 
 MINUS, INFINITY = "\N{MINUS SIGN}", "\N{INFINITY}"
 
@@ -13,7 +13,7 @@ UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def fixed(value: float | None, decimals: int = 3) -> str:
-    """With so many decimals, and commas between thousands."""
+    """The value with fixed decimals and a comma between thousands."""
     if value is None or math.isnan(value):
         return NONE
     if math.isinf(value):
@@ -24,13 +24,13 @@ def fixed(value: float | None, decimals: int = 3) -> str:
 
 
 def signed(value: float | None, decimals: int = 3) -> str:
-    """The same with a plus where it is above 0."""
+    """As `fixed`, with a plus sign if the value is above 0."""
     text = fixed(value, decimals)
     return f"+{text}" if value is not None and value > 0 and text.strip("0.,") else text
 
 
 def between(low: float | None, high: float | None, decimals: int = 3) -> str:
-    """`2.150 to 2.192`, or one figure where both ends are; empty where an end is not known."""
+    """`2.150 to 2.192`, or one number if both ends print alike; empty if an end is None."""
     if low is None or high is None:
         return ""
     ends = fixed(low, decimals), fixed(high, decimals)
@@ -38,25 +38,25 @@ def between(low: float | None, high: float | None, decimals: int = 3) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """Three decimals, and no 0."""
+    """Three decimals; `<0.001` instead of 0."""
     if value is None:
         return NONE
     return "<0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def compact(value: float | None, unit: str = "") -> str:
-    """`66.6 k`, with the unit behind it."""
+    """Three significant digits with an SI prefix and the unit, such as `66.6 kB`."""
     if value is None or not math.isfinite(value):
         return NONE
     scale, prefix = next(((s, p) for s, p in UNITS if abs(value) >= s), (1.0, ""))
     number = f"{value / scale:.3g}"
-    # 999.6 k has three digits as 1e+03 only.
+    # With three digits, 999.6 would be formatted as 1e+03.
     number = f"{value / scale:.0f}" if "e" in number else number
     return f"{number} {prefix}{unit}".strip()
 
 
 def steps(numbers: Sequence[int]) -> str:
-    """`70, 82, 90`, or the first and the last of many."""
+    """`70, 82, 90`, or the first and the last if there are more than three."""
     if not numbers:
         return NONE
     ordered = sorted(numbers)
@@ -66,5 +66,5 @@ def steps(numbers: Sequence[int]) -> str:
 
 
 def metric_safe(name: str) -> str:
-    """With the letters that MLflow takes in the name of a metric."""
+    """The name with every character that MLflow does not accept in a metric replaced by `_`."""
     return re.sub(r"[^A-Za-z0-9_. /-]", "_", name)

@@ -1,8 +1,8 @@
-"""A process that another one has started ends with it, even where that one is killed.
+"""Child processes that end when their parent ends, even if the parent is killed.
 
-A killed process can do nothing about its children, so each child looks after itself. Ours poll
-their parent's number, which works on Linux and macOS alike. A program that is not ours gets this
-module as its parent: `python -m src.common.orphans COMMAND ...`.
+A killed process cannot end its children, so each child watches its parent. This project's own
+processes poll the parent's process id, which works on Linux and macOS. Any other program is started
+with this module as its parent: `python -m src.common.orphans COMMAND ...`.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from typing import Any, NoReturn
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0
-"""Between the wish that a program ends and its end by force."""
+"""Time between SIGTERM and SIGKILL."""
 
 
 finishing = threading.Lock()
-"""Held while this process has to end in an order of its own."""
+"""Held while this process shuts down in order, so that `end_with` does not cut it short."""
 
 
 def end_with(parent: int) -> None:
-    """Ends this process soon after its parent, but not while it holds `finishing`.
+    """Ends this process soon after its parent ends, but not while `finishing` is held.
 
     Args:
-        parent: the process that has started this one. It passes its own number: asked here, it
-            could be gone already, and another process be the parent.
+        parent: id of the process that started this one. The parent passes its own id, because by
+            the time os.getppid() runs here the parent may be gone and another process adopted us.
     """
 
     def follow() -> None:
@@ -43,15 +43,15 @@ def end_with(parent: int) -> None:
 
 
 def run_bound(command: Sequence[str]) -> int:
-    """Runs a program that starts others; none of them outlives this process. Returns its code.
+    """Runs a program; neither it nor its children outlive this process. Returns its exit code.
 
-    SIGTERM ends them and this process with exit code 143.
+    SIGTERM ends them all, and this process with exit code 143.
     """
     previous = signal.signal(signal.SIGTERM, _terminated)
     process = subprocess.Popen(
         [sys.executable, "-m", "src.common.orphans", *command],
         stdin=subprocess.PIPE,
-        # A group of its own, so that all of them can be ended.
+        # A process group of its own, so that one signal reaches the program and its children.
         start_new_session=True,
     )
     assert process.stdin is not None
@@ -60,7 +60,7 @@ def run_bound(command: Sequence[str]) -> int:
     finally:
         process.stdin.close()
         process.wait()
-        # Where the program was killed, what it has started is still there.
+        # If the program itself was killed, its children are still running.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         signal.signal(signal.SIGTERM, previous)
@@ -71,7 +71,7 @@ def _terminated(*_: Any) -> NoReturn:
 
 
 def main(command: Sequence[str]) -> int:
-    """Runs the program until it ends, or until standard input ends, which the parent holds."""
+    """Runs the program until it ends or standard input closes, which means the parent is gone."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     while process.poll() is None:
         if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:

@@ -1,4 +1,4 @@
-"""What the user typed: Hydra's override grammar, with free text quoted for them."""
+"""Overrides `field=value` as the user typed them: Hydra's grammar, and quoting."""
 
 import functools
 import os
@@ -47,25 +47,25 @@ PATHS = (
     "out",
     "tracking.uri",
 )
-"""Fields that name a place: a leading ~ is the user's home, and an empty one is an error."""
+"""Fields that hold a path or address: a leading ~ is expanded, and an empty value is an error."""
 
 FREE_TEXT = (*PATHS, "data.url", "tracking.sweep_id", "tracking.parent_run_id")
-"""Fields that take any text, so that nobody has to know Hydra's escapes."""
+"""Fields that take any text; they are quoted here so that users need not know Hydra's escapes."""
 
 SWEPT_TEXT = ("init",)
-"""Those of them that a sweep takes several of, with commas between."""
+"""Free-text fields of which a sweep takes several values, separated by commas."""
 
 OPEN = {"model=external": "model.kwargs"}
-"""Fields below which any name may be typed, by the choice that has them."""
+"""Fields that accept any key below them, by the group choice that has them."""
 
 TARGET = "model.target"
-"""The field that names code, which is imported and called."""
+"""The field that names code to import and call."""
 
 _HOME = re.compile(r"(^(?:sqlite:///)?|[\[,'\"(]\s*)(~[^/,\]'\")]*)")
-"""A ~ where a path begins, in a value by itself or among several."""
+"""A ~ at the beginning of a path, in a single value or in a list."""
 
-_DECIDED = ("[", "'", '"', "${", "choice(")
-"""A value that begins so is taken to be written in Hydra's grammar already."""
+_HYDRA_SYNTAX = ("[", "'", '"', "${", "choice(")
+"""A value that begins with one of these is already written in Hydra's grammar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,43 +79,43 @@ class Override:
 
 
 def quote_free_text(argument: str) -> str:
-    """Puts the value of a free-text field into quotes for Hydra's parser, and ~ in full.
+    """Quotes the value of a free-text field for Hydra's parser, and expands ~.
 
     Raises:
-        InputError: a field that names a place names none.
+        InputError: a field that holds a path is empty.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.lstrip("+") not in FREE_TEXT:
         return argument
     if key.lstrip("+") in PATHS:
         if not value.strip(" '\""):
-            raise InputError(f"{argument}: is empty; give a place, or leave {key} out")
-        value = _with_home(key, value)
+            raise InputError(f"{argument}: is empty; type a path, or leave {key} out")
+        value = _expand_home(key, value)
     elif not value:
         return argument
-    if key in SWEPT_TEXT and "," in value and not value.startswith(_DECIDED):
+    if key in SWEPT_TEXT and "," in value and not value.startswith(_HYDRA_SYNTAX):
         return f"{key}={','.join(_quoted(part.strip()) for part in value.split(','))}"
     return f"{key}={_quoted(value)}"
 
 
-def _with_home(key: str, value: str) -> str:
-    """The value with each leading ~ or ~name as the home that it stands for."""
+def _expand_home(key: str, value: str) -> str:
+    """Replaces each leading ~ or ~name by that user's home folder."""
 
     def home(found: re.Match[str]) -> str:
         place = os.path.expanduser(found[2])
         if place == found[2]:
             raise InputError(
-                f"{key}={value}: {place} is the home of no user; ./{place} is a folder of that name"
+                f"{key}={value}: no user has this home; type ./{place} for a folder of that name"
             )
         return found[1] + place
 
-    if value.startswith(_DECIDED) or key in SWEPT_TEXT:
+    if value.startswith(_HYDRA_SYNTAX) or key in SWEPT_TEXT:
         return _HOME.sub(home, value)
     return _HOME.sub(home, value, count=1) if _HOME.match(value) else value
 
 
 def allow_new_names(arguments: Sequence[str]) -> list[str]:
-    """The same, with those below an open field told to Hydra to be added."""
+    """Puts Hydra's ++ before arguments below an open field, so that new keys are accepted."""
     fields = [field for choice, field in OPEN.items() if choice in arguments]
 
     def is_open(argument: str) -> bool:
@@ -126,11 +126,11 @@ def allow_new_names(arguments: Sequence[str]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    if value.startswith(_DECIDED) or value == "null":
+    if value.startswith(_HYDRA_SYNTAX) or value == "null":
         return value
     stem = value.rstrip("\\")
     trailing = len(value) - len(stem)
-    # The grammar unescapes backslashes only before a quote.
+    # Hydra's grammar unescapes a backslash only before a quote.
     escaped = stem.replace("\\'", "\\\\'").replace("'", "\\'") + "\\" * (2 * trailing)
     return f"'{escaped}'"
 
@@ -152,27 +152,27 @@ def _parsed(argument: str) -> HydraOverride:
     return OverridesParser.create().parse_overrides([argument])[0]
 
 
-def out_of_file(
-    arguments: Any, *, where: str, left_out: Callable[[str], bool] = lambda key: False
+def file_arguments(
+    arguments: Any, *, where: str, is_dropped: Callable[[str], bool] = lambda key: False
 ) -> list[str]:
-    """Arguments that a file holds, with those left out that are not wanted.
+    """The arguments that a file holds, less the dropped ones, if they are safe to use.
 
-    A file may come from anybody, so its arguments set fields to values and do no more: code is
-    imported and called only where the user types its name, Hydra's own settings (which name folders
-    of further configuration, and shell commands of launchers) stay as they are here, and no value
-    is looked up in the environment. `model.kwargs` are values, and may come from a file.
+    A file may come from anybody, so its arguments may only set fields to values. Code is imported
+    and called only if the user types its name. A file may not change Hydra's own settings, which
+    name further configuration folders and launchers' shell commands, and may not read the
+    environment. `model.kwargs` are values, and may come from a file.
 
     Args:
         arguments: what the file holds.
-        where: the file, which begins the line of an error.
-        left_out: whether an argument of this key is not wanted.
+        where: the file; error lines begin with it.
+        is_dropped: whether to drop the argument with this key.
 
     Raises:
-        InputError: an argument does more than set a field, or is not one.
+        InputError: the file does not hold a list of arguments, or one does more than set a field.
     """
     if not isinstance(arguments, list) or not all(isinstance(a, str) for a in arguments):
         raise InputError(f"{where} is damaged: arguments must be a list of field=value")
-    taken = [a for a in arguments if not left_out(a.partition("=")[0])]
+    taken = [a for a in arguments if not is_dropped(a.partition("=")[0])]
     try:
         parsed = parse_all(taken)
     except OverrideParseException as error:
@@ -181,15 +181,15 @@ def out_of_file(
         key = override.key_or_group
         changes = override.is_add() or override.is_force_add() or override.is_delete()
         if changes or key.startswith("hydra"):
-            raise InputError(f"{where} holds {argument}, and a file may only set field=value")
+            raise InputError(f"{where} holds {argument}; a file may only set field=value")
         if key == TARGET:
             raise InputError(
-                f"{where} names {argument}, and code that a file names is never run;"
+                f"{where} holds {argument}; code that a file names is never run;"
                 f" if you trust it, type {argument}"
             )
         if "${" in argument:
             raise InputError(
-                f"{where} holds {argument}, and a file's values are not looked up elsewhere;"
+                f"{where} holds {argument}; values in a file may not refer to others;"
                 f" type {key}=<value>"
             )
     return taken
@@ -198,11 +198,11 @@ def out_of_file(
 def _text(override: HydraOverride) -> str:
     value = override.value()
     if isinstance(value, list):
-        return f"[{','.join(map(_plain, value))}]"
-    return _plain(value)
+        return f"[{','.join(map(_yaml_scalar, value))}]"
+    return _yaml_scalar(value)
 
 
-def _plain(value: object) -> str:
+def _yaml_scalar(value: object) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

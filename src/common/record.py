@@ -1,4 +1,4 @@
-"""record.json: what one run was and how it ended."""
+"""record.json: the outcome, final values and summary of one run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,18 @@ SCHEMA = 1
 
 
 def outcome(*, guard: Mapping[str, Any], stopped: bool, weights_finite: bool, val: float) -> str:
-    """How a run that reached its end went.
+    """The outcome of a run that was not killed.
 
     Args:
         guard: the guard's summary.
         stopped: whether the guard ended the run.
-        weights_finite: whether all weights are finite at the end.
+        weights_finite: whether all final weights are finite.
         val: val/nonfinite_frac of the last validation.
 
     Returns:
-        stopped; collapsed (over half of the last seventh skipped, or weights not finite, or no
-        finite validation window); intermittent (non-finite steps, but recovered); clean.
+        stopped; collapsed (over half of the steps in the last seventh were skipped, the weights
+        are not finite, or no validation window is finite); intermittent (non-finite steps, but
+        recovered); clean.
     """
     if stopped:
         return "stopped"
@@ -30,9 +31,9 @@ def outcome(*, guard: Mapping[str, Any], stopped: bool, weights_finite: bool, va
 def final_values(
     lines: Sequence[Mapping[str, float]], validation: Mapping[str, float]
 ) -> dict[str, float]:
-    """The figures of the last logged training line and of the last validation.
+    """The metrics of the last logged training line and of the last validation.
 
-    What was not finite there is absent, however good it was earlier.
+    A metric that was not finite there is absent, however good it was earlier.
     """
     training = next((line for line in reversed(lines) if "lr" in line), {})
     values = {k: v for k, v in training.items() if k != "step" and not k.startswith("val")}
@@ -42,8 +43,8 @@ def final_values(
 def results(record: Mapping[str, Any], *, loss: str) -> dict[str, float]:
     """The summary of a run, for MLflow and for the report: the same names in every run.
 
-    A value that is not there, or not finite, is left out: a run without a non-finite step has no
-    first one.
+    Values that are missing or not finite are left out; for example, a run without a non-finite
+    step has no `first_nonfinite_step`.
 
     Args:
         record: record.json's content; what an earlier version or a killed run lacks is left out.

@@ -1,4 +1,4 @@
-"""A run folder: config, metrics, record, checkpoints, log. One writer at a time."""
+"""The files of a run folder: config, metrics, record, checkpoints and log; one writer at a time."""
 
 import json
 import logging
@@ -6,25 +6,25 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import filelock
 import yaml
 
-from src.common.errors import DamagedError, InputError
+from src.common.errors import InputError, damaged
 from src.common.tracking_address import masked
 
 MAX_NAME = 255
-"""Bytes that a file system takes for a name."""
+"""The longest file name that common file systems allow, in bytes."""
 
 
 def check_study(name: str) -> None:
-    """Raises InputError where a study's name cannot name a folder."""
+    """Raises InputError if a study's name cannot be used as a folder name."""
     if name in ("", ".", "..") or re.search(r"[^A-Za-z0-9._+-]", name):
-        raise InputError(f"study={name}: may hold letters, digits and . _ + - only")
+        raise InputError(f"study={name}: may hold only letters, digits and . _ + -")
     if len(name) > MAX_NAME:
         raise InputError(
             f"study={name[:20]}...: has {len(name)} characters, must have at most {MAX_NAME}"
@@ -39,15 +39,15 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
-        # Who looks whether a lock is held holds it for a moment.
+        # The timeout is needed because a process that tests the lock holds it for a moment.
         self._lock = filelock.FileLock(path / ".lock", timeout=0.3)
         self._log_handler: logging.Handler | None = None
 
     def open(self) -> None:
-        """Creates the folder and takes the lock.
+        """Creates the folder, takes the lock and starts train.log.
 
         Raises:
-            InputError: it cannot be written, or another process writes it.
+            InputError: the folder cannot be written, or another process is writing it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class RunFolder:
         self._log_handler = handler
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Closes train.log and releases the lock."""
         if self._log_handler is not None:
             logging.getLogger().removeHandler(self._log_handler)
             with suppress(OSError):
@@ -74,7 +74,7 @@ class RunFolder:
         self._lock.release()
 
     def read_record(self) -> dict[str, Any] | None:
-        """record.json, or None where there is none. Raises InputError where it is damaged."""
+        """The content of record.json, or None if there is no such file. Raises DamagedError."""
         file = self.path / "record.json"
         with damaged(file):
             record = read_json(file)
@@ -83,14 +83,14 @@ class RunFolder:
             return record
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Writes record.json, whole or not at all."""
+        """Writes record.json atomically."""
         write_json(self.path / "record.json", record)
 
     def read_config(self) -> dict[str, Any] | None:
-        """config.yaml with its hash, or None in a new folder. Raises InputError where damaged."""
+        """The content of config.yaml with its hash, or None in a new folder. Raises InputError."""
         file = self.path / "config.yaml"
         if self._forking.exists():
-            # A kill came while the folder was filled with another run's state: as good as new.
+            # A kill interrupted the copying of another run's state, so the folder counts as new.
             return None
         if not file.is_file():
             if (self.path / "record.json").exists() or self.metrics.exists():
@@ -103,7 +103,7 @@ class RunFolder:
             return config
 
     def write_config(self, config: Mapping[str, Any], *, config_hash: str) -> None:
-        """Writes config.yaml, whole or not at all."""
+        """Writes config.yaml atomically."""
         draft = self.path / "config.yaml.part"
         text = yaml.safe_dump({**config, "config_hash": config_hash}, sort_keys=False)
         draft.write_text(text, encoding="utf-8")
@@ -114,18 +114,18 @@ class RunFolder:
         return self.path / ".forking"
 
     def begin_fork(self) -> None:
-        """From here on the folder is incomplete, until `end_fork`."""
+        """Marks the folder as incomplete until `end_fork`."""
         self._forking.touch()
 
     def end_fork(self) -> None:
-        """The folder is whole."""
+        """Marks the folder as complete."""
         self._forking.unlink()
 
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint of the last saved state, if any was saved.
+        """The checkpoint of the last saved state; None if nothing was saved.
 
         Raises:
-            InputError: it is gone, but others are there.
+            InputError: last.ckpt is missing although other checkpoints exist.
         """
         file = self.last
         if file.is_file():
@@ -133,34 +133,34 @@ class RunFolder:
         others = sorted(self.checkpoints.glob("step-*.ckpt"), key=lambda p: p.stat().st_mtime)
         if others:
             raise InputError(
-                f"{file}: is missing; resume={others[-1]} goes on from there,"
+                f"{file}: is missing; resume={others[-1]} continues from there,"
                 " rerun=true moves the folder aside"
             )
         return None
 
     def drop_all_but_last_checkpoint(self) -> None:
-        """What a finished run of a study keeps."""
+        """Deletes all checkpoints of single steps, as a finished run of a study does."""
         for file in self.checkpoints.glob("step-*.ckpt"):
             file.unlink()
 
     def cut_metrics(self, *, step: int) -> int:
-        """Drops the lines after `step`, and a last line that a kill left half-written.
+        """Drops the lines after `step`, and a last line that was cut off by a kill.
 
         Returns:
-            How many lines are left.
+            The number of remaining lines.
         """
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
         self.write_metrics(kept)
         return len(kept)
 
     def write_metrics(self, lines: Sequence[Mapping[str, float]]) -> None:
-        """Writes metrics.jsonl anew, whole or not at all."""
+        """Replaces metrics.jsonl atomically."""
         draft = self.metrics.with_suffix(".part")
         draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(draft, self.metrics)
 
     def move_aside(self) -> Path | None:
-        """Renames an existing folder to one with the time in its name; nothing is deleted."""
+        """Renames an existing folder by adding the time to its name; deletes nothing."""
         if not self.path.exists():
             return None
         aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
@@ -177,86 +177,57 @@ class RunFolder:
 
 
 class _Formatter(logging.Formatter):
-    """Writes lines and tracebacks without the secrets of addresses in them."""
+    """Masks the secrets of tracking addresses in log lines and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats a line, and masks the addresses in it."""
         return masked(super().format(record))
 
 
 class _RunLog(logging.FileHandler):
-    """train.log; where its disk is full, what else is written there says so, and once."""
+    """train.log. On a full disk the writers of other files report the error, once."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, of logging
-        """Nothing, in place of a traceback a line."""
-
-
-@contextmanager
-def damaged(
-    file: Path, *, advice: str = "rerun=true moves the folder aside", line: int | None = None
-) -> Iterator[None]:
-    """Turns what reading a damaged file raises into one line that says what to do.
-
-    Args:
-        file: what is read.
-        advice: what the user can do about it.
-        line: number of the line that is read; None: the whole file.
-    """
-    try:
-        yield
-    # A few kilobytes of brackets are too deep for the parsers of JSON and YAML.
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:
-        if isinstance(error, InputError):
-            raise
-        place = "" if line is None else f" in line {line}"
-        raise DamagedError(f"{file}: is damaged{place}; {advice}") from error
+        """Does nothing; logging would print a traceback for every line."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The complete lines of a metrics.jsonl; empty where there is none.
+    """The complete lines of a metrics.jsonl; empty if there is no such file.
 
     Raises:
-        DamagedError: a line is not what MetricsWriter writes.
+        DamagedError: a line is not one that MetricsWriter wrote.
     """
     if not path.is_file():
         return []
     found = []
-    # What follows the last line break was cut by a kill.
+    # Text after the last line break is a line that was cut off by a kill.
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         with damaged(path, line=number):
-            figures = json.loads(line.decode("utf-8"))
-            if not all(type(value) in (int, float) for value in figures.values()):
+            metrics = json.loads(line.decode("utf-8"))
+            if not all(type(value) in (int, float) for value in metrics.values()):
                 raise ValueError("not a number")
-            figures["step"]
-        found.append(figures)
+            metrics["step"]
+        found.append(metrics)
     return found
 
 
 def lost_lines(found: int, written: int) -> str:
-    """What is said of a metrics.jsonl that has fewer lines than the run wrote."""
+    """The message about a metrics.jsonl that has fewer lines than the run wrote."""
     return f"{written - found} of the {written} lines that the run wrote are missing"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no file. Raises DamagedError where it is none."""
+    """A JSON object, or None if there is no file. Raises DamagedError if it is not an object."""
     if not path.is_file():
         return None
     with damaged(path):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("no object")
+            raise ValueError("not an object")
         return content
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object, whole or not at all."""
+    """Writes a JSON object atomically."""
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(draft, path)

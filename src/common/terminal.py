@@ -1,4 +1,4 @@
-"""All that the user sees: lines, tables, the progress bar."""
+"""Everything printed on the terminal: lines, tables and progress bars."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 _live: Console | None = None
-"""What a progress bar or a board is being drawn on; None while there is neither."""
+"""The console on which a progress bar or job board is being drawn; None if there is neither."""
 
 
 def console() -> Console:
@@ -25,21 +25,22 @@ def console() -> Console:
 
 
 def _console_of(stream: TextIO) -> Console:
-    """Lines reach a terminal through the console of the bar, which puts them above it.
+    """The console for a stream.
 
-    A stream that goes elsewhere, such as `2> log`, stays what it is.
+    While a bar is drawn, lines for the terminal go through the bar's console, which prints them
+    above it. A redirected stream, such as `2> log`, is written directly.
     """
     return _live if _live is not None and stream.isatty() else _plain(file=stream)
 
 
 @contextlib.contextmanager
 def _drawing(drawn: Live | Progress) -> Iterator[None]:
-    """Inside, all that is written to the terminal appears above what is drawn."""
+    """Inside, everything written to the terminal appears above the bar or board."""
     global _live
     before = sys.stdout, sys.stderr
     with drawn:
         _live = drawn.console
-        # Rich replaces both streams. Logging handlers keep the streams that they began with.
+        # Rich replaces sys.stdout and sys.stderr, but logging handlers keep the original streams.
         proxies = dict(zip(before, (sys.stdout, sys.stderr), strict=True))
         moved = {h: h.stream for h in _stream_handlers() if h.stream in before}
         for handler, stream in moved.items():
@@ -59,33 +60,33 @@ def _stream_handlers() -> list[logging.StreamHandler[Any]]:
 
 
 def _plain(**settings: Any) -> Console:
-    """Shows text as it is: `module:leaf:` is a name and no emoji."""
+    """A console without markup: `module:leaf:` is a name, not an emoji."""
     return Console(highlight=False, emoji=False, soft_wrap="width" not in settings, **settings)
 
 
 def say(line: str) -> None:
-    """Prints information unchanged, such as a command or a path to copy."""
+    """Prints a line unchanged, such as a command or a path to copy."""
     console().print(Text(line))
 
 
 def sentence(line: str) -> None:
-    """One line of prose, which a terminal breaks between words."""
+    """Prints a line of prose, wrapped between words on a terminal."""
     _tell(Text(line), console())
 
 
 def warn(line: str) -> None:
-    """One line that the user should read."""
+    """Prints a warning on standard error."""
     _tell(Text.assemble(("warning:", "yellow"), " ", line), _console_of(sys.stderr))
 
 
 def error(line: str) -> None:
-    """One line that says why nothing was done."""
+    """Prints the one line that says why a command did nothing."""
     one_line = " ".join(line.split())
     _tell(Text.assemble(("error:", "red"), " ", one_line), _console_of(sys.stderr))
 
 
 def _tell(text: Text, out: Console) -> None:
-    """On a terminal lines end between words, and no path is cut."""
+    """Wraps between words on a terminal, without breaking paths."""
     if out.is_terminal:
         lines = textwrap.fill(text.plain, out.width, break_long_words=False, break_on_hyphens=False)
         text = Text(lines, spans=text.spans)
@@ -93,20 +94,20 @@ def _tell(text: Text, out: Console) -> None:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; numbers belong right, so all columns but the first are."""
+    """Prints a table; all columns but the first hold numbers and are aligned right."""
     drawn = Table()
     for index, name in enumerate(header):
         drawn.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         drawn.add_row(*map(Text, row))
-    # Wide enough for paths where output goes to a file.
+    # Output to a file has no width of its own; 120 columns are enough for paths.
     out = console()
     sentence(title)
     (out if out.is_terminal else _plain(width=120)).print(drawn)
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A figure for people; a dash for none."""
+    """A number as text; a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, int):
@@ -117,38 +118,38 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 class StepProgress:
-    """A bar over optimizer steps with the figures that matter; silent where nobody looks."""
+    """A progress bar over optimizer steps with a few metrics; prints nothing outside a terminal."""
 
     def __init__(self, *, total: int, done: int) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(compact=True),
             console=console(),
             disable=not console().is_terminal,
-            # Where errors go elsewhere they do not belong on the terminal.
+            # A redirected standard error must not be captured and shown on the terminal.
             redirect_stderr=sys.stderr.isatty(),
         )
         self._open = contextlib.ExitStack()
         if not self._bar.disable:
             self._open.enter_context(_drawing(self._bar))
-        self._task = self._bar.add_task("training", total=total, completed=done, figures="")
+        self._task = self._bar.add_task("training", total=total, completed=done, metrics="")
 
-    def update(self, step: int, figures: Mapping[str, str]) -> None:
-        """Moves the bar."""
-        text = "  ".join(f"{name} {value}" for name, value in figures.items())
-        self._bar.update(self._task, completed=step, figures=text)
+    def update(self, step: int, metrics: Mapping[str, str]) -> None:
+        """Shows a step number and metrics."""
+        text = "  ".join(f"{name} {value}" for name, value in metrics.items())
+        self._bar.update(self._task, completed=step, metrics=text)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Stops drawing; the bar stays on the terminal."""
         self._open.close()
 
 
 @contextlib.contextmanager
 def counting(what: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar over things that are done one after the other; gives what moves it."""
+    """A progress bar over items; yields a function that sets how many are done."""
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
     bar = Progress(
         *columns,
@@ -164,17 +165,17 @@ def counting(what: str, *, total: int, unit: str) -> Iterator[Callable[[int], No
 
 @dataclass(frozen=True, kw_only=True)
 class JobProgress:
-    """How far a job of a sweep is."""
+    """The progress of one run of a sweep."""
 
     step: int
     total: int
     loss: float | None
     left: float | None
-    """Seconds."""
+    """Estimated remaining seconds."""
 
 
 class JobBoard:
-    """A line a running job on a terminal, and everywhere a line a job that has ended."""
+    """A sweep's progress: a live line for each running job, a permanent line for each ended one."""
 
     def __init__(self) -> None:
         self.total = self.num_ended = 0
@@ -182,7 +183,7 @@ class JobBoard:
         self._open = contextlib.ExitStack()
 
     def open(self) -> None:
-        """Starts to draw."""
+        """Starts drawing, if standard output is a terminal."""
         out = console()
         if out.is_terminal:
             self._live = Live(
@@ -194,13 +195,13 @@ class JobBoard:
             self._open.enter_context(_drawing(self._live))
 
     def ended(self, name: str, state: str, reason: str, seconds: float) -> None:
-        """Says once how a job went."""
+        """Prints how a job ended."""
         self.num_ended += 1
         why = f" ({reason})" if reason else ""
         say(f"[{self.num_ended}/{self.total}] {name}: {state} after {duration(seconds)}{why}")
 
     def show(self, running: Mapping[str, JobProgress], *, left: float | None) -> None:
-        """Draws the jobs that run."""
+        """Redraws the running jobs."""
         if self._live is None:
             return
         table = Table.grid(padding=(0, 2))
@@ -213,13 +214,13 @@ class JobBoard:
         self._live.update(table)
 
     def close(self) -> None:
-        """Ends the drawing."""
+        """Stops drawing."""
         self._open.close()
         self._live = None
 
 
 def duration(seconds: float) -> str:
-    """A time for people: 42 s, 3:05 min, 2:10 h."""
+    """A duration as text: 42 s, 3:05 min, 2:10 h."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,8 +1,8 @@
-"""The address of a tracking server or database, and the secrets that people write into one.
+"""The address of a tracking server or database, and the secrets in it.
 
-A user, a password or a token in an address goes no further than the place where it is
-given: files, messages and command lines hold the address alone. This process, and those that it
-starts, know the whole address by one environment variable.
+A user, password or token in an address stays where the user gave it: files, messages and command
+lines hold the address without them. This process and its children find the full address in one
+environment variable.
 """
 
 import os
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from src.common.errors import InputError
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-"""The environment variable that holds an address with its secrets."""
+"""The environment variable that holds the address with its secrets."""
 
 FIELD = "tracking.uri"
 
@@ -27,17 +27,17 @@ ADDRESSES = (
 )
 
 ADVICE = (
-    "it asks for a user and password, or a token: type"
-    f" {FIELD}=SCHEME://USER:PASSWORD@HOST, or set {VARIABLE} to that, or set"
+    "the server asks for a user and password, or a token: type"
+    f" {FIELD}=SCHEME://USER:PASSWORD@HOST, or set {VARIABLE} to that address, or set"
     " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 )
 
 
 def without_secrets(uri: str) -> str:
-    """An address without user, password and query.
+    """The address without user, password and query.
 
-    All of the query goes, because any name in it may be that of a token. Where a password holds a
-    character that should have been escaped, too much goes rather than too little.
+    The whole query is removed, because any parameter in it may be a token. If a password holds a
+    character that should have been escaped, this removes too much rather than too little.
     """
     scheme, separator, rest = uri.partition("://")
     is_path = rest.startswith("/") and scheme.partition("+")[0] in ("sqlite", "file")
@@ -48,7 +48,7 @@ def without_secrets(uri: str) -> str:
 
 
 def keep(uri: str) -> str:
-    """Returns an address without its secrets, which this process and its children then know."""
+    """Stores an address with secrets in the environment; returns it without them."""
     clean = without_secrets(uri)
     if clean != uri:
         os.environ[VARIABLE] = uri
@@ -56,18 +56,18 @@ def keep(uri: str) -> str:
 
 
 def take(uri: str, *, field: str = FIELD) -> str:
-    """The same for an address that a user has given.
+    """As `keep`, for an address that a user typed, which is checked first.
 
     Args:
-        uri: as it was given.
-        field: where.
+        uri: the address as typed.
+        field: the field that holds it, named in errors.
 
     Raises:
-        InputError: its secrets cannot be used as they are.
+        InputError: the address is malformed, or its secrets cannot be used as they are.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator and "@" in uri:
-        # Not repeated, because it may be an address whose scheme is mistyped.
+        # The line must not repeat the value: it may be an address with a mistyped scheme.
         raise InputError(f"{field}: must be one address, SCHEME://HOST or sqlite:///FILE")
     clean = without_secrets(uri)
     if clean == uri:
@@ -81,8 +81,8 @@ def take(uri: str, *, field: str = FIELD) -> str:
             " %2F %3F %23 %40 %5C"
         )
     if at and scheme.lower() == "databricks":
-        # MLflow would take it for the name of a secret there, and say it in its messages.
-        raise InputError(f"{field}={clean}: an address of Databricks takes no user and password")
+        # MLflow would read it as the name of a Databricks secret and print it in messages.
+        raise InputError(f"{field}={clean}: a Databricks address takes no user and password")
     if scheme.lower() in ("http", "https") and "?" in rest:
         raise InputError(
             f"{field}={clean}: the address of a server must end before the ?; set"
@@ -92,13 +92,13 @@ def take(uri: str, *, field: str = FIELD) -> str:
 
 
 def with_secrets(address: str) -> str:
-    """The address as this process was given it, by the command line or the environment."""
+    """The address with its secrets, if the environment holds them; else unchanged."""
     given = os.environ.get(VARIABLE, "")
     return given if without_secrets(given) == address else address
 
 
 def take_typed(argument: str) -> str:
-    """An argument of the command line, without what is secret in it where it is an address.
+    """A command-line argument, without its secrets if it is a tracking address.
 
     Raises:
         InputError: the address cannot be used as it is.
@@ -112,7 +112,7 @@ def take_typed(argument: str) -> str:
 
 
 def masked(text: str) -> str:
-    """A text for people or files, without the secrets of addresses in it."""
+    """The text with the secrets of all addresses in it removed."""
     given = os.environ.get(VARIABLE, "").rstrip("/")
     if given:
         text = text.replace(given, without_secrets(given))
@@ -121,7 +121,7 @@ def masked(text: str) -> str:
 
 
 def wants_secret(reason: str) -> bool:
-    """Whether the text of an error says that a user, password or token is missing or wrong."""
+    """Whether an error message says that a user, password or token is missing or wrong."""
     pattern = r"\b(401|403)\b|password|authenticat|unauthori|access denied"
     return re.search(pattern, reason, re.IGNORECASE) is not None
 

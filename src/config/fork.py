@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
-from src.common.errors import InputError
-from src.common.override_grammar import Override, out_of_file
-from src.common.run_folder import damaged
+from src.common.errors import InputError, damaged
+from src.common.override_grammar import Override, file_arguments
 from src.config.field_roles import role_of
 
 
@@ -93,9 +92,9 @@ def inherited(typed: Sequence[Override], arguments: Sequence[str]) -> list[str]:
     if fork is None:
         return list(arguments)
     keys = {override.key for override in typed}
-    taken = out_of_file(
+    taken = file_arguments(
         fork.source_config().get("arguments", []),
         where=f"fork={fork.source}@{fork.step}: config.yaml",
-        left_out=lambda key: key in keys or not role_of(key).inherited,
+        is_dropped=lambda key: key in keys or not role_of(key).inherited,
     )
     return [*taken, *arguments]

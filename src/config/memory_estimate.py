@@ -22,7 +22,7 @@ from src.external.model import ExternalConfig
 from src.model import Transformer
 from src.model.architecture import ModelParts
 from src.model.ffn.moe import MoEConfig
-from src.training.chunked_loss import CHUNK, saves_memory
+from src.training.loss import CHUNK, saves_memory
 
 FLOAT32 = 4
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from src.checkpoint.part_kinds import kinds_of
+from src.checkpoint.rebuild import kinds_of
 from src.common.errors import InputError
 from src.common.nested_values import replaced, value_at
 from src.common.override_grammar import Override

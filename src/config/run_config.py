@@ -13,8 +13,8 @@ from typing import Any
 
 from nonfinite.config import GuardConfig, WatchConfig
 from src.checkpoint.init_from import Init
-from src.checkpoint.part_kinds import ExternalPart, kinds_of
-from src.common.file_digest import file_digest
+from src.checkpoint.rebuild import ExternalPart, kinds_of
+from src.common.storage import file_digest
 from src.config.field_roles import ROLES, hashed_fields
 from src.config.fork import Fork
 from src.config.schema import PathsConfig, TrackingConfig, TrainerConfig

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from nonfinite.config import GuardConfig, WatchConfig
-from src.checkpoint.part_kinds import ExternalPart
+from src.checkpoint.rebuild import ExternalPart
 from src.common.errors import InputError
 from src.common.read_checkpoint import EXTERNAL
 from src.common.tracking_address import keep

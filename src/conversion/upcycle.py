@@ -1,10 +1,10 @@
-"""A dense SwiGLU into experts that together are the same function.
+"""Converts a dense SwiGLU into experts that together compute the same function.
 
-Upcycling after He et al., arXiv 2410.07524: experts are copies of the dense network, or, where
-they are narrower, of its parts, and the router begins with equal rows for the parts of one copy
-(their virtual groups), so that a token's picked experts make whole copies. The weights of the
-picked sum to 1, so the copies do. Shared experts, which that paper has none of, are further copies:
-each part's weight is divided by the number of times that it stands in the sum.
+Upcycling follows He et al., arXiv 2410.07524. Experts are copies of the dense network or, if they
+are narrower, of slices of it. The router starts with equal rows for all slices of one copy (the
+paper's virtual groups), so that a token's picked experts form whole copies. The picked experts'
+weights sum to 1, and so do the copies'. Shared experts, which the paper does not have, are further
+copies; each slice is divided by the number of times that it occurs in the sum.
 
 Axes: E routed experts, I inner, F inner of the dense network, D hidden.
 """
@@ -18,21 +18,21 @@ from src.model.ffn.moe import MoEConfig
 
 
 def check_upcycle(target: MoEConfig, *, dense_dim: int) -> int:
-    """Raises ValueError, naming field and value, where the sum could not be the dense function.
+    """Raises ValueError, naming field and value, if experts cannot compute the dense function.
 
     Returns:
-        The parts that the dense network is cut into.
+        The number of slices of the dense network.
     """
     if dense_dim % target.inner_dim:
         raise ValueError(
-            f"inner_dim={target.inner_dim}: must divide the {dense_dim} of the dense network"
+            f"inner_dim={target.inner_dim}: must divide the dense network's inner_dim={dense_dim}"
         )
     parts = dense_dim // target.inner_dim
     for field in ("num_routed", "top_k"):
         if getattr(target, field) % parts:
             raise ValueError(
-                f"{field}={getattr(target, field)}: must be a multiple of {parts}, the parts of"
-                f" inner_dim={target.inner_dim} that the dense {dense_dim} are cut into"
+                f"{field}={getattr(target, field)}: must be a multiple of {parts}, the number of"
+                f" slices of inner_dim={target.inner_dim} in the dense network's {dense_dim}"
             )
     return parts
 
@@ -44,13 +44,13 @@ def to_experts(
     init_std: float,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """The weights of one layer's mixture.
+    """Weights of one layer's mixture of experts.
 
     Args:
-        weights: of gate_proj, up_proj and down_proj, by name.
-        target: what comes out.
+        weights: weights of the dense gate_proj, up_proj and down_proj, by name.
+        target: configuration of the mixture.
         init_std: standard deviation of the router's rows.
-        generator: that draws them.
+        generator: random generator for the router's rows.
 
     Returns:
         Weights by name, float32.
@@ -60,7 +60,7 @@ def to_experts(
     num_parts = check_upcycle(target, dense_dim=len(gate_FD))
     part_E = torch.arange(target.num_routed) % num_parts
     shared_part = torch.arange(target.num_shared) % num_parts
-    # How often a part stands in the sum: once routed, and as often as it is shared.
+    # How often a slice occurs in the sum: once routed, plus its number of shared copies.
     times = 1 + torch.bincount(shared_part, minlength=num_parts)
 
     gates, ups = (w.unflatten(0, (num_parts, -1)) for w in (gate_FD, up_FD))
@@ -72,7 +72,7 @@ def to_experts(
         "router.bias_E": torch.zeros(target.num_routed),
         "experts.gate_proj": gates[part_E],
         "experts.up_proj": ups[part_E],
-        # A whole copy's parts share its weight evenly.
+        # The router gives each slice 1 / num_parts of its copy's weight; the factor undoes this.
         "experts.down_proj": downs[part_E] * num_parts,
     }
     if target.num_shared:

@@ -1,4 +1,4 @@
-"""Our tokenizers in the form of the `tokenizers` library, for models that others are to read."""
+"""Converts this project's tokenizers to the `tokenizers` library, for exported models."""
 
 import json
 
@@ -8,11 +8,11 @@ from tokenizers import decoders, models, pre_tokenizers
 from src.data.tokenizer import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 
 PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
-"""Bytes that stand for themselves in a byte-level vocabulary; the others follow from 256 on."""
+"""Bytes that a byte-level vocabulary represents by the same character; others start at 256."""
 
 
 def as_library(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
-    """The same tokens under the same ids; None where their text is not known."""
+    """A library tokenizer with the same tokens and ids; None if the tokens' text is unknown."""
     if isinstance(tokenizer, SubwordTokenizer):
         return tokenizers.Tokenizer.from_str(tokenizer.state()["json"])
     if isinstance(tokenizer, ByteTokenizer):
@@ -23,7 +23,7 @@ def as_library(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
 
 
 def characters_of(backend: tokenizers.Tokenizer) -> CharTokenizer | None:
-    """The tokenizer of characters that `as_library` wrote; None where it is another's."""
+    """The character tokenizer that `as_library` wrote; None for any other tokenizer."""
     content = json.loads(backend.to_str())
     vocabulary = content["model"].get("vocab")
     if content["model"].get("type") != "WordLevel" or not isinstance(vocabulary, dict):
@@ -34,7 +34,7 @@ def characters_of(backend: tokenizers.Tokenizer) -> CharTokenizer | None:
 
 
 def _bytes() -> tokenizers.Tokenizer:
-    """Byte-level, without merges."""
+    """A byte-level tokenizer without merges."""
     others = [byte for byte in range(256) if byte not in PRINTABLE]
     symbols = {byte: chr(byte) for byte in PRINTABLE}
     symbols |= {byte: chr(256 + place) for place, byte in enumerate(others)}
@@ -46,7 +46,7 @@ def _bytes() -> tokenizers.Tokenizer:
 
 
 def _characters(characters: str) -> tokenizers.Tokenizer:
-    """A word a character; one that is not there has no token."""
+    """One token for each character; an unknown character has no token."""
     vocabulary = {character: number for number, character in enumerate(characters)}
     made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), behavior="isolated")

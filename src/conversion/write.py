@@ -1,4 +1,4 @@
-"""Writes a converted model: whole, or not at all."""
+"""Writes a converted model atomically."""
 
 import contextlib
 import dataclasses
@@ -14,8 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from src.checkpoint.part_kinds import kinds_of
-from src.checkpoint.rebuild import PREFIX
+from src.checkpoint.rebuild import PREFIX, kinds_of
 from src.checkpoint.trained_model import TrainedModel
 from src.common.errors import InputError
 from src.common.read_checkpoint import CHECKPOINT
@@ -28,14 +27,14 @@ REPORT = "conversion.json"
 
 
 def written_already(out: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this very conversion.
+    """Whether the folder already holds this conversion.
 
     Args:
-        out: where it is to be.
-        settings: all that it hangs on.
+        out: the output folder.
+        settings: everything that the result depends on.
 
     Raises:
-        InputError: it holds something else, or cannot be read.
+        InputError: the folder holds something else, or cannot be read.
     """
     try:
         is_file = out.is_file()
@@ -44,30 +43,30 @@ def written_already(out: Path, settings: Mapping[str, Any]) -> bool:
     except (OSError, ValueError) as error:
         raise InputError(f"out={out}: cannot be read ({error})") from error
     if is_file:
-        raise InputError(f"out={out}: is a file; must be a folder that is not there yet")
+        raise InputError(f"out={out}: is a file; must be a new folder")
     if is_new:
         return False
     found = any((out / name).is_file() for name in (CHECKPOINT, WEIGHTS))
     if not found or known is None or not isinstance(known.get("settings"), dict):
         raise InputError(
-            f"out={out}: is there already, and holds no whole conversion; choose another"
+            f"out={out}: exists and does not hold a complete conversion; choose another folder"
         )
     for name, value in settings.items():
         before = known["settings"].get(name)
         if before != value:
             raise InputError(
                 f"out={out}: holds another conversion ({name} was {before}, now {value});"
-                " choose another, or remove it"
+                " choose another folder, or remove it"
             )
     return True
 
 
 @contextlib.contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A folder to be filled, which becomes `out` at the end; what goes wrong leaves none of it.
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A draft folder to fill, which becomes `out` at the end; after an error nothing is left.
 
     Raises:
-        InputError: it cannot be made or filled.
+        InputError: the folder cannot be created or written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +86,7 @@ def whole(out: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """The process's own, which can be read by setting it alone."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -95,7 +94,7 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def _full_disks_are_os_errors() -> Iterator[None]:
-    """The libraries that write tensors have errors of their own."""
+    """Turns the errors of torch and safetensors for a full disk into OSErrors."""
     try:
         yield
     except (RuntimeError, safetensors.SafetensorError) as error:
@@ -105,7 +104,7 @@ def _full_disks_are_os_errors() -> Iterator[None]:
 def write_checkpoint(
     folder: Path, made: TrainedModel, *, with_weights: bool, report: Mapping[str, Any]
 ) -> None:
-    """Fills a folder that src.generate takes as run= and src.train as init=."""
+    """Writes a folder that can be used as src.generate run= and src.train init=."""
     config = {
         "model": dataclasses.asdict(made.parts.model),
         "attention": dataclasses.asdict(made.parts.attention),
@@ -119,7 +118,7 @@ def write_checkpoint(
         "state_dict": {f"{PREFIX}{name}": value for name, value in weights.items()},
         "config": config,
         "tokenizer": made.tokenizer.state(),
-        # Without the place of the source: the same weights have the same bytes.
+        # Without the source's path, so that equal conversions give equal bytes.
         "conversion": dict(report["settings"]),
         "global_step": made.step,
     }
@@ -132,10 +131,10 @@ def write_checkpoint(
 
 
 def write_huggingface(folder: Path, made: TrainedModel, *, report: Mapping[str, Any]) -> None:
-    """Fills a folder that transformers loads.
+    """Writes a folder that transformers can load.
 
     Raises:
-        InputError: no Llama has these parts.
+        InputError: the model has parts that Llama lacks.
     """
     config = llama_config(made.parts, end_ids=made.tokenizer.end_ids)
     tensors = weights_to_llama(made.model.state_dict(), made.parts)

@@ -1,4 +1,4 @@
-"""Text and token files to batches."""
+"""From text and token files to batches."""
 
 from src.data.batches import TrainBatches, ValBatches
 from src.data.corpus import Corpus, DataConfig

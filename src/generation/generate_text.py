@@ -1,4 +1,4 @@
-"""`python -m src.generate`."""
+"""The command `python -m src.generate`."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from src.cli.field_checks import choice, given_path, number
 from src.common import terminal
 from src.common.errors import InputError
 from src.data.tokenizer import Tokenizer
-from src.generation.decode import continue_prompts, shown
+from src.generation.decode import continue_prompts, without_end
 from src.generation.prompts import encode, prompts_from
 from src.generation.sampling import Sampling
 from src.generation.stream import TextStream
@@ -20,10 +20,10 @@ FORMATS = ("text", "json")
 
 
 def generate(given: Mapping[str, Any]) -> int:
-    """Writes a continuation of each prompt, as it is drawn where there is one prompt alone.
+    """Prints a continuation of each prompt; a single one is printed as it is generated.
 
     Raises:
-        InputError: any field is bad.
+        InputError: a field is invalid.
     """
     choice(given, "format", FORMATS)
     sampling = _sampling(given)
@@ -55,9 +55,9 @@ def generate(given: Mapping[str, Any]) -> int:
     if stream is not None:
         stream.finish()
         _write("\n")
-        return _done(prompts, found, tokenizer, max_new_tokens=max_new_tokens)
+        return _exit_code(prompts, found, tokenizer, max_new_tokens=max_new_tokens)
     texts = [
-        tokenizer.decode(p + shown(new, tokenizer.end_ids))
+        tokenizer.decode(p + without_end(new, tokenizer.end_ids))
         for p, new in zip(ids, found, strict=True)
     ]
     if given["format"] == "json":
@@ -65,21 +65,21 @@ def generate(given: Mapping[str, Any]) -> int:
         return 0
     for (_, prompt), text in zip(prompts, texts, strict=True):
         _write(f"--- {prompt}\n{text}\n\n")
-    return _done(prompts, found, tokenizer, max_new_tokens=max_new_tokens)
+    return _exit_code(prompts, found, tokenizer, max_new_tokens=max_new_tokens)
 
 
-def _done(
+def _exit_code(
     prompts: Sequence[tuple[str, str]],
     found: Sequence[Sequence[int]],
     tokenizer: Tokenizer,
     *,
     max_new_tokens: int,
 ) -> int:
-    """The exit code, once texts that were broken off are named."""
+    """Warns about texts that ended because of non-finite logits; returns the exit code, 0."""
     for (place, _), new in zip(prompts, found, strict=True):
         ended = len(new) > 0 and new[-1] in tokenizer.end_ids
         if len(new) < max_new_tokens and not ended:
-            terminal.warn(f"{place}: the logits stopped being finite after {len(new)} tokens")
+            terminal.warn(f"{place}: logits became non-finite after {len(new)} tokens")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What is to be continued."""
+"""Prompts for text generation."""
 
 import sys
 from pathlib import Path
@@ -13,17 +13,17 @@ WRITEUP = (
     "Who goes there?",
     "The throne room was",
 )
-"""The five prompts by which the write-up judges its model."""
+"""The five prompts with which the write-up tests its model."""
 
 
 def prompts_from(prompt: str | None, prompts_file: str | None) -> list[tuple[str, str]]:
-    """Prompts, each with the field by which an error names it.
+    """Prompts, each with the field that errors name.
 
     Raises:
         InputError: both are given, the file cannot be read, or a prompt is empty.
     """
     if prompt is not None and prompts_file is not None:
-        raise InputError(f"prompts_file={prompts_file}: give it or prompt, not both")
+        raise InputError(f"prompts_file={prompts_file}: type prompts_file or prompt, not both")
     if prompt is not None:
         if not prompt:
             raise _empty("prompt=")
@@ -46,16 +46,14 @@ def encode(place: str, text: str, tokenizer: Tokenizer, *, context: int) -> list
     """Token ids of a prompt.
 
     Raises:
-        InputError: it holds what the vocabulary lacks, or is longer than the context.
+        InputError: it contains a character that the vocabulary lacks, or exceeds the context.
     """
     try:
         ids = [int(token) for token in tokenizer.encode(text)]
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     if len(ids) > context:
-        raise InputError(
-            f"{place}: has {len(ids):,} tokens, and the model's context is {context:,}"
-        )
+        raise InputError(f"{place}: has {len(ids):,} tokens; the model's context is {context:,}")
     return ids
 
 
@@ -65,7 +63,7 @@ def _field(text: str) -> str:
 
 
 def _empty(place: str) -> InputError:
-    return InputError(f"{place}: is empty; a prompt has at least one character")
+    return InputError(f"{place}: is empty; must have at least one character")
 
 
 def _read(name: str) -> str:

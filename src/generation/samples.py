@@ -1,18 +1,18 @@
-"""What a run writes at its end, so that people see what a loss means."""
+"""Text samples that a run writes at its end, to show what its loss means."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 from src.common.errors import InputError
 from src.data.tokenizer import Tokenizer
-from src.generation.decode import continue_prompts, shown
+from src.generation.decode import continue_prompts, without_end
 from src.generation.prompts import WRITEUP
 from src.generation.sampling import Sampling
 from src.model import Transformer
 
 NUM_TOKENS = 120
 FENCE = "~" * 12
-"""Around a text; no model writes it by chance."""
+"""Delimiter of a text; too long for a model to generate by chance."""
 SAMPLING = Sampling(temperature=0.8, top_p=None, top_k=None, repetition_penalty=1.0)
 
 
@@ -26,10 +26,10 @@ def samples_markdown(
     """Continuations of the write-up's prompts, as Markdown.
 
     Args:
-        model: what writes.
-        tokenizer: of its tokens.
-        weights: contexts inside which the model holds other weights, by name; empty: as it is.
-        seed: of the draws.
+        model: the model.
+        tokenizer: the model's tokenizer.
+        weights: contexts inside which the model holds certain weights, by name.
+        seed: seed of the draws.
     """
     lines = [f"# Samples: {NUM_TOKENS} tokens at temperature {SAMPLING.temperature}, seed {seed}"]
     for name, context in weights.items():
@@ -42,7 +42,7 @@ def samples_markdown(
 
 
 def first_sample(markdown: str) -> str:
-    """The first text of `samples_markdown`."""
+    """The first sample in the output of `samples_markdown`."""
     _, _, rest = markdown.partition(f"{FENCE}\n")
     return rest.partition(FENCE)[0].strip()
 
@@ -73,5 +73,7 @@ def _continued(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> list[s
         end_ids=tokenizer.end_ids,
     )
     for place, number in places.items():
-        texts[place] = tokenizer.decode(prompts[number] + shown(new[number], tokenizer.end_ids))
+        texts[place] = tokenizer.decode(
+            prompts[number] + without_end(new[number], tokenizer.end_ids)
+        )
     return texts

@@ -12,18 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn; applied in the order of the fields from the last one up."""
+    """How a token is drawn. The fields are applied in reverse order, repetition_penalty first."""
 
     temperature: float
-    """Divides the logits; 0: the likeliest token, and no draw."""
+    """Divides the logits; 0: always the most likely token."""
     top_p: float | None
-    """Draws from the likeliest tokens that together have this probability (arXiv 1904.09751);
+    """Draws from the most likely tokens that together have this probability (arXiv 1904.09751);
     above 0, at most 1; None: from all."""
     top_k: int | None
-    """Draws from this many of the likeliest tokens; at least 1; None: from all."""
+    """Draws from this many of the most likely tokens; at least 1; None: from all."""
     repetition_penalty: float
-    """Divides positive logits of tokens that stand in the text already, and multiplies negative
-    ones (arXiv 1909.05858, section 4.1); above 0; 1: none."""
+    """Divides positive logits of tokens that are already in the text, and multiplies negative ones
+    (arXiv 1909.05858, section 4.1); above 0; 1: no penalty."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -36,12 +36,12 @@ class Sampling:
             raise ValueError(f"repetition_penalty={self.repetition_penalty}: must be above 0")
 
     def pick(self, logits_V: Tensor, text: Sequence[int], generator: torch.Generator) -> int:
-        """The next token.
+        """Draws the next token.
 
         Args:
-            logits_V: float32 on the CPU, finite.
+            logits_V: finite logits in float32 on the CPU.
             text: the tokens so far.
-            generator: drawn from unless temperature is 0.
+            generator: random generator, unused if temperature is 0.
         """
         logits_V = self._penalised(logits_V, text)
         if self.temperature == 0:
@@ -50,16 +50,16 @@ class Sampling:
         return int(torch.multinomial(probabilities_V, 1, generator=generator))
 
     def probabilities(self, logits_V: Tensor) -> Tensor:
-        """Of tokens after top_k and top_p, which keep at least the likeliest one."""
+        """Probabilities after top_k and top_p, which keep at least the most likely token."""
         if self.top_k is not None and self.top_k < len(logits_V):
             least = logits_V.topk(self.top_k).values[-1]
             logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
         probabilities_V = logits_V.softmax(dim=-1)
         if self.top_p is not None and self.top_p < 1:
             ordered_V, order_V = probabilities_V.sort(descending=True, stable=True)
-            # A token goes where those before it reach the share already.
-            gone_V = ordered_V.cumsum(dim=-1) - ordered_V >= self.top_p
-            probabilities_V = probabilities_V.index_fill(0, order_V[gone_V], 0.0)
+            # A token is dropped if more likely tokens already reach top_p.
+            dropped_V = ordered_V.cumsum(dim=-1) - ordered_V >= self.top_p
+            probabilities_V = probabilities_V.index_fill(0, order_V[dropped_V], 0.0)
         return probabilities_V / probabilities_V.sum()
 
     def _penalised(self, logits_V: Tensor, text: Sequence[int]) -> Tensor:

@@ -1,20 +1,20 @@
-"""Text as it grows, token by token."""
+"""Writes text while it is generated, token by token."""
 
 from collections.abc import Callable, Sequence
 
 from src.data.tokenizer import Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""Stands in a decoded text for bytes that are no character, or none yet."""
+"""Decoded in place of bytes that are not, or not yet, a character."""
 
 
 class TextStream:
-    """Writes a text as its tokens come; bytes of an unfinished character wait for the rest.
+    """Writes a text as its tokens arrive; bytes of an incomplete character wait for the rest.
 
     Args:
-        prompt: tokens that are there already; their text is written at once.
-        tokenizer: of the tokens.
-        write: takes each piece of text.
+        prompt: tokens of the prompt, whose text is written at once.
+        tokenizer: decodes the tokens.
+        write: called with each piece of text.
     """
 
     def __init__(
@@ -25,14 +25,14 @@ class TextStream:
         self._write_up_to(self._text())
 
     def add(self, place: int, token: int) -> None:
-        """Takes one token; `place` is that of the prompt, which is one alone."""
+        """Adds one token; `place`, the index of the prompt, is ignored: there is only one."""
         self.ids.append(token)
         text = self._text()
         if not text.endswith(UNFINISHED):
             self._write_up_to(text)
 
     def finish(self) -> None:
-        """Writes what has waited."""
+        """Writes the remaining text."""
         self._write_up_to(self._text())
 
     def _text(self) -> str:

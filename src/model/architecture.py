@@ -1,4 +1,4 @@
-"""What a model is built from, whoever wrote it."""
+"""What builds a model: this project's transformer, or a user's own model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,7 +17,7 @@ GeneratorFor = Callable[[str], torch.Generator]
 
 
 class Architecture(ABC):
-    """Builds a model of token ids (B, T) to logits (B, T, V), and counts what it weighs."""
+    """Builds a model that maps token ids (B, T) to logits (B, T, V), and counts its size."""
 
     seq_len: int
     """The longest sequence, in tokens."""
@@ -25,37 +25,37 @@ class Architecture(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int | None:
-        """Tokens that it is fixed to; None where it takes as many as the tokenizer has."""
+        """The model's fixed vocabulary size; None if it follows the tokenizer."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raises ValueError, beginning with section and field, where something does not fit."""
+        """Raises ValueError, beginning with section and field, if values do not fit together."""
 
     @abstractmethod
     def build(self, *, vocab_size: int, generator_for: GeneratorFor) -> nn.Module:
         """An initialised model on the CPU.
 
         Args:
-            vocab_size: tokens that it must know.
-            generator_for: gives the random stream for a name.
+            vocab_size: the vocabulary size.
+            generator_for: returns the random stream for a parameter name.
         """
 
     @abstractmethod
     def measure(self, *, vocab_size: int, averaged_weights: bool = False) -> Size:
-        """Sizes and costs."""
+        """Parameter counts and costs."""
 
     def notes(self, model: nn.Module) -> list[str]:
-        """What a reader of the result must know of a model that was built."""
+        """Sentences about a built model that a reader of its results must know."""
         return []
 
     def facts(self) -> dict[str, Any]:
-        """What its numbers hang on besides its configuration, as plain values."""
+        """What the numbers depend on besides the configuration, as plain values."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelParts(Architecture):
-    """Our transformer with its attention and its feed-forward part."""
+    """The built-in transformer with one attention and one feed-forward option."""
 
     model: ModelConfig
     attention: AttentionConfig
@@ -64,18 +64,15 @@ class ModelParts(Architecture):
 
     @property
     def vocab_size(self) -> int | None:
-        """See Architecture."""
         return self.model.vocab_size
 
     def check(self) -> None:
-        """See Architecture."""
         try:
             self.attention.check(self.model.dims())
         except ValueError as error:
             raise ValueError(f"attention.{error}") from error
 
     def build(self, *, vocab_size: int, generator_for: GeneratorFor) -> nn.Module:
-        """See Architecture."""
         return build_model(
             model=self.model,
             attention=self.attention,
@@ -86,7 +83,7 @@ class ModelParts(Architecture):
         )
 
     def measure(self, *, vocab_size: int, averaged_weights: bool = False) -> Size:
-        """See Architecture; builds nothing."""
+        """Counts on the meta device; allocates no weights."""
         return measure(
             model=self.model,
             attention=self.attention,

@@ -1,4 +1,4 @@
-"""What decoding remembers of the tokens before, and where the next ones stand.
+"""The cache of decoding, and the positions of the next tokens.
 
 Axes: B batch, G heads of a kept tensor, S slots, T new tokens, K dimensions of a kept head,
 R rotated dimensions.
@@ -15,18 +15,18 @@ Rope = tuple[Tensor, Tensor]
 
 
 class Cache:
-    """The memory of one decode, allocated once: for each layer tensors of (B, G, S, K).
+    """The cache of one decoding run, allocated once: for each layer, tensors of (B, G, S, K).
 
-    Sequences of unequal length end together: the first `num_padding_B` slots of a row hold tokens
-    that no other token attends to.
+    Sequences of unequal length are padded on the left: no other token attends to the first
+    `num_padding_B` slots of a row.
 
     Args:
         shapes: heads and dimensions of each tensor that a layer keeps, by name.
-        num_layers: of the model.
-        num_slots: tokens for which there is room, padding included.
-        num_padding_B: padding of each row.
-        rotary: gives the tables of positions (B, S).
-        dtype: of the model's weights.
+        num_layers: layers of the model.
+        num_slots: capacity in tokens, including padding.
+        num_padding_B: number of padding tokens in each row.
+        rotary: returns cosines and sines for positions (B, S).
+        dtype: dtype of the model's weights.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Cache:
 
     @property
     def num_bytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all cached tensors."""
         return sum(kept.nbytes for layer in self.layers for kept in layer.values())
 
     def span(self, num_tokens: int) -> "Span":
-        """Where the next tokens go; `length` is to be moved on once all layers have kept them.
+        """The slots of the next tokens; the caller sets `length` once all layers have kept them.
 
         Raises:
-            ValueError: there is no room for so many.
+            ValueError: the cache has too few free slots.
         """
         start, end = self.length, self.length + num_tokens
         if end > self.num_slots:
@@ -77,9 +77,10 @@ class Cache:
         )
 
     def _mask(self, start: int, end: int) -> Tensor | None:
-        """Whether the tokens in these slots see each slot up to `end`, (B, 1, T, end).
+        """True where a token in slots start .. end - 1 attends to a slot, (B, 1, T, end).
 
-        None where they see all. Padding sees itself alone: a row that sees nothing is NaN.
+        None if every token attends to every slot. A padding token attends to itself, because the
+        softmax of a row without any slot would be NaN.
         """
         if end - start == 1 and not self.has_padding:
             return None
@@ -91,18 +92,18 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The new tokens of one step: their slots, their positions, what they see."""
+    """The new tokens of one decoding step: their slots, rotations and mask."""
 
     start: int
     end: int
     rope: Rope
-    """Of the new tokens, (B, 1, T, R) each."""
+    """Cosines and sines of the new tokens, (B, 1, T, R) each."""
     rope_before: Rope
-    """Of all tokens up to the last new one, (B, 1, end, R) each."""
+    """Cosines and sines of all tokens up to the last new one, (B, 1, end, R) each."""
     mask: Tensor | None
-    """(B, 1, T, end), True where a token is seen; None where all are."""
+    """(B, 1, T, end), True where a token is attended to; None if all are."""
 
     def keep(self, kept_BGSK: Tensor, new_BGTK: Tensor) -> Tensor:
-        """Adds what the new tokens leave; returns all so far, (B, G, end, K)."""
+        """Stores the new tokens' entries; returns all entries so far, (B, G, end, K)."""
         kept_BGSK[:, :, self.start : self.end] = new_BGTK
         return kept_BGSK[:, :, : self.end]

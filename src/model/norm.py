@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 class RMSNorm(nn.Module):
     """RMSNorm (Zhang & Sennrich, arXiv 1910.07467, eq. 4): `x / rms(x) * weight`, last axis.
 
-    Always computed in float32, whatever autocast says, because the mean of squares loses most of
-    bfloat16's eight bits; the result has the dtype of the input.
+    Always computed in float32, even under autocast, because a mean of squares is inaccurate in
+    bfloat16's eight bits. The result has the dtype of the input.
     """
 
     def __init__(self, dim: int, *, eps: float) -> None:
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalises `x` of shape (..., dim)."""
         trains_here = x.device.type == "cpu" and torch.is_grad_enabled()
-        # A compiler does better with the parts than with the whole.
+        # torch.compile fuses the built-in operation, but cannot look into a custom Function.
         if trains_here and not torch.compiler.is_compiling():
             normed: Tensor = _NormOnCPU.apply(x.float(), self.weight.float(), self.eps)
         else:
@@ -33,9 +33,9 @@ class RMSNorm(nn.Module):
 
 
 class _NormOnCPU(torch.autograd.Function):
-    """F.rms_norm with a backward pass of its own, where PyTorch's is made of many operations."""
+    """F.rms_norm with a custom backward pass; on CPUs PyTorch's takes many small operations."""
 
-    # Without autocast, which would take sums of products in bfloat16.
+    # custom_fwd turns autocast off, which would compute the sums of products in bfloat16.
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -49,7 +49,7 @@ class _NormOnCPU(torch.autograd.Function):
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         normed, scale, weight = ctx.saved_tensors
-        # By weight, so that both sums come of one product.
+        # grad * normed serves both the mean over a row and the gradient of the weight.
         along = grad * normed
         mean = (along @ weight).unsqueeze(-1) / weight.shape[0]
         grad_x = torch.addcmul(grad * weight, normed, mean, value=-1).mul_(scale)

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., arXiv 2104.09864), in the half-rotation layout of Llama.
+"""Rotary position embedding (Su et al., arXiv 2104.09864), in Llama's half-rotation layout.
 
 Axes: B batch, H heads, T time, R rotated dimensions of a head, K all dimensions of a head.
 """
@@ -10,12 +10,12 @@ from src.model.cache import Rope
 
 
 class RotaryTable(nn.Module):
-    """Cosines and sines for positions 0 .. max_seq_len - 1, shared by all layers of a model.
+    """Cosines and sines for positions 0 .. max_seq_len - 1, shared by all layers.
 
-    The sines of the first half are negative: a rotation adds `-x_second * sin` there.
+    The sines of the first half are negative, because a rotation adds `-x_second * sin` there.
 
     Args:
-        rope_dim: how many dimensions of a head rotate; even, because a rotation turns pairs.
+        rope_dim: rotated dimensions of a head; even, because a rotation turns pairs.
         max_seq_len: the longest sequence, in tokens.
         theta: base of the geometric series of frequencies.
     """
@@ -28,7 +28,7 @@ class RotaryTable(nn.Module):
         frequencies = theta ** (-torch.arange(0, rope_dim, 2, dtype=torch.float32) / rope_dim)
         angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float32), frequencies)
         angles_TR = torch.cat((angles, angles), dim=-1)
-        # Derived from the config, so they stay out of checkpoints.
+        # Not persistent: the tables follow from the config and need no place in checkpoints.
         self.register_buffer("cos_TR", angles_TR.cos(), persistent=False)
         sines = torch.cat((-angles.sin(), angles.sin()), dim=-1)
         self.register_buffer("sin_TR", sines, persistent=False)
@@ -37,7 +37,7 @@ class RotaryTable(nn.Module):
         """The tables of the first `num_positions` positions, each (T, R).
 
         Raises:
-            ValueError: more positions are asked for than the table has.
+            ValueError: num_positions exceeds max_seq_len.
         """
         limit = self.cos_TR.shape[0]
         if num_positions > limit:
@@ -45,21 +45,13 @@ class RotaryTable(nn.Module):
         return self.cos_TR[:num_positions], self.sin_TR[:num_positions]
 
     def at(self, positions_BT: Tensor) -> Rope:
-        """The tables of any positions, each (B, 1, T, R) so that all heads share them."""
+        """The tables of arbitrary positions, each (B, 1, T, R) so that all heads share them."""
         return self.cos_TR[positions_BT].unsqueeze(1), self.sin_TR[positions_BT].unsqueeze(1)
 
 
 def rotate(x_BHTR: Tensor, rope: Rope) -> Tensor:
-    """Rotates every head by its position; float32 inside, the dtype of the input outside."""
+    """Rotates every head by its position, in float32; the result has the dtype of the input."""
     cos_TR, sin_TR = rope
     x = x_BHTR.float()
     rotated = torch.addcmul(x * cos_TR, x.roll(x.shape[-1] // 2, dims=-1), sin_TR)
     return rotated.to(x_BHTR.dtype)
-
-
-def check_rope_dim(rope_dim: int, *, head_dim: int) -> None:
-    """Raises ValueError unless `rope_dim` is even and fits into the head."""
-    if rope_dim <= 0 or rope_dim % 2:
-        raise ValueError(f"rope_dim={rope_dim}: must be positive and even (a rotation turns pairs)")
-    if rope_dim > head_dim:
-        raise ValueError(f"rope_dim={rope_dim}: must be at most head_dim={head_dim}")

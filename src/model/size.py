@@ -1,8 +1,6 @@
-"""Sizes and costs of a model, counted on shapes alone."""
+"""Parameter counts, memory and FLOPs of a model, computed from shapes alone."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,30 +13,25 @@ BYTES_FLOAT32 = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What a composition weighs."""
+    """Parameter counts, memory and FLOPs of a model."""
 
     params_total: int
-    """Parameters, tied ones once."""
+    """Parameters; tied ones count once."""
     params_active: int
-    """Parameters that one token passes through."""
+    """Parameters that one token uses."""
     params_by_part: dict[str, int]
-    """The total by part of the model."""
+    """params_total, by part of the model."""
     vocab_size: int
     cache_bytes_per_token: int | None
-    """Keys and values that decoding keeps for a token, all layers, in float32; None
-    where it is not known."""
+    """Bytes that decoding caches for a token in all layers, in float32; None if unknown."""
     decoding: str
-    """How decoding attends to the cache."""
+    """How decoding attends to the cache, in a few words."""
     flops_per_token: int
-    """Training, forward and backward: three times the forward pass."""
+    """FLOPs of a training step for a token: three times the forward pass."""
     forward_flops_per_token: int
-    """Two for each active weight in a product, and attention at half the context on average."""
+    """Two for each active weight of a matrix product, plus attention over half the context."""
     checkpoint_bytes: int
-    """Weights and AdamW's two moments, and averaged weights where there are any, in float32."""
-
-    def plain(self) -> dict[str, Any]:
-        """The figures by name."""
-        return dataclasses.asdict(self)
+    """Weights, AdamW's two moments, and averaged weights if any, in float32."""
 
 
 def measure(
@@ -50,10 +43,10 @@ def measure(
     seq_len: int,
     averaged_weights: bool = False,
 ) -> Size:
-    """Builds the model on the meta device, where tensors have shapes and no memory.
+    """Counts a model built on the meta device, where tensors have shapes but no memory.
 
     Raises:
-        ValueError: sizes that do not go together.
+        ValueError: the sizes do not fit together.
     """
     with torch.device("meta"):
         built = Transformer(
@@ -61,10 +54,10 @@ def measure(
         )
     dims = model.dims()
     total, active = built.num_params(), built.num_active_params()
-    # The embedding is a lookup; tied, its weights are used once more as the head's product.
+    # The embedding is a lookup without FLOPs, unless its weights are also the head's.
     embedding = built.embedding.weight.numel()
     product_weights = active if model.tie_embeddings else active - embedding
-    # A causal query sees (T + 1) / 2 keys on average, in scores and in the weighted sum.
+    # A causal query attends to (T + 1) / 2 keys on average, in the scores and the weighted sum.
     attention_flops = 2 * model.num_layers * dims.num_heads * dims.head_dim * (seq_len + 1)
     forward = 2 * product_weights + attention_flops
     kept = sum(heads * dim for heads, dim in attention.cache_shapes(dims).values())
@@ -84,7 +77,7 @@ def measure(
 
 
 def _by_part(built: Transformer) -> dict[str, int]:
-    """embedding, attention, router, routed experts, shared experts or dense ffn, norms."""
+    """Number of parameters of each part; a parameter's part follows from its name."""
     parts: dict[str, int] = {}
     for name, parameter in built.named_parameters():
         if "norm" in name:

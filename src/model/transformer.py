@@ -1,19 +1,20 @@
-"""A decoder-only transformer with a slot for attention and a slot for the feed-forward part.
+"""A decoder-only transformer whose attention and feed-forward parts are interchangeable.
 
 Axes: B batch, T time, D hidden, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from src.model.attention import Attention, AttentionConfig
 from src.model.cache import Cache, Rope, Span
-from src.model.checkpointed import checkpointed
 from src.model.dims import MAX_LAYERS, MAX_VOCAB, Dims, check_sizes
 from src.model.ffn import FeedForward, FeedForwardConfig
 from src.model.ffn.router import Router
@@ -30,17 +31,17 @@ class ModelConfig:
     hidden_dim: int
     """Width of the residual stream."""
     num_layers: int
-    """Blocks."""
+    """Number of blocks."""
     num_heads: int
     """Query heads a layer."""
     head_dim: int | None
     """Dimensions of one head; null: hidden_dim / num_heads, which must then divide."""
     inner_dim: int
-    """Width of a dense SwiGLU's inside."""
+    """Inner width of a dense SwiGLU."""
     vocab_size: int | None
     """Rows of the embedding; null: the tokenizer's number of tokens."""
     tie_embeddings: bool
-    """Use the embedding as output projection too."""
+    """Use the embedding as the output projection too."""
     norm_eps: float
     """Epsilon of every RMSNorm; above 0."""
     rope_theta: float
@@ -48,11 +49,11 @@ class ModelConfig:
     init_std: float
     """Standard deviation of the normal initialisation; above 0."""
     router_init_std: float | None
-    """The same for routers; null: init_std."""
+    """Standard deviation for router weights; null: init_std."""
     residual_init: str
-    """plain: init_std everywhere; depth_scaled: init_std / sqrt(2 L) where a block ends."""
+    """plain: init_std everywhere; depth_scaled: init_std / sqrt(2 L) for residual projections."""
     sizes: dict[str, Any]
-    """Sizes of attention and ffn options at this scale, which their YAML files interpolate."""
+    """Sizes at this scale for the attention and ffn options, whose YAML files interpolate them."""
 
     def __post_init__(self) -> None:
         for field in ("hidden_dim", "num_layers", "num_heads", "inner_dim", "head_dim"):
@@ -67,7 +68,7 @@ class ModelConfig:
         if self.head_dim is None and self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"hidden_dim={self.hidden_dim}: must be divisible by num_heads={self.num_heads},"
-                " or set model.head_dim"
+                " or model.head_dim must be set"
             )
         for field in ("norm_eps", "rope_theta", "init_std", "router_init_std"):
             value = getattr(self, field)
@@ -79,7 +80,7 @@ class ModelConfig:
             )
 
     def dims(self) -> Dims:
-        """What the parts of the model share."""
+        """The sizes that the parts of the model share."""
         head_dim = self.head_dim or self.hidden_dim // self.num_heads
         return Dims(
             hidden_dim=self.hidden_dim,
@@ -103,12 +104,12 @@ class Block(nn.Module):
         self.ffn = ffn.build(dims)
 
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
-        """Maps (B, T, D) to (B, T, D)."""
+        """Maps (B, T, D) to (B, T, D), over whole sequences."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
 
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
-        """The same for tokens that follow others; see Attention."""
+        """As `forward`, for tokens that follow cached ones; see Attention.extend."""
         x_BTD = x_BTD + self.attention.extend(self.attention_norm(x_BTD), kept, span)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
 
@@ -116,8 +117,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Token ids in, logits out.
 
-    A trainer calls `finish_batch` after each batch and `finish_step` after each optimizer step, so
-    that routers can balance their load.
+    So that routers can balance their load, a trainer must call `finish_batch` after each batch and
+    `finish_step` after each optimizer step.
     """
 
     def __init__(
@@ -142,14 +143,14 @@ class Transformer(nn.Module):
             rope_dim=attention.rope_dim, max_seq_len=max_seq_len, theta=model.rope_theta
         )
         self.checkpoint_blocks = False
-        """Whether a training step keeps the inputs of blocks alone; for a trainer to set."""
+        """Whether a training step keeps only the inputs of blocks; a trainer sets it."""
         self._cache_shapes = attention.cache_shapes(dims)
-        # Found once: a walk over all modules at every step takes a hundredth of a small one.
+        # Collected once: walking over all modules takes 1 % of the time of a small step.
         self._routers = tuple(m for m in self.modules() if isinstance(m, Router))
 
     @property
     def max_seq_len(self) -> int:
-        """The longest sequence that the model takes, in tokens."""
+        """The longest sequence that the model accepts, in tokens."""
         return self.rope.cos_TR.shape[0]
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -161,20 +162,20 @@ class Transformer(nn.Module):
         return self.head(self.states(tokens_BT))
 
     def states(self, tokens_BT: Tensor) -> Tensor:
-        """What the head makes logits of, (B, T, D); see forward."""
+        """The final hidden states, (B, T, D), from which the head computes logits."""
         rope = self.rope(tokens_BT.shape[1])
         x_BTD = self.embedding(tokens_BT)
-        again = self.checkpoint_blocks and torch.is_grad_enabled()
+        recompute = self.checkpoint_blocks and torch.is_grad_enabled()
         for block in self.blocks():
-            x_BTD = checkpointed(block, x_BTD, rope) if again else block(x_BTD, rope)
+            x_BTD = checkpointed(block, x_BTD, rope) if recompute else block(x_BTD, rope)
         return self.final_norm(x_BTD)
 
     def new_cache(self, *, num_padding: Sequence[int], num_slots: int) -> Cache:
-        """Memory for `extend`, empty.
+        """An empty cache for `extend`.
 
         Args:
-            num_padding: tokens at the beginning of each row that only fill it up.
-            num_slots: tokens of a row in all, padding included.
+            num_padding: padding tokens at the beginning of each row.
+            num_slots: capacity of a row in tokens, including padding.
 
         Raises:
             ValueError: a row could become longer than max_seq_len.
@@ -195,10 +196,10 @@ class Transformer(nn.Module):
         )
 
     def extend(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
-        """Logits (B, T, V) of tokens that follow those in the cache, as `forward` has them there.
+        """Logits (B, T, V) of tokens that follow the cached ones; equal to those of `forward`.
 
         Raises:
-            ValueError: the cache has no room for so many.
+            ValueError: the cache has too few free slots.
         """
         span = cache.span(tokens_BT.shape[1])
         x_BTD = self.embedding(tokens_BT)
@@ -208,11 +209,11 @@ class Transformer(nn.Module):
         return self.head(self.final_norm(x_BTD))
 
     def blocks(self) -> list[Block]:
-        """The layers, first one first."""
+        """The blocks, from first to last."""
         return cast(list[Block], list(self.layers))
 
     def routers(self) -> tuple[Router, ...]:
-        """The routers, first layer first."""
+        """The routers, from the first layer to the last."""
         return self._routers
 
     def extra_losses(self) -> dict[str, Tensor]:
@@ -224,29 +225,29 @@ class Transformer(nn.Module):
         return totals
 
     def finish_batch(self) -> None:
-        """To be called after each (micro-)batch in training."""
+        """Must be called after each (micro-)batch in training."""
         for router in self.routers():
             router.finish_batch()
 
     def finish_step(self, *, applied: bool) -> None:
-        """To be called after each optimizer step; `applied` is False where it was skipped."""
+        """Must be called after each optimizer step; `applied` is False if the step was skipped."""
         for router in self.routers():
             router.finish_step(applied=applied)
 
     def num_params(self) -> int:
-        """Parameters, tied ones once."""
+        """Parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def num_active_params(self) -> int:
-        """Parameters that a single token passes through, tied ones once."""
+        """Parameters that a single token uses; tied ones count once."""
         return self.num_params() - sum(block.ffn.num_inactive_params() for block in self.blocks())
 
     @torch.no_grad()
     def initialise(self, model: ModelConfig, generator_for: GeneratorFor) -> None:
-        """Draws each weight from the stream of its own name.
+        """Draws each weight from the random stream of its own name.
 
-        So weights of one name and shape are equal in all compositions with one seed: arms of an
-        ablation start alike wherever they can.
+        Weights of one name and shape are therefore equal in all models of one seed, so that the
+        arms of an ablation start from the same weights wherever they can.
         """
         router_std = model.router_init_std or model.init_std
         stds = {id(router.weight): router_std for router in self.routers()}
@@ -263,6 +264,35 @@ class Transformer(nn.Module):
                 parameter.normal_(mean=0.0, std=std, generator=generator_for(name))
 
 
+def checkpointed(block: nn.Module, x_BTD: Tensor, *others: Any) -> Tensor:
+    """The block's output, keeping only its inputs for the backward pass (arXiv 1604.06174).
+
+    The backward pass repeats the same operations on the same numbers, so gradients are the same,
+    bitwise on deterministic kernels. The built-in blocks draw no random numbers, so no random state
+    is saved; their routers count a batch only once.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _without_counting(block)
+
+    return checkpoint(
+        block, x_BTD, *others, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+    )
+
+
+@contextmanager
+def _without_counting(block: nn.Module) -> Iterator[None]:
+    """Inside, routers keep the counts, losses and statistics of the first forward pass."""
+    routers = [module for module in block.modules() if isinstance(module, Router)]
+    for router in routers:
+        router.is_recomputing = True
+    try:
+        yield
+    finally:
+        for router in routers:
+            router.is_recomputing = False
+
+
 def build_model(
     *,
     model: ModelConfig,
@@ -275,13 +305,13 @@ def build_model(
     """A freshly initialised model on the CPU.
 
     Args:
-        model, attention, ffn: the composition.
+        model, attention, ffn: configurations of the model and its parts.
         vocab_size: rows of the embedding.
         max_seq_len: the longest sequence, in tokens.
-        generator_for: gives the random stream for a parameter's name.
+        generator_for: returns the random stream for a parameter's name.
 
     Raises:
-        ValueError: sizes that do not go together, by field and value.
+        ValueError: the sizes do not fit together; names field and value.
     """
     transformer = Transformer(
         model=model, attention=attention, ffn=ffn, vocab_size=vocab_size, max_seq_len=max_seq_len

@@ -1,4 +1,4 @@
-"""Activations, attention and output on one batch, every so often."""
+"""Statistics of activations, attention and output logits on logged steps."""
 
 import math
 from typing import Any
@@ -14,40 +14,42 @@ from nonfinite.rerun import undisturbed
 from nonfinite.step_callback import StepCallback, is_log_step, log
 
 CORNER = 64
-"""Positions of a row whose attention is looked at."""
+"""Positions of a row whose attention is measured."""
 
 ROWS = 256
-"""Targets whose logits are there at once, where the loss has them in pieces."""
+"""Targets whose logits are computed at once, if the loss computes logits in pieces."""
 
 
 class ActivationWatch(StepCallback):
-    """Looks at the training batch's own forward pass on logged steps.
+    """Measures the forward pass of the training batch on logged steps.
 
-    `act/layer_<i>/rms` and `absmax` are those of what each block gives out, a block being an entry
-    of the longest outermost module list; `attention/layer_<i>/max_logit` and `entropy` are of the
-    first row and the first 64 positions at each call of scaled_dot_product_attention, entropy in
-    nats, mean over heads and queries. `output/logsumexp` is that of the logits which the first call
-    of torch's cross_entropy gets, or of its linear_cross_entropy makes, mean over its targets;
-    without such a call it is not there. Where
-    a module has children `experts` and `shared`, `act/layer_<i>/experts_rms` and `shared_rms`
-    compare them. What is no tensor of real numbers, or the first of a tuple, is left out.
+    - `act/layer_<i>/rms` and `absmax` describe the output of each block. Blocks are the entries of
+      the longest outermost module list.
+    - `attention/layer_<i>/max_logit` and `entropy` (nats, mean over heads and queries) describe the
+      first row and the first 64 positions of each call of scaled_dot_product_attention.
+    - `output/logsumexp` is the mean over targets of the logits' logsumexp. It is taken at the first
+      call of torch's cross_entropy or linear_cross_entropy, and missing if neither is called.
+    - `act/layer_<i>/experts_rms` and `shared_rms` compare the children `experts` and `shared` of a
+      module that has both.
+
+    Of a tuple, the first entry is measured. Anything but a tensor of real numbers is ignored.
 
     Args:
-        every: steps between those that are looked at.
-        apart: look at a forward pass of its own beside the training's, which may then be compiled.
+        every: optimizer steps between measured ones.
+        apart: measure an extra forward pass, so that the training's own may be compiled.
     """
 
     def __init__(self, *, every: int, apart: bool = False) -> None:
         check_interval(every)
         self.every, self.apart = every, apart
-        self.figures: dict[str, Tensor] = {}
+        self.metrics: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         self._probe: _Probe | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Hooks the blocks for this batch where the step will be logged."""
+        """Hooks the blocks for this batch if the step will be logged."""
         if not is_log_step(trainer, trainer.global_step + 1, every=self.every) or self._handles:
             return
         for index, block in enumerate(_blocks(pl_module)):
@@ -57,7 +59,7 @@ class ActivationWatch(StepCallback):
             for part in ("experts", "shared"):
                 hook = self._rms_hook(f"act/layer_{index}/{part}_rms")
                 self._handles.append(getattr(mixture, part).register_forward_hook(hook))
-        self._probe = _Probe(self.figures)
+        self._probe = _Probe(self.metrics)
         self._probe.__enter__()
         if self.apart:
             precision = trainer.precision_plugin.train_step_context
@@ -68,7 +70,7 @@ class ActivationWatch(StepCallback):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """The forward pass is over: takes the hooks away."""
+        """Removes the hooks, because the forward pass is over."""
         self._unhook()
 
     def on_train_batch_end(
@@ -79,7 +81,7 @@ class ActivationWatch(StepCallback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Takes them away where there was no backward pass."""
+        """Removes the hooks if there was no backward pass."""
         self._unhook()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -94,15 +96,14 @@ class ActivationWatch(StepCallback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Leaves nothing behind."""
         self._unhook()
 
     def _block_hook(self, index: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
             x = _activations(output)
             if x is not None:
-                self.figures[f"act/layer_{index}/rms"] = x.square().mean().sqrt()
-                self.figures[f"act/layer_{index}/absmax"] = x.abs().max()
+                self.metrics[f"act/layer_{index}/rms"] = x.square().mean().sqrt()
+                self.metrics[f"act/layer_{index}/absmax"] = x.abs().max()
 
         return hook
 
@@ -110,21 +111,20 @@ class ActivationWatch(StepCallback):
         def hook(module: Any, args: Any, output: Any) -> None:
             x = _activations(output)
             if x is not None:
-                self.figures[name] = x.square().mean().sqrt()
+                self.metrics[name] = x.square().mean().sqrt()
 
         return hook
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Logs what was seen."""
-        if self.figures:
-            values = torch.stack([value.float() for value in self.figures.values()]).tolist()
-            seen = dict(zip(self.figures, values, strict=True))
+        if self.metrics:
+            values = torch.stack([value.float() for value in self.metrics.values()]).tolist()
+            seen = dict(zip(self.metrics, values, strict=True))
             log(trainer, {k: v for k, v in seen.items() if math.isfinite(v)}, step=step)
-            self.figures.clear()
+            self.metrics.clear()
 
 
 def _activations(output: Any) -> Tensor | None:
-    """What a module gives out, or the first of several, in float32; None: nothing to measure."""
+    """A module's output, or the first of several, in float32; None if it cannot be measured."""
     x = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
         return None
@@ -132,58 +132,58 @@ def _activations(output: Any) -> Tensor | None:
 
 
 class _Probe(TorchFunctionMode):
-    """Computes scores anew, on a corner of them, at each attention call; looks at the logits."""
+    """Recomputes a corner of the scores at each attention call, and measures the output logits."""
 
-    def __init__(self, figures: dict[str, Tensor]) -> None:
+    def __init__(self, metrics: dict[str, Tensor]) -> None:
         super().__init__()
-        self.figures, self.calls, self.has_logits = figures, 0, False
+        self.metrics, self.calls, self.has_logits = metrics, 0, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if is_attention(func):
-            self._look(corner_scores(*args, **kwargs))
+            self._measure_attention(corner_scores(*args, **kwargs))
         elif func is functional.cross_entropy and not self.has_logits:
-            self._look_at_logits(args[0] if args else kwargs["input"])
+            self._measure_logits(args[0] if args else kwargs["input"])
         elif _is_linear_cross_entropy(func, args) and not self.has_logits:
-            self._look_at_products(args[0], args[1], kwargs.get("linear_bias"))
+            self._measure_products(args[0], args[1], kwargs.get("linear_bias"))
         return func(*args, **kwargs)
 
     @torch.no_grad()
-    def _look(self, scores: Tensor | None) -> None:
+    def _measure_attention(self, scores: Tensor | None) -> None:
         if scores is None:
             return
         log_p = scores.log_softmax(dim=-1)
         entropy = -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0.0)).sum(dim=-1).mean()
-        self.figures[f"attention/layer_{self.calls}/max_logit"] = scores.max()
-        self.figures[f"attention/layer_{self.calls}/entropy"] = entropy
+        self.metrics[f"attention/layer_{self.calls}/max_logit"] = scores.max()
+        self.metrics[f"attention/layer_{self.calls}/entropy"] = entropy
         self.calls += 1
 
     @torch.no_grad()
-    def _look_at_logits(self, logits: Tensor) -> None:
-        """Classes are the second axis, or the only one."""
+    def _measure_logits(self, logits: Tensor) -> None:
+        """Classes are the second axis of the logits, or the only one, as torch defines it."""
         self.has_logits = True
         dim = min(1, logits.dim() - 1)
-        self.figures["output/logsumexp"] = logits.detach().float().logsumexp(dim=dim).mean()
+        self.metrics["output/logsumexp"] = logits.detach().float().logsumexp(dim=dim).mean()
 
     @torch.no_grad()
-    def _look_at_products(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """Of logits that are never there all at once: row by row of a few."""
+    def _measure_products(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """As `_measure_logits`, from states and weight, without holding all logits at once."""
         self.has_logits = True
         partitions = [
             functional.linear(rows, weight, bias).float().logsumexp(dim=-1)
             for rows in states.detach().split(ROWS)
         ]
-        self.figures["output/logsumexp"] = torch.cat(partitions).mean()
+        self.metrics["output/logsumexp"] = torch.cat(partitions).mean()
 
 
 def _is_linear_cross_entropy(func: Any, args: Any) -> bool:
-    """Whether it makes logits of states (targets, hidden) and a weight (classes, hidden) itself."""
+    """Whether a function computes logits from states (targets, hidden) and a weight itself."""
     is_one = getattr(func, "__name__", None) == "linear_cross_entropy"
     return is_one and [x.dim() for x in args[:2]] == [2, 2]
 
 
 def is_attention(func: Any) -> bool:
-    """Whether it is PyTorch's attention, or one that takes its place under its name."""
+    """Whether a function is PyTorch's attention, or a replacement with the same name."""
     name: str = functional.scaled_dot_product_attention.__name__
     return getattr(func, "__name__", None) == name
 
@@ -191,12 +191,15 @@ def is_attention(func: Any) -> bool:
 def corner_scores(
     query: Tensor, key: Tensor, *args: Any, scale: float | None = None, **kwargs: Any
 ) -> Tensor | None:
-    """Causal scores of the first row and the first 64 positions, float32, later ones -inf.
+    """Causal attention scores of the first row and the first 64 positions, in float32.
 
     Args:
-        query, key: (batch, heads, time, head); None comes back where they have other axes.
-        args, kwargs: what else scaled_dot_product_attention takes.
-        scale: of the scores; None: 1 / sqrt(head).
+        query, key: (batch, heads, time, head).
+        args, kwargs: further arguments of scaled_dot_product_attention, which are ignored.
+        scale: factor on the scores; None: 1 / sqrt(head).
+
+    Returns:
+        Scores (1, heads, time, time), -inf at later positions; None for tensors with other axes.
     """
     if query.dim() != 4 or query.is_nested:
         return None
@@ -209,15 +212,15 @@ def corner_scores(
 
 
 def _is_mixture(module: torch.nn.Module) -> bool:
-    """Whether it adds shared experts to routed ones, both of which are modules."""
+    """Whether a module has both routed and shared experts as child modules."""
     parts = (getattr(module, name, None) for name in ("experts", "shared"))
     return all(isinstance(part, torch.nn.Module) for part in parts)
 
 
 def _blocks(task: torch.nn.Module) -> list[torch.nn.Module]:
-    """The entries of the longest module list, which in a transformer are its layers.
+    """The entries of the longest module list, which are the layers of a transformer.
 
-    Lists inside others, such as the experts of a layer, do not count, however long.
+    Lists inside other lists, such as the experts of a layer, do not count.
     """
     paths = [n for n, m in task.named_modules() if isinstance(m, torch.nn.ModuleList)]
     outer = [p for p in paths if not any(p.startswith(f"{other}.") for other in paths)]

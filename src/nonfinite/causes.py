@@ -1,4 +1,4 @@
-"""From a finding to a cause: a table of rules, each with the figures that support it."""
+"""From a finding to a cause: an ordered table of rules, and the line that explains it."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,38 +11,38 @@ from nonfinite.tracer import INPUT, LOSS, NORM, Finding
 UNKNOWN = "unknown"
 
 LOOKED_AT = ("train/loss", "val/loss", "grad/norm")
-"""Logged figures that rules look at."""
+"""Logged metrics that the rules use."""
 
 EXPLODED = 1e3
-"""A weight above it is none that training with a fitting rate makes."""
+"""With a suitable learning rate, no weight grows beyond this value."""
 
 DIVERGED = 1e6
-"""A logit, the loss of a token, or a gradient above it is none that a model can mean."""
+"""A logit, the loss of a token, or a gradient norm above this value means divergence."""
 
 LONGEST_SUM = 2**14
-"""Products that one entry of an attention's scores may be the sum of."""
+"""The largest number of products that an attention score may be the sum of."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the rules may look at."""
+    """The facts that the rules use."""
 
     finding: Finding | None
-    """None where running the step again was finite."""
+    """The finding; None if the rerun of the step was finite."""
     loss_finite: bool
-    """Whether the loss of the step itself was."""
+    """Whether the loss of the original step was finite."""
     router: Mapping[str, float]
-    """`router_stats` of the module that was named, if it is a router; else empty."""
+    """`router_stats` of the module in the finding if it is a router; else empty."""
     second_moment_finite: bool
     """Whether AdamW's second moments are all finite."""
     weight_absmax: float
     """The largest finite weight."""
     last: Mapping[str, float]
-    """The latest values of the figures in LOOKED_AT that have been logged."""
+    """The latest logged values of the metrics in LOOKED_AT."""
 
 
 def _router_underflow(evidence: Evidence) -> bool:
-    """Scores of finite logits: those of infinite ones are 0 for another reason."""
+    """A zero score sum of finite logits; infinite logits give 0 for another reason."""
     logit = evidence.router.get("picked_logit_min", 0.0)
     return evidence.router.get("topk_sum_min", 1.0) == 0.0 and math.isfinite(logit)
 
@@ -65,11 +65,11 @@ def _exploding_weights(evidence: Evidence) -> bool:
 
 def _float16_overflow(evidence: Evidence) -> bool:
     finding = evidence.finding
-    return finding is not None and _is_made(finding) and finding.dtype == "float16"
+    return finding is not None and _made_in_forward(finding) and finding.dtype == "float16"
 
 
 def _masked_row(evidence: Evidence) -> bool:
-    """A softmax over nothing but a mask's infinities."""
+    """A softmax over a row whose entries are all masked with -inf."""
     finding = evidence.finding
     return (
         finding is not None
@@ -80,16 +80,16 @@ def _masked_row(evidence: Evidence) -> bool:
 
 
 def _attention_overflow(evidence: Evidence) -> bool:
-    """Inputs so large that a sum of products of two of them can be infinite."""
+    """Inputs so large that a sum of products of two of them can overflow."""
     finding = evidence.finding
     if finding is None or finding.phase != "forward" or finding.input_absmax is None:
         return False
     overflows = finding.input_absmax**2 * LONGEST_SUM > FLOAT32_MAX
-    return overflows and "attn" in _words(finding)
+    return overflows and "attn" in _places(finding)
 
 
 def _exploding_gradient(evidence: Evidence) -> bool:
-    """Finite gradients that grew too large for an operation, or for their own norm."""
+    """Finite gradients that became too large for an operation, or for their own norm."""
     finding = evidence.finding
     if finding is None or finding.phase != "backward":
         return False
@@ -98,12 +98,12 @@ def _exploding_gradient(evidence: Evidence) -> bool:
 
 
 def _output_divergence(evidence: Evidence) -> bool:
-    """In the head, or in what the loss makes of numbers that it has let through."""
+    """A failure in the output head, or in the loss on huge finite logits."""
     finding = evidence.finding
-    if finding is None or not _is_made(finding):
+    if finding is None or not _made_in_forward(finding):
         return False
     in_loss = finding.module == "" and (finding.input_absmax or 0.0) > DIVERGED
-    return in_loss or "head" in _words(finding)
+    return in_loss or "head" in _places(finding)
 
 
 def _bad_gradient(evidence: Evidence) -> bool:
@@ -130,75 +130,81 @@ RULES: list[tuple[str, Callable[[Evidence], bool]]] = [
     ("bad gradient", _bad_gradient),
     ("overfitting rather than instability", _overfitting),
 ]
-"""In order; the first that holds is the cause. A weight that is not finite got past the guard."""
+"""The first rule that holds is the cause. A non-finite weight means that the guard failed."""
 
 
 def cause(evidence: Evidence) -> str:
-    """The first rule that holds, or unknown."""
+    """The name of the first rule that holds, or unknown."""
     return next((name for name, holds in RULES if holds(evidence)), UNKNOWN)
 
 
-def _is_made(finding: Finding) -> bool:
-    """Whether an operation of the forward pass is named as what made the numbers."""
+def _made_in_forward(finding: Finding) -> bool:
+    """Whether the finding names the operation of the forward pass that produced the values."""
     seen = not finding.operation.startswith(INPUT) and finding.operation != LOSS
     return seen and finding.phase == "forward"
 
 
-def _words(finding: Finding) -> set[str]:
-    """Kinds of place that the finding's names speak of."""
+def _places(finding: Finding) -> set[str]:
+    """`attn` and `head`, if the finding's module or operation is attention or the output head."""
     names = f"{finding.module}.{finding.operation}".lower().split(".")
-    words = set()
+    places = set()
     if any("attn" in name or "attention" in name for name in names):
-        words.add("attn")
+        places.add("attn")
     if {"head", "lm_head", "cross_entropy", "linear_cross_entropy", "log_softmax"} & set(names):
-        words.add("head")
-    return words
+        places.add("head")
+    return places
 
 
 def describe(finding: Finding | None, router: Mapping[str, float], drift: float | None) -> str:
-    """What happened, in one line.
+    """One line that says what happened.
 
     Args:
-        finding: the operation, or None.
-        router: figures of the router that was named, or nothing.
-        drift: change of its mean bias a step, if known.
+        finding: the finding; None if the rerun was finite.
+        router: statistics of the router in the finding; empty if its module is not a router.
+        drift: change of the router's mean bias per step, if known.
     """
     if finding is None:
-        return "the step run again is finite: it was not the model's arithmetic"
-    where = finding.module or "the module itself"
+        return "the rerun of the step is finite, so the model's arithmetic did not cause it"
+    where = finding.module or "the top-level module"
     if router.get("topk_sum_min", 1.0) == 0.0:
         line = f"{where}: {_zero_sums(router)} score sum of exactly 0 (0/0)"
-        # A gate of somebody else's may have no bias.
+        # The gate of an external model may have no bias.
         if "bias_mean" in router:
             line += f"; mean bias {router['bias_mean']:.1f}"
         if drift:
             line += f", {'falling' if drift < 0 else 'rising'} {abs(drift):.4f} a step"
         return line
-    what = f"{finding.num_nonfinite} of {finding.num_elements} elements"
+    share = f"{finding.num_nonfinite} of {finding.num_elements}"
     if finding.phase == "batch":
-        return f"{finding.operation}: {what} are not finite before the step"
+        return f"{finding.operation}: {share} elements were not finite before the step"
     if finding.phase == "weights":
-        return f"{where}: {what} of {finding.operation} are not finite before the step"
+        return f"{where}: {share} elements of {finding.operation} were not finite before the step"
     if finding.operation.startswith(INPUT):
-        return f"{where}: {what} of an {finding.operation} are NaN or infinite, made out of sight"
+        return (
+            f"{where}: {finding.operation} already contains {finding.num_nonfinite} NaN/Inf values"
+            f" (of {finding.num_elements}), produced by an operation that the tracer cannot see"
+        )
     if finding.operation == LOSS:
-        return "the loss is not finite, made so out of sight of the operations"
+        return "the loss is not finite, because of an operation that the tracer cannot see"
     inputs = (
         "" if finding.input_absmax is None else f" from inputs up to {finding.input_absmax:.3g}"
     )
-    return f"{where}: {finding.operation} ({finding.phase}) made {what} non-finite{inputs}"
+    return (
+        f"{where}: {finding.operation} ({finding.phase}) produced {share} non-finite elements"
+        f"{inputs}"
+    )
 
 
 def _zero_sums(router: Mapping[str, float]) -> str:
-    """Whose sums are 0, as far as the router says it."""
+    """How many tokens have a score sum of 0, as far as the router's statistics say."""
     if not {"num_zero_sums", "num_tokens", "top_k"} <= set(router):
         return "some tokens have a"
     num_zero, num_tokens, top_k = (router[n] for n in ("num_zero_sums", "num_tokens", "top_k"))
     return f"{num_zero:.0f} of {num_tokens:.0f} tokens have a top-{top_k:.0f}"
 
 
-def figures(finding: Finding | None, router: Mapping[str, float]) -> dict[str, Any]:
-    """The figures that support the cause, by name."""
+def supporting_values(finding: Finding | None, router: Mapping[str, float]) -> dict[str, Any]:
+    """The values that support the cause, by name."""
     facts: dict[str, Any] = dict(router)
     if finding is not None:
         facts |= {"num_nonfinite": finding.num_nonfinite, "input_absmax": finding.input_absmax}

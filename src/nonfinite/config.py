@@ -1,4 +1,4 @@
-"""Which instruments look, and how often."""
+"""Configuration of the instruments' intervals and of the step guard."""
 
 import math
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ ON_ALARM = ("none", "checkpoint", "stop")
 
 @dataclass(kw_only=True)
 class WatchConfig:
-    """Intervals of the instruments in optimizer steps; null leaves one out.
+    """Intervals of the instruments in optimizer steps; null turns an instrument off.
 
-    The watch for spikes is always there: every record states what it saw.
+    The spike watch is always on, because every record contains its results.
     """
 
     gradients_every: int | None
-    """Gradients, updates and AdamW's moments by group of parameters."""
+    """Statistics of gradients, updates and AdamW's moments, by parameter group."""
     activations_every: int | None
-    """Activations, attention scores and output."""
+    """Statistics of activations, attention scores and output logits."""
     routers_every: int | None
-    """Load, bias and gate of every router."""
+    """Load, bias and gate statistics of every router."""
     incidents: bool
-    """Record the first non-finite step, and a large spike."""
+    """Record the first non-finite step, and the first large spike."""
     float_max: float | None
-    """The largest number of the arithmetic, for early warnings; null: that of recipe.precision."""
+    """Largest finite number, for early warnings; null: that of recipe.precision."""
 
     def __post_init__(self) -> None:
         for field in ("gradients_every", "activations_every", "routers_every"):
@@ -37,25 +37,25 @@ class WatchConfig:
 
 
 def check_interval(every: Any) -> None:
-    """Raises ValueError where an interval is no number of steps."""
+    """Raises ValueError unless an interval is a positive number of steps."""
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(f"every={every}: must be an integer, at least 1")
 
 
 @dataclass(kw_only=True)
 class GuardConfig:
-    """What happens to a step whose loss or gradient is NaN or infinite."""
+    """What happens after a step whose loss or gradient is NaN or infinite."""
 
     check: list[str]
-    """What is looked at before the optimizer acts: loss, gradients (the write-up: loss alone); of
-    none, steps that are not finite are counted and let through."""
+    """What is checked before the optimizer acts: loss, gradients (the write-up checks only loss).
+    If empty, non-finite steps are counted but applied."""
     on_nonfinite: str
-    """skip: leave all state as it was and go on; stop: end the run in order; raise: fail."""
+    """skip: drop the step and continue; stop: end the run cleanly; raise: end it with an error."""
     max_consecutive: int | None
-    """Stop after so many skipped steps in a row; null: never."""
+    """Stop after this many skipped steps in a row; null: never."""
     on_alarm: str
-    """What the first early warning does: none; checkpoint keeps the state for forks; stop ends the
-    run."""
+    """After the first early warning: none: nothing; checkpoint: keep the state to branch from;
+    stop: end the run."""
 
     def __post_init__(self) -> None:
         is_list = isinstance(self.check, list | tuple)

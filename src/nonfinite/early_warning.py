@@ -1,4 +1,4 @@
-"""Early warning: a figure that will reach its limit before the run ends, said beforehand."""
+"""Early warning: says in advance that a metric will reach its limit before the run ends."""
 
 import math
 from collections import deque
@@ -16,16 +16,16 @@ from nonfinite.step_callback import StepCallback
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """When a drift is an alarm; set on one half of experiments/detector, tested on the other."""
+    """When a drift raises an alarm; tuned on half of experiments/detector, tested on the rest."""
 
     window: int = 6
-    """Latest values by which the drift is judged."""
+    """Number of latest values through which the drift is fitted."""
     sigmas: float = 3.0
-    """The drift's distance from 0, in its own standard errors."""
+    """Smallest distance of the drift from 0, in its standard errors."""
     way_frac: float = 0.3
-    """Share of the way from the first value to the limit that must lie behind it."""
+    """Smallest share of the way from the first value to the limit that is already covered."""
     horizon_frac: float = 1.0
-    """The limit must come within this share of the run, and before its end."""
+    """The limit must be reached within this share of the run, and before its end."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.window, int) or self.window < 3:
@@ -40,16 +40,16 @@ class Thresholds:
 
 @dataclass
 class Series:
-    """One figure on its way."""
+    """One metric that drifts towards its limit."""
 
     limit: Limit
     bound: float
     then: str
-    """What happens there."""
+    """What happens at the limit."""
     subject: str
-    """The figure in words, and where it is measured."""
+    """The metric in words, and where it is measured."""
     first: float | None = None
-    """On the axis of the drift, like `values`."""
+    """The first value, scaled by `Limit.scaled` like `values`."""
     steps: deque[int] = field(default_factory=deque)
     values: deque[float] = field(default_factory=deque)
 
@@ -58,17 +58,17 @@ class Series:
 class Drift:
     """A straight line through the latest values."""
 
-    a_step: float
+    per_step: float
     sigmas: float
-    """Its distance from 0 in standard errors; infinite where all lie on the line."""
+    """The slope's distance from 0 in standard errors; infinite if all values lie on the line."""
 
 
 def drift_of(steps: list[int], values: list[float]) -> Drift:
-    """Least squares.
+    """Fits a line by least squares.
 
     Args:
-        steps: at least three, not all alike.
-        values: one a step.
+        steps: at least three, not all equal.
+        values: one for each step.
     """
     n = len(steps)
     x_mean, y_mean = math.fsum(steps) / n, math.fsum(values) / n
@@ -80,25 +80,24 @@ def drift_of(steps: list[int], values: list[float]) -> Drift:
         (y - y_mean - slope * (x - x_mean)) ** 2 for x, y in zip(steps, values, strict=True)
     )
     error = math.sqrt(residual / (n - 2) / spread)
-    return Drift(a_step=slope, sigmas=abs(slope) / error if error > 0 else math.inf)
+    return Drift(per_step=slope, sigmas=abs(slope) / error if error > 0 else math.inf)
 
 
 class EarlyWarning(StepCallback):
-    """Follows what the instruments log; says once a kind of figure when it will reach its limit.
+    """Follows the instruments' metrics; warns once per kind that one will reach its limit.
 
-    To be placed after the instruments and before what saves checkpoints.
+    Must come after the instruments and before the callback that saves checkpoints.
 
     Args:
         say: shows one line to the user.
-        save: given the step, sees to it that the state after it is kept; the guard's
-            `on_alarm=checkpoint` calls it after the first alarm, where `stop` ends the run.
-        float_max: the largest number of the arithmetic; None: that of the trainer's precision.
-        max_steps: of the run, optimizer steps; -1: it has no last one; None: as many as the
-            trainer will make.
-        thresholds: when a drift is an alarm.
+        save: keeps the state after the given step; called after the first alarm if the guard has
+            `on_alarm=checkpoint`.
+        float_max: largest finite number; None: that of the trainer's precision.
+        max_steps: optimizer steps of the run; -1: unlimited; None: as many as the trainer plans.
+        thresholds: when a drift raises an alarm.
 
     Attributes:
-        alarms: each with its step, metric, value, drift, limit, the step of crossing, and a line.
+        alarms: each with its step, metric, value, drift, limit, crossing step and line.
     """
 
     def __init__(
@@ -119,32 +118,32 @@ class EarlyWarning(StepCallback):
         self.alarms: list[dict[str, Any]] = []
         self._series: dict[str, Series | None] = {}
         self._restored: dict[str, Any] = {}
-        self._told = 0
+        self._num_announced = 0
         self._on_alarm = "none"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the largest number from the precision where it is not given.
+        """Takes the largest finite number from the trainer's precision, if it is not given.
 
         Raises:
-            ValueError: the guard wants a checkpoint, and there is nothing that saves one.
+            ValueError: the guard has on_alarm=checkpoint, but `save` is None.
         """
         guard = StepGuard.of(trainer)
         self._on_alarm = "none" if guard is None else guard.config.on_alarm
         if self._on_alarm == "checkpoint" and self.save is None:
-            raise ValueError("on_alarm=checkpoint: EarlyWarning needs save")
+            raise ValueError("on_alarm=checkpoint: EarlyWarning needs the argument save")
         if self.float_max is None:
             half = str(trainer.precision).startswith("16")
             self.float_max = torch.finfo(torch.float16 if half else torch.float32).max
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the length of the run from the trainer where it is not given."""
+        """Takes the length of the run from the trainer, if it is not given."""
         super().on_train_start(trainer, pl_module)
         if self.max_steps is None:
             planned = trainer.estimated_stepping_batches
             self.max_steps = int(planned) if math.isfinite(planned) else -1
 
     def read_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, float], *, step: int) -> None:
-        """Takes figures of a step as they are logged."""
+        """Adds the metrics that are logged for a step."""
         assert self.max_steps is not None
         for name, value in metrics.items():
             if name not in self._series:
@@ -186,7 +185,7 @@ class EarlyWarning(StepCallback):
             self.alarms.append(_alarm(name, series, value, step, *crossing))
 
     def _crossing(self, series: Series, max_steps: int) -> tuple[Drift, float] | None:
-        """The drift and the step of crossing, where they are an alarm."""
+        """The drift and the crossing step if they raise an alarm; else None."""
         rules = self.thresholds
         bound = series.limit.scaled(series.bound)
         assert bound is not None and series.first is not None
@@ -194,24 +193,24 @@ class EarlyWarning(StepCallback):
         if len(series.steps) < rules.window or (now - series.first) / way < rules.way_frac:
             return None
         drift = drift_of(list(series.steps), list(series.values))
-        if drift.a_step * way <= 0 or drift.sigmas < rules.sigmas:
+        if drift.per_step * way <= 0 or drift.sigmas < rules.sigmas:
             return None
         step = series.steps[-1]
-        crossing = step + (bound - now) / drift.a_step
-        # Of a trainer without a last step as much is asked as it has made.
+        crossing = step + (bound - now) / drift.per_step
+        # Without a last step, the horizon is as long as the run so far.
         end = max_steps if max_steps > 0 else 2 * step
         if crossing > min(step + rules.horizon_frac * end, end):
             return None
         return drift, crossing
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Tells of new alarms, and does what is to be done about the first."""
-        if len(self.alarms) == self._told:
+        """Announces new alarms, and carries out the guard's `on_alarm` for the first."""
+        if len(self.alarms) == self._num_announced:
             return
-        is_first = self._told == 0
-        for alarm in self.alarms[self._told :]:
+        is_first = self._num_announced == 0
+        for alarm in self.alarms[self._num_announced :]:
             self.say(alarm["line"])
-        self._told = len(self.alarms)
+        self._num_announced = len(self.alarms)
         if not is_first:
             return
         if self._on_alarm == "checkpoint":
@@ -224,7 +223,7 @@ class EarlyWarning(StepCallback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Alarms, and the latest values of every figure."""
+        """Alarms, and the latest values of every metric."""
         known = {name: series for name, series in self._series.items() if series is not None}
         series = {
             name: {"first": s.first, "steps": list(s.steps), "values": list(s.values)}
@@ -233,9 +232,8 @@ class EarlyWarning(StepCallback):
         return {"alarms": [dict(a) for a in self.alarms], "series": {**self._restored, **series}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
         self.alarms = [dict(alarm) for alarm in state_dict["alarms"]]
-        self._told = len(self.alarms)
+        self._num_announced = len(self.alarms)
         self._restored, self._series = dict(state_dict["series"]), {}
 
 
@@ -244,17 +242,17 @@ def _alarm(
 ) -> dict[str, Any]:
     limit = series.limit
     if limit.grows:
-        factor = math.exp(drift.a_step)
+        factor = math.exp(drift.per_step)
         moving = f"changing {factor:.3g}-fold a step"
     else:
-        way = "falling" if drift.a_step < 0 else "rising"
-        moving = f"{way} {abs(drift.a_step):.2g} a step"
+        way = "falling" if drift.per_step < 0 else "rising"
+        moving = f"{way} {abs(drift.per_step):.2g} a step"
     return {
         "step": step,
         "metric": name,
         "what": limit.what,
         "value": value,
-        "drift": math.exp(drift.a_step) if limit.grows else drift.a_step,
+        "drift": math.exp(drift.per_step) if limit.grows else drift.per_step,
         "drift_is": "a factor a step" if limit.grows else "an amount a step",
         "limit": series.bound,
         "crossing_step": round(crossing),

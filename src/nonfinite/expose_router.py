@@ -1,4 +1,4 @@
-"""Gives a gate of somebody else's the method by which instruments read a router.
+"""Adds to any gate the method `router_stats()`, by which instruments read a router.
 
 Axes: S tokens of a batch, E experts, K experts picked for a token.
 """
@@ -14,7 +14,7 @@ Read = Callable[[Any], tuple[Tensor, Tensor]]
 
 
 class _LastPass:
-    """What a gate gave out in its last forward pass in training."""
+    """A gate's logits and picked experts in its last forward pass in training."""
 
     def __init__(self, num_experts: int, read: Read) -> None:
         self.num_experts, self.read = num_experts, read
@@ -22,20 +22,20 @@ class _LastPass:
         self.picked_SK: Tensor | None = None
 
     def keep(self, module: nn.Module, args: Any, output: Any) -> None:
-        """A forward hook."""
+        """Forward hook that keeps the gate's output."""
         if module.training:
             logits_SE, picked_SK = self.read(output)
             self.logits_SE, self.picked_SK = logits_SE.detach(), picked_SK
 
 
 def expose_router(gate: nn.Module, *, num_experts: int, read: Read, sigmoid: bool = False) -> None:
-    """Adds a method `router_stats()` to a gate, which from now on remembers its last pass.
+    """Adds a method `router_stats()` to a gate, and a hook that keeps its last output.
 
     Args:
-        gate: the module that scores the experts, one forward pass a batch.
-        num_experts: that it chooses from.
-        read: its logits (S, E) and the numbers of the picked experts (S, K), out of what it gives.
-        sigmoid: whether scores are sigmoids of the logits, which can all become 0; else softmax.
+        gate: the module that scores the experts, called once per batch.
+        num_experts: number of experts that it chooses from.
+        read: extracts logits (S, E) and indices of picked experts (S, K) from the gate's output.
+        sigmoid: whether scores are sigmoids, whose sum can underflow to 0; else softmax.
     """
     last = _LastPass(num_experts, read)
     gate.register_forward_hook(last.keep)

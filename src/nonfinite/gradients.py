@@ -1,4 +1,4 @@
-"""Gradients, updates and AdamW's moments, by group of parameters."""
+"""Statistics of gradients, updates and AdamW's moments, by parameter group."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,16 +20,16 @@ GROUPS = (
     ("embedding", ("embedding", "embed_tokens", "wte")),
     ("head", ("head", "lm_head")),
 )
-"""The first group whose mark is part of a parameter's path; the rest goes by module prefix."""
+"""A parameter belongs to the first group with a mark in its path, else to its module prefix."""
 
 MAX_SAMPLED = 2**20
 
 SMALL_MOMENT = 10.0
-"""Where sqrt(v) is below so many epsilons, epsilon rules and AdamW turns into SGD."""
+"""If sqrt(v) is below this multiple of epsilon, epsilon dominates and AdamW acts like SGD."""
 
 
 def group_of(name: str) -> str:
-    """The group of a parameter by its path: a part that the field knows, else the module prefix."""
+    """The group of a parameter, from its path."""
     path = name.split(".")
     for group, marks in GROUPS:
         if any(mark in part for part in path for mark in marks):
@@ -38,30 +38,31 @@ def group_of(name: str) -> str:
 
 
 class GradientWatch(StepCallback):
-    """On logged steps, for each group: norms, the size of the update, AdamW's RMS_t.
+    """Logs statistics of each parameter group on logged steps.
 
-    `grad/<group>/norm` and `clipped_norm` are those of the gradient before and after clipping;
-    `update/<group>/ratio` is RMS(update) / RMS(parameter); `adam/<group>/rms` is the square root of
-    mean(g^2 / max(v, eps^2)) (StableAdamW, arXiv 2304.13013, section 3.3), of which values above 2
-    to 3 come before a spike; `adam/<group>/small_frac` is the share of entries whose sqrt(v) is
-    below 10 eps, v without its bias towards 0; `adam/<group>/moment_max` is the largest v as it is
-    kept. The ratio is taken on at most about a million entries of each tensor, evenly spread, so
-    that no second copy of a large model is held. Of optimizers that keep no moments as AdamW does
-    there is no `adam/`.
-    `grad/nonfinite_tensors` counts gradient tensors that were not finite, in all steps so far,
-    those included that the guard dropped.
+    - `grad/<group>/norm` and `clipped_norm`: gradient norm before and after clipping.
+    - `update/<group>/ratio`: RMS(update) / RMS(parameter), over at most about a million evenly
+      spread entries of each tensor, so that no second copy of a large model is held.
+    - `adam/<group>/rms`: square root of mean(g^2 / max(v, eps^2)) (StableAdamW, arXiv 2304.13013,
+      section 3.3). Values above 2 to 3 precede a spike.
+    - `adam/<group>/small_frac`: share of entries whose bias-corrected sqrt(v) is below 10 eps.
+    - `adam/<group>/moment_max`: the largest v, without bias correction.
+    - `grad/nonfinite_tensors`: number of non-finite gradient tensors in all steps so far, including
+      steps that the guard dropped.
+
+    `adam/` is missing for optimizers that do not keep moments as AdamW does.
     """
 
     def __init__(self, *, every: int) -> None:
         check_interval(every)
         self.every = every
         self._before: dict[str, Tensor] = {}
-        self._figures: dict[str, Tensor] = {}
+        self._metrics: dict[str, Tensor] = {}
         self._handle: Any = None
         self.num_nonfinite = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Asks the guard to show gradients that it is about to drop."""
+        """Registers with the guard, to see gradients before it drops them."""
         guard = StepGuard.of(trainer)
         if guard is not None:
             guard.add_observer(self._count_nonfinite)
@@ -78,11 +79,9 @@ class GradientWatch(StepCallback):
             self.num_nonfinite += sum(not bool(g.isfinite().all()) for g in gradients)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count."""
         return {"num_nonfinite": self.num_nonfinite}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it up again."""
         self.num_nonfinite = state_dict["num_nonfinite"]
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
@@ -91,8 +90,8 @@ class GradientWatch(StepCallback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Takes the norms before clipping; asks to be called again right before the update."""
-        self._figures = {}
+        """Measures norms before clipping; adds a hook that measures the update after it."""
+        self._metrics = {}
         if not self._is_due(trainer):
             return
         groups = _grouped(pl_module)
@@ -101,11 +100,11 @@ class GradientWatch(StepCallback):
         if not flat:
             return
         count = flat[0].new_tensor(float(self.num_nonfinite), dtype=torch.float32)
-        self._figures["grad/nonfinite_tensors"] = count
+        self._metrics["grad/nonfinite_tensors"] = count
         for group, values in gradients.items():
             if values:
                 norm = torch.nn.utils.get_total_norm(values)
-                self._figures[f"grad/{group}/norm"] = norm
+                self._metrics[f"grad/{group}/norm"] = norm
         self._handle = optimizer.register_step_post_hook(self._after_update(pl_module, optimizer))
         self._before = {n: _sample(p).clone() for n, p in pl_module.named_parameters()}
 
@@ -131,22 +130,22 @@ class GradientWatch(StepCallback):
         gradients = _gradients(params)
         if not gradients:
             return
-        figures = self._figures
-        figures[f"grad/{group}/clipped_norm"] = torch.nn.utils.get_total_norm(gradients)
+        metrics = self._metrics
+        metrics[f"grad/{group}/clipped_norm"] = torch.nn.utils.get_total_norm(gradients)
         moved, held = [], []
         for name, parameter in params.items():
             if parameter.grad is not None:
-                # A sample stands for so many entries.
+                # Each sampled entry represents `stride` entries, hence the weight.
                 weight = math.sqrt(_stride(parameter))
                 moved.append((_sample(parameter) - self._before[name]) * weight)
                 held.append(self._before[name] * weight)
         ratio = torch.nn.utils.get_total_norm(moved) / torch.nn.utils.get_total_norm(held)
-        figures[f"update/{group}/ratio"] = ratio
+        metrics[f"update/{group}/ratio"] = ratio
         squares, small, largest, count = [], [], [], 0
         for parameter in params.values():
             state = optimizer.state.get(parameter, {})
             group_settings = settings.get(id(parameter), {})
-            if parameter.grad is None or not _is_adams(state, group_settings, parameter):
+            if parameter.grad is None or not _has_adam_moments(state, group_settings, parameter):
                 continue
             floor = group_settings["eps"]
             moment = state["exp_avg_sq"] / (1 - group_settings["betas"][1] ** state["step"])
@@ -156,17 +155,17 @@ class GradientWatch(StepCallback):
             largest.append(state["exp_avg_sq"].max())
             count += moment.numel()
         if count:
-            figures[f"adam/{group}/rms"] = (torch.stack(squares).sum() / count).sqrt()
-            figures[f"adam/{group}/small_frac"] = torch.stack(small).sum() / count
-            figures[f"adam/{group}/moment_max"] = torch.stack(largest).max()
+            metrics[f"adam/{group}/rms"] = (torch.stack(squares).sum() / count).sqrt()
+            metrics[f"adam/{group}/small_frac"] = torch.stack(small).sum() / count
+            metrics[f"adam/{group}/moment_max"] = torch.stack(largest).max()
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Logs what was taken, with one wait for the device."""
-        if self._figures:
-            values = torch.stack([value.float() for value in self._figures.values()]).tolist()
-            figures = dict(zip(self._figures, values, strict=True))
-            log(trainer, {k: v for k, v in figures.items() if math.isfinite(v)}, step=step)
-            self._figures = {}
+        """Logs the statistics, with a single synchronisation with the device."""
+        if self._metrics:
+            values = torch.stack([value.float() for value in self._metrics.values()]).tolist()
+            metrics = dict(zip(self._metrics, values, strict=True))
+            log(trainer, {k: v for k, v in metrics.items() if math.isfinite(v)}, step=step)
+            self._metrics = {}
 
 
 def _grouped(task: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
@@ -176,12 +175,12 @@ def _grouped(task: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     return groups
 
 
-def _is_adams(
+def _has_adam_moments(
     state: Mapping[str, Any], settings: Mapping[str, Any], parameter: nn.Parameter
 ) -> bool:
-    """Whether there is a second moment for each entry, made and used as AdamW does it.
+    """Whether the state holds AdamW's second moment for each entry of the parameter.
 
-    Other optimizers keep one under the same name, as Adafactor, whose decay is another.
+    Other optimizers, such as Adafactor, keep something else under the same name.
     """
     moment, eps = state.get("exp_avg_sq"), settings.get("eps")
     has_steps = "betas" in settings and "step" in state and isinstance(eps, int | float)
@@ -190,7 +189,7 @@ def _is_adams(
 
 
 def _stride(parameter: Tensor) -> int:
-    """Odd, so that it does not fall in step with rows whose lengths are powers of two."""
+    """Distance of sampled entries; odd, so that samples do not align with rows of 2^n."""
     return math.ceil(parameter.numel() / MAX_SAMPLED) | 1
 
 

@@ -1,4 +1,4 @@
-"""The step guard: looks at loss and gradient before the optimizer acts."""
+"""The step guard: checks the loss and gradient before the optimizer acts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,30 +11,31 @@ from nonfinite.config import GuardConfig
 from nonfinite.step_callback import StepCallback, is_log_step, log
 
 TAIL_FRAC = 1 / 7
-"""The last part of a run, over which `skipped_tail_frac` is taken."""
+"""The last share of a run, over which `skipped_tail_frac` is computed."""
 
-_SEVERAL = (
-    "the step guard serves optimizers that compute loss and gradient once a step,"
-    " {} does it several times"
+_TOO_MANY_PASSES = (
+    "the step guard supports optimizers that compute loss and gradient once per step;"
+    " {} computes them several times"
 )
 
 
 class StepGuard(StepCallback):
-    """Skips, stops at or raises on a step whose loss or gradient is not finite.
+    """Skips a step whose loss or gradient is not finite, or stops the run, or raises.
 
-    A skipped step leaves weights and optimizer bitwise as they were: the gradients are dropped, so
-    the optimizer finds nothing to do. Step count, schedule and data position go on. To be placed
-    first among the callbacks: the norm it takes is that of the loss gradient, before any remedy.
+    A skipped step leaves weights and optimizer state bitwise unchanged: the guard drops the
+    gradients, so the optimizer has nothing to apply. Step count, schedule and data position still
+    advance. The guard must be the first callback, so that it measures the gradient of the loss
+    before any remedy changes it.
 
     Attributes:
-        loss: of the step, mean over its micro-batches and ranks.
-        grad_norm: of the accumulated gradient of the loss.
-        current_norm: the same until a remedy changes the gradient and sets it to None.
+        loss: loss of the step, mean over its micro-batches and ranks.
+        grad_norm: norm of the accumulated gradient of the loss.
+        current_norm: as grad_norm; a remedy that changes the gradient sets it to None.
         applied: whether the last step changed the weights.
-        finite: whether its loss and gradient were finite, checked or not.
+        finite: whether loss and gradient of the last step were finite, checked or not.
         stopped: whether the guard ended the run.
-        observers: called with (trainer, module, optimizer, finite) while the gradients are still
-            there, whatever becomes of the step.
+        observers: called with (trainer, module, optimizer, finite) for every step, before its
+            gradients may be dropped.
     """
 
     def __init__(self, config: GuardConfig, *, max_steps: int, log_every: int) -> None:
@@ -60,13 +61,13 @@ class StepGuard(StepCallback):
         self._judged: int | None = None
 
     def add_observer(self, observer: Callable[..., None]) -> None:
-        """Lets it see each step, once, however often it asks."""
+        """Registers an observer; a second registration has no effect."""
         if observer not in self.observers:
             self.observers.append(observer)
 
     @staticmethod
     def of(trainer: pl.Trainer) -> "StepGuard | None":
-        """The guard among a trainer's callbacks, if there is one."""
+        """The guard among a trainer's callbacks; None if there is none."""
         guards = [c for c in trainer.callbacks if isinstance(c, StepGuard)]  # type: ignore[attr-defined]
         return guards[0] if guards else None
 
@@ -77,28 +78,28 @@ class StepGuard(StepCallback):
         return guard is None or (guard.applied and guard.finite)
 
     def drop_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes the gradients away, so that the optimizer finds nothing to do."""
+        """Drops the gradients, so that the optimizer has nothing to apply."""
         self.applied = False
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that was ended and is resumed stays ended.
+        """Stops a resumed run again if the guard had ended it.
 
         Raises:
-            ValueError: there is no one optimizer that Lightning steps by itself, once a step.
+            ValueError: the trainer has not exactly one optimizer under automatic optimization.
         """
         super().on_train_start(trainer, pl_module)
         automatic, num = pl_module.automatic_optimization, len(trainer.optimizers)
         if not automatic or num != 1:
             raise ValueError(
-                "the step guard serves one optimizer under automatic optimization,"
+                "the step guard supports one optimizer under automatic optimization;"
                 f" {type(pl_module).__name__} has {num} under"
                 f" {'automatic' if automatic else 'manual'} optimization"
             )
         if isinstance(trainer.optimizers[0], torch.optim.LBFGS):
-            raise ValueError(_SEVERAL.format("LBFGS"))
+            raise ValueError(_TOO_MANY_PASSES.format("LBFGS"))
         self._judged = None
         if self.stopped:
             trainer.should_stop = True
@@ -106,28 +107,27 @@ class StepGuard(StepCallback):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Lightning has divided the loss by the number of micro-batches already."""
+        """Keeps the loss, which Lightning has already divided by the number of micro-batches."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Decides about the step, on all ranks alike.
+        """Decides whether the step is applied; all ranks decide alike.
 
         Raises:
-            FloatingPointError: it is not finite, and the guard is to raise.
-            ValueError: it has decided about this step already.
+            FloatingPointError: the step is not finite and on_nonfinite is raise.
+            ValueError: the guard has already judged this step.
         """
         if self._judged == trainer.global_step:
-            raise ValueError(_SEVERAL.format(type(optimizer).__name__))
+            raise ValueError(_TOO_MANY_PASSES.format(type(optimizer).__name__))
         self._judged = trainer.global_step
-        # No loss at all is what a training_step that returns None leaves: nothing to apply, and
-        # nothing wrong.
+        # If training_step returned None there is no loss: nothing to apply, and nothing wrong.
         has_loss = bool(self._losses)
         if has_loss:
             self.loss = torch.stack(self._losses).sum()
             if trainer.world_size > 1:
-                # A mean hides no rank that is not finite; gradients are averaged already.
+                # A non-finite loss on any rank makes the mean non-finite.
                 self.loss = trainer.strategy.reduce(self.loss, reduce_op="mean")
         else:
             self.loss = torch.tensor(float("nan"), device=pl_module.device)
@@ -168,7 +168,7 @@ class StepGuard(StepCallback):
             self.nonfinite_steps.append(step)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Logs the gradient norm and the counters."""
+        """Logs the gradient norm and the counts."""
         if is_log_step(trainer, step, every=self.log_every):
             assert self.grad_norm is not None
             metrics = {
@@ -180,7 +180,7 @@ class StepGuard(StepCallback):
             log(trainer, metrics, step=step)
 
     def summary(self) -> dict[str, Any]:
-        """The guard's part of the record."""
+        """The field `guard` of record.json."""
         tail_steps = self.max_steps - int(self.max_steps * (1 - TAIL_FRAC))
         counts = self.counts
         return {
@@ -193,7 +193,7 @@ class StepGuard(StepCallback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, the steps that were not finite, and whether the run was ended."""
+        """The counts, the numbers of non-finite steps, and whether the guard ended the run."""
         return {
             "counts": dict(self.counts),
             "nonfinite_steps": list(self.nonfinite_steps),
@@ -201,6 +201,5 @@ class StepGuard(StepCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
         self.counts, self.stopped = dict(state_dict["counts"]), state_dict["stopped"]
         self.nonfinite_steps = list(state_dict["nonfinite_steps"])

@@ -1,8 +1,8 @@
-"""How near a step that is finite comes to the limits of its arithmetic, operation by operation."""
+"""Headroom: how close each operation of a finite step comes to the limits of its arithmetic."""
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,36 +25,32 @@ DIVISIONS = {
     "rsqrt": 0,
     "log": 0,
 }
-"""Functions that are infinite at 0, and which of their arguments must not be 0."""
+"""Functions that are infinite at 0, and the index of the argument that must not be 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Margin:
-    """How far one quantity is from where it would stop being finite."""
+class Headroom:
+    """Distance of one quantity from the limit at which it would stop being finite."""
 
     module: str
-    """Path of the module whose code ran, or that owns the parameter."""
+    """Path of the module that ran the operation or owns the parameter."""
     quantity: str
     value: float
-    """The one nearest to its limit."""
+    """The value nearest to the limit."""
     limit: float
     doublings: float
-    """Factors of two between the two."""
-
-    def plain(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+    """Factors of two between value and limit."""
 
 
-class MarginTracer(Tracer):
-    """Keeps, of every module and operation, the result and the divisor that are the nearest."""
+class HeadroomTracer(Tracer):
+    """Keeps the smallest headroom of every module and quantity."""
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__(root)
-        self.margins: dict[tuple[str, str], Margin] = {}
+        self.nearest: dict[tuple[str, str], Headroom] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the function as the tracer does, and measures what is finite."""
+        """Runs the function as the tracer does, and measures the headroom of its results."""
         name = getattr(func, "__name__", str(func))
         if is_attention(func):
             scores = corner_scores(*args, **(kwargs or {}))
@@ -66,23 +62,23 @@ class MarginTracer(Tracer):
         result = super().__torch_function__(func, types, args, kwargs)
         left = _doublings_left(tensors_in((args, kwargs)))
         for tensor in tensors_in(result):
-            # What only moves numbers about brings none of them nearer to a limit.
+            # A function that only moves or copies numbers brings none of them closer to a limit.
             if _doublings_left([tensor]) < left:
                 self.keep_large(f"result of {resolve_name(func) or name}", self.module, tensor)
         return result
 
-    def keep(self, margin: Margin) -> None:
-        """Keeps it where it is the nearest of its module and quantity."""
-        known = self.margins.get((margin.module, margin.quantity))
-        if known is None or margin.doublings < known.doublings:
-            self.margins[margin.module, margin.quantity] = margin
+    def keep(self, headroom: Headroom) -> None:
+        """Keeps a headroom if it is the smallest of its module and quantity."""
+        known = self.nearest.get((headroom.module, headroom.quantity))
+        if known is None or headroom.doublings < known.doublings:
+            self.nearest[headroom.module, headroom.quantity] = headroom
 
     def keep_large(self, quantity: str, module: str, tensor: Tensor) -> None:
-        """Keeps the largest finite entry of a tensor against the largest number of its type."""
+        """Measures the largest finite entry of a tensor against the largest number of its dtype."""
         largest = largest_of(tensor)
         if largest > 0:
             limit = torch.finfo(tensor.dtype).max
-            self.keep(_margin(module, quantity, largest, limit, math.log2(limit / largest)))
+            self.keep(_headroom(module, quantity, largest, limit, math.log2(limit / largest)))
 
     def _keep_small(self, name: str, tensor: Tensor) -> None:
         if not tensor.is_floating_point() or not tensor.numel():
@@ -92,10 +88,10 @@ class MarginTracer(Tracer):
             limit = torch.finfo(tensor.dtype).smallest_normal
             what = "smallest argument" if name in ("log", "rsqrt") else "smallest divisor"
             bits = math.log2(smallest / limit)
-            self.keep(_margin(self.module, f"{what} of {name}", smallest, limit, bits))
+            self.keep(_headroom(self.module, f"{what} of {name}", smallest, limit, bits))
 
     def keep_parameters(self) -> None:
-        """Weights, and the squares that gradient norms are made of."""
+        """Measures weights, and the sums of squares from which gradient norms are computed."""
         for name, parameter in self.root.named_parameters():
             module, _, field = name.rpartition(".")
             self.keep_large(field, module, parameter)
@@ -104,11 +100,11 @@ class MarginTracer(Tracer):
                 limit = torch.finfo(torch.float32).max
                 if 0 < square < math.inf:
                     quantity, bits = f"squared gradient norm of {field}", math.log2(limit / square)
-                    self.keep(_margin(module, quantity, square, limit, bits))
+                    self.keep(_headroom(module, quantity, square, limit, bits))
 
 
 def largest_of(tensor: Tensor) -> float:
-    """The largest absolute value that is finite: a mask's infinities are there on purpose."""
+    """The largest finite absolute value; a mask's infinities are ignored."""
     if not tensor.is_floating_point() or not tensor.numel():
         return 0.0
     sizes = tensor.detach().abs()
@@ -116,36 +112,36 @@ def largest_of(tensor: Tensor) -> float:
 
 
 def _doublings_left(tensors: Iterable[Tensor]) -> float:
-    """Until the first of them is at the largest number of its type."""
+    """Factors of two until one of the tensors reaches the largest number of its dtype."""
     known = [(torch.finfo(t.dtype).max, largest_of(t)) for t in tensors if t.is_floating_point()]
     return min((math.log2(limit / value) for limit, value in known if value > 0), default=math.inf)
 
 
-def _margin(module: str, quantity: str, value: float, limit: float, doublings: float) -> Margin:
-    return Margin(module=module, quantity=quantity, value=value, limit=limit, doublings=doublings)
+def _headroom(module: str, quantity: str, value: float, limit: float, doublings: float) -> Headroom:
+    return Headroom(module=module, quantity=quantity, value=value, limit=limit, doublings=doublings)
 
 
-def margins_of(
+def headroom_of(
     root: nn.Module,
     loss_of: Callable[[], Tensor | None],
     second_moments: Iterable[Tensor] = (),
     *,
     batch: Any = None,
-) -> tuple[Finding | None, list[Margin]]:
-    """Runs forward and backward once; names what was not finite, or what came nearest to it.
+) -> tuple[Finding | None, list[Headroom]]:
+    """Runs forward and backward once; returns the finding or the headroom.
 
     Args:
-        root: the module that owns the weights; its gradients are left as the pass makes them.
-        loss_of: runs the forward pass and returns the loss; None where there is none.
-        second_moments: of the optimizer, where they are known.
-        batch: as `trace` takes it.
+        root: the module that owns the weights; it keeps the gradients of the pass.
+        loss_of: runs the forward pass and returns the loss, or None if there is no loss.
+        second_moments: AdamW's second moments, if known.
+        batch: as for `trace`.
 
     Returns:
-        The finding, or None and the margins, the narrowest first.
+        The finding, or None; and the headroom of each quantity, smallest first.
     """
-    tracer = MarginTracer(root)
+    tracer = HeadroomTracer(root)
     finding = trace(root, loss_of, tracer, batch=batch)
     tracer.keep_parameters()
     for moment in second_moments:
         tracer.keep_large("AdamW's second moment", "optimizer", moment)
-    return finding, sorted(tracer.margins.values(), key=lambda margin: margin.doublings)
+    return finding, sorted(tracer.nearest.values(), key=lambda headroom: headroom.doublings)

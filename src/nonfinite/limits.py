@@ -1,4 +1,4 @@
-"""The limits of arithmetic towards which the instruments' figures can drift."""
+"""Limits of the arithmetic towards which the instruments' metrics can drift."""
 
 import functools
 import math
@@ -10,40 +10,40 @@ import torch
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 SQUARE_LIMIT = math.sqrt(FLOAT32_MAX)
-"""Above it a square is infinite in float32; norms and gradient norms are sums of squares."""
+"""Above this value a square overflows in float32; norms are sums of squares."""
 
 UNDERFLOW_LOGIT = -88.72
-"""Where float32's sigmoid becomes exactly 0."""
+"""Below this logit, float32's sigmoid is exactly 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """What ends a drift of one figure."""
+    """The limit of one metric."""
 
     metric: str
-    """A regular expression for the whole name; its groups `layer` and `group` say where."""
+    """A regular expression for the metric's whole name; groups `layer` and `group` say where."""
     what: str
-    """The figure in words."""
+    """The metric in words."""
     bound: float
-    """Where the arithmetic ends."""
+    """The value at which the arithmetic fails."""
     grows: bool
-    """Whether the figure drifts by a factor a step, so that its logarithm is followed; else by an
-    amount a step."""
+    """Whether the metric drifts by a factor per step, so that its logarithm is followed; else it
+    drifts by an amount per step."""
     narrows: bool
-    """Whether the arithmetic's own largest number is the bound where that is smaller."""
+    """Whether the bound is lowered to the largest finite number, if that is smaller."""
     then: str
-    """What happens there."""
+    """What happens at the bound."""
 
     def bound_for(self, float_max: float) -> float:
-        """The bound in arithmetic whose largest number this is."""
+        """The bound in arithmetic with this largest finite number."""
         return min(self.bound, float_max) if self.narrows else self.bound
 
     def then_for(self, float_max: float) -> str:
-        """What happens there: where the arithmetic's own end is the bound, the figure overflows."""
+        """What happens at `bound_for(float_max)`."""
         return "overflow" if self.narrows and float_max < self.bound else self.then
 
     def scaled(self, value: float) -> float | None:
-        """The figure on the axis on which it drifts evenly; None where it has no place there."""
+        """The value on the scale on which it drifts linearly; None for the logarithm of 0."""
         if not self.grows:
             return value
         return math.log(abs(value)) if value != 0.0 else None
@@ -115,12 +115,12 @@ LIMITS = (
         then="overflow",
     ),
 )
-"""In this order they are looked for; a figure follows the first that fits its name."""
+"""The first limit whose expression matches a metric's name applies to it."""
 
 
 @functools.cache
 def limit_of(metric: str) -> tuple[Limit, str] | None:
-    """The limit that a metric can run into, and the figure in words; None where there is none."""
+    """The limit of a metric, and the metric in words; None if it has no limit."""
     for limit in LIMITS:
         found = re.fullmatch(limit.metric, metric)
         if found is not None:

@@ -1,4 +1,4 @@
-"""The incident recorder: a step that is not finite is run again under watch, and written down."""
+"""The incident recorder: reruns a non-finite step under the tracer, and saves what it finds."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import math
 import shlex
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,45 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from nonfinite.causes import LOOKED_AT, UNKNOWN, Evidence, cause, describe, figures
+from nonfinite.causes import LOOKED_AT, UNKNOWN, Evidence, cause, describe, supporting_values
 from nonfinite.guard import StepGuard
-from nonfinite.incident_page import write_page
-from nonfinite.plain_values import plain, unreadable
-from nonfinite.random_state import host_states
+from nonfinite.incident_files import json_safe, unreadable_type, with_plain_values, write_page
 from nonfinite.rerun import (
     Routers,
-    loss_again,
-    router_figures,
+    rerun_loss,
     router_state,
+    router_stats_at,
     routers_of,
     undisturbed,
 )
+from nonfinite.snapshot import host_states
 from nonfinite.step_callback import StepCallback
 from nonfinite.tracer import Finding, trace
 
 logger = logging.getLogger(__name__)
 
 OVERRIDABLE = ("norm_eps", "bias_frozen")
-"""What options set on routers while a run goes on."""
+"""Attributes of routers that remedies set during a run."""
 
 RING = 256
-"""Steps whose figures are kept for the page."""
+"""Number of last steps whose metrics are kept for the page."""
 SPIKE_NORM, SPIKE_RATIO, SPIKE_WINDOW = 100.0, 5.0, 128
-"""A gradient norm above both, absolute and against the running median, is a large spike."""
+"""A large spike exceeds an absolute gradient norm, and a multiple of the running median."""
 
 
 class IncidentRecorder(StepCallback):
-    """Names the first operation that was not finite, once a run, and a large spike, once.
+    """Records the first non-finite step of a run with the operation that caused it, and one spike.
 
-    Runs the step's batches again with the weights, router biases and random state that they had,
-    so that training goes on bitwise as if nobody had looked. Needs a StepGuard in the trainer.
+    Reruns the step's batches with the weights, router biases and random state that they had, and
+    restores everything afterwards, so that training continues bitwise as without the recorder.
+    Needs a StepGuard among the trainer's callbacks.
 
     Args:
-        folder: incidents go to <folder>/step-<n>/. Batches are kept in it as tensors and plain
-            values, mappings as dicts, arrays as tensors.
+        folder: incidents are saved to <folder>/step-<n>/. Batches are saved as tensors and plain
+            values: mappings become dicts, arrays become tensors.
         say: shows one line to the user.
-        extras: plain values that the saved state carries, such as the configuration.
-        repeat: the command that runs the step again, with `{folder}` for the incident's.
+        extras: plain values to add to the saved state, such as the configuration.
+        repeat: the command that reruns the step, with `{folder}` for the incident's folder.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class IncidentRecorder(StepCallback):
         self._routers: Routers = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Asks the guard to be told before it drops a step."""
+        """Registers with the guard, to be called before it drops a step."""
         guard = StepGuard.of(trainer)
         if guard is None:
             raise ValueError("the incident recorder needs a StepGuard among the callbacks")
@@ -80,7 +81,7 @@ class IncidentRecorder(StepCallback):
         self._routers = routers_of(pl_module)
 
     def read_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, float], *, step: int) -> None:
-        """Keeps the last finite value of what the rules of the causes look at."""
+        """Keeps the last finite value of each metric that the rules for causes use."""
         for name in LOOKED_AT:
             value = metrics.get(name, math.nan)
             if math.isfinite(value):
@@ -89,7 +90,7 @@ class IncidentRecorder(StepCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps what the forward pass of this batch will see and somebody may change after it."""
+        """Keeps the inputs of this batch's forward pass, which may change afterwards."""
         if self.incident is None or self.spike_step is None:
             cuda = torch.cuda.is_initialized()
             self._batches.append(
@@ -137,19 +138,20 @@ class IncidentRecorder(StepCallback):
         step: int,
         kind: str,
     ) -> dict[str, Any] | None:
-        """An instrument that fails says so and lets the run go on.
+        """Records an incident; an error in the recorder is reported and never stops the run.
 
-        Of several processes each runs its own batches again, and the first that finds something
-        writes it down; all get the incident, none where nothing is to be recorded.
+        With several processes, each reruns its own batches, and the first one that finds something
+        saves the incident. All processes return it, or None if there is nothing to record.
         """
         found: Exception | tuple[Finding | None, dict[str, float]]
         try:
-            found = self._look(trainer, task)
+            found = self._rerun(trainer, task)
         except Exception as error:
             found = error
-        writes = _first_that_found(trainer, isinstance(found, tuple) and found[0] is not None)
+        has_finding = isinstance(found, tuple) and found[0] is not None
+        writer = _first_rank_with_finding(trainer, has_finding)
         incident = None
-        if trainer.global_rank == writes:
+        if trainer.global_rank == writer:
             try:
                 if isinstance(found, Exception):
                     raise found
@@ -158,7 +160,7 @@ class IncidentRecorder(StepCallback):
                 logger.exception("the incident could not be recorded")
                 incident = _unrecorded(step, kind, error)
         if trainer.world_size > 1:
-            incident = trainer.strategy.broadcast(incident, src=writes)
+            incident = trainer.strategy.broadcast(incident, src=writer)
         if incident is None:
             return None
         lines = [incident["line"], *incident.pop("remarks", ())]
@@ -174,20 +176,20 @@ class IncidentRecorder(StepCallback):
             return False
         return norm > SPIKE_RATIO * norms[len(norms) // 2]
 
-    def _look(
+    def _rerun(
         self, trainer: pl.Trainer, task: pl.LightningModule
     ) -> tuple[Finding | None, dict[str, float]]:
-        """The first operation of the step that was not finite; figures of its router."""
+        """The finding of the step, and the router's statistics if its module is a router."""
         finding: Finding | None = None
         router: dict[str, float] = {}
         precision = trainer.precision_plugin.train_step_context
         with undisturbed(task):
             for entry in self._batches:
-                loss_of = loss_again(task, entry, precision, accumulate=len(self._batches))
+                loss_of = rerun_loss(task, entry, precision, accumulate=len(self._batches))
                 finding = trace(task, loss_of, batch=entry["batch"])
                 if finding is not None:
                     if finding.phase == "forward":
-                        router = router_figures(task, finding.module)
+                        router = router_stats_at(task, finding.module)
                     break
         return finding, router
 
@@ -223,48 +225,48 @@ class IncidentRecorder(StepCallback):
             "module": finding.module if finding is not None else None,
             "cause": cause(evidence) if kind == "non-finite" else "spike",
             "line": f"step {step}: {line}",
-            "finding": None if finding is None else finding.plain(),
-            "figures": figures(finding, router),
+            "finding": None if finding is None else asdict(finding),
+            "figures": supporting_values(finding, router),
             "largest_gradients": _largest_gradients(task),
         }
-        return {**incident, "remarks": self._keep(trainer, task, incident)}
+        return {**incident, "remarks": self._save(trainer, task, incident)}
 
-    def _keep(
+    def _save(
         self, trainer: pl.Trainer, task: pl.LightningModule, incident: dict[str, Any]
     ) -> list[str]:
-        """Writes what it can; returns a line for what it cannot.
+        """Saves the incident; returns a line for each file that could not be saved.
 
-        What has been found is known by now, and goes into the record whatever becomes of its files.
+        Errors are only reported, because the finding goes into the run's record in any case.
         """
         step, folder = incident["step"], self.folder / f"step-{incident['step']}"
         try:
-            foreign = self._write(trainer, task, incident, folder)
+            unsafe = self._write(trainer, task, incident, folder)
         except Exception as error:
             logger.exception("the incident could not be saved")
             return [
-                f"step {step}: it cannot be run again: its state could not be saved"
+                f"step {step}: cannot be rerun later: its state could not be saved"
                 f" ({type(error).__name__}: {error})"
             ]
         remarks = []
-        if foreign is not None:
+        if unsafe is not None:
             remarks = [
-                f"step {step}: it cannot be run again: the state holds a {foreign}, not tensors"
-                " and plain values alone"
+                f"step {step}: cannot be rerun later: its state holds a {unsafe}, and only tensors"
+                " and plain values can be read back"
             ]
         repeat = None
-        if foreign is None:
+        if unsafe is None:
             repeat = self.repeat.replace("{folder}", shlex.quote(str(folder)))
         try:
             write_page(folder / "incident.html", incident, list(self.ring), repeat=repeat)
         except Exception as error:
             logger.exception("the page of the incident could not be written")
             remarks.append(
-                f"step {step}: its page could not be written ({type(error).__name__}: {error})"
+                f"step {step}: the page could not be written ({type(error).__name__}: {error})"
             )
         return remarks
 
     def _drift(self, task: pl.LightningModule, finding: Finding | None) -> float | None:
-        """Change of the named router's mean bias a step, over the ring."""
+        """Change of the mean bias per step of the finding's router, over the last steps."""
         if finding is None or len(self.ring) < 2:
             return None
         key = f"bias_mean/{finding.module}"
@@ -281,21 +283,21 @@ class IncidentRecorder(StepCallback):
         incident: dict[str, Any],
         folder: Path,
     ) -> str | None:
-        """Returns what in the saved state cannot be read again, if anything."""
+        """Saves the incident and its state; returns the type that cannot be read back, if any."""
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_jsonable(incident), indent=2, allow_nan=False)
+        text = json.dumps(json_safe(incident), indent=2, allow_nan=False)
         (folder / "incident.part").write_text(text + "\n", encoding="utf-8")
         (folder / "incident.part").rename(folder / "incident.json")
         state = {
             **self.extras,
-            "incident": _jsonable(incident),
+            "incident": json_safe(incident),
             "state_dict": task.state_dict(),
-            "batches": [{**entry, "batch": plain(entry["batch"])} for entry in self._batches],
+            "batches": [{**e, "batch": with_plain_values(e["batch"])} for e in self._batches],
             "precision": str(trainer.precision_plugin.precision),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "threads": torch.get_num_threads(),
             "device": trainer.strategy.root_device.type,
-            # Values that an option may have set in the middle of the run.
+            # Values that a remedy may have set during the run.
             "router_values": {
                 path: {
                     field: getattr(router, field) for field in OVERRIDABLE if hasattr(router, field)
@@ -304,48 +306,47 @@ class IncidentRecorder(StepCallback):
             },
         }
         torch.save(state, folder / "state.part")
-        foreign = unreadable(folder / "state.part")
+        unsafe = unreadable_type(folder / "state.part")
         (folder / "state.part").rename(folder / "state.pt")
-        return foreign
+        return unsafe
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been recorded, and the ring."""
+        """What has been recorded, and the metrics of the last steps."""
         return {
-            "incident": None if self.incident is None else _jsonable(self.incident),
+            "incident": None if self.incident is None else json_safe(self.incident),
             "spike_step": self.spike_step,
             "ring": list(self.ring),
             "latest": dict(self.latest),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
         self.incident, self.spike_step = state_dict["incident"], state_dict["spike_step"]
         self.ring = deque(state_dict["ring"], maxlen=RING)
         self.latest = dict(state_dict["latest"])
 
 
 def _unrecorded(step: int, kind: str, error: Exception) -> dict[str, Any]:
-    """An incident of which no more is known."""
+    """An incident that could not be recorded."""
     line = f"step {step}: {kind}; it could not be recorded ({type(error).__name__}: {error})"
     return {"step": step, "kind": kind, "module": None, "cause": UNKNOWN, "line": line}
 
 
-def _first_that_found(trainer: pl.Trainer, has_found: bool) -> int:
-    """The lowest rank that has found something; 0 where none has."""
+def _first_rank_with_finding(trainer: pl.Trainer, has_finding: bool) -> int:
+    """The lowest rank with a finding; 0 if no rank has one."""
     if trainer.world_size == 1:
         return 0
     answers: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(answers, has_found)
+    torch.distributed.all_gather_object(answers, has_finding)
     return answers.index(True) if True in answers else 0
 
 
 def _scales_loss(trainer: pl.Trainer) -> bool:
-    """Whether gradients are those of a loss times a factor that is found by their overflowing."""
+    """Whether a GradScaler scales the loss; it finds its factor by letting gradients overflow."""
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def _router_means(routers: Routers) -> dict[str, float]:
-    """The mean bias of each router, where there is one."""
+    """The mean bias of each router that has biases."""
     biases = {path: getattr(router, "bias_E", None) for path, router in routers}
     known = {path: bias.detach().mean() for path, bias in biases.items() if bias is not None}
     if not known:
@@ -360,31 +361,22 @@ def _second_moment_finite(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def weight_absmax(task: nn.Module) -> float:
-    """The largest finite weight, as an absolute value; 0 where there is none."""
+    """The largest finite absolute value of all weights; 0 if there is none."""
     sizes = [parameter.detach().abs() for parameter in task.parameters()]
     largest = [torch.where(size.isfinite(), size, 0.0).max() for size in sizes if size.numel()]
     return torch.stack(largest).max().item() if largest else 0.0
 
 
 def _largest_gradients(task: nn.Module) -> dict[str, float | None]:
-    """The five parameters with the largest gradient norms; one that is not finite comes first."""
+    """The five parameters with the largest gradient norms; non-finite norms come first."""
     norms = {n: p.grad.norm().item() for n, p in task.named_parameters() if p.grad is not None}
     ranked = sorted(norms, key=lambda n: norms[n] if math.isfinite(norms[n]) else math.inf)
     return {name: norms[name] for name in ranked[::-1][:5]}
 
 
 def _grad_norm(trainer: pl.Trainer) -> float:
-    """The gradient norm that the guard has taken."""
+    """The gradient norm that the guard computed."""
     guard = StepGuard.of(trainer)
     assert guard is not None
     assert guard.grad_norm is not None
     return guard.grad_norm.item()
-
-
-def _jsonable(value: Any) -> Any:
-    """The same with null in place of numbers that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""A step run again: with what it saw then, and without a trace left behind."""
+"""Reruns a step with its original inputs, and restores the module's state afterwards."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -11,38 +11,40 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
-from nonfinite.random_state import host_states, set_host_states
-from nonfinite.snapshot import Contents
+from nonfinite.snapshot import Snapshot, host_states, set_host_states
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Precisions, by Lightning's names, in which a step can be run again; products are in this type."""
+"""Dtype of autocast for each precision, by Lightning's names, in which a step can be rerun."""
 
 LOGS = ("log", "log_dict")
-"""Methods of a LightningModule by which figures leave its training step."""
+"""Methods by which a LightningModule logs."""
 
 Routers = list[tuple[str, Any]]
-"""Path and module of what has a router's figures."""
+"""Path and module of each router."""
 
 
-def loss_again(
+def rerun_loss(
     task: nn.Module,
     entry: Mapping[str, Any],
     precision: Callable[[], AbstractContextManager[Any]],
     *,
     accumulate: int,
 ) -> Callable[[], Tensor | None]:
-    """Puts back what a recorded batch saw; what is returned runs its forward pass again.
+    """Restores the state before a recorded batch; returns a function that reruns its forward pass.
 
     Args:
         task: has `training_step(batch, batch_idx)`, which returns the loss or a dict with it.
-        entry: the batch and the state around it, as the recorder keeps it.
+        entry: a batch and the state before it, as the recorder keeps them.
         precision: the context of the training step.
         accumulate: micro-batches of the step.
+
+    Returns:
+        A function that returns the loss divided by `accumulate`, or None if there is no loss.
     """
     torch.set_rng_state(entry["rng"])
     if "host_rng" in entry:
         set_host_states(entry["host_rng"])
-    # What was recorded on a GPU may be looked at without one.
+    # A step recorded on a GPU may be rerun without one.
     if entry["cuda_rng"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(entry["cuda_rng"])
     with torch.no_grad():
@@ -51,12 +53,12 @@ def loss_again(
 
     def loss_of() -> Tensor | None:
         step = cast(Any, task).training_step
-        # Lightning lets a training_step do without the index.
+        # Lightning allows a training_step without batch_idx.
         given = (entry["batch"], entry["batch_idx"])[: len(inspect.signature(step).parameters)]
         with precision(), _muted(task):
             output = step(*given)
         loss: Tensor | None = output["loss"] if isinstance(output, dict) else output
-        # A division of ours is no operation of the model's.
+        # Without accumulation there is no division, which the tracer would see as the model's.
         return loss if loss is None or accumulate == 1 else loss / accumulate
 
     return loss_of
@@ -64,13 +66,13 @@ def loss_again(
 
 @contextmanager
 def _muted(task: nn.Module) -> Iterator[None]:
-    """Inside, what is logged goes nowhere: the step itself has logged it."""
+    """Inside, logging does nothing, because the original step has logged already."""
     modules = [m for m in task.modules() if isinstance(m, pl.LightningModule)]
     own = [{name: vars(m)[name] for name in LOGS if name in vars(m)} for m in modules]
     trainer = getattr(task, "_trainer", None)
     loggers = [] if trainer is None else trainer.loggers
     for module in modules:
-        vars(module).update(dict.fromkeys(LOGS, _nowhere))
+        vars(module).update(dict.fromkeys(LOGS, _discard))
     if trainer is not None:
         trainer.loggers = [DummyLogger() for _ in loggers]
     try:
@@ -84,12 +86,12 @@ def _muted(task: nn.Module) -> Iterator[None]:
             vars(module).update(kept)
 
 
-def _nowhere(*_: Any, **__: Any) -> None:
-    """Takes what is logged."""
+def _discard(*_: Any, **__: Any) -> None:
+    """Replaces `log` and `log_dict`."""
 
 
 def autocast_for(precision: str, device: str = "cpu") -> AbstractContextManager[Any]:
-    """The context of a training step in one of the precisions of AUTOCAST."""
+    """The context of a training step in a precision of AUTOCAST."""
     dtype = AUTOCAST[precision]
     return nullcontext() if dtype is None else torch.autocast(device, dtype)
 
@@ -99,7 +101,7 @@ _watched = ContextVar("watched", default=False)
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Inside, code that fuses or splits an operation to be fast does it in full, to be seen."""
+    """Inside, code must not fuse or split operations for speed: the tracer has to see them."""
     token = _watched.set(True)
     try:
         yield
@@ -108,19 +110,19 @@ def watched() -> Iterator[None]:
 
 
 def is_watched() -> bool:
-    """Whether every operation is being looked at."""
+    """Whether the tracer needs to see every operation."""
     return _watched.get()
 
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Puts gradients, buffers, router biases, attributes and random state back afterwards.
+    """Restores gradients, buffers, router biases, attributes and random state afterwards.
 
-    `Contents` says how deep. What is compiled runs as it is written: operations are to be seen.
+    `Snapshot` defines what is restored. Compiled code runs eagerly, so that operations are visible.
     """
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
     routers = router_state(routers_of(module))
-    contents = Contents(module)
+    snapshot = Snapshot(module)
     host_rng = host_states()
     rng = torch.get_rng_state()
     cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
@@ -134,22 +136,22 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         torch.set_rng_state(rng)
         if cuda_rng is not None:
             torch.cuda.set_rng_state(cuda_rng)
-        contents.put_back()
+        snapshot.restore()
         with torch.no_grad():
             for name, value in routers.items():
                 _tensor_at(module, name).copy_(value)
         for name, parameter in module.named_parameters():
-            # One that the step has made has had none.
+            # A parameter that the step itself created had no gradient before.
             parameter.grad = gradients.get(name)
 
 
 def routers_of(module: nn.Module) -> Routers:
-    """Everything inside a module that has a method `router_stats`."""
+    """All modules inside a module that have a method `router_stats`, by path."""
     return [(n, m) for n, m in module.named_modules() if hasattr(m, "router_stats")]
 
 
 def router_state(routers: Routers) -> dict[str, Tensor]:
-    """Copies of the small tensors of routers, which may change between forward and verdict."""
+    """Copies of the routers' vectors, such as biases, which change after a forward pass."""
     state = {}
     for path, router in routers:
         for name, tensor in [*router.named_parameters(), *router.named_buffers()]:
@@ -158,8 +160,8 @@ def router_state(routers: Routers) -> dict[str, Tensor]:
     return state
 
 
-def router_figures(task: nn.Module, path: str) -> dict[str, float]:
-    """The figures of a router by its path; nothing where the module is none."""
+def router_stats_at(task: nn.Module, path: str) -> dict[str, float]:
+    """The statistics of the router at a path; empty if that module is not a router."""
     return dict(next((r.router_stats() for p, r in routers_of(task) if p == path), {}))
 
 

@@ -1,4 +1,4 @@
-"""Load and gate figures of every router."""
+"""Load and gate statistics of every router."""
 
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from nonfinite.config import check_interval
 from nonfinite.step_callback import StepCallback, is_log_step, log
 
 UNLOGGED = ("num_zero_sums", "num_tokens", "top_k")
-"""What an incident's line needs and no curve."""
+"""Statistics that an incident's line needs, but that are not logged."""
 
 OVER_RANKS = {
     "topk_sum_min": ReduceOp.MIN,
@@ -18,15 +18,15 @@ OVER_RANKS = {
     "tiny_sum_frac": "mean",
     "saturated_frac": "mean",
 }
-"""How figures of the last forward pass, which each process has of its own tokens, become one."""
+"""How statistics of the last forward pass are reduced over processes with different tokens."""
 
 
 class RouterWatch(StepCallback):
-    """Logs `router_stats()` of every module that has such a method, as `moe/layer_<i>/<figure>`.
+    """Logs `router_stats()` of every module that has this method, as `moe/layer_<i>/<name>`.
 
-    The method returns floats by name; layers are numbered in the order of the modules. What is not
-    in OVER_RANKS is the same in all processes, as counts are that they have summed, or logged as
-    the first has it.
+    The method returns floats by name; layers are numbered in the order of the modules. Statistics
+    that are not in OVER_RANKS, such as summed counts, are the same in all processes, or are logged
+    as the first process has them.
     """
 
     def __init__(self, *, every: int) -> None:
@@ -35,7 +35,7 @@ class RouterWatch(StepCallback):
         self._bias: dict[int, tuple[int, float]] = {}
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Reads the routers on logged steps."""
+        """Logs the statistics on logged steps."""
         if not is_log_step(trainer, step, every=self.every):
             return
         routers = [module for module in pl_module.modules() if hasattr(module, "router_stats")]
@@ -52,18 +52,17 @@ class RouterWatch(StepCallback):
             log(trainer, logged, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The last mean biases."""
+        """The last mean bias of each router."""
         return {"bias": self._bias}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
         self._bias = dict(state_dict["bias"])
 
 
 def _over_ranks(
     trainer: pl.Trainer, pl_module: pl.LightningModule, stats: dict[str, float]
 ) -> dict[str, float]:
-    """The figures in OVER_RANKS, over the tokens of all processes."""
+    """The statistics in OVER_RANKS, over the tokens of all processes."""
     return {
         name: trainer.strategy.reduce(
             torch.tensor(stats[name], device=pl_module.device),

@@ -1,8 +1,9 @@
-"""What modules hold beside their parameters: kept, put back, and compared."""
+"""Snapshots of everything but parameters: module state and random generators."""
 
 import hashlib
+import random
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,31 +13,31 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 CONTAINERS = (list, deque, set, dict, OrderedDict, defaultdict, Counter)
-"""What is put back with its content; a class of somebody's that is derived from one may differ."""
+"""Containers whose content is restored; subclasses are not, because they may behave differently."""
 
 TABLES = frozenset(vars(nn.Module()))
-"""Attributes that torch itself keeps in a module: parameters, buffers, hooks, modules."""
+"""Attributes in which torch keeps a module's parameters, buffers, hooks and submodules."""
 
 
 def digest_of(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes: equal where it is bitwise the same."""
+    """SHA-256 of a tensor's bytes; equal for tensors that are bitwise equal."""
     dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     content = dense.resolve_conj().contiguous().cpu().view(-1).view(torch.uint8)
     return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 
 
-class Contents:
-    """Buffers and attributes of a module and of all inside it, as they are now.
+class Snapshot:
+    """Buffers and attributes of a module and all its submodules at the time of construction.
 
-    Kept are which object stands under a name, and what is in it: tensors, arrays, lists,
-    dictionaries and sets, at any depth. What is in objects of other classes is not. Parameters
-    are left out, and what a module makes anew stays.
+    It keeps which object each attribute refers to, and the content of tensors, arrays, lists,
+    dictionaries and sets at any depth. It does not keep parameters or the content of other objects,
+    and does not remove attributes that are added later.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._attributes = {inner: dict(inner.__dict__) for inner in module.modules()}
         self._buffers = {inner: dict(inner._buffers.items()) for inner in module.modules()}
-        # By identity: one thing may stand in many places.
+        # By identity, because several attributes may refer to one object.
         self._known: set[int] = set()
         self._refill: list[Callable[[], None]] = []
         for inner, attributes in self._attributes.items():
@@ -62,10 +63,10 @@ class Contents:
             for entry in list(value.values() if isinstance(value, dict) else value):
                 self._keep(entry)
 
-    def put_back(self) -> None:
-        """Makes everything what it was."""
+    def restore(self) -> None:
+        """Restores attributes, buffers and contents."""
         for inner, attributes in self._attributes.items():
-            # Hooks and tables of parameters live there too, and are the same objects still.
+            # __dict__ also holds torch's own tables, which are still the same objects.
             inner.__dict__.update(attributes)
             for name, buffer in self._buffers[inner].items():
                 if inner._buffers[name] is not buffer:
@@ -78,7 +79,7 @@ class Contents:
 def _refill_tensor(tensor: Tensor) -> Callable[[], None]:
     if tensor.layout != torch.strided or type(tensor) is not Tensor:
         return partial(_copy, tensor, tensor.detach().clone())
-    # As bytes: several of its entries may be one place in memory.
+    # Copied as bytes, because entries of an expanded tensor may share memory.
     place = tensor.detach()
     content = _memory(tensor).clone()
 
@@ -86,7 +87,7 @@ def _refill_tensor(tensor: Tensor) -> Callable[[], None]:
         if tensor.data_ptr() != place.data_ptr() or tensor.shape != place.shape:
             tensor.data = place
         memory = _memory(place)
-        # Memory that nobody may write to has not changed.
+        # Unchanged memory is not written, because it may be read-only.
         if not torch.equal(memory, content):
             memory.copy_(content)
 
@@ -130,9 +131,9 @@ def _refill_container(container: Any) -> Callable[[], None]:
 
 
 def unsaved(module: nn.Module) -> dict[str, Any]:
-    """What a module holds that is in no `state_dict`, by path, in a form that can be compared."""
+    """A module's state that is not in its `state_dict`, by path, in a comparable form."""
     return {
-        f"{path}.{name}".lstrip("."): _frozen(value)
+        f"{path}.{name}".lstrip("."): _comparable(value)
         for path, inner in module.named_modules()
         for name, value in _unsaved_of(inner)
     }
@@ -146,8 +147,8 @@ def _unsaved_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _frozen(value: Any) -> Any:
-    """Equal where two values are; None for what is not looked at."""
+def _comparable(value: Any) -> Any:
+    """A value that compares equal for equal inputs; None for types that are not compared."""
     if isinstance(value, nn.Parameter):
         return None
     if isinstance(value, Tensor):
@@ -155,10 +156,26 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
     if type(value) in (dict, OrderedDict, defaultdict, Counter):
-        return tuple((_frozen(key), _frozen(entry)) for key, entry in value.items())
+        return tuple((_comparable(key), _comparable(entry)) for key, entry in value.items())
     if isinstance(value, tuple) or type(value) in (list, deque):
-        return tuple(_frozen(entry) for entry in value)
+        return tuple(_comparable(entry) for entry in value)
     if type(value) is set:
         return frozenset(value)
-    # Their words are equal where NaN is not.
+    # As text, because NaN does not equal itself.
     return repr(value) if isinstance(value, bool | int | float | str) else None
+
+
+def host_states() -> dict[str, Any]:
+    """States of Python's and NumPy's global generators, as plain values that a file may hold."""
+    state: Any = np.random.get_state()
+    kind, keys, *rest = state
+    version, numbers, gauss = random.getstate()
+    return {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest]}
+
+
+def set_host_states(states: Mapping[str, Any]) -> None:
+    """Restores both generators from `host_states`."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

@@ -13,22 +13,22 @@ from nonfinite.guard import StepGuard
 from nonfinite.step_callback import StepCallback, is_log_step, log
 
 DEFINITIONS = {"": (6.0, 128), "_1000": (7.0, 1000)}
-"""Suffix of the metric: standard deviations and window, of OLMo-core and of OLMo 2."""
+"""Standard deviations and window by the metric's suffix; those of OLMo-core and of OLMo 2."""
 
 LARGE_RATIO, LARGE_NORM = 5.0, 100.0
-"""A gradient norm above so many running medians, and above so much absolute."""
+"""Bounds for a large gradient norm: relative to the running median, and absolute."""
 
 LEAST = 64
-"""Values that a window must hold before anything is judged by it."""
+"""Values that a window must hold before it is used."""
 
 
 class SpikeScore:
-    """Share of values that exceed the rolling mean by some standard deviations.
+    """Share of values that exceed the rolling mean by a number of standard deviations.
 
-    The window holds the latest values that were not spikes; a non-finite value is a spike. The
-    first 64 values are not judged unless they are non-finite. Lightning's SpikeDetection (2.6) is
-    no such measure: it ends the run at the first loss that is not finite, or
-    is three times a running mean of 10.
+    The window holds the latest values that were not spikes. A non-finite value is always a spike;
+    finite values are judged once the window holds 64. Lightning's SpikeDetection (2.6) cannot be
+    used for this, because it ends the run at the first loss that is not finite or exceeds three
+    times a running mean.
     """
 
     def __init__(self, *, sigmas: float = 6.0, window: int = 128) -> None:
@@ -38,7 +38,7 @@ class SpikeScore:
         self.num_spikes = 0
 
     def add(self, value: float) -> bool:
-        """Takes one value; returns whether it is a spike."""
+        """Adds one value; returns whether it is a spike."""
         self.num_values += 1
         spike = not math.isfinite(value)
         if not spike and len(self.window) >= LEAST:
@@ -63,7 +63,6 @@ class SpikeScore:
         return self.num_spikes / max(1, self.num_values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
         return {
             "window": list(self.window),
             "num_values": self.num_values,
@@ -71,13 +70,12 @@ class SpikeScore:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes them up again."""
         self.window = deque(state["window"], maxlen=self.window.maxlen)
         self.num_values, self.num_spikes = state["num_values"], state["num_spikes"]
 
 
 class SpikeWatch(StepCallback):
-    """Scores every step's loss and gradient norm, read in bulk on logged steps."""
+    """Scores the loss and gradient norm of every step; reads them from the device in bulk."""
 
     def __init__(self, guard: StepGuard, *, every: int) -> None:
         check_interval(every)
@@ -95,18 +93,18 @@ class SpikeWatch(StepCallback):
         self._step = 0
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Remembers the step's figures on their device; judges them on logged steps."""
+        """Keeps the step's loss and norm on their device; judges them on logged steps."""
         assert self.guard.loss is not None and self.guard.grad_norm is not None
-        # Cross-entropy alone where the module keeps it apart from other losses.
+        # Cross-entropy without further loss terms, if the module reports it separately.
         loss = getattr(pl_module, "step_losses", {}).get("loss", self.guard.loss)
         self._pending.append(torch.stack((loss, self.guard.grad_norm)))
         self._step = step
         if is_log_step(trainer, step, every=self.every):
             self._drain()
-            figures = {f"spike/{name}": score.score for name, score in self.scores.items()}
-            figures["spike/norm_over_5_medians"] = float(self.num_over_median)
-            figures["spike/norm_over_100"] = float(self.num_over_100)
-            log(trainer, figures, step=step)
+            metrics = {f"spike/{name}": score.score for name, score in self.scores.items()}
+            metrics["spike/norm_over_5_medians"] = float(self.num_over_median)
+            metrics["spike/norm_over_100"] = float(self.num_over_100)
+            log(trainer, metrics, step=step)
 
     def _drain(self) -> None:
         if not self._pending:
@@ -125,7 +123,7 @@ class SpikeWatch(StepCallback):
         self._pending.clear()
 
     def _is_large(self, norm: float) -> bool:
-        """Counts a norm that is large by the write-up's measure, or by its own past."""
+        """Whether a norm is above 100 (the write-up's bound) or 5 running medians; counts both."""
         if not math.isfinite(norm):
             return True
         over_100 = norm > LARGE_NORM
@@ -137,7 +135,7 @@ class SpikeWatch(StepCallback):
         return over_100 or over_median
 
     def summary(self) -> dict[str, Any]:
-        """The record's `spikes`."""
+        """The field `spikes` of record.json."""
         self._drain()
         return {
             **{name: score.score for name, score in self.scores.items()},
@@ -150,7 +148,7 @@ class SpikeWatch(StepCallback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Windows, counts and the greatest norm."""
+        """Windows, counts and the largest norm."""
         self._drain()
         return {
             "scores": {name: score.state_dict() for name, score in self.scores.items()},
@@ -162,7 +160,6 @@ class SpikeWatch(StepCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
         for name, state in state_dict["scores"].items():
             self.scores[name].load_state_dict(state)
         self.grad_norm_max = state_dict["grad_norm_max"]

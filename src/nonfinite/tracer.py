@@ -1,8 +1,8 @@
-"""Finds the operation that turned finite numbers into others."""
+"""The tracer: finds the first operation of a step that produced non-finite values."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ from nonfinite.snapshot import digest_of
 MAX_POSITIONS = 10
 
 NORM = "norm of the gradient of"
-"""Begins the operation of a finding where every entry is finite and their norm is not."""
+"""Prefix of a finding's operation if all gradient entries are finite but their norm is not."""
 
 INPUT = "input of"
-"""Begins the operation of a finding where a NaN went in that no operation under watch has made."""
+"""Prefix of a finding's operation if its input holds a NaN that no traced operation produced."""
 
 LOSS = "loss"
-"""The operation of a finding where the loss alone is known to be not finite."""
+"""A finding's operation if nothing but the loss is known to be non-finite."""
 
 _MAY_PUT_INFINITIES = (
     "masked_fill",
@@ -33,56 +33,52 @@ _MAY_PUT_INFINITIES = (
     "new_tensor",
     "__setitem__",
 )
-"""Masks are made of infinities; a NaN is no mask, though it may be a value that nobody reads."""
+"""Functions that may write infinities on purpose, because masks are made of them."""
 
 _FRESH = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-"""Fresh memory holds anything."""
+"""Functions whose result is uninitialised memory, which may hold anything."""
 
 _WRITE_OVER = ("fill_", "zero_", "copy_")
-"""What their first argument held has no part in what it holds afterwards."""
+"""Functions that overwrite their first argument without reading it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """The first place at which something was not finite."""
+    """The first non-finite value of a step, and what produced it."""
 
     phase: str
-    """weights, batch: before anything ran; forward; backward."""
+    """weights or batch (non-finite before anything ran), forward, or backward."""
     module: str
-    """Path of the module whose code ran, or that owns the weight."""
+    """Path of the module that ran the operation or owns the weight."""
     operation: str
-    """Function or autograd node; the name of a weight; the place in a batch."""
+    """Function or autograd node, name of a weight, or place in a batch."""
     shape: list[int]
-    """Of the tensor that was not finite."""
+    """Shape of the non-finite tensor."""
     num_elements: int
     num_nonfinite: int
     positions: list[list[int]]
-    """Indices of the first ten such elements."""
+    """Indices of the first ten non-finite elements."""
     input_absmax: float | None
-    """Largest absolute value that went in."""
+    """Largest absolute value of the inputs; None if unknown or not finite."""
     dtype: str
-    """Of the tensor, such as float32."""
+    """Dtype of the non-finite tensor, such as float32."""
     digest: str
-    """SHA-256 of the tensor's bytes: equal where it is bitwise the same."""
-
-    def plain(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+    """SHA-256 of the tensor's bytes."""
 
 
 def is_same(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:
-    """Whether a step run again found what was recorded, bitwise; None is a step that is finite.
+    """Whether a rerun produced the recorded finding, bitwise.
 
     Args:
-        finding: of now.
-        recorded: of then, as `plain` gives it.
+        finding: the rerun's finding; None if it was finite.
+        recorded: the recorded finding's fields; None if the step was finite.
     """
     same = finding is None or recorded is None or finding.digest == recorded["digest"]
     return same and is_alike(finding, recorded)
 
 
 def is_alike(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:
-    """Whether it is the same operation of the same module, on whatever numbers."""
+    """Whether module and operation are those of the recorded finding; values may differ."""
     if finding is None or recorded is None:
         return finding is None and recorded is None
     return (finding.module, finding.operation) == (recorded["module"], recorded["operation"])
@@ -90,24 +86,25 @@ def is_alike(finding: Finding | None, recorded: Mapping[str, Any] | None) -> boo
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What is known of the tensors that go into a function."""
+    """Facts about the tensors that go into a function."""
 
-    sound: bool
+    finite: bool
     """Whether they are all finite."""
     has_nan: bool
-    taken: Tensor | None
-    """The first that holds a NaN, other than one that the function changes in place."""
+    nan_input: Tensor | None
+    """The first that holds a NaN, except one that the function changes in place."""
     may_be_infinite: bool
-    """Whether an infinity that comes out of it may be a mask."""
+    """Whether an infinity in the result may be a mask."""
     absmax: float | None
 
 
 class Tracer(TorchFunctionMode):
-    """Watches every torch function inside a module's forward and backward pass.
+    """Watches every torch function in a module's forward and backward pass.
 
-    What makes numbers that are not finite out of finite ones is the finding. A NaN that is put
-    somewhere on purpose, or comes from where nobody watches, and a batch that is not finite, may
-    be meant and harmless: the first of them is the finding where the step proves it was not.
+    The finding is the first operation that produces non-finite values from finite ones. Three other
+    things may be intended and harmless: a NaN that is written on purpose, a NaN that was produced
+    where the tracer cannot see, and a non-finite batch. The first of these becomes the finding only
+    if the loss or a gradient turns out to be non-finite.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -115,19 +112,19 @@ class Tracer(TorchFunctionMode):
         self.root = root
         self.finding: Finding | None = None
         self._batch: Finding | None = None
-        self._carried: Finding | None = None
+        self._suspected: Finding | None = None
         self._path = [""]
         self._owners: dict[Any, str] = {}
         self._handles: list[Any] = []
 
     @property
     def module(self) -> str:
-        """Path of the module that is running."""
+        """Path of the running module."""
         return self._path[-1]
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
-        """Inside, the tracer knows which module is running; afterwards all hooks are gone."""
+        """Inside, hooks tell the tracer which module is running; they are removed afterwards."""
         for path, module in self.root.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(path)))
             # always_call: a module that raises must not leave its path behind.
@@ -147,20 +144,20 @@ class Tracer(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         path = self._path.pop()
-        # Nodes of what is no torch function, such as an autograd.Function, are the module's that
-        # gives them out.
+        # Graph nodes that no torch function created, such as those of an autograd.Function, are
+        # attributed to the module that returns them.
         for tensor in tensors_in(output):
             if tensor.grad_fn is not None:
                 self._owners.setdefault(tensor.grad_fn, path)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the function and compares what went in with what came out."""
+        """Runs the function, and compares its inputs with its results."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         watched = self.finding is None and name not in _FRESH
-        inputs = _look_at(name, args, kwargs) if watched else None
+        inputs = _inspect_inputs(name, args, kwargs) if watched else None
         result = func(*args, **kwargs)
-        # An assignment to a part returns nothing.
+        # __setitem__ returns nothing, so its first argument is checked.
         for tensor in tensors_in(args[:1] if name == "__setitem__" else result):
             if tensor.grad_fn is not None:
                 self._owners[tensor.grad_fn] = self.module
@@ -169,24 +166,24 @@ class Tracer(TorchFunctionMode):
         return result
 
     def _compare(self, inputs: _Inputs, operation: str, tensor: Tensor) -> None:
-        """Judges a function by one of its results."""
-        if inputs.sound and not inputs.may_be_infinite:
+        """Checks one result of a function against its inputs."""
+        if inputs.finite and not inputs.may_be_infinite:
             if not _all_finite([tensor]):
                 self.finding = _found("forward", self.module, operation, tensor, inputs.absmax)
         elif not _any_nan([tensor]):
             return
-        elif not inputs.sound and not inputs.has_nan and not inputs.may_be_infinite:
-            # An infinity may be a mask; a NaN that comes of it is none.
+        elif not inputs.finite and not inputs.has_nan and not inputs.may_be_infinite:
+            # An infinite input may be a mask, but a NaN computed from it is not.
             made = _found("forward", self.module, operation, tensor, None)
             self.finding = self._batch or made
-        elif self._carried is None and not inputs.has_nan:
-            self._carried = _found("forward", self.module, operation, tensor, inputs.absmax)
-        elif self._carried is None and inputs.taken is not None:
+        elif self._suspected is None and not inputs.has_nan:
+            self._suspected = _found("forward", self.module, operation, tensor, inputs.absmax)
+        elif self._suspected is None and inputs.nan_input is not None:
             operation = f"{INPUT} {operation}"
-            self._carried = _found("forward", self.module, operation, inputs.taken, None)
+            self._suspected = _found("forward", self.module, operation, inputs.nan_input, None)
 
     def watch_backward(self, loss: Tensor) -> None:
-        """Hooks every node of the graph of a loss; each knows the module that made it."""
+        """Hooks every node of the loss's graph; attributes each to the module that created it."""
         todo = [(loss.grad_fn, "")]
         seen = set()
         while todo:
@@ -212,10 +209,10 @@ class Tracer(TorchFunctionMode):
         return hook
 
     def check_weights(self) -> None:
-        """Finds a parameter or a buffer that is spoilt before anything has run."""
+        """Finds a parameter or buffer that is invalid before anything has run."""
         tensors: list[tuple[str, Tensor]] = []
-        tensors += [(n, p) for n, p in self.root.named_parameters() if is_spoilt(p)]
-        tensors += [(n, b) for n, b in self.root.named_buffers() if is_spoilt(b)]
+        tensors += [(n, p) for n, p in self.root.named_parameters() if is_invalid(p)]
+        tensors += [(n, b) for n, b in self.root.named_buffers() if is_invalid(b)]
         if tensors:
             name, tensor = tensors[0]
             module, _, field = name.rpartition(".")
@@ -230,14 +227,14 @@ class Tracer(TorchFunctionMode):
                 return
 
     def check_loss(self, loss: Tensor) -> None:
-        """Finds what made a loss not finite that no operation has made so."""
+        """Chooses the finding if the loss is non-finite but no operation was seen to cause it."""
         if self.finding is None and not _all_finite([loss]):
-            self.finding = self._batch or self._carried or _found("forward", "", LOSS, loss, None)
+            self.finding = self._batch or self._suspected or _found("forward", "", LOSS, loss, None)
 
     def check_gradients(self) -> None:
-        """Finds a gradient that is not finite though no operation made it so, or whose norm is not.
+        """Finds a non-finite gradient that no traced operation produced, or a non-finite norm.
 
-        The squares of finite numbers above 1.8e19 are infinite.
+        The norm of finite gradients can overflow, because squares above 1.8e19 are infinite.
         """
         for name, parameter in self.root.named_parameters():
             gradient = parameter.grad
@@ -248,7 +245,7 @@ class Tracer(TorchFunctionMode):
         self._check_norm()
 
     def _check_norm(self) -> None:
-        """The norm over all gradients, as a guard takes it; named is the largest of them."""
+        """Checks the norm over all gradients, as the guard does; names the largest gradient."""
         gradients = [(n, p.grad) for n, p in self.root.named_parameters() if p.grad is not None]
         if self.finding is not None or not gradients:
             return
@@ -260,20 +257,20 @@ class Tracer(TorchFunctionMode):
             self.finding = _found("backward", module, operation, norm, _absmax([largest]))
 
 
-def _look_at(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Inputs:
-    """What is known of what goes into a function of this name."""
+def _inspect_inputs(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Inputs:
+    """Facts about the inputs of the function with this name."""
     tensors = tensors_in((args[1:] if name in _WRITE_OVER else args, kwargs))
-    sound = _all_finite(tensors)
-    has_nan = not sound and _any_nan(tensors)
+    finite = _all_finite(tensors)
+    has_nan = not finite and _any_nan(tensors)
     in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-    taken = tensors_in((args[1:] if in_place else args, kwargs)) if has_nan else []
+    read = tensors_in((args[1:] if in_place else args, kwargs)) if has_nan else []
     return _Inputs(
-        sound=sound,
+        finite=finite,
         has_nan=has_nan,
-        taken=next((tensor for tensor in taken if _any_nan([tensor])), None),
-        # What is made of no tensor is a constant.
+        nan_input=next((tensor for tensor in read if _any_nan([tensor])), None),
+        # A function without tensor inputs creates a constant, which may be a mask.
         may_be_infinite=name in _MAY_PUT_INFINITIES or not tensors,
-        absmax=_absmax(tensors) if sound and tensors else None,
+        absmax=_absmax(tensors) if finite and tensors else None,
     )
 
 
@@ -303,18 +300,18 @@ def trace(
     *,
     batch: Any = None,
 ) -> Finding | None:
-    """Runs forward and backward once and names what first was not finite.
-
-    None means that the loss and all gradients are finite. Gradients of `root` are left as the pass
-    makes them.
+    """Runs forward and backward once; returns the first non-finite value and what produced it.
 
     Args:
-        root: the module that owns the weights.
-        loss_of: runs the forward pass and returns the loss; None where there is none.
-        tracer: watches; None: one of its own.
-        batch: what the forward pass is given. A tensor in it that holds a NaN, or infinities and
-            is no additive mask of 0 and minus infinity, is the finding where the step is not
-            finite and no operation on finite numbers made it so; None: unknown.
+        root: the module that owns the weights; it keeps the gradients of the pass.
+        loss_of: runs the forward pass and returns the loss, or None if there is no loss.
+        tracer: the tracer to use; None: a new one.
+        batch: input of the forward pass; None if unknown. A tensor in it with NaN or infinities,
+            unless it is an additive mask of 0 and -inf, is the finding if the step is non-finite
+            and no operation produced that from finite values.
+
+    Returns:
+        The finding; None if the loss and all gradients are finite.
     """
     tracer = tracer or Tracer(root)
     tracer.check_weights()
@@ -322,12 +319,13 @@ def trace(
         return tracer.finding
     tracer.check_batch(batch)
     with tracer.hooked():
-        # What is compiled would hide its operations.
+        # Compiled code would hide its operations.
         with tracer, torch.compiler.set_stance("force_eager"):
             loss = loss_of()
         if loss is not None:
             tracer.check_loss(loss)
-        # Functions that run in the backward pass are hooks of somebody's; the nodes have their own.
+        # The backward pass runs outside the function mode: torch functions there belong to users'
+        # hooks, and the nodes of the graph have hooks of their own.
         if tracer.finding is None and loss is not None:
             tracer.watch_backward(loss)
             loss.backward()
@@ -340,16 +338,16 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def is_spoilt(weight: Tensor) -> bool:
-    """Whether a parameter or a buffer holds what no weight may hold.
+def is_invalid(weight: Tensor) -> bool:
+    """Whether a parameter or buffer holds NaN, or infinities if it is trained.
 
-    Infinities in what is not trained may be a mask.
+    Infinities in an untrained tensor may be a mask.
     """
     return not _all_finite([weight]) if weight.requires_grad else _any_nan([weight])
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Whether a tensor is 0 where something is let through and minus infinity where not."""
+    """Whether a tensor is an additive mask, which holds only 0 and -inf."""
     return bool(((tensor == 0) | (tensor == -torch.inf)).all())
 
 

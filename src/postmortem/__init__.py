@@ -1,1 +1,1 @@
-"""A step or a checkpoint examined after the fact."""
+"""Post-mortems: reruns a recorded step, or examines a checkpoint."""

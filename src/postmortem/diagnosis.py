@@ -1,7 +1,8 @@
-"""A post-mortem of one step: what was not finite, or what came nearest to it."""
+"""Diagnoses one step: the first non-finite value, or the smallest headroom."""
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +10,26 @@ import torch
 from torch import Tensor
 
 from nonfinite.causes import Evidence, cause, describe
-from nonfinite.headroom import Margin, margins_of
+from nonfinite.headroom import Headroom, headroom_of
 from nonfinite.recorder import weight_absmax
-from nonfinite.rerun import loss_again, router_figures
+from nonfinite.rerun import rerun_loss, router_stats_at
 from nonfinite.tracer import Finding, is_alike, is_same
 from src.checkpoint.validate import recorded_device
 from src.cli.field_checks import choice, given_path, number
 from src.common import terminal
 from src.common.errors import InputError
 from src.external.load_target import running
-from src.postmortem.load import Suspect, entries_for, read_suspect
-from src.postmortem.precision import PRECISIONS, context_for
+from src.postmortem.load import PRECISIONS, SavedState, context_for, entries_for, read_state
 
 NO_TRAINER = "is not attached to a `Trainer`"
-"""In what a LightningModule raises that is asked for its trainer, or for what the trainer holds."""
+"""Part of the error that a LightningModule without a trainer raises if its code needs one."""
 
 
 def diagnose(given: Mapping[str, Any]) -> int:
-    """Runs the step and says what it found; returns the exit code.
+    """Reruns the step and prints the finding or the headroom; returns the exit code.
 
     Raises:
-        InputError: any field is bad.
+        InputError: a field is invalid.
     """
     choice(given, "format", ("text", "json"))
     choice(given, "precision", (None, *PRECISIONS))
@@ -39,23 +39,23 @@ def diagnose(given: Mapping[str, Any]) -> int:
         raise InputError(f"kwargs={kwargs}: must be {{name: value}}")
     if kwargs is not None and not all(isinstance(name, str) for name in kwargs):
         raise InputError(f"kwargs={kwargs}: names must be text")
-    suspect = read_suspect(
+    state = read_state(
         given_path(given, "checkpoint"),
         target=None if target is None else str(target),
         kwargs=None if kwargs is None else dict(kwargs),
         precision=given["precision"],
     )
-    entries = entries_for(suspect, _batch(given))
-    if suspect.is_incident:
-        torch.set_num_threads(suspect.saved["threads"])
-        torch.set_float32_matmul_precision(suspect.saved["matmul_precision"])
-    finding, margins = _examine(suspect, entries)
-    router = {} if finding is None else router_figures(suspect.task, finding.module)
-    answer = _answer(suspect, finding, router, margins[:top])
+    entries = entries_for(state, _batch(given))
+    if state.is_incident:
+        torch.set_num_threads(state.saved["threads"])
+        torch.set_float32_matmul_precision(state.saved["matmul_precision"])
+    finding, headroom = _examine(state, entries)
+    router = {} if finding is None else router_stats_at(state.task, finding.module)
+    answer = _answer(state, finding, router, headroom[:top])
     if given["format"] == "json":
         print(json.dumps(answer))
     else:
-        _show(suspect, answer)
+        _show(state, answer)
     return 0
 
 
@@ -64,99 +64,99 @@ def _batch(given: Mapping[str, Any]) -> Path | None:
 
 
 def _examine(
-    suspect: Suspect, entries: list[dict[str, Any]]
-) -> tuple[Finding | None, list[Margin]]:
-    """The first batch that is not finite; of several that are, the narrowest margins."""
-    moments = suspect.second_moments()
-    nearest: dict[tuple[str, str], Margin] = {}
-    whose = "checkpoint" if suspect.target is None else f"target={suspect.target}"
+    state: SavedState, entries: list[dict[str, Any]]
+) -> tuple[Finding | None, list[Headroom]]:
+    """The first batch's finding; if all batches are finite, the smallest headroom over them."""
+    moments = state.second_moments()
+    nearest: dict[tuple[str, str], Headroom] = {}
+    whose = "checkpoint" if state.target is None else f"target={state.target}"
     for entry in entries:
-        with running(f"{whose}: the step cannot be run under watch"):
-            again = loss_again(
-                suspect.task,
+        with running(f"{whose}: the step cannot be run under the tracer"):
+            loss_of = rerun_loss(
+                state.task,
                 entry,
-                lambda: context_for(suspect.precision),
+                lambda: context_for(state.precision),
                 accumulate=len(entries),
             )
-            finding, margins = margins_of(
-                suspect.task, _checked(again, whose), moments, batch=entry["batch"]
+            finding, headroom = headroom_of(
+                state.task, _checked(loss_of, whose), moments, batch=entry["batch"]
             )
         if finding is not None:
-            return finding, margins
-        for margin in margins:
-            key = margin.module, margin.quantity
-            if key not in nearest or margin.doublings < nearest[key].doublings:
-                nearest[key] = margin
-    return None, sorted(nearest.values(), key=lambda margin: margin.doublings)
+            return finding, headroom
+        for entry_headroom in headroom:
+            key = entry_headroom.module, entry_headroom.quantity
+            if key not in nearest or entry_headroom.doublings < nearest[key].doublings:
+                nearest[key] = entry_headroom
+    return None, sorted(nearest.values(), key=lambda headroom: headroom.doublings)
 
 
-def _checked(again: Callable[[], Tensor | None], whose: str) -> Callable[[], Tensor | None]:
-    """The same, with one line for a step that does not take the batch or gives no loss."""
+def _checked(loss_of: Callable[[], Tensor | None], whose: str) -> Callable[[], Tensor | None]:
+    """Turns errors about the batch, the trainer or the loss into one-line InputErrors."""
 
-    def loss_of() -> Tensor | None:
-        with running("batch: the model does not take it"):
+    def checked_loss() -> Tensor | None:
+        with running("batch: the model does not accept it"):
             try:
-                loss = again()
+                loss = loss_of()
             except RuntimeError as error:
                 if NO_TRAINER not in str(error):
                     raise
                 raise InputError(
-                    f"{whose}: its training_step asks for its trainer, and is run without one here"
+                    f"{whose}: its training_step needs a trainer, and there is none here"
                 ) from error
         if loss is not None and (loss.dim() or not loss.requires_grad):
             raise InputError(
-                f"{whose}: training_step gives a loss of shape {tuple(loss.shape)}"
-                f" {'with' if loss.requires_grad else 'without'} a gradient, must be one number"
-                " with one"
+                f"{whose}: training_step returned a loss of shape {tuple(loss.shape)}"
+                f" {'with' if loss.requires_grad else 'without'} a gradient; must be a scalar with"
+                " a gradient"
             )
         return loss
 
-    return loss_of
+    return checked_loss
 
 
 def _answer(
-    suspect: Suspect,
+    state: SavedState,
     finding: Finding | None,
     router: Mapping[str, float],
-    nearest: list[Margin],
+    nearest: list[Headroom],
 ) -> dict[str, Any]:
     evidence = Evidence(
         finding=finding,
         loss_finite=finding is None,
         router=router,
-        second_moment_finite=all(bool(m.isfinite().all()) for m in suspect.second_moments()),
-        weight_absmax=weight_absmax(suspect.task),
+        second_moment_finite=all(bool(m.isfinite().all()) for m in state.second_moments()),
+        weight_absmax=weight_absmax(state.task),
         last={},
     )
     return {
         "finite": finding is None,
-        "line": "all is finite" if finding is None else describe(finding, router, None),
+        "line": "all values are finite" if finding is None else describe(finding, router, None),
         "cause": None if finding is None else cause(evidence),
-        "finding": None if finding is None else finding.plain(),
-        "recorded": suspect.saved["incident"]["line"] if suspect.is_incident else None,
-        "reproduced": is_same(finding, suspect.recorded) if suspect.is_incident else None,
-        "alike": is_alike(finding, suspect.recorded) if suspect.is_incident else None,
-        "recorded_on": recorded_device(suspect.saved) if suspect.is_incident else None,
-        "precision": suspect.precision,
-        "nearest": [margin.plain() for margin in nearest],
+        "finding": None if finding is None else asdict(finding),
+        "recorded": state.saved["incident"]["line"] if state.is_incident else None,
+        "reproduced": is_same(finding, state.recorded) if state.is_incident else None,
+        "alike": is_alike(finding, state.recorded) if state.is_incident else None,
+        "recorded_on": recorded_device(state.saved) if state.is_incident else None,
+        "precision": state.precision,
+        "nearest": [asdict(headroom) for headroom in nearest],
     }
 
 
-def _show(suspect: Suspect, answer: Mapping[str, Any]) -> None:
-    if suspect.note is not None:
-        terminal.warn(suspect.note)
+def _show(state: SavedState, answer: Mapping[str, Any]) -> None:
+    if state.note is not None:
+        terminal.warn(state.note)
     terminal.say(f"{answer['line']} ({answer['precision']})")
     if answer["reproduced"] is False:
-        how = "not as recorded"
+        how = "differs from the record"
         if answer["alike"]:
-            how = f"the same operation on other numbers than on {answer['recorded_on']}"
+            how = f"same operation, but other values than recorded on {answer['recorded_on']}"
         terminal.warn(f"{how}: {answer['recorded']}")
     if not answer["finite"]:
         terminal.say(f"cause: {answer['cause']}")
         return
     rows = [
         [
-            m["module"] or "the model itself",
+            m["module"] or "the top-level module",
             m["quantity"],
             f"{m['value']:.3g}",
             f"{m['limit']:.3g}",
@@ -165,4 +165,4 @@ def _show(suspect: Suspect, answer: Mapping[str, Any]) -> None:
         for m in answer["nearest"]
     ]
     columns = ["module", "quantity", "value", "limit", "doublings left"]
-    terminal.table("nearest to their limits", columns, rows)
+    terminal.table("quantities closest to their limits", columns, rows)

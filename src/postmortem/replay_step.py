@@ -1,8 +1,9 @@
-"""Runs a recorded step again: in another process, and with other values where that is asked."""
+"""Replays the step of an incident, optionally with other configuration values."""
 
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from nonfinite.causes import describe
 from nonfinite.config import GuardConfig
 from nonfinite.guard import StepGuard
-from nonfinite.rerun import autocast_for, loss_again, router_figures
+from nonfinite.rerun import autocast_for, rerun_loss, router_stats_at
 from nonfinite.tracer import Finding, is_alike, is_same, trace
 from src.checkpoint.rebuild import (
     empty_model,
@@ -35,43 +36,43 @@ from src.common.read_checkpoint import read_tensors
 from src.training.task import LanguageModelTask
 
 CHANGEABLE = ("model", "attention", "ffn", "recipe")
-"""Sections in which a replay can have other values."""
+"""Sections of which a replay can change values."""
 REPLAYABLE = {"z_loss_weight"}
-"""Fields of the recipe that have a part in the loss of a step."""
+"""Fields of the recipe that affect the loss of a step, and can be changed."""
 
 
 def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
-    """Shows what the step does now; returns the exit code.
+    """Reruns the step, and prints whether it fails as recorded; returns the exit code.
 
-    What was recorded on a GPU runs on one again where there is one, else on the CPU, whose numbers
-    are others.
+    A step recorded on a GPU is rerun on a GPU if there is one, else on the CPU, which gives
+    slightly different values.
 
     Args:
         incident: the folder that the recorder wrote.
-        changes: other values, nested as the configuration is; empty repeats the step as it was.
+        changes: values to change, nested like the configuration; empty to rerun the step unchanged.
         form: text or json.
 
     Raises:
-        InputError: the folder holds no such incident, or a change is not allowed.
+        InputError: the folder holds no incident of a run, or a change is not allowed.
     """
     if form not in ("text", "json"):
         raise InputError(f"format={form}: must be one of text, json")
     state = read_tensors(incident / STATE, field="incident")
     check_state(state, what=f"incident={incident}")
     if not (is_incident(state) and is_run(state)):
-        raise InputError(f"incident={incident}: is no incident of a run of src.train")
+        raise InputError(f"incident={incident}: is not an incident of a run of src.train")
     device = _device_for(state)
     finding, router = _run(incident, state, changes, device)
     recorded = state["incident"]
     answer = {
         "recorded": recorded["line"],
-        "now": "all is finite" if finding is None else describe(finding, router, None),
+        "now": "all values are finite" if finding is None else describe(finding, router, None),
         "reproduced": not changes and is_same(finding, recorded["finding"]),
         "alike": is_alike(finding, recorded["finding"]),
         "recorded_on": recorded_device(state),
         "run_on": device.type,
         "averted": finding is None and recorded["finding"] is not None,
-        "finding": None if finding is None else finding.plain(),
+        "finding": None if finding is None else asdict(finding),
     }
     if form == "json":
         print(json.dumps(answer))
@@ -79,22 +80,22 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     terminal.say(f"recorded: {answer['recorded']}")
     terminal.say(f"now:      {answer['now']}")
     if answer["reproduced"]:
-        same = "all was finite then, too" if finding is None else "the same tensor, bitwise"
+        same = "all values are finite again" if finding is None else "the same tensor, bitwise"
         terminal.say(f"reproduced: {same}")
     elif answer["averted"]:
-        terminal.say("the step would have been averted")
+        terminal.say("these values avert the failure" if changes else "the failure is gone")
     elif changes:
-        terminal.say("the step fails with these values, too")
+        terminal.say("the step fails with these values too")
     elif answer["alike"]:
         where = f"recorded on {answer['recorded_on']}, run on {answer['run_on']}"
-        terminal.say(f"the same operation on other numbers: {where}")
+        terminal.say(f"same operation, but other values: {where}")
     else:
-        terminal.say("not as recorded")
+        terminal.say("differs from the record")
     return 0
 
 
 def _device_for(state: Mapping[str, Any]) -> torch.device:
-    """Where the step is run again."""
+    """cuda if the incident was recorded there and a GPU is available, else cpu."""
     is_there = torch.cuda.is_available()
     return torch.device("cuda" if recorded_device(state) == "cuda" and is_there else "cpu")
 
@@ -106,8 +107,8 @@ def _run(
     if recipe_changes:
         field = sorted(recipe_changes)[0]
         raise InputError(
-            f"with.recipe.{field}: a replay repeats the step as it was computed;"
-            f" of recipe it can change {', '.join(sorted(REPLAYABLE))}"
+            f"with.recipe.{field}: cannot be changed in a replay; of recipe, only"
+            f" {', '.join(sorted(REPLAYABLE))} can"
         )
     for section in changes:
         if section not in CHANGEABLE:
@@ -159,8 +160,8 @@ def _run(
     batches = state["batches"]
     for saved in batches:
         entry = {**saved, "batch": move_data_to_device(saved["batch"], device)}
-        again = loss_again(task, entry, precision, accumulate=len(batches))
-        finding = trace(task, again, batch=entry["batch"])
+        loss_of = rerun_loss(task, entry, precision, accumulate=len(batches))
+        finding = trace(task, loss_of, batch=entry["batch"])
         if finding is not None:
-            return finding, router_figures(task, finding.module)
+            return finding, router_stats_at(task, finding.module)
     return None, {}

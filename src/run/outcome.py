@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from nonfinite.tracer import is_spoilt
+from nonfinite.tracer import is_invalid
 from src.common import record as records
 from src.common import terminal
 from src.common.environment import device_facts, git_facts, versions
@@ -104,7 +104,7 @@ def _own(values: Mapping[str, float], config: RunConfig) -> dict[str, float]:
 
 
 def _outcome(run: Assembly, guard: dict[str, Any]) -> str:
-    spoilt = any(is_spoilt(parameter) for parameter in run.task.model.parameters())
+    spoilt = any(is_invalid(parameter) for parameter in run.task.model.parameters())
     return records.outcome(
         guard=guard,
         stopped=run.callbacks.guard.stopped,

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.common.run_folder import RunFolder, damaged, read_json
+from src.common.errors import damaged
+from src.common.run_folder import RunFolder, read_json
 from src.common.tracking_address import masked
 from src.tracking.labels import PARENT, run_params, run_tags, sweep_tags
 from src.tracking.push_state import (

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.common.errors import damaged
 from src.common.record import results
-from src.common.run_folder import RunFolder, damaged
+from src.common.run_folder import RunFolder
 from src.common.tracking_address import masked
 from src.config.remedy_roles import loss_metric, roles_of
 from src.tracking.client import MAX_METRICS, Server

@@ -15,7 +15,8 @@ from typing import Any
 
 import filelock
 
-from src.common.run_folder import damaged, read_json, write_json
+from src.common.errors import damaged
+from src.common.run_folder import read_json, write_json
 from src.common.tracking_address import without_secrets
 
 RUNNING, KILLED = "RUNNING", "KILLED"

@@ -1,4 +1,4 @@
-"""Checkpoints: the last one and the best three, whole or absent, plain containers only."""
+"""Writes checkpoints atomically: the last state, the best three, and states kept for branches."""
 
 import math
 import os
@@ -19,19 +19,19 @@ KEEP_BEST = 3
 
 
 class Checkpoints(StepCallback):
-    """Saves after each validation, every `every` steps, and when the run is asked to stop.
+    """Saves after each validation, every `every` steps, and when the run stops.
 
-    To be placed last among the callbacks, so that it saves their finished state. Ranks by
+    Must be the last callback, so that it saves the other callbacks' final state. Ranks steps by
     (val/nonfinite_frac, val/loss).
 
     Args:
-        last: the file of the last state; the best lie beside it.
-        validation: gives the rank of a step.
-        every: steps between saves of the last state, besides those after validation; null: none.
-        keep: files for the states after some steps, kept for forks whatever comes later, by step.
-        keys: what the state of a step hangs on, written beside it as .key.
-        flush: called before a save, so that the metrics on disk reach as far as the checkpoint;
-            returns the number of their lines, which the checkpoint keeps.
+        last: file of the last state; the best states are saved in the same folder.
+        validation: provides the metrics that rank a step.
+        every: steps between saves of the last state, besides those after validation; None: none.
+        keep: files for states that other runs will branch from, by step; they are never deleted.
+        keys: returns what the state of a step depends on; it is saved next to the state as .key.
+        flush: called before a save, so that the metrics on disk are as recent as the checkpoint;
+            returns the number of their lines, which the checkpoint records.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Checkpoints(StepCallback):
         self.best: list[tuple[float, float, int]] = []
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Saves where it is time."""
+        """Saves if a save is due."""
         validated = self.validation.last_step == step
         due = self.every is not None and step % self.every == 0
         state = self.keep.get(step)
@@ -63,7 +63,7 @@ class Checkpoints(StepCallback):
             _replace_by_copy(self.last, self.folder / _name(step))
         if state is not None:
             key = state.with_suffix(".key")
-            # No key is a state that nobody starts from; an old key beside a new state is a lie.
+            # A state without a key is never used; an old key next to a new state would be wrong.
             key.unlink(missing_ok=True)
             _replace_by_copy(self.last, state)
             key.write_text(self.keys(step), encoding="utf-8")
@@ -73,23 +73,22 @@ class Checkpoints(StepCallback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Brings the metrics to disk, and notes how many lines there are."""
+        """Flushes the metrics to disk, and records their number of lines."""
         checkpoint["metric_lines"] = self.flush()
 
     def _rank(self, step: int) -> list[int]:
-        """Adds a validated step to the best; returns the steps that fell out."""
-        figures = self.validation.last
-        entry = figures["val/nonfinite_frac"], figures.get("val/loss", math.inf), step
+        """Adds a validated step to the best ones; returns the steps that dropped out."""
+        metrics = self.validation.last
+        entry = metrics["val/nonfinite_frac"], metrics.get("val/loss", math.inf), step
         ranked = sorted([*self.best, entry])
         self.best = ranked[:KEEP_BEST]
         return [old for _, _, old in ranked[KEEP_BEST:] if old != step]
 
     def state_dict(self) -> dict[str, Any]:
-        """The best steps."""
+        """The best steps and their ranks."""
         return {"best": [list(entry) for entry in self.best]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
         self.best = [(entry[0], entry[1], entry[2]) for entry in state_dict["best"]]
 
 
@@ -98,7 +97,7 @@ def _name(step: int) -> str:
 
 
 def _replace_by_copy(source: Path, target: Path) -> None:
-    """A hard link where the file system has them: both names, one copy of the bytes."""
+    """Replaces `target` by a hard link to `source`, or by a copy if links are not supported."""
     draft = target.with_suffix(".part")
     draft.unlink(missing_ok=True)
     try:
@@ -109,18 +108,18 @@ def _replace_by_copy(source: Path, target: Path) -> None:
 
 
 class StraightToFile(TorchCheckpointIO):
-    """Writes as it goes; Lightning's own first puts the whole file into memory, twice."""
+    """Streams a checkpoint to its file; Lightning's own class holds it in memory twice."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """See CheckpointIO; whole or absent it is by `save`, which renames it."""
+        """Not atomic by itself; `save` writes to a draft file and renames it."""
         with storage.tensors_to(Path(path)):
             torch.save(checkpoint, path)
 
 
 def save(trainer: pl.Trainer, path: Path) -> None:
-    """Writes beside the target and renames: a kill leaves the old file or the new one."""
+    """Saves to a draft file and renames it, so that a kill leaves the old file or the new one."""
     draft = path.with_suffix(".part")
     trainer.save_checkpoint(draft)
     if trainer.is_global_zero:

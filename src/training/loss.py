@@ -1,18 +1,97 @@
-"""The loss of next-token prediction.
+"""The loss of next-token prediction; for a large vocabulary, without holding all logits at once.
 
-Axes: B batch, T time, V vocabulary.
+Axes: B batch, T time, S = B * T, C tokens of one chunk, D hidden, V vocabulary.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from nonfinite.rerun import is_watched
 from src.model.transformer import Transformer
-from src.training.chunked_loss import is_chunked, linear_cross_entropy
+
+CHUNKED_VOCAB = 16384
+"""Vocabulary size from which a training step computes the loss in chunks."""
+
+CHUNK = 256
+"""Targets in a chunk; smaller chunks make matrix products slow on a CPU."""
+
+
+def saves_memory(*, vocab_size: int, hidden_dim: int, num_tokens: int) -> bool:
+    """Whether chunks save memory: they hold the head's gradient early instead of all logits."""
+    return vocab_size >= CHUNKED_VOCAB and num_tokens >= hidden_dim
+
+
+def uses_chunks(weight_VD: Tensor, *, num_tokens: int) -> bool:
+    """Whether a training step computes the loss in chunks.
+
+    It does so if that saves memory, unless the tracer watches and needs to see all logits. A
+    compiled step cannot contain the custom backward pass; it fuses the logits with the loss anyway.
+    """
+    vocab_size, hidden_dim = weight_VD.shape
+    saves = saves_memory(vocab_size=vocab_size, hidden_dim=hidden_dim, num_tokens=num_tokens)
+    is_useful = saves and not is_watched()
+    return is_useful and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def linear_cross_entropy(states_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
+    """Mean cross-entropy of the logits states @ weight.T, in nats, float32.
+
+    Matrix products follow autocast; softmax, loss and sums over chunks are float32 at any
+    precision. The forward pass computes the gradients too, chunk by chunk, so that no chunk's
+    logits are needed afterwards.
+    """
+    tensors = states_SD, weight_VD, targets_S
+    if has_torch_function_variadic(*tensors):
+        # A TorchFunctionMode, such as the tracer's, must see this call rather than its parts.
+        loss: Tensor = handle_torch_function(linear_cross_entropy, tensors, *tensors)
+        return loss
+    device = states_SD.device.type
+    dtype = states_SD.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        mean: Tensor = _LinearCrossEntropy.apply(*tensors, dtype)
+    return mean
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states_SD: Tensor, weight_VD: Tensor, targets_S: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        weight = weight_VD.to(dtype)
+        total = torch.zeros((), device=states_SD.device)
+        grad_states_SD = torch.empty_like(states_SD)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for start in range(0, len(states_SD), CHUNK):
+            rows = slice(start, start + CHUNK)
+            states_CD, targets_C1 = states_SD[rows].to(dtype), targets_S[rows, None]
+            logits_CV = (states_CD @ weight.T).float()
+            partition_C1 = logits_CV.logsumexp(dim=-1, keepdim=True)
+            total += (partition_C1 - logits_CV.gather(-1, targets_C1)).sum()
+            # The gradient is softmax - one_hot; it overwrites the logits.
+            grad_CV = logits_CV.sub_(partition_C1).exp_()
+            grad_CV.scatter_add_(-1, targets_C1, -torch.ones_like(partition_C1))
+            grad_CV = grad_CV.div_(len(states_SD)).to(dtype)
+            grad_states_SD[rows] = grad_CV @ weight
+            grad_weight_VD += grad_CV.T @ states_CD
+        ctx.save_for_backward(grad_states_SD, grad_weight_VD.to(weight_VD.dtype))
+        return total / len(states_SD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_states_SD, grad_weight_VD = ctx.saved_tensors
+        return grad_states_SD * grad, grad_weight_VD * grad, None, None
 
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Of each target in nats, (B, T), float32 whatever the precision."""
+    """Cross-entropy of each target in nats, (B, T), float32 at any precision."""
     with torch.autocast(logits_BTV.device.type, enabled=False):
         loss = F.cross_entropy(
             logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
@@ -23,10 +102,10 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 def losses(
     model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, *, z_loss_weight: float
 ) -> dict[str, Tensor]:
-    """The mean cross-entropy, and the z-loss where it has a weight (arXiv 2204.02311)."""
+    """The mean cross-entropy, and the z-loss (arXiv 2204.02311) if its weight is not 0."""
     if not z_loss_weight and isinstance(model, Transformer):
         weight_VD = model.head.weight
-        if is_chunked(weight_VD, num_tokens=tokens_BT.numel()):
+        if uses_chunks(weight_VD, num_tokens=tokens_BT.numel()):
             states_SD = model.states(tokens_BT).flatten(0, 1)
             return {"loss": linear_cross_entropy(states_SD, weight_VD, targets_BT.flatten())}
     logits_BTV = model(tokens_BT)

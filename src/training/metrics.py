@@ -1,4 +1,4 @@
-"""The figures that every run logs: losses, rate, clipping, speed."""
+"""The metrics that every run logs: losses, learning rate, clipping and speed."""
 
 import time
 from typing import Any
@@ -11,13 +11,13 @@ from src.training.task import LanguageModelTask
 
 
 class TrainMetrics(StepCallback):
-    """Means since the last logged line: losses over finite steps, shares over all.
+    """Logs means since the last logged line: of losses over finite steps, of clipping over all.
 
-    Sums stay on the device, so that only logged steps wait for it.
+    Sums stay on the device, so that only logged steps synchronise with it.
 
     Attributes:
-        train_seconds: spent in steps, in all processes of the run.
-        first_step_seconds: of these, in the first step of each process, which compiles it.
+        train_seconds: time spent in steps, including before the run was resumed.
+        first_step_seconds: the part spent in the first step after each start, which compiles.
     """
 
     def __init__(self, *, tokens_per_step: int, max_steps: int, log_every: int) -> None:
@@ -33,13 +33,13 @@ class TrainMetrics(StepCallback):
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds since the run began, in all its processes up to their last checkpoints."""
+        """Seconds since the run began; for a resumed run, plus those before its last checkpoint."""
         return self._wall_before + time.perf_counter() - self._began
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Starts the clock, which stands still in validation and while checkpoints are written."""
+        """Starts the clock, which does not run during validation and checkpointing."""
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -60,12 +60,12 @@ class TrainMetrics(StepCallback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Adds the step; logs where it is time."""
+        """Adds the step to the means; logs them on logged steps."""
         assert isinstance(pl_module, LanguageModelTask)
         for name, loss in pl_module.step_losses.items():
             finite = loss.isfinite()
             total, count = self._sums.get(name, [torch.zeros_like(loss), torch.zeros_like(loss)])
-            # where, not a product: 0 * NaN is NaN.
+            # torch.where rather than a product, because 0 * NaN is NaN.
             self._sums[name] = [total + torch.where(finite, loss, 0.0), count + finite]
         self._clipped = self._clipped.to(pl_module.clip_bound.device) + pl_module.clip_bound
         self._num_steps += 1
@@ -76,7 +76,7 @@ class TrainMetrics(StepCallback):
     def _log(self, trainer: pl.Trainer, pl_module: LanguageModelTask, step: int) -> None:
         seconds = self._seconds / self._timed_steps
         metrics = {
-            # The schedule has moved on already: the rate of this step is that of step - 1.
+            # lr_factor counts from 0, so this step's rate is that of step - 1.
             "lr": pl_module.recipe.learning_rate * pl_module.lr_factor(step - 1),
             "speed/step_seconds": seconds,
             "speed/tokens_per_second": self.tokens_per_step / seconds,
@@ -106,6 +106,6 @@ class TrainMetrics(StepCallback):
         self._sums = state_dict["sums"]
         self._clipped, self._num_steps = state_dict["clipped"], state_dict["num_steps"]
         self.train_seconds = state_dict["train_seconds"]
-        # States of before it was kept say nothing.
+        # Checkpoints of earlier versions lack this key.
         self.first_step_seconds = state_dict.get("first_step_seconds", 0.0)
         self._wall_before = state_dict["wall_seconds"]

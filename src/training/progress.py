@@ -10,12 +10,12 @@ from src.common import terminal
 
 
 class ProgressBar(StepCallback):
-    """Shows loss, gradient norm, skipped steps and speed.
+    """Shows the loss, gradient norm, skipped steps and speed.
 
     Args:
-        latest: the last value of each metric, kept up to date by somebody else.
-        guard: counts the skipped steps.
-        max_steps: where the bar ends.
+        latest: the last value of each metric; another callback updates it.
+        guard: the step guard, which counts skipped steps.
+        max_steps: optimizer steps of the run.
     """
 
     def __init__(self, *, latest: Mapping[str, float], guard: StepGuard, max_steps: int) -> None:
@@ -23,29 +23,25 @@ class ProgressBar(StepCallback):
         self._bar: terminal.StepProgress | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Opens the bar where the run stands."""
         super().on_train_start(trainer, pl_module)
         self._bar = terminal.StepProgress(total=self.max_steps, done=trainer.global_step)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Moves it."""
         assert self._bar is not None
         last = self.latest
-        figures = {
+        metrics = {
             "loss": terminal.number(last.get("train/loss")),
             "grad": terminal.number(last.get("grad/norm"), 3),
             "skipped": str(self.guard.counts["skipped_steps"]),
             "tok/s": terminal.number(last.get("speed/tokens_per_second")),
         }
-        self._bar.update(step, figures)
+        self._bar.update(step, metrics)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Closes it where the run fails."""
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Closes it where the run ends."""
         if self._bar is not None:
             self._bar.close()

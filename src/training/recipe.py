@@ -1,4 +1,4 @@
-"""How a model is trained, and what is done when a step goes wrong: the fields, without the code."""
+"""The recipe's fields: optimizer, schedule, batch, precision, validation and logging."""
 
 import math
 from dataclasses import dataclass
@@ -10,56 +10,56 @@ MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 MAX_STEPS, MAX_COUNT = 10**9, 10**6
-"""Beyond any run: of its steps, and of rows, tokens of a row, micro-batches and validations."""
+"""Limits above any real run: of optimizer steps, and of all other counts in the recipe."""
 
 VAL_TOKENS = 4096
-"""Of a validation batch, where a training batch has fewer."""
+"""Tokens of a validation batch, if a training batch has fewer."""
 
 
 @dataclass(kw_only=True)
 class RecipeConfig:
-    """Optimizer, schedule, batch and precision."""
+    """How a model is trained."""
 
     max_steps: int
-    """Optimizer steps of the run, skipped ones included."""
+    """Optimizer steps of the run, including skipped ones."""
     batch_size: int
-    """Rows of a micro-batch, of all devices together."""
+    """Rows of a micro-batch, over all devices."""
     seq_len: int
     """Tokens of a row, and the model's context."""
     accumulate: int
-    """Micro-batches whose gradients make one optimizer step."""
+    """Micro-batches whose gradients are accumulated for one optimizer step."""
     learning_rate: float
-    """Peak rate of AdamW; at least 0."""
+    """Peak learning rate; at least 0."""
     betas: list[float]
-    """AdamW's two decay rates, each at least 0 and below 1."""
+    """AdamW's betas; each at least 0 and below 1."""
     eps: float
     """AdamW's epsilon; above 0."""
     weight_decay: float
-    """AdamW's decoupled decay; at least 0."""
+    """AdamW's decoupled weight decay; at least 0."""
     decay_params: str
-    """all: as in the write-up; matrices: neither gains nor biases decay."""
+    """all: every parameter decays, as in the write-up; matrices: norm gains and biases do not."""
     fused: bool
-    """PyTorch's fused AdamW kernel, faster and different in the last bit."""
+    """Use PyTorch's fused AdamW kernel, which is faster and differs in the last bit."""
     warmup_frac: float
-    """Share of the run in which the rate rises linearly from 0; at least 0, below 1."""
+    """Share of the run in which the learning rate rises linearly from 0; at least 0, below 1."""
     schedule: str
-    """Learning rate after warm-up: constant, linear, cosine or wsd."""
+    """Shape of the learning rate after warm-up: constant, linear, cosine or wsd."""
     precision: str
-    """32-true or bf16-mixed (float32 weights, bfloat16 products)."""
+    """32-true, or bf16-mixed (float32 weights, bfloat16 matrix products)."""
     matmul_precision: str
     """PyTorch's float32 matmul precision: highest, high or medium."""
     clip_norm: float | None
-    """Bound on the norm of the gradient; null: none."""
+    """Largest norm of the gradient; null: no clipping."""
     z_loss_weight: float
-    """Weight of the squared log-partition of the output (arXiv 2204.02311, section 5); 0: none."""
+    """Weight of the z-loss on the output logits (arXiv 2204.02311, section 5); 0: none."""
     num_validations: int
-    """Validations, at equal distances; the last is at the end."""
+    """Number of validations, at equal distances; the last is at the end."""
     val_windows: int | None
-    """Validation windows of seq_len tokens used each time; null: all."""
+    """Windows of seq_len tokens in each validation; null: all."""
     log_every: int
-    """Steps between logged lines."""
+    """Optimizer steps between logged lines."""
     checkpoint_every: int | None
-    """Steps between saves besides those after validations; null: none."""
+    """Optimizer steps between saves, besides those after validations; null: none."""
 
     def __post_init__(self) -> None:
         positive = "max_steps", "batch_size", "seq_len", "accumulate", "num_validations"
@@ -101,26 +101,26 @@ class RecipeConfig:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of the warm-up."""
+        """Optimizer steps of the warm-up."""
         return round(self.warmup_frac * self.max_steps)
 
     def lr_factor(self, step: int) -> float:
-        """Factor on learning_rate for the optimizer step after `step` others."""
+        """Factor on learning_rate for the optimizer step that follows `step` others."""
         schedule = SCHEDULES[self.schedule]
         return schedule(step, warmup_steps=self.warmup_steps, max_steps=self.max_steps)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of an optimizer step, of all its micro-batches."""
+        """Tokens of an optimizer step, over all its micro-batches."""
         return self.batch_size * self.seq_len * self.accumulate
 
     @property
     def val_rows(self) -> int:
         """Rows of a validation batch."""
-        # Without gradients there is room for more rows, and small batches waste their time.
+        # Validation holds no gradients, so larger batches fit; small ones would be slow.
         return max(self.batch_size, VAL_TOKENS // self.seq_len)
 
     def validation_steps(self) -> set[int]:
-        """Numbers of the steps after which validation runs; fewer where a run is that short."""
+        """Numbers of the steps after which validation runs; fewer than asked for in a short run."""
         parts = range(1, self.num_validations + 1)
         return {max(1, round(k * self.max_steps / self.num_validations)) for k in parts}

@@ -1,18 +1,18 @@
-"""Learning-rate schedules: pure functions of the step that return a factor.
+"""Learning-rate schedules: pure functions of the step that return a factor on the peak rate.
 
-`step` counts the optimizer steps before this one, so the first has step 0. A new schedule is a
-function here and a line in SCHEDULES.
+`step` is the number of optimizer steps before this one, so it is 0 for the first. To add a
+schedule, write a function here and a line in SCHEDULES.
 """
 
 import math
 from collections.abc import Callable
 
 WSD_DECAY_FRAC = 0.2
-"""Share of the run in which warm-up-stable-decay falls (arXiv 2404.06395, section 4)."""
+"""Share of the run in which warm-up-stable-decay decays (arXiv 2404.06395, section 4)."""
 
 
 def _warmup(step: int, *, warmup_steps: int) -> float:
-    # step + 1: the very first step is not wasted at a rate of 0.
+    # step + 1, because a first step with a learning rate of 0 would change nothing.
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
@@ -22,12 +22,12 @@ def _progress(step: int, *, begin: int, max_steps: int) -> float:
 
 
 def constant(step: int, *, warmup_steps: int, max_steps: int) -> float:
-    """1 after warm-up, as the write-up's text has it."""
+    """1 after warm-up, as the write-up's text says."""
     return _warmup(step, warmup_steps=warmup_steps)
 
 
 def linear(step: int, *, warmup_steps: int, max_steps: int) -> float:
-    """Falls linearly to 0 at the end, as the write-up's published code had it."""
+    """Falls linearly to 0 at the end, as in the write-up's published code."""
     left = 1.0 - _progress(step, begin=warmup_steps, max_steps=max_steps)
     return _warmup(step, warmup_steps=warmup_steps) * left
 

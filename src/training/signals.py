@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run in order: at the end of the step, with a checkpoint."""
+"""SIGINT and SIGTERM stop a run cleanly, after the current step and with a checkpoint."""
 
 import signal
 from types import FrameType
@@ -10,14 +10,14 @@ from nonfinite.step_callback import StepCallback
 
 
 class Interrupt(StepCallback):
-    """Takes both signals over while training runs; a second Ctrl-C ends it at once.
+    """Handles both signals during training; a second Ctrl-C ends the run at once.
 
-    Lightning's own handling ends a terminated process with exit code 0, which a scheduler takes
+    Lightning's own handler ends a terminated process with exit code 0, which a scheduler would take
     for success.
 
     Attributes:
-        signal: the number of the signal that came, or None.
-        stopped: whether the run ends because of it, and not of itself.
+        signal: number of the received signal, or None.
+        stopped: whether the run ended because of a signal.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Interrupt(StepCallback):
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replaces the handlers, Lightning's too; of several processes the first alone is asked."""
+        """Replaces the handlers, including Lightning's; of several processes, in the first only."""
         super().on_train_start(trainer, pl_module)
         if not trainer.is_global_zero:
             return
@@ -39,7 +39,7 @@ class Interrupt(StepCallback):
         self.signal = number
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Asks the trainer to stop, unless it does so anyway; all ranks after the same step."""
+        """Stops the trainer after the same step on all ranks, unless it ends here anyway."""
         asked = self.signal is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
@@ -47,7 +47,7 @@ class Interrupt(StepCallback):
             self.stopped = trainer.should_stop = True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Puts the handlers back."""
+        """Restores the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

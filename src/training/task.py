@@ -1,9 +1,9 @@
-"""Next-token prediction as a LightningModule.
+"""Next-token prediction as a LightningModule, and its optimizer.
 
 Axes: B batch, T time, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,24 +13,23 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from nonfinite.guard import StepGuard
-from nonfinite.random_state import host_states, set_host_states
+from nonfinite.snapshot import host_states, set_host_states
 from src.data.batches import Batch
 from src.training.loss import cross_entropy, losses
-from src.training.optim import build_optimizer
 from src.training.recipe import RecipeConfig
 
 
 class LanguageModelTask(pl.LightningModule):
-    """Trains a model on cross-entropy plus whatever weighted losses its parts add.
+    """Trains a model on cross-entropy plus the weighted losses that its parts add.
 
     Args:
-        model: token ids (B, T) to logits (B, T, V); may have the methods that Transformer has:
-            extra_losses, finish_batch, finish_step.
-        recipe: optimizer, schedule, clipping.
-        guard: the step guard that is among the trainer's callbacks.
-        lr_factor: factor on the learning rate by optimizer step.
-        checkpoint_extras: plain values that every checkpoint carries.
-        compiled: put the training step's forward and backward pass through torch.compile.
+        model: maps token ids (B, T) to logits (B, T, V). If it has extra_losses, finish_batch or
+            finish_step, they are called as for Transformer.
+        recipe: optimizer, schedule and clipping.
+        guard: the step guard, which must also be one of the trainer's callbacks.
+        lr_factor: factor on the learning rate, by optimizer step.
+        checkpoint_extras: plain values that are added to every checkpoint.
+        compiled: compile the training step's forward and backward pass with torch.compile.
     """
 
     def __init__(
@@ -45,11 +44,11 @@ class LanguageModelTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        # All that is not a training step, such as validation, takes the model as it is.
+        # Only the training step is compiled; validation calls the model directly.
         self._losses = torch.compile(losses, dynamic=False) if compiled else losses
         self._extra_losses = getattr(model, "extra_losses", dict)
-        self._finish_batch = getattr(model, "finish_batch", _nothing)
-        self._finish_step = getattr(model, "finish_step", _nothing)
+        self._finish_batch = getattr(model, "finish_batch", _do_nothing)
+        self._finish_step = getattr(model, "finish_step", _do_nothing)
         self.recipe = recipe
         self.guard = guard
         self.lr_factor = lr_factor
@@ -62,7 +61,7 @@ class LanguageModelTask(pl.LightningModule):
         return self.model(tokens_BT)
 
     def token_losses(self, batch: Batch) -> Tensor:
-        """Cross-entropy of each target in nats, (B, T), float32 whatever the precision."""
+        """Cross-entropy of each target in nats, (B, T), float32 at any precision."""
         tokens_BT, targets_BT = batch
         return cross_entropy(self.model(tokens_BT), targets_BT)
 
@@ -81,7 +80,7 @@ class LanguageModelTask(pl.LightningModule):
         return torch.stack(tuple(losses.values())).sum()
 
     def on_after_backward(self) -> None:
-        """Closes a micro-batch."""
+        """Lets routers finish the micro-batch."""
         self._finish_batch()
 
     def configure_gradient_clipping(
@@ -90,7 +89,7 @@ class LanguageModelTask(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by the norm that the guard has taken, or anew where a remedy came between."""
+        """Clips by the guard's norm, or by a new one if a remedy has changed the gradients."""
         bound = self.recipe.clip_norm
         self.clip_bound = torch.zeros(())
         if bound is None or not self.guard.applied:
@@ -109,18 +108,18 @@ class LanguageModelTask(pl.LightningModule):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Forward, backward, guard, clipping and update; then routers balance their load."""
+        """Forward, backward, guard, clipping and update; then routers update their biases."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.trainer.world_size > 1:
             values = torch.stack(tuple(self.step_losses.values()))
             means = self.trainer.strategy.reduce(values, reduce_op="mean")
             self.step_losses = dict(zip(self.step_losses, means.unbind(), strict=True))
         self._finish_step(applied=self.guard.applied)
-        # Lightning does it after the next forward pass, whose activations would lie beside them.
+        # Lightning frees gradients only after the next forward pass, when activations need memory.
         optimizer.zero_grad()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW and the schedule."""
+        """AdamW with the recipe's schedule."""
         optimizer = build_optimizer(self.model.parameters(), self.recipe)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {
@@ -129,32 +128,54 @@ class LanguageModelTask(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what makes a checkpoint complete: config, tokenizer, state of the generators."""
+        """Adds the config, the tokenizer and the states of all random generators."""
         checkpoint.update(self.checkpoint_extras)
         device = self.trainer.strategy.root_device
         cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
         own = {"cpu": torch.get_rng_state(), "cuda": cuda, **host_states()}
         checkpoint["rng"] = own
         if self.trainer.world_size > 1:
-            everyones: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(everyones, own)
-            checkpoint["rng"], checkpoint["rng_of_other_ranks"] = everyones[0], everyones[1:]
+            states: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, own)
+            checkpoint["rng"], checkpoint["rng_of_other_ranks"] = states[0], states[1:]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the generators where they were; a rank that was not there stays at its seed."""
-        everyones = [checkpoint["rng"], *checkpoint.get("rng_of_other_ranks", [])]
-        if self.trainer.global_rank >= len(everyones):
+        """Restores the random generators; a rank that the checkpoint lacks keeps its seed."""
+        states = [checkpoint["rng"], *checkpoint.get("rng_of_other_ranks", [])]
+        if self.trainer.global_rank >= len(states):
             return
-        own = everyones[self.trainer.global_rank]
-        # Older checkpoints have torch's alone.
+        own = states[self.trainer.global_rank]
+        # Checkpoints of earlier versions hold torch's states only.
         if "python" in own:
             set_host_states(own)
         torch.set_rng_state(own["cpu"])
-        # The module is not there yet.
+        # The module has not been moved to its device yet.
         device = self.trainer.strategy.root_device
         if device.type == "cuda" and own["cuda"]:
             torch.cuda.set_rng_state(own["cuda"][0], device)
 
 
-def _nothing(**_: Any) -> None:
-    """What a model does that does not ask to be told."""
+def _do_nothing(**_: Any) -> None:
+    """Stands for a method that the model does not have."""
+
+
+def parameter_groups(
+    parameters: Iterable[nn.Parameter], *, weight_decay: float, decay_params: str
+) -> list[dict[str, object]]:
+    """Every trainable parameter in exactly one of two groups: with and without weight decay."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    decayed = [p for p in trainable if decay_params == "all" or p.dim() >= 2]
+    spared = [p for p in trainable if decay_params != "all" and p.dim() < 2]
+    groups = (decayed, weight_decay), (spared, 0.0)
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], recipe: RecipeConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
+    groups = parameter_groups(
+        parameters, weight_decay=recipe.weight_decay, decay_params=recipe.decay_params
+    )
+    betas = recipe.betas[0], recipe.betas[1]
+    return torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, betas=betas, eps=recipe.eps, fused=recipe.fused
+    )

@@ -1,4 +1,4 @@
-"""Validation: the loss on held-out windows, with the raw weights and with those a remedy offers."""
+"""Validation: the loss on held-out windows, with the raw weights and with averaged ones."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,18 +14,18 @@ from src.training.task import LanguageModelTask
 
 
 class Validation(StepCallback):
-    """Evaluates after given steps and remembers the best.
+    """Evaluates after given steps, and keeps the last and the best metrics.
 
-    A callback with a method `evaluation_weights()` that returns {name: context manager} has the
-    model evaluated inside each context too, under `val_<name>/`: that is how averaged weights come
-    in. Windows whose loss is not finite are counted, never averaged.
+    If a callback has a method `evaluation_weights()`, which returns {name: context manager}, the
+    model is also evaluated inside each context, and metrics are logged as `val_<name>/`. This is
+    how averaged weights are evaluated. Windows with a non-finite loss are counted, never averaged.
 
     Args:
         batches: the validation windows.
         at_steps: numbers of the steps after which to validate.
-        for_others: more such steps, whose figures are logged and are neither the best nor the last;
-            0 is before the first.
-        token_bytes: bytes that each token stands for, (vocabulary,); zeros where unknown.
+        for_others: further steps, whose metrics are logged only for comparison with other runs and
+            count neither as last nor as best; 0 is before the first step.
+        token_bytes: bytes of each token, (vocabulary,); zeros if unknown.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Validation(StepCallback):
         self.best: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validates the weights with which the run begins, where that is asked."""
+        """Validates the initial weights, if step 0 is in `for_others`."""
         super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0 and 0 in self.for_others:
             log(trainer, self._metrics(trainer, pl_module), step=0)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Validates where it is time, and where the guard or a remedy ends the run."""
+        """Validates if it is due, and when the guard or a remedy ends the run."""
         is_own = step in self.at_steps or trainer.should_stop
         if not is_own and step not in self.for_others:
             return
@@ -61,19 +61,19 @@ class Validation(StepCallback):
         log(trainer, metrics, step=step)
 
     def _metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
-        """The figures of the raw weights and of those that callbacks offer."""
+        """The metrics of the raw weights and of the weights that callbacks offer."""
         assert isinstance(pl_module, LanguageModelTask)
         metrics: dict[str, float] = {}
         others = {f"val_{name}": context for name, context in offered_weights(trainer).items()}
         for prefix, context in {"val": nullcontext, **others}.items():
             with context():
-                figures = self._evaluate(trainer, pl_module)
-            metrics |= {f"{prefix}/{name}": value for name, value in figures.items()}
+                values = self._evaluate(trainer, pl_module)
+            metrics |= {f"{prefix}/{name}": value for name, value in values.items()}
         return metrics
 
     @torch.no_grad()
     def _evaluate(self, trainer: pl.Trainer, task: LanguageModelTask) -> dict[str, float]:
-        """Mean loss over finite windows, share of the others, bits per byte."""
+        """Mean loss over finite windows, share of non-finite windows, and bits per byte."""
         was_training = task.training
         task.eval()
         window_losses, window_bytes = [], []
@@ -83,7 +83,7 @@ class Validation(StepCallback):
             batch = trainer.strategy.batch_to_device(batch, task.device)
             window_bytes.append(bytes_of_token[batch[1]].sum(dim=1))
             if index % world_size != rank:
-                # Another process's: 0, so that a sum brings all together.
+                # Another process evaluates this batch; zeros let a sum over ranks combine all.
                 window_losses.append(torch.zeros(len(batch[0]), device=task.device))
                 continue
             with trainer.precision_plugin.val_step_context():
@@ -93,26 +93,25 @@ class Validation(StepCallback):
         if world_size > 1:
             losses = trainer.strategy.reduce(losses, reduce_op="sum")
         finite = losses.isfinite()
-        figures = {"nonfinite_frac": 1.0 - finite.float().mean().item()}
+        metrics = {"nonfinite_frac": 1.0 - finite.float().mean().item()}
         if finite.any():
             total = losses[finite].double().sum().item()
-            figures["loss"] = total / (int(finite.sum()) * batch[1].shape[1])
+            metrics["loss"] = total / (int(finite.sum()) * batch[1].shape[1])
             total_bytes = int(num_bytes[finite].sum())
             if total_bytes:
-                figures["bits_per_byte"] = total / math.log(2) / total_bytes
-        return figures
+                metrics["bits_per_byte"] = total / math.log(2) / total_bytes
+        return metrics
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """The last and the best figures."""
+        """The last and the best metrics."""
         return {"last": self.last, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
-        """Takes them up again."""
         self.last, self.best = state_dict["last"], state_dict["best"]
 
 
 def offered_weights(trainer: pl.Trainer) -> dict[str, Callable[[], AbstractContextManager[None]]]:
-    """Contexts inside which the model holds the weights that callbacks offer, by name."""
+    """Contexts inside which the model holds other weights, by name, from all callbacks."""
     offered: dict[str, Callable[[], AbstractContextManager[None]]] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "evaluation_weights"):

@@ -119,7 +119,7 @@ def test_options_that_add_norms_say_so(here):
     folder = train(here, "init=narrow", "stability=[qk_norm,latent_norm,ema,clip03]")
     assert record(folder)["outcome"] == "clean"
     (note,) = [note for note in record(folder)["notes"] if "norms" in note]
-    assert note.startswith("init=narrow has no layers.0.attention.") and "begin at 1" in note
+    assert note.startswith("init=narrow has no layers.0.attention.") and "start at 1" in note
     assert first_line(folder)["val/loss"] > 0
 
 
@@ -142,7 +142,7 @@ def test_sizes_without_weights_are_drawn_from_the_seed(here):
         assert abs(first_line(folder)["val/loss"] - math.log(65)) < 0.2
     assert first_line(one)["val/loss"] != first_line(two)["val/loss"]
     notes = record(one)["notes"]
-    assert notes == ["init=sizes holds sizes and no weights: they are drawn from the seed"]
+    assert notes == ["init=sizes holds sizes but no weights; they are drawn from the seed"]
     assert weights(one).keys() == weights(train(here, "init=narrow", "study=other")).keys()
 
 
@@ -241,20 +241,23 @@ def test_what_was_trained_on_writes_text(here, capsys):
 
 BAD = {
     "nowhere": (["init=nowhere"], "init=nowhere: no such run folder or checkpoint"),
-    "no run": (["init=."], "init=.: is no run folder"),
+    "no run": (["init=."], "init=.: is not a run folder"),
     "a size": (["init=narrow", "attention.kv_latent_dim=4"], "kv_latent_dim=4: init=narrow has 8"),
     "layers": (["init=narrow", "model.num_layers=2"], "model.num_layers=2: init=narrow has 1"),
     "vocabulary": (["init=narrow", "model.vocab_size=9"], "model.vocab_size=9: init=narrow has"),
-    "inner": (["init=run", "model.inner_dim=77"], "model.inner_dim=77: init=run brings its own"),
-    "tie": (["init=run", "model.tie_embeddings=false"], "init=run brings its own; leave it out"),
-    "sizes": (["init=run", "model.sizes.top_k=1"], "model.sizes.top_k=1: init=run brings its"),
+    "inner": (["init=run", "model.inner_dim=77"], "model.inner_dim=77: init=run determines this"),
+    "tie": (["init=run", "model.tie_embeddings=false"], "init=run determines this; leave it out"),
+    "sizes": (["init=run", "model.sizes.top_k=1"], "model.sizes.top_k=1: init=run determines this"),
     "fork": (["fork=narrow@1"], "fork=narrow@1: narrow is a converted model; init=narrow"),
     "attention": (["init=narrow", "attention=gqa"], "attention=gqa: init=narrow has attention"),
-    "ffn": (["init=exact", "ffn=moe"], "ffn=moe: init=exact has ffn=mlp; src.convert makes"),
-    "model": (["init=narrow", "model=small"], "model=small: init=narrow brings its own"),
+    "ffn": (["init=exact", "ffn=moe"], "ffn=moe: init=exact has ffn=mlp; src.convert converts"),
+    "model": (["init=narrow", "model=small"], "model=small: init=narrow determines this"),
     "nothing": (["init="], "init=: is empty"),
-    "its path": (["init=narrow", "tokenizer.path=x"], "tokenizer.path=x: init=narrow brings its"),
-    "tokenizer": (["init=narrow", "tokenizer=bpe"], "tokenizer=bpe: init=narrow brings its own"),
+    "its path": (
+        ["init=narrow", "tokenizer.path=x"],
+        "tokenizer.path=x: init=narrow determines this",
+    ),
+    "tokenizer": (["init=narrow", "tokenizer=bpe"], "tokenizer=bpe: init=narrow determines this"),
     "experts": (["init=narrow", "ffn.num_routed=5"], "ffn.num_routed=5: init=narrow has 7"),
     "resume": (["resume=narrow/checkpoints/last.ckpt"], "is a converted model; init="),
 }
@@ -279,7 +282,7 @@ def test_weights_that_are_missing_are_named(name, here, base):
     content = torch.load(base / "narrow" / "checkpoints" / "last.ckpt", weights_only=True)
     del content["state_dict"][f"model.{name}.weight"]
     torch.save(content, "broken.ckpt")
-    with pytest.raises(InputError, match=f"weights do not fit: {name}.weight is missing"):
+    with pytest.raises(InputError, match=f"weights do not fit the model: {name}.weight is missing"):
         compose("train", [*here, "init=broken.ckpt"])
 
 
@@ -288,7 +291,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line(here, base):
     for key in ("choices", "kinds", "model", "recipe"):
         config = {name: value for name, value in content["config"].items() if name != key}
         torch.save(content | {"config": config}, "broken.ckpt")
-        with pytest.raises(InputError, match=r"init=broken\.ckpt: is no checkpoint"):
+        with pytest.raises(InputError, match=r"init=broken\.ckpt: is not a checkpoint"):
             compose("train", [*here, "init=broken.ckpt"])
 
 

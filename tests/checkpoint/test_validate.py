@@ -52,7 +52,7 @@ def test_a_field_of_an_incident_that_is_missing_or_none_is_named(field, folder, 
         values = [{**kept["config"], **value} for value in values]
     for state in [{**kept, field: value} for value in values]:
         torch.save(state, file)
-        line = f"={file.parent}: is damaged: {field} is not what is saved there"
+        line = f"={file.parent}: is damaged: {field} has unexpected content"
         assert line in said(capsys, diagnose, f"checkpoint={file.parent}")
         assert line in said(capsys, replay, f"incident={file.parent}")
     torch.save({name: value for name, value in kept.items() if name != field}, file)
@@ -73,7 +73,7 @@ def test_an_entry_of_a_batch_must_hold_what_the_step_saw(folder, capsys, tmp_pat
         ("cuda_rng", 3),
     ):
         torch.save({**state, "batches": [{**state["batches"][0], field: value}]}, file)
-        assert "batches is not" in said(capsys, diagnose, f"checkpoint={file}")
+        assert "batches has unexpected content" in said(capsys, diagnose, f"checkpoint={file}")
 
 
 def test_a_checkpoint_of_a_run_is_looked_at_too(folder, capsys, tmp_path):
@@ -87,4 +87,4 @@ def test_a_checkpoint_of_a_run_is_looked_at_too(folder, capsys, tmp_path):
 def test_what_is_no_incident_of_a_run_is_not_replayed(capsys, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "state.pt")
     error = said(capsys, replay, f"incident={Path(tmp_path)}")
-    assert "is no incident of a run of src.train" in error
+    assert "is not an incident of a run of src.train" in error

@@ -81,7 +81,7 @@ CASES = {
     "model=external model.target=a:b model.kwargs={1:2}": ["model.kwargs={1:2}", "each name text"],
     "model=external model.target=a:b model.kwargs={nan:true}": ["{nan:true}", "each name text"],
     "--multirun experiment=stability model=external model.target=a:b": [
-        "experiment=stability: sets attention=mlha: model=external brings its own"
+        "experiment=stability: sets attention=mlha: model=external has its own"
     ],
 }
 if not torch.cuda.is_available():

@@ -147,7 +147,7 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: rewritten(CONFIG, arguments("data.path='${oc.env:SECRET}'")),
         train.main,
         FORK,
-        "a file's values are not looked up elsewhere; type data.path=<value>",
+        "values in a file may not refer to others; type data.path=<value>",
     ),
     "fork, by a list of no arguments": (
         lambda: rewritten(CONFIG, lambda config: config.update(arguments=[{"_target_": CODE}])),
@@ -160,7 +160,7 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: pickled(f"run/checkpoints/state-{STEP}.ckpt"),
         train.main,
         FORK,
-        "is read without running code from it",
+        "cannot be read without running code",
     ),
     "init, by its configuration": (
         lambda: rewritten(LAST, lambda saved: external(saved["config"])),
@@ -178,7 +178,7 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         ),
         train.main,
         ["init=run", "tracking=local"],
-        "goes with model=external alone",
+        "needs model=external",
     ),
     "init, by an option outside of conf/": (
         lambda: rewritten(
@@ -192,13 +192,13 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: pickled(LAST),
         train.main,
         ["init=run", "tracking=local"],
-        "is read without running code from it",
+        "cannot be read without running code",
     ),
     "resume, by a pickle": (
         lambda: pickled(LAST),
         train.main,
         ["tracking=local", f"resume={LAST}"],
-        "is read without running code from it",
+        "cannot be read without running code",
     ),
     "replay, by the incident's configuration": (
         lambda: rewritten(INCIDENT, lambda saved: external(saved["config"])),
@@ -210,13 +210,13 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: pickled(INCIDENT),
         replay.main,
         ["incident=run/incidents/incident"],
-        "is read without running code from it",
+        "cannot be read without running code",
     ),
     "diagnose, by the configuration": (
         lambda: rewritten(LAST, lambda saved: external(saved["config"])),
         diagnose.main,
         ["checkpoint=run"],
-        "has no model of ours",
+        "has no built-in model",
     ),
     "diagnose, by the arguments": (
         lambda: rewritten(LAST, lambda saved: arguments(*NAMED)(saved["config"])),
@@ -255,7 +255,7 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: pickled(LAST),
         convert.main,
         ["source=run", "out=out"],
-        "is read without running code from it",
+        "cannot be read without running code",
     ),
     "generate, by the configuration": (
         lambda: rewritten(LAST, lambda saved: external(saved["config"])),
@@ -333,5 +333,5 @@ def test_what_these_files_name_does_leave_a_trace_when_it_is_run(here):
 def test_a_fork_runs_the_target_that_is_typed(here, capsys):
     rewritten(CONFIG, arguments(*NAMED))
     assert train.main([*FORK, f"model.target={CODE}"]) == 2
-    assert "gives a NoneType, must be an nn.Module" in capsys.readouterr().err
+    assert "returned a NoneType; must return an nn.Module" in capsys.readouterr().err
     assert Path("left-by-the-call").exists()

@@ -105,7 +105,7 @@ def test_a_field_that_is_no_place_keeps_it(field, home):
 
 
 def test_the_home_of_no_user_is_refused(home, capsys):
-    with pytest.raises(InputError, match="is the home of no user"):
+    with pytest.raises(InputError, match="no user has this home"):
         quote_free_text("paths.runs=~nobody-of-this-name/x")
     assert main(["paths.runs=~nobody-of-this-name/x"]) == 2
     assert capsys.readouterr().err.startswith("error: paths.runs=~nobody-of-this-name/x: ")

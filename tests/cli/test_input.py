@@ -126,7 +126,7 @@ OTHERS = {
         "paths.cache=null": "must be a file or a folder",
         "out=": "is empty",
         f"n_jobs={ABSURD}": "must be at most 1,024",
-        "seeds=[1,1]": "names a seed twice",
+        "seeds=[1,1]": "contains a seed twice",
         "seeds=[true]": "must be a list of seeds",
         f"seeds=[{HUGE}]": "at most 64 bits",
     },

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from nonfinite.random_state import host_states, set_host_states
+from nonfinite.snapshot import host_states, set_host_states
 from src.common.random_streams import seed_global
 from src.external.load_target import seeded
 

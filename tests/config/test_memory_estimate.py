@@ -13,7 +13,7 @@ from src.common.random_streams import generator
 from src.config.compose import compose
 from src.config.memory_estimate import predict_memory
 from src.training.loss import losses
-from src.training.optim import build_optimizer
+from src.training.task import build_optimizer
 from tests.runs import ROOT
 
 BASE = ["recipe.batch_size=8", "recipe.seq_len=128", "tokenizer=byte"]

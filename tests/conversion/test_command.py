@@ -88,7 +88,7 @@ def test_it_reports_what_each_step_lost_in_each_layer(run, tmp_path, capsys):
     assert report["loss"]["converted"] != report["loss"]["source"]
     assert report["cache_bytes_per_token"] == {"source": 4 * 2 * 24, "converted": 4 * (6 + 4)}
     text = capsys.readouterr().out
-    assert "layer" in text and "KV cache, bytes a token: 192 before, 40 after" in text
+    assert "layer" in text and "KV cache in bytes per token: 192 before, 40 after" in text
 
 
 def test_the_figures_are_of_text_that_the_fit_has_not_seen(run, tmp_path):
@@ -119,7 +119,7 @@ def test_the_same_command_again_does_nothing_and_another_refuses(run, tmp_path, 
     convert(run, tmp_path / "out", "attention=mlha")
     before = (tmp_path / "out" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     convert(run, tmp_path / "out", "attention=mlha")
-    assert "holds this conversion already" in capsys.readouterr().out
+    assert "already holds this conversion" in capsys.readouterr().out
     command = [f"source={run}", f"out={tmp_path / 'out'}"]
     assert main([*command, "attention=mlha", "kv_latent_dim=4"]) == 2
     assert "(kv_latent_dim was None, now 4)" in capsys.readouterr().err
@@ -222,7 +222,7 @@ def test_half_a_conversion_is_none(run, tmp_path, capsys):
     convert(run, tmp_path / "out")
     (tmp_path / "out" / "checkpoints" / "last.ckpt").unlink()
     assert main([f"source={run}", f"out={tmp_path / 'out'}"]) == 2
-    assert "holds no whole conversion" in capsys.readouterr().err
+    assert "does not hold a complete conversion" in capsys.readouterr().err
 
 
 def test_a_link_to_an_empty_folder_is_filled(run, tmp_path):
@@ -290,13 +290,13 @@ BAD = {
     "seed": (["seed=-1"], "seed=-1: must be at least 0"),
     "calibration": (["ffn=moe", "calibration=nowhere"], "calibration=nowhere: cannot be read"),
     "tokens": (["calibration_tokens=0"], "calibration_tokens=0: must be at least 1"),
-    "a text for nothing": (["calibration=x"], "calibration=x: is for weights that are converted"),
-    "a seed for nothing": (["seed=1"], "seed=1: is of new routers"),
-    "no llama": (["to=hf", "attention=mlha"], "to=hf: writes models of the Llama type"),
-    "no weights": (["to=hf", "weights=none"], "weights=none: is for to=checkpoint"),
-    "no source": (["source=null"], "source=null: must be a place"),
-    "no out": (["out=null"], "out=null: must be a place"),
-    "two outs": (["out=[a,b]"], "out=['a', 'b']: must be a place"),
+    "a text for nothing": (["calibration=x"], "calibration=x: has no effect"),
+    "a seed for nothing": (["seed=1"], "seed=1: has no effect without new routers"),
+    "no llama": (["to=hf", "attention=mlha"], "to=hf: can write only Llama models"),
+    "no weights": (["to=hf", "weights=none"], "weights=none: needs to=checkpoint"),
+    "no source": (["source=null"], "source=null: must be a path"),
+    "no out": (["out=null"], "out=null: must be a path"),
+    "two outs": (["out=[a,b]"], "out=['a', 'b']: must be a path"),
     "here": (["out=."], "out=/"),
     "a long name": (["out=" + "x" * 300], "cannot be"),
     "signed": (["+attention=mlha"], "+attention=mlha: fields are set as field=value"),
@@ -316,7 +316,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, run, t
 
 def test_a_text_that_does_not_serve_is_one_line(run, tmp_path, capsys):
     for content, message in (
-        (b"too short", "has no window of 16 tokens"),
+        (b"too short", "shorter than a window of 16 tokens"),
         ("Die K\u00f6nigin".encode() * 500, "character '\u00f6'"),
         (b"\xff" * 500, "cannot be read"),
     ):
@@ -331,7 +331,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(run, tmp_path, capsys)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert main([f"source={run}", f"out={tmp_path / 'out'}"]) == 2
-    assert "is there already, and holds no whole conversion" in capsys.readouterr().err
+    assert "exists and does not hold a complete conversion" in capsys.readouterr().err
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
     assert main([f"source={run}", f"out={tmp_path / 'out' / 'thesis.txt'}"]) == 2
     assert "is a file" in capsys.readouterr().err
@@ -342,7 +342,7 @@ def test_what_has_no_other_way_is_said(run, tmp_path, capsys):
     for given, message in (
         ("attention=gqa", "attention=gqa: the source has attention=mlha; must be mlha"),
         ("ffn=mlp", "ffn=mlp: the source has ffn=moe; must be moe"),
-        ("to=hf", "to=hf: writes models of the Llama type, which have attention=gqa and ffn=mlp"),
+        ("to=hf", "to=hf: can write only Llama models, which have attention=gqa and ffn=mlp"),
         ("weights=ema", "weights=ema: "),
     ):
         assert main([f"source={tmp_path / 'both'}", f"out={tmp_path / 'out'}", given]) == 2
@@ -353,4 +353,4 @@ def test_what_has_no_other_way_is_said(run, tmp_path, capsys):
 def test_sizes_alone_are_no_model(run, tmp_path, capsys):
     convert(run, tmp_path / "sizes", "attention=mlha", "weights=none")
     assert generate([f"run={tmp_path / 'sizes'}", "prompt=The"]) == 2
-    assert "holds a model's sizes and no weights" in capsys.readouterr().err
+    assert "holds a model's sizes but no weights" in capsys.readouterr().err

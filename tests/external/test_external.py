@@ -130,7 +130,7 @@ def test_a_model_with_a_memory_of_its_own_fails_alike_whether_its_beginning_is_s
 def test_a_run_of_it_is_no_beginning_for_another(pace, capsys):
     folder = train(pace, *own("Bigram"))
     assert main([*pace, f"init={folder}"]) == 2
-    assert "has an external model, which its target alone can build" in capsys.readouterr().err
+    assert "has an external model, which only its model.target can build" in capsys.readouterr().err
 
 
 REFUSED = {"qk_norm", "latent_norm", "router_eps", "router_freeze", "router_z_loss"}

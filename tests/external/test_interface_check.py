@@ -10,7 +10,7 @@ import torch
 
 from src import describe
 from src.config.compose import compose
-from src.external.interface_check import check_contract
+from src.external.interface_check import check_interface
 from src.train import main
 from tests.external.own import OWN, own
 from tests.runs import metrics, record, train
@@ -19,13 +19,13 @@ from tests.runs import metrics, record, train
 def test_a_model_that_sees_the_future_is_noted(pace):
     folder = train(pace, *own("Bigram"), "model.kwargs={shift:1}")
     (note,) = record(folder)["notes"]
-    assert "changes the logits before it" in note
+    assert "model is not causal" in note
 
 
 def test_state_that_no_checkpoint_holds_is_noted(pace, capsys):
     folder = train(pace, *own("Counts"))
     (note,) = record(folder)["notes"]
-    assert "steps changes in training and is no persistent buffer" in note
+    assert "steps changes in training but is not a persistent buffer" in note
     assert note in capsys.readouterr().err
 
 
@@ -54,10 +54,10 @@ BAD = {
     "model=external model.target=own_model:missing": ["own_model:missing", "has no attribute"],
     "model=external model.target=own_model:OWN": ["own_model:OWN"],
     "model=external model.target=own_model:raises": ["RuntimeError: no such thing"],
-    "model=external model.target=own_model:number": ["gives a int", "nn.Module"],
-    "model=external model.target=own_model:Pair": ["give tuple", "(batch, time, vocabulary)"],
+    "model=external model.target=own_model:number": ["returned a int", "nn.Module"],
+    "model=external model.target=own_model:Pair": ["gave tuple", "(batch, time, vocabulary)"],
     "model=external model.target=own_model:Flat": [
-        "(2, 16) give (32, ",
+        "(2, 16) gave (32, ",
         "(batch, time, vocabulary)",
     ],
     "model=external model.target=own_model:Bigram model.kwargs={rows:5}": ["own_model:Bigram"],
@@ -66,18 +66,18 @@ BAD = {
     "model=external model.target=own_leaves:build": ["own_leaves:build: SystemExit: 0"],
     "model=external model.target=own_model:LeavesLate": ["SystemExit: no more"],
     "model=external model.target=own_model:Whole": ["torch.int64", "floating point"],
-    "model=external model.target=own_model:Detached": ["hang on no parameter"],
+    "model=external model.target=own_model:Detached": ["do not depend on any trainable parameter"],
     "model=external model.target=own_model:OnlyInEvaluation": ["ValueError: not in training"],
-    "model=external model.target=own_model:frozen": ["without a parameter to be trained"],
+    "model=external model.target=own_model:frozen": ["without trainable parameters"],
     "model=external model.target=own_model:double": ["table.weight is torch.float64", "float32"],
     "model=external model.target=own_model:Finish": ["finish_step", "'applied'"],
     "model=external model.target=own_model:FinishBatch": ["finish_batch", "'more'"],
     "model=external model.target=own_model:FinishRaises": ["finish_step: OSError: disk full"],
     "model=external model.target=own_model:OneRow": ["of shape (2, 16): AssertionError"],
     "model=external model.target=own_model:meta": ["table.weight is on meta", "on the CPU"],
-    "model=external model.target=own_model:Expanded": ["entries of places share their memory"],
+    "model=external model.target=own_model:Expanded": ["entries of places share memory"],
     "model=external model.target=own_model:Sparse": ["gradient of table.weight is sparse"],
-    "model=external model.target=own_model:scripted": ["the model is compiled by torch.jit"],
+    "model=external model.target=own_model:scripted": ["the model is a torch.jit module"],
     "model=external model.target=math:hypot": ["math:hypot"],
     "model=external model.target=own_model:Bigram attention=gqa": ["attention=gqa", "its own"],
     "model=external model.target=own_model:Bigram ffn=moe": ["ffn=moe", "its own"],
@@ -94,7 +94,7 @@ BAD = {
         "model.router_init_std, which model=external has not",
     ],
     "model=proxy model.kwargs.rows=3": ["model.kwargs.rows", "unknown field"],
-    "attention=external": ["attention=external", "model=external alone"],
+    "attention=external": ["attention=external", "needs model=external"],
 }
 
 
@@ -109,15 +109,18 @@ def test_what_is_no_language_model_is_refused_in_one_line(case, pace, capsys):
 
 
 METHODS = {
-    ("extra_losses", "list"): "gives a list, must be losses by name",
+    ("extra_losses", "list"): "returned a list; must be a dict of losses by name",
     ("extra_losses", "vector"): "balance as a tensor (2,) of torch.float32",
-    ("extra_losses", "float"): "balance as a float, must be a tensor of one number",
-    ("extra_losses", "ours"): "gives loss, which is a term of the training's own",
-    ("extra_losses", "slash"): "'a/b', must be named by letters",
-    ("router_stats", "list"): "router_stats of the model: gives a list, must be figures by name",
-    ("router_stats", "tensor"): "load as a tensor () of torch.float32, must be a float",
-    ("num_inactive_params", "fraction"): "num_inactive_params gives 0.5",
-    ("num_inactive_params", "all"): "must be an integer from 0 to below",
+    ("extra_losses", "float"): "balance as a float; must be a floating-point scalar",
+    ("extra_losses", "ours"): "returned loss, which is a built-in loss",
+    ("extra_losses", "slash"): "'a/b'; names may hold only letters",
+    (
+        "router_stats",
+        "list",
+    ): "router_stats of the model: returned a list; must be a dict of floats by name",
+    ("router_stats", "tensor"): "load as a tensor () of torch.float32; must be a float",
+    ("num_inactive_params", "fraction"): "num_inactive_params returned 0.5",
+    ("num_inactive_params", "all"): "must be an integer below",
 }
 
 
@@ -179,7 +182,7 @@ def test_being_tried_leaves_a_model_as_it_was():
     np.random.seed(0)
     host = random.getstate(), np.random.rand()
     np.random.seed(0)
-    check_contract(model, torch.zeros(1, 8, dtype=torch.long), what="it")
+    check_interface(model, torch.zeros(1, 8, dtype=torch.long), what="it")
     assert torch.equal(torch.get_rng_state(), drawn)
     assert (random.getstate(), np.random.rand()) == host
     assert not any(module.training for module in model.modules())

@@ -105,9 +105,9 @@ def test_prompts_come_from_a_file_or_from_standard_input(run, tmp_path, monkeypa
     ("arguments", "message"),
     [
         (["prompt="], "prompt=: is empty"),
-        (["prompt=a", "prompts_file=b"], "prompts_file=b: give it or prompt, not both"),
+        (["prompt=a", "prompts_file=b"], "prompts_file=b: type prompts_file or prompt, not both"),
         (["prompts_file=nowhere"], "prompts_file=nowhere: cannot be read"),
-        (["prompt=" + "a" * 300], "has 300 tokens, and the model's context is"),
+        (["prompt=" + "a" * 300], "has 300 tokens; the model's context is"),
         (["temperature=-1"], "temperature=-1.0: must be at least 0"),
         (["temperature=null"], "temperature=null: must be a number"),
         (["top_k=1.5"], "top_k=1.5: must be an integer"),
@@ -140,12 +140,12 @@ def test_an_empty_line_of_a_file_is_named(run, tmp_path, capsys):
 def test_a_run_without_averages_a_damaged_checkpoint_and_a_strange_folder(tiny, tmp_path, capsys):
     plain = train([*tiny])
     assert main([f"run={plain}", "weights=ema"]) == 2
-    assert "has averaged no weights" in capsys.readouterr().err.replace("\n", " ")
+    assert "has no averaged weights" in capsys.readouterr().err.replace("\n", " ")
     assert main([f"run={tmp_path}"]) == 2
-    assert "is no run folder" in capsys.readouterr().err.replace("\n", " ")
+    assert "is not a run folder" in capsys.readouterr().err.replace("\n", " ")
     (plain / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     assert main([f"run={plain}"]) == 2
-    assert "is damaged or no checkpoint" in capsys.readouterr().err.replace("\n", " ")
+    assert "is damaged or not a checkpoint" in capsys.readouterr().err.replace("\n", " ")
     # The vocabulary of characters that the corpus lacks.
     assert main([f"run={train([*tiny, 'study=other'])}", "prompt=é"]) == 2
     assert "character 'é': not among" in capsys.readouterr().err.replace("\n", " ")

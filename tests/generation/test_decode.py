@@ -105,7 +105,7 @@ def test_a_text_ends_where_its_logits_stop_being_finite_and_others_go_on(lengths
 
 @pytest.mark.parametrize("length", [0, 17])
 def test_a_prompt_of_no_token_or_beyond_the_context_is_refused(length):
-    with pytest.raises(ValueError, match=f"a prompt of {length} tokens: must have 1 to 16"):
+    with pytest.raises(ValueError, match=f"a prompt has {length} tokens; must have 1 to 16"):
         continued(transformer(max_seq_len=16), [prompt(3), prompt(length)], number=2)
 
 

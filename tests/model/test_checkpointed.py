@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from src.model.checkpointed import checkpointed
+from src.model.transformer import checkpointed
 from tests.builders import ATTENTION_CASES, FFN_CASES, transformer
 
 
@@ -70,4 +70,4 @@ def test_a_block_that_fails_the_second_time_leaves_its_routers_counting():
     out = checkpointed(block, x, model.rope(8))
     with pytest.raises(RuntimeError, match="no"):
         out.sum().backward()
-    assert not any(router.is_again for router in model.routers())
+    assert not any(router.is_recomputing for router in model.routers())

@@ -107,10 +107,13 @@ def test_what_no_rule_explains_is_unknown(evidence):
 def test_what_was_not_finite_before_any_operation_is_described_as_that():
     batch = replace(FORWARD, phase="batch", module="", operation="batch['x']")
     line = describe(batch, {}, None)
-    assert line == "batch['x']: 1 of 6 elements are not finite before the step"
+    assert line == "batch['x']: 1 of 6 elements were not finite before the step"
     taken = describe(replace(FORWARD, operation="input of torch.Tensor.mul"), {}, None)
-    assert "model.layers.0.mlp: 1 of 6 elements of an input of torch.Tensor.mul" in taken
-    assert "out of sight" in describe(replace(FORWARD, operation="loss"), {}, None)
+    assert (
+        "model.layers.0.mlp: input of torch.Tensor.mul already contains 1 NaN/Inf values (of 6)"
+        in taken
+    )
+    assert "cannot see" in describe(replace(FORWARD, operation="loss"), {}, None)
 
 
 ZERO_SUMS = {"topk_sum_min": 0.0, "num_zero_sums": 3.0, "num_tokens": 8.0, "top_k": 2.0}

@@ -159,7 +159,7 @@ def test_a_drift_is_the_least_squares_line():
     steps, values = [1, 2, 4, 7], [1.0, 3.5, 6.0, 14.0]
     drift = drift_of(steps, values)
     # By hand: means 3.5 and 6.125, spread 21, products 44.25.
-    assert drift.a_step == pytest.approx(44.25 / 21)
+    assert drift.per_step == pytest.approx(44.25 / 21)
     residual = sum(
         (y - 6.125 - 44.25 / 21 * (x - 3.5)) ** 2 for x, y in zip(steps, values, strict=True)
     )
@@ -256,7 +256,7 @@ def test_a_bad_on_alarm_is_refused(capsys):
     assert main(["watch.float_max=0"]) == 2
     guard = StepGuard(guard_config(on_alarm="checkpoint"), max_steps=1, log_every=1)
     trainer = SimpleNamespace(callbacks=[guard], precision="32-true")
-    with pytest.raises(ValueError, match="needs save"):
+    with pytest.raises(ValueError, match="needs the argument save"):
         EarlyWarning().on_fit_start(trainer, None)
 
 

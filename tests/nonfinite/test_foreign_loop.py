@@ -107,7 +107,7 @@ def test_an_incident_in_another_precision_is_refused_until_one_is_chosen(capsys)
     state = torch.load("incidents/step-1/state.pt", weights_only=True)
     torch.save({**state, "precision": "transformer-engine"}, "incidents/step-1/state.pt")
     assert diagnose.main(["checkpoint=incidents/step-1", PRODUCTS]) == 2
-    assert "precision=null: transformer-engine, in which the step" in capsys.readouterr().err
+    assert "precision=null: the step was recorded in transformer-engine" in capsys.readouterr().err
     assert diagnosed(capsys, PRODUCTS, "precision=32-true")["precision"] == "32-true"
 
 
@@ -296,7 +296,7 @@ def test_callbacks_follow_one_run(monkeypatch):
     trainer.fit(Products(), batches)
     assert trainer.global_step == 4
     assert len(guard.observers) == num_observers == 1
-    with pytest.raises(ValueError, match="has followed a run up to step 4"):
+    with pytest.raises(ValueError, match="has been used in a run up to step 4"):
         run(2).fit(Products(), batches)
 
 
@@ -355,7 +355,7 @@ class Optimized(Products):
 
 @pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, Several])
 def test_an_optimizer_that_computes_the_loss_several_times_a_step_is_refused(optimizer):
-    named = f"loss and gradient once a step, {optimizer.__name__} does it several times"
+    named = f"loss and gradient once per step; {optimizer.__name__} computes them several times"
     with pytest.raises(ValueError, match=named):
         fit(Optimized(optimizer), torch.ones(4, 4), GradientWatch(every=1))
 

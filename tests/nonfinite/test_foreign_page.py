@@ -35,7 +35,7 @@ def run(code: str, folder) -> str:
 
 def test_the_example_runs_as_it_stands_and_finds_what_goes_wrong(tmp_path):
     said = run(EXAMPLE + LATER, tmp_path)
-    assert "step 51: the module itself: torch.Tensor.div (forward) made 64 of 64" in said
+    assert "step 51: the top-level module: torch.Tensor.div (forward) produced 64 of 64" in said
     assert "'skipped_steps': 1" in said
     assert "loaded []" in said
     incident = json.loads((tmp_path / "incidents" / "step-51" / "incident.json").read_text())
@@ -52,8 +52,8 @@ def test_the_example_runs_as_it_stands_and_finds_what_goes_wrong(tmp_path):
         text=True,
         timeout=120,
     )
-    assert "the module itself: torch.Tensor.div (forward)" in done.stdout, done.stderr
-    assert "not as recorded" not in done.stderr
+    assert "the top-level module: torch.Tensor.div (forward)" in done.stdout, done.stderr
+    assert "differs from the record" not in done.stderr
     again = json.loads((tmp_path / "incidents" / "step-51" / "incident.json").read_text())
     assert again == incident
     page = (tmp_path / "incidents" / "step-51" / "incident.html").read_text()

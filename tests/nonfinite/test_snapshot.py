@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nonfinite.snapshot import Contents, unsaved
+from nonfinite.snapshot import Snapshot, unsaved
 
 
 class Hoards(nn.Module):
@@ -55,9 +55,9 @@ class Hoards(nn.Module):
 def test_all_is_as_it_was_and_the_same_object():
     module = Hoards()
     objects = {**module._buffers, **vars(module)}
-    contents = Contents(module)
+    contents = Snapshot(module)
     module.change()
-    contents.put_back()
+    contents.restore()
     for name, value in objects.items():
         assert {**module._buffers, **vars(module)}[name] is value, name
     assert module.small.shape == (1, 1) and module.moved.shape == (2,)
@@ -79,25 +79,25 @@ def test_memory_that_nobody_may_write_to_is_left_alone(tmp_path):
     module.array = np.load(tmp_path / "tokens.npy", mmap_mode="r")
     with warnings.catch_warnings(action="ignore"):
         module.tensor = torch.from_numpy(module.array)
-    Contents(module).put_back()
+    Snapshot(module).restore()
     assert module.tensor.tolist() == [0, 1, 2, 3]
 
 
 def test_a_buffer_that_has_no_content_yet_has_none_to_put_back():
     module = nn.LazyBatchNorm1d()
-    contents = Contents(module)
+    contents = Snapshot(module)
     module(torch.ones(2, 3))
-    contents.put_back()
+    contents.restore()
     assert module.running_mean.shape == (3,)
 
 
 def test_what_is_made_anew_stays_and_weights_are_left_alone():
     module = Hoards()
-    contents = Contents(module)
+    contents = Snapshot(module)
     module.change()
     with torch.no_grad():
         module.weight.add_(1)
-    contents.put_back()
+    contents.restore()
     assert module.made == [1]
     assert module.weight.tolist() == [2.0, 2.0]
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from nonfinite.headroom import Margin
+from nonfinite.headroom import Headroom
 from src import diagnose
 from src.examples.llama import build as build_llama
 from src.examples.mlp import MLPLanguageModel
@@ -83,7 +83,7 @@ def test_where_all_is_finite_the_nearest_to_its_limit_comes_first(llama, capsys)
     plant(llama, weight, 1e12)
     torch.save(llama.state_dict(), "w.pt")
     found = answer(capsys, "checkpoint=w.pt", "batch=batch.npy", LLAMA, KWARGS, "top=400")
-    assert found["finite"] and found["line"] == "all is finite"
+    assert found["finite"] and found["line"] == "all values are finite"
     doublings = [margin["doublings"] for margin in found["nearest"]]
     assert doublings == sorted(doublings)
     (own,) = [m for m in found["nearest"] if m["value"] == pytest.approx(1e12, rel=1e-6)]
@@ -134,11 +134,11 @@ def test_of_several_batches_the_one_that_comes_nearest_counts(tiny, monkeypatch,
     folder = train(tiny, "recipe.accumulate=2")
     left = iter([7.0, 3.0])
 
-    def margins_of(task, loss_of, moments, batch):
-        margin = Margin(module="a", quantity="b", value=1.0, limit=2.0, doublings=next(left))
+    def headroom_of(task, loss_of, moments, batch):
+        margin = Headroom(module="a", quantity="b", value=1.0, limit=2.0, doublings=next(left))
         return None, [margin]
 
-    monkeypatch.setattr("src.postmortem.diagnosis.margins_of", margins_of)
+    monkeypatch.setattr("src.postmortem.diagnosis.headroom_of", headroom_of)
     (nearest,) = answer(capsys, f"checkpoint={folder}")["nearest"]
     assert nearest["doublings"] == 3.0
 
@@ -197,11 +197,11 @@ class _Refuses(torch.autograd.Function):
 
 
 STEPS = {
-    "leaves": "batch: the model does not take it: SystemExit: 0",
-    "attached": "Gives: its training_step asks for its trainer, and is run without one here",
+    "leaves": "batch: the model does not accept it: SystemExit: 0",
+    "attached": "Gives: its training_step needs a trainer, and there is none here",
     "backward": "ArithmeticError: no way back",
     "detached": "a loss of shape () without a gradient",
-    "many": "a loss of shape (2,) with a gradient, must be one number",
+    "many": "a loss of shape (2,) with a gradient; must be a scalar",
 }
 
 
@@ -258,7 +258,7 @@ def test_losses_of_the_models_own_are_examined_too(tmp_path, monkeypatch, shared
     other = f"target={target.replace('Terms', 'MLPLanguageModel')}"
     assert answer(capsys, f"checkpoint={incident}", other)["reproduced"] is False
     assert diagnose.main([f"checkpoint={incident}", other]) == 0
-    assert "not as recorded: step 1" in capsys.readouterr().err
+    assert "differs from the record: step 1" in capsys.readouterr().err
 
 
 def test_an_incident_is_run_again_as_it_was(tiny, capsys):
@@ -321,25 +321,25 @@ def test_an_external_run_takes_its_target_from_the_user(
 
 BAD = {
     "checkpoint=nowhere": "no such run folder or checkpoint",
-    "checkpoint=text.txt": "is damaged or no checkpoint",
+    "checkpoint=text.txt": "is damaged or not a checkpoint",
     "checkpoint=w.pt": "target=null",
     f"checkpoint=w.pt {LLAMA} {KWARGS}": "batch=null",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=nowhere.npy": "batch=nowhere.npy: no such file",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=folder": "batch=folder: is a folder, must be a file",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=": "batch=: is empty",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=words.npy": "entries of <U1, must be integers",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=floats.npy": "entries of float64, must be integers",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=empty.npy": "damaged, or no array",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=many.npy": "damaged, or no array",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=words.npy": "entries of <U1; must be integers",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=floats.npy": "entries of float64; must be integers",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=empty.npy": "damaged, or not an array",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=many.npy": "damaged, or not an array",
     f"checkpoint=list.pt {LLAMA} {KWARGS} batch=batch.npy": "does not fit the model",
     f"checkpoint=numbered.pt {LLAMA} {KWARGS} batch=batch.npy": "does not fit the model",
     f"checkpoint=objects.pt {LLAMA} {KWARGS} batch=batch.npy": "holds a argparse.Namespace",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=truth.pt": "must be integers of shape",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=sparse.pt": "must be integers of shape",
-    "checkpoint=w.pt target=torch.nn:Identity batch=batch.npy": "without a parameter",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=text.txt": "needs a checkpoint with a tokenizer",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=truth.pt": "must hold integers of shape",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=sparse.pt": "must hold integers of shape",
+    "checkpoint=w.pt target=torch.nn:Identity batch=batch.npy": "without trainable parameters",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=text.txt": "the checkpoint has no tokenizer",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=text.npy": "damaged",
-    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=large.npy": "the model does not take it",
+    f"checkpoint=w.pt {LLAMA} {KWARGS} batch=large.npy": "the model does not accept it",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=flat.npy": "(rows, time)",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy": "missing",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy kwargs=3": "kwargs=3",

@@ -46,9 +46,9 @@ def test_replay_says_where_it_was_recorded_when_its_numbers_are_others(failed, c
     capsys.readouterr()
     assert replay([f"incident={failed}"]) == 0
     said = capsys.readouterr().out
-    assert "the same operation on other numbers: recorded on cuda, run on cpu" in said
+    assert "same operation, but other values: recorded on cuda, run on cpu" in said
     assert diagnose([f"checkpoint={failed}"]) == 0
-    assert "the same operation on other numbers than on cuda: step" in capsys.readouterr().err
+    assert "same operation, but other values than recorded on cuda: step" in capsys.readouterr().err
     state["incident"]["finding"]["operation"] = "torch.Tensor.exp"
     del state["device"]
     torch.save(state, failed / "state.pt")
@@ -56,12 +56,12 @@ def test_replay_says_where_it_was_recorded_when_its_numbers_are_others(failed, c
     answer = json.loads(capsys.readouterr().out)
     assert (answer["alike"], answer["recorded_on"], answer["run_on"]) == (False, "cpu", "cpu")
     assert replay([f"incident={failed}"]) == 0
-    assert "not as recorded" in capsys.readouterr().out
+    assert "differs from the record" in capsys.readouterr().out
     assert diagnose([f"checkpoint={failed}"]) == 0
-    assert "not as recorded: step" in capsys.readouterr().err
+    assert "differs from the record: step" in capsys.readouterr().err
     torch.save(state | {"device": "tpu"}, failed / "state.pt")
     assert replay([f"incident={failed}"]) == 2
-    assert "device is not what is saved there" in capsys.readouterr().err
+    assert "device has unexpected content" in capsys.readouterr().err
 
 
 def test_replay_knows_what_an_option_had_changed_in_the_running_router(tiny, capsys):

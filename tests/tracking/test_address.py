@@ -99,7 +99,7 @@ def test_the_secret_of_an_address_is_known_to_this_process_and_for_this_address_
         ("HTTP://h?token=p", "HTTP://h: the address of a server must end before the ?"),
         ("http://u:p/q@h", "http://h: a user or password in an address must have / ? # @ \\ wr"),
         ("http://u:p\\q@h", "http://h: a user or password in an address must have / ? # @ \\ w"),
-        ("databricks://u:p@h", "databricks://h: an address of Databricks takes no user"),
+        ("databricks://u:p@h", "databricks://h: a Databricks address takes no user"),
     ],
 )
 def test_an_address_that_cannot_work_is_refused_before_anything_is_written(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from src.training.optim import parameter_groups
+from src.training.task import parameter_groups
 from tests.builders import moe_config, router_config, transformer
 
 

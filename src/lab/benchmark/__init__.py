@@ -1,1 +1,1 @@
-"""How fast a step is, beside a floor and beside others."""
+"""Measures the speed of a training step against a lower bound and against transformers."""

@@ -1,6 +1,6 @@
-"""This project's models for a script that times contenders: `src/lab/benchmark/contender.py:build`.
+"""Builds this project's models for an external timing script, as `contender.py:build`.
 
-Such a script calls `build(shape)` with a dict and trains what it gives with a loop of its own.
+The script calls `build(shape)` with a dict, and trains the returned model in its own loop.
 """
 
 from collections.abc import Mapping
@@ -29,20 +29,20 @@ GREEDY = Sampling(temperature=0.0, top_k=None, top_p=None, repetition_penalty=1.
 
 
 def build(shape: Mapping[str, Any]) -> tuple[Transformer, Any, dict[str, Any]]:
-    """A model of the sizes of a shape, its loss, and what else can be timed.
+    """A model with the sizes of a shape, its loss, and further functions to time.
 
     Args:
         shape: arch (gqa_mlp or mlha_moe), vocab, hidden, layers, heads, seq, theta and tie; with
-            gqa_mlp kv_heads, head_dim and intermediate; with mlha_moe rope_dim, nope_dim (together
-            a head), v_dim (must be a head, too), q_rank, kv_rank, moe_intermediate, n_routed,
-            n_shared and top_k.
+            gqa_mlp also kv_heads, head_dim and intermediate; with mlha_moe also rope_dim and
+            nope_dim (whose sum is head_dim), v_dim (must equal head_dim), q_rank, kv_rank,
+            moe_intermediate, n_routed, n_shared and top_k.
 
     Returns:
-        The model; a function (model, inputs, targets), each (B, T), to the mean loss; and
+        The model; a function (model, inputs (B, T), targets (B, T)) that returns the mean loss; and
         routed_params, after_step, generate and cache_bytes by name.
 
     Raises:
-        ValueError: an unknown arch, or values of another size than a head.
+        ValueError: arch is unknown, or v_dim differs from head_dim.
     """
     set_up_memory()
     parts = parts_of(shape)
@@ -61,7 +61,7 @@ def build(shape: Mapping[str, Any]) -> tuple[Transformer, Any, dict[str, Any]]:
 
 
 def parts_of(shape: Mapping[str, Any]) -> ModelParts:
-    """What a model of a shape is built from; see `build`."""
+    """Configuration of the parts for a shape; see `build`."""
     attention, ffn, head_dim = _parts(shape)
     model = ModelConfig(
         hidden_dim=shape["hidden"],
@@ -82,7 +82,7 @@ def parts_of(shape: Mapping[str, Any]) -> ModelParts:
 
 
 def _parts(shape: Mapping[str, Any]) -> tuple[AttentionConfig, FeedForwardConfig, int]:
-    """Attention, feed-forward part and the size of a head."""
+    """Attention, feed-forward part and head_dim."""
     if shape["arch"] == "gqa_mlp":
         head_dim = shape["head_dim"]
         gqa = GQAConfig(num_kv_heads=shape["kv_heads"], rope_dim=head_dim, qk_norm=False)
@@ -97,7 +97,7 @@ def _parts(shape: Mapping[str, Any]) -> tuple[AttentionConfig, FeedForwardConfig
         kv_latent_dim=shape["kv_rank"],
         rope_dim=shape["rope_dim"],
         num_rope_keys=1,
-        # As the peers have it.
+        # The compared implementations have these norms.
         latent_norm=True,
         qk_norm=False,
     )
@@ -127,18 +127,18 @@ def _parts(shape: Mapping[str, Any]) -> tuple[AttentionConfig, FeedForwardConfig
 
 
 def loss_of(model: Any, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """The mean cross-entropy in nats, as a training step of a run takes it."""
+    """The mean cross-entropy in nats, computed as in a run's training step."""
     return losses(model, inputs_BT, targets_BT, z_loss_weight=0.0)["loss"]
 
 
 def after_step(model: Transformer) -> None:
-    """What a training run does, too: the router's bias follows its load."""
+    """Updates the routers' biases, as a training run does after each step."""
     model.finish_batch()
     model.finish_step(applied=True)
 
 
 def generate(model: Transformer, prompt_1T: Tensor, num_new: int) -> Tensor:
-    """The prompt and the tokens that follow it greedily, (1, T + num_new)."""
+    """The prompt with greedily generated tokens appended, (1, T + num_new)."""
     (new,) = continue_prompts(
         model, prompt_1T.tolist(), max_new_tokens=num_new, sampling=GREEDY, seed=0
     )
@@ -146,5 +146,5 @@ def generate(model: Transformer, prompt_1T: Tensor, num_new: int) -> Tensor:
 
 
 def _cache_bytes(model: Transformer) -> int:
-    """Of a token, in all layers."""
+    """Cached bytes of one token in all layers."""
     return model.new_cache(num_padding=[0], num_slots=1).num_bytes

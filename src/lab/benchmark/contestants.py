@@ -1,4 +1,4 @@
-"""Who is timed: this project's step, the same from transformers, and the floor below both."""
+"""The timed steps: this project's, the same model in transformers, and a lower bound."""
 
 import importlib.util
 from collections.abc import Callable
@@ -15,18 +15,18 @@ from src.lab.benchmark.shapes import Case
 from src.model.architecture import ModelParts
 from src.model.transformer import Transformer
 from src.run.process_setup import set_up_memory
-from src.training.optim import build_optimizer
+from src.training.task import build_optimizer
 
 OURS, TRANSFORMERS, FLOOR = "ours", "transformers", "floor"
 COMPILED = " compiled"
 CONTESTANTS = (OURS, OURS + COMPILED, TRANSFORMERS, TRANSFORMERS + COMPILED, FLOOR)
 
 NUM_BATCHES = 8
-"""Different ones, in turn."""
+"""Number of different batches, used in turn."""
 
 NUM_PROMPT_TOKENS = 16
 LONGEST = 512
-"""Tokens of a model's context, where its shape has fewer."""
+"""Smallest context of a model in tokens, so that decoding fits."""
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Decode = Callable[[Tensor, int], Tensor]
@@ -34,17 +34,17 @@ Decode = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """Something whose training step is timed."""
+    """A training step to time."""
 
     step: Callable[[], Tensor | None]
-    """One step; returns its loss, where there is one."""
+    """Runs one step; returns its loss, or None if there is none."""
     num_params: int
     decode: Callable[[int], None] | None = None
-    """Continues a prompt by so many tokens, greedily."""
+    """Continues a prompt greedily by the given number of tokens."""
 
 
 def is_there(name: str) -> bool:
-    """Whether what a contestant needs is installed."""
+    """Whether the packages that a contestant needs are installed."""
     return not name.startswith(TRANSFORMERS) or importlib.util.find_spec("transformers") is not None
 
 
@@ -53,8 +53,8 @@ def build(name: str, case: Case, *, num_params: int) -> Contestant:
 
     Args:
         name: one of CONTESTANTS.
-        case: what it trains.
-        num_params: that the floor's AdamW moves.
+        case: sizes, batch and device.
+        num_params: parameters that the floor's AdamW updates.
     """
     config = case.config()
     assert isinstance(config.architecture, ModelParts)
@@ -68,7 +68,7 @@ def build(name: str, case: Case, *, num_params: int) -> Contestant:
             device=torch.device(case.device),
         )
         return Contestant(step=floor.step, num_params=num_params)
-    # As long as what is decoded, too.
+    # The context must hold the decoded tokens too.
     parts = replace(config.architecture, seq_len=max(config.architecture.seq_len, LONGEST))
     who = _ours if name.removesuffix(COMPILED) == OURS else _of_transformers
     model, loss, decode = who(parts, case.sizes.vocab_size)
@@ -78,7 +78,7 @@ def build(name: str, case: Case, *, num_params: int) -> Contestant:
 
 
 def _ours(parts: ModelParts, vocab_size: int) -> tuple[nn.Module, Loss, Decode]:
-    # As a run of ours does; what others do is theirs.
+    # As in a run of this project; other contestants keep their own defaults.
     set_up_memory()
     model = parts.build(
         vocab_size=vocab_size, generator_for=lambda name: generator(0, "init", name)
@@ -88,7 +88,11 @@ def _ours(parts: ModelParts, vocab_size: int) -> tuple[nn.Module, Loss, Decode]:
 
 
 def _of_transformers(parts: ModelParts, vocab_size: int) -> tuple[nn.Module, Loss, Decode]:
-    from src.lab.benchmark.peers import transformers_decode, transformers_loss, transformers_model
+    from src.lab.benchmark.transformers_models import (
+        transformers_decode,
+        transformers_loss,
+        transformers_model,
+    )
 
     model = transformers_model(parts, vocab_size=vocab_size)
     return model, transformers_loss, transformers_decode(model)

@@ -1,4 +1,4 @@
-"""The least that a step can take: its products, its attention and its AdamW, nothing in between.
+"""A lower bound on the time of a step: only its matrix products, attention and AdamW.
 
 Axes: S tokens of a batch, I inputs and O outputs of a product.
 """
@@ -17,7 +17,7 @@ from src.model.ffn.moe import MoEConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """A matrix product of the forward pass; those of one input are one."""
+    """A matrix product of the forward pass; products with the same input are joined."""
 
     rows: int
     inputs: int
@@ -26,7 +26,7 @@ class Product:
 
 
 def products(parts: ModelParts, *, tokens: int, vocab_size: int) -> Iterator[Product]:
-    """All of them in a forward pass, the routed experts' as if their loads were equal."""
+    """All matrix products of a forward pass; routed experts are assumed to have equal loads."""
     dims, layers = parts.model.dims(), parts.model.num_layers
     hidden, heads, head = dims.hidden_dim, dims.num_heads, dims.head_dim
 
@@ -56,14 +56,15 @@ def products(parts: ModelParts, *, tokens: int, vocab_size: int) -> Iterator[Pro
 
 
 class Floor:
-    """Makes all tensors once, so that a step allocates next to nothing.
+    """The lower bound's step. It allocates all tensors in advance.
 
     Args:
-        parts: of the model.
-        batch_size, vocab_size: of the step.
-        num_params: that AdamW moves.
-        dtype: of products and attention.
-        device: of everything.
+        parts: configuration of the model's parts.
+        batch_size: rows of the batch.
+        vocab_size: vocabulary size.
+        num_params: parameters that AdamW updates.
+        dtype: dtype of products and attention.
+        device: device of all tensors.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Floor:
         self._products: list[tuple[int, list[Tensor]]] = []
         for p in products(parts, tokens=tokens, vocab_size=vocab_size):
             shapes = (p.rows, p.inputs), (p.inputs, p.outputs), (p.rows, p.outputs)
-            # Beside input, weight and result the gradient of each.
+            # Input, weight and result, and a gradient for each of them.
             self._products.append((p.count, [random(*shape) for shape in 2 * shapes]))
         dims = parts.model.dims()
         shape = batch_size, dims.num_heads, parts.seq_len, dims.head_dim
@@ -95,7 +96,7 @@ class Floor:
         self._optimizer = torch.optim.AdamW([weight], fused=True)
 
     def step(self) -> None:
-        """Forward product, gradient of the input and of the weight; attention both ways; AdamW."""
+        """All products with both gradients, attention forward and backward, and AdamW."""
         with torch.no_grad():
             for count, (x_SI, w_IO, y_SO, dx_SI, dw_IO, dy_SO) in self._products:
                 for _ in range(count):

@@ -1,7 +1,7 @@
-"""All contestants of a case at once, each in a process of its own, asked in turn.
+"""Times all contestants of a case in turn, each in its own process.
 
-So whatever else the machine does falls on all alike, and their ratios hold where their figures
-do not.
+Interleaved turns spread other load of the machine over all contestants, so that ratios are reliable
+even if absolute numbers are not.
 """
 
 import contextlib
@@ -21,30 +21,30 @@ from src.lab.benchmark.shapes import Case
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one contestant reached in one case."""
+    """The measurements of one contestant in one case."""
 
     case: Case
     name: str
     tokens_per_second: float
-    """Median over rounds of the median over a round's steps."""
+    """Median over rounds of each round's median step."""
     least: float
     greatest: float
-    """Of the rounds."""
+    """Least and greatest over rounds."""
     num_params: int
     peak_bytes: int
-    """Resident memory, on a GPU allocated memory, at its highest."""
+    """Peak resident memory; on a GPU, peak allocated memory."""
     start_seconds: float
-    """Building and the steps before the first that is timed."""
+    """Time for building the model and for the warm-up steps."""
     cpu: float
-    """Share of the time in which it had a core, a thread; below 1 others held it."""
+    """CPU time over wall time, per thread; below 1, other processes used the cores."""
     losses: list[float | None]
-    """Of the first steps."""
+    """Losses of the warm-up steps."""
     peak_flops: float
-    """The machine's, in a large product, while the race was on."""
+    """FLOPs per second of the machine in a large product, measured during the race."""
 
 
 class Worker:
-    """A contestant's process."""
+    """The process of a contestant."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)
-            last = self._log.read().strip().splitlines()[-1:] or ["nothing was said"]
+            last = self._log.read().strip().splitlines()[-1:] or ["no output"]
             raise RuntimeError(f"{self.name}: ended with {self._process.wait()}: {last[0]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -108,7 +108,7 @@ class Worker:
 
 
 def process_environment(case: Case) -> dict[str, str]:
-    """Of every process of a case."""
+    """Environment variables of every process of a case."""
     threads = {n: str(case.threads) for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return {**os.environ, **threads}
 
@@ -119,22 +119,22 @@ def race(
     """Times every contestant.
 
     Args:
-        case: what they train.
-        names: of CONTESTANTS.
-        rounds: in each of which every one has its turn, in changing order.
-        steps: of a turn.
+        case: sizes, batch and device.
+        names: contestants, of CONTESTANTS.
+        rounds: number of rounds; in each, every contestant has a turn, in alternating order.
+        steps: steps of a turn.
         warmup: steps before the first round.
 
     Returns:
-        Results in the order of names, and a line for each that could not take part.
+        Results in the order of names, and an error line for each contestant that failed.
     """
     workers: list[Worker] = []
     failed = []
     try:
-        # The floor moves as many parameters as a model has.
+        # The floor's AdamW updates as many parameters as the model has.
         size = case.config().architecture.measure(vocab_size=case.sizes.vocab_size)
-        # It comes last, and so takes the product by which the machine is measured: its memory is
-        # compared with nothing.
+        # The floor comes last, because the last worker also measures the machine's peak FLOPs, and
+        # the floor's memory is not reported for comparison.
         for name in sorted(names, key=lambda name: name == FLOOR):
             try:
                 workers.append(Worker(name, case, warmup=warmup, num_params=size.params_total))

@@ -1,4 +1,4 @@
-"""The benchmark's fields, its table, and its lines of JSON."""
+"""The benchmark command: checks its fields, measures, and prints tables or JSON lines."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from src.config.schema import MAX_THREADS
 from src.lab.benchmark.contestants import CONTESTANTS, FLOOR, OURS, TRANSFORMERS, is_there
 from src.lab.benchmark.race import Result, race
 from src.lab.benchmark.shapes import CELLS, SHAPES, Case
-from src.lab.benchmark.speed_figures import TASKS
+from src.lab.benchmark.timings import TASKS
 from src.training.recipe import MAX_COUNT, PRECISIONS
 
 STEP = "step"
 
 
 def bench(given: Mapping[str, Any]) -> int:
-    """Races every case; returns the exit code, 1 where a contestant could not take part.
+    """Measures every case; returns the exit code, 1 if a contestant failed.
 
     Raises:
-        InputError: a field is bad.
+        InputError: a field is invalid.
     """
     choice(given, "format", ("text", "json"))
     counts = {
@@ -41,19 +41,19 @@ def bench(given: Mapping[str, Any]) -> int:
         for task in tasks:
             try:
                 rows, lines = _measure(case, task, names, counts)
-            # A process of a contestant has ended.
+            # The process of a contestant has ended with an error.
             except RuntimeError as error:
                 rows, lines = [], [f"{case.shape}, {case.cell}, {task}: {error}"]
             failed += lines
             if rows:
-                _hand_on(case, rows, out, form=given["format"])
+                _report(case, rows, out, form=given["format"])
     for line in failed:
         terminal.warn(f"left out: {line}")
     return 1 if failed else 0
 
 
 def _out(out: Path | None) -> Path | None:
-    """The file for results, which can be written."""
+    """The file for results, after a check that it can be written."""
     if out is None:
         return None
     try:
@@ -67,16 +67,16 @@ def _out(out: Path | None) -> Path | None:
 def _measure(
     case: Case, task: str, names: Sequence[str], counts: Mapping[str, int]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of a task, and a line for each contestant that could not take part."""
+    """Rows of a task, and an error line for each contestant that failed."""
     if task == STEP:
         found, failed = race(case, names, **counts)
         return _rows(case, found), failed
-    figures = TASKS[task](case, rounds=counts["rounds"])
-    return [asdict(figure) for figure in figures], []
+    timings = TASKS[task](case, rounds=counts["rounds"])
+    return [asdict(timing) for timing in timings], []
 
 
-def _hand_on(case: Case, rows: Sequence[Mapping[str, Any]], out: Path | None, *, form: str) -> None:
-    """To the file, and to who watches."""
+def _report(case: Case, rows: Sequence[Mapping[str, Any]], out: Path | None, *, form: str) -> None:
+    """Appends rows to the file, and prints them."""
     written = [json.dumps(row) for row in rows]
     if out is not None:
         with out.open("a", encoding="utf-8") as file:
@@ -84,7 +84,7 @@ def _hand_on(case: Case, rows: Sequence[Mapping[str, Any]], out: Path | None, *,
     if form == "json":
         print(*written, sep="\n", flush=True)
     else:
-        show = _show if rows[0]["task"] == STEP else _show_figures
+        show = _show if rows[0]["task"] == STEP else _show_timings
         show(case, rows)
 
 
@@ -92,7 +92,7 @@ def _cases(given: Mapping[str, Any]) -> list[Case]:
     choice(given, "precision", PRECISIONS)
     device = choice(given, "device", ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: there is no GPU here")
+        raise InputError("device=cuda: this machine has no GPU")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = number(given, "threads", int, least=1, most=MAX_THREADS)
@@ -131,9 +131,9 @@ def _listed(given: Mapping[str, Any], field: str, allowed: Sequence[str]) -> lis
 
 
 def _rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Everything of the results, with MFU, ratio to the floor, and the memory that was predicted.
+    """The results with MFU, ratio to the floor, and predicted memory.
 
-    MFU: operations of the model (6 an active parameter, and attention) over the machine's.
+    MFU is the model's FLOPs (6 per active parameter, plus attention) over the machine's.
     """
     config, vocab_size = case.config(), case.sizes.vocab_size
     size = config.architecture.measure(vocab_size=vocab_size)
@@ -141,7 +141,7 @@ def _rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
     if any(result.name == OURS for result in results):
         memory = predict_memory(config, vocab_size=vocab_size)
         assert memory is not None
-        # On a GPU its allocator is asked, which knows nothing of the program.
+        # The GPU's allocator does not count the program's own memory.
         predicted = memory.step - (memory.program if case.device == "cuda" else 0)
     floor = next((r.tokens_per_second for r in results if r.name == FLOOR), None)
     return [
@@ -159,7 +159,7 @@ def _rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _show(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = ["", "tokens/s", "rounds", "ms a step", "of floor", "MFU", "peak MiB"]
+    columns = ["", "tokens/s", "rounds", "ms per step", "of floor", "MFU", "peak MiB"]
     columns += ["predicted", "start s", "CPU/wall"]
     cells = [
         [
@@ -177,14 +177,14 @@ def _show(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     title = (
-        f"{case.shape}, {case.cell}, {case.precision}, {case.device}, {case.tokens:,} tokens a step"
+        f"{case.shape}, {case.cell}, {case.precision}, {case.device}, {case.tokens:,} tokens/step"
     )
     terminal.table(title, columns, cells)
     if case.device == "cpu" and any(row["cpu"] < 0.9 for row in rows):
-        terminal.warn("others held the cores (CPU/wall below 0.9): only ratios mean anything")
+        terminal.warn("other processes used the cores (CPU/wall below 0.9); compare ratios only")
 
 
-def _show_figures(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
+def _show_timings(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
     first = rows[0]
     cells = [
         [

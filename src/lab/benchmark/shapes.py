@@ -1,4 +1,4 @@
-"""What is timed: sizes of models and batches, and the compositions of each."""
+"""The timed cases: sizes of models and batches, and combinations of attention and ffn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from src.config.run_config import RunConfig
 
 CELLS = {
     "gqa+mlp": ("attention=gqa", "ffn=mlp"),
-    # With the norms on the latents that DeepSeek and all peers have.
+    # With norms on the latents, as in DeepSeek and the compared implementations.
     "mlha+moe": ("attention=mlha", "ffn=moe", "attention.latent_norm=true"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A size, and the batch on which its step is timed."""
+    """Sizes of a model and of the batch in its timed step."""
 
     model: str
-    """Of conf/model."""
+    """An option of conf/model."""
     vocab_size: int
     batch_size: int
     seq_len: int
@@ -38,7 +38,7 @@ SHAPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One cell of one shape, as every contestant trains it."""
+    """One combination and shape, which every contestant trains."""
 
     shape: str
     cell: str
@@ -49,25 +49,24 @@ class Case:
     threads: int
     batch_size: int
     more: Sequence[str] = ()
-    """Further fields of the run."""
+    """Further arguments of the run."""
 
     @property
     def sizes(self) -> Shape:
-        """Its sizes."""
         return SHAPES[self.shape]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of products."""
+        """Dtype of matrix products."""
         return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Tokens of a step."""
         return self.batch_size * self.sizes.seq_len
 
     def arguments(self) -> list[str]:
-        """What to type for a run that takes this step."""
+        """Arguments of a run with this training step."""
         shape = self.sizes
         return [
             f"model={shape.model}",
@@ -82,5 +81,4 @@ class Case:
         ]
 
     def config(self) -> RunConfig:
-        """Its configuration."""
         return compose("train", self.arguments())

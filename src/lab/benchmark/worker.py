@@ -1,7 +1,7 @@
-"""A process that holds one contestant and trains it when it is told to.
+"""A process that holds one contestant and runs its steps on command.
 
-Commands come as JSON lines on the standard input, answers go to the standard output: its memory and
-its allocator are its own, and what libraries print is on stderr.
+Commands arrive as JSON lines on standard input, and answers go to standard output; what libraries
+print goes to stderr. A process of its own gives each contestant its own memory and allocator.
 """
 
 import json
@@ -18,15 +18,15 @@ from typing import Any
 from src.common.orphans import end_with
 
 PEAK_SIZE = 1536
-"""Rows of the square product by which the machine is measured."""
+"""Rows of the square matrices whose product measures the machine's FLOPs."""
 
 
 def main() -> int:
-    """The process; ends with its input."""
+    """Runs the process until its input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     spec = json.loads(sys.argv[1])
-    # Its input ends with the race, too, but nobody reads it in the middle of a turn.
+    # The input ends with the parent too, but it is not read during a turn.
     end_with(spec["parent"])
 
     import torch
@@ -45,25 +45,25 @@ def main() -> int:
         "losses": [None if loss is None else loss.item() for loss in losses],
         "start_seconds": time.perf_counter() - begin,
     }
-    _say(answers, ready)
+    _send(answers, ready)
     for line in sys.stdin:
         command = json.loads(line)
         if command["do"] == "steps":
-            _say(answers, _timed(contestant.step, case.device, command["count"]))
+            _send(answers, _timed(contestant.step, case.device, command["count"]))
         elif command["do"] == "decode":
-            _say(answers, {"seconds": _seconds(contestant.decode, command["count"])})
+            _send(answers, {"seconds": _seconds(contestant.decode, command["count"])})
         else:
-            _say(answers, {"flops_a_second": _peak(case.device, case.dtype)})
+            _send(answers, {"flops_a_second": _peak(case.device, case.dtype)})
     return 0
 
 
-def _say(answers: Any, answer: Mapping[str, Any]) -> None:
+def _send(answers: Any, answer: Mapping[str, Any]) -> None:
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 
 
 def _timed(step: Any, device: str, count: int) -> dict[str, Any]:
-    """Seconds of each step, the share of them in which this process had a core, and its memory."""
+    """Seconds of each step, CPU time over wall time, and peak memory."""
     import torch
 
     seconds, begin_cpu, begin = [], time.process_time(), time.perf_counter()
@@ -85,9 +85,9 @@ def _seconds(act: Any, count: int) -> float:
 
 
 def _peak_resident() -> int:
-    """The most memory that this process has held, in bytes.
+    """Peak resident memory of this process, in bytes.
 
-    Of Linux's two figures the one that does not begin with what the parent held.
+    On Linux, VmHWM is used, because ru_maxrss starts with the parent's value.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -98,7 +98,7 @@ def _peak_resident() -> int:
 
 
 def _peak(device: str, dtype: Any) -> float:
-    """Floating-point operations a second of one large product in the case's type."""
+    """FLOPs per second of a large matrix product in the case's dtype."""
     import torch
 
     size = PEAK_SIZE if device == "cpu" else 8192

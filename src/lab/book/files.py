@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from src.common.errors import InputError
-from src.common.override_grammar import out_of_file
+from src.common.override_grammar import file_arguments
 from src.config.schema import CONF
 from src.study.analysis.rows import Row
 from src.study.read.collect import Study
@@ -68,8 +68,8 @@ class StudyFolder(BookFolder):
                 f"{file}: sweeps must be lists of overrides, one at least; short a list"
             )
         return {
-            "sweeps": [out_of_file(list(map(str, sweep)), where=str(file)) for sweep in sweeps],
-            "short": out_of_file(list(map(str, short)), where=str(file)),
+            "sweeps": [file_arguments(list(map(str, sweep)), where=str(file)) for sweep in sweeps],
+            "short": file_arguments(list(map(str, short)), where=str(file)),
         }
 
     def sweeps(self, *, short: bool = False) -> list[list[str]]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from src.common.errors import InputError
-from src.common.override_grammar import out_of_file
-from src.common.run_folder import damaged, read_json
+from src.common.errors import InputError, damaged
+from src.common.override_grammar import file_arguments
+from src.common.run_folder import read_json
 from src.config.compose import compose
 from src.lab.book.chosen import UndecidedError
 from src.lab.book.files import RESULTS_FILE, BookFolder
@@ -55,7 +55,7 @@ class SingleRun(BookFolder):
             given = yaml.safe_load(file.read_text(encoding="utf-8"))["arguments"]
         if not isinstance(given, list) or f"study={self.name}" not in given:
             raise InputError(f"{file}: arguments must be a list with study={self.name} in it")
-        return out_of_file([str(argument) for argument in given], where=str(file))
+        return file_arguments([str(argument) for argument in given], where=str(file))
 
     @cached_property
     def curve(self) -> list[dict[str, float]]:

@@ -1,1 +1,1 @@
-"""How good the laboratory's own judgement is: failures that were planted, and healthy runs."""
+"""Measures early warning and diagnosis on planted failures and on healthy runs."""

@@ -1,10 +1,10 @@
-"""The runs of the benchmark: what is planted, and what the right answer is."""
+"""The runs of the detector benchmark: the planted fault, and the right answer."""
 
 import re
 from dataclasses import dataclass
 
 STEPS = 130
-"""Of every run; seconds each."""
+"""Optimizer steps of every run, which takes seconds."""
 
 FAULTS = "src.lab.detector.faults:build"
 
@@ -19,36 +19,36 @@ QUICK = (
     "watch.routers_every=2",
     "tracking=local",
 )
-"""What all of them share: crash-sized, and looked at often."""
+"""Arguments of all runs: small models, and frequent measurements."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One kind of run."""
+    """A kind of run, trained over several seeds."""
 
     name: str
     arguments: tuple[str, ...]
-    """What is typed besides QUICK, seed and study."""
+    """Arguments besides QUICK, seed and study."""
     kind: str
-    """drift: it fails on its way to a limit; sudden: in one step; healthy: never."""
+    """drift: fails after a drift towards a limit; sudden: fails in one step; healthy: never."""
     place: str = ""
-    """A regular expression for `<module>: <operation>` of the first that is not finite."""
+    """A regular expression for the `<module>: <operation>` that an incident should name."""
     cause: str = ""
-    """The right cause."""
+    """The cause that an incident should name."""
 
     @property
     def slug(self) -> str:
-        """The name as part of a path."""
+        """The name in a form for paths."""
         return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_")
 
     @property
     def is_planted(self) -> bool:
-        """Whether the fault is put into the model from outside, and grows as it is told."""
+        """Whether the fault is built into the model and grows at a prescribed rate."""
         return f"model.target={FAULTS}" in self.arguments
 
     @property
     def float_max(self) -> float | None:
-        """The largest number of its arithmetic; None: float32's."""
+        """Largest finite number for early warnings; None: float32's."""
         typed = dict(argument.partition("=")[::2] for argument in self.arguments)
         return float(typed["watch.float_max"]) if "watch.float_max" in typed else None
 
@@ -64,7 +64,7 @@ def _planted(fault: str, *more: str) -> tuple[str, ...]:
     )
 
 
-def _ours(*more: str) -> tuple[str, ...]:
+def _built_in(*more: str) -> tuple[str, ...]:
     return ("preset=stress", *more)
 
 
@@ -97,7 +97,7 @@ CASES = (
     ),
     Case(
         name="exploding rate",
-        arguments=_ours(
+        arguments=_built_in(
             "attention=gqa", "ffn=mlp", "recipe.learning_rate=2.1", "recipe.weight_decay=1"
         ),
         kind="drift",
@@ -152,18 +152,18 @@ CASES = (
         place=LLAMA + r"\.0\.self_attn: .*softmax",
         cause="fully masked row",
     ),
-    Case(name="mlha + moe", arguments=_ours(), kind="healthy"),
-    Case(name="mlha + mlp", arguments=_ours("ffn=mlp"), kind="healthy"),
-    Case(name="gqa + moe", arguments=_ours("attention=gqa"), kind="healthy"),
-    Case(name="gqa + mlp", arguments=_ours("attention=gqa", "ffn=mlp"), kind="healthy"),
+    Case(name="mlha + moe", arguments=_built_in(), kind="healthy"),
+    Case(name="mlha + mlp", arguments=_built_in("ffn=mlp"), kind="healthy"),
+    Case(name="gqa + moe", arguments=_built_in("attention=gqa"), kind="healthy"),
+    Case(name="gqa + mlp", arguments=_built_in("attention=gqa", "ffn=mlp"), kind="healthy"),
     Case(
         name="mlha + moe, rate 0.03",
-        arguments=_ours("recipe.learning_rate=0.03"),
+        arguments=_built_in("recipe.learning_rate=0.03"),
         kind="healthy",
     ),
     Case(
         name="mlha + moe, bias rate 0.1",
-        arguments=_ours("ffn.router.bias_rate=0.1"),
+        arguments=_built_in("ffn.router.bias_rate=0.1"),
         kind="healthy",
     ),
     Case(name="an MLP", arguments=_example("mlp:MLPLanguageModel"), kind="healthy"),

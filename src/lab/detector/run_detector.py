@@ -1,4 +1,4 @@
-"""The benchmark: trains what is missing, judges every run, prints what was reached."""
+"""The detector benchmark: trains missing runs, judges every run, and prints the scores."""
 
 import contextlib
 import csv
@@ -17,10 +17,9 @@ from src.common.errors import InputError
 from src.common.orphans import end_with
 from src.common.run_folder import check_study, read_metrics
 from src.lab.detector.cases import CASES, QUICK, Case
-from src.lab.detector.judged_alarms import followed
 from src.lab.detector.score import misses, score
 from src.lab.detector.thresholds import Outcome, try_all
-from src.lab.detector.verdict import Verdict, judge
+from src.lab.detector.verdict import Verdict, judge, limited_metrics
 
 MAX_JOBS = 1024
 
@@ -32,13 +31,15 @@ def detect(given: Mapping[str, Any]) -> int:
     """Runs the benchmark; returns the exit code.
 
     Raises:
-        InputError: a field is bad.
+        InputError: a field is invalid.
     """
     n_jobs = number(given, "n_jobs", int, least=1, most=MAX_JOBS)
     seeds = {half: _seeds(given, field) for half, field in HALVES.items()}
     common = set(seeds["set"]) & set(seeds["unseen"])
     if common:
-        raise InputError(f"unseen={list(seeds['unseen'])}: {min(common)} is among seeds, too")
+        raise InputError(
+            f"unseen={list(seeds['unseen'])}: must not contain {min(common)}, which is in seeds"
+        )
     paths = {name: str(given_path(given, f"paths.{name}")) for name in ("runs", "cache")}
     study = str(given["study"])
     for case in CASES:
@@ -53,7 +54,7 @@ def detect(given: Mapping[str, Any]) -> int:
     _write(out / "results.csv", verdicts)
     outcomes = try_all(
         [
-            (verdict, followed(read_metrics(folder / "metrics.jsonl")), case.float_max)
+            (verdict, limited_metrics(read_metrics(folder / "metrics.jsonl")), case.float_max)
             for verdict, folder, (case, half, _) in zip(verdicts, folders, jobs, strict=True)
             if half == "set"
         ]
@@ -69,16 +70,16 @@ def _seeds(given: Mapping[str, Any], field: str) -> list[int]:
     if not is_list or any(type(seed) is not int or seed < 0 for seed in value):
         raise InputError(f"{field}={value}: must be a list of seeds, such as [1000,1001]")
     if len(set(value)) < len(value):
-        raise InputError(f"{field}={value}: names a seed twice")
+        raise InputError(f"{field}={value}: contains a seed twice")
     return [int(seed) for seed in value]
 
 
 def _train_all(
     jobs: Sequence[tuple[Case, str, int]], *, study: str, paths: Mapping[str, str], n_jobs: int
 ) -> list[Path]:
-    """Trains what is not finished yet, each worker one run after the other."""
+    """Trains the unfinished runs in parallel processes; returns all run folders."""
     folders: list[Path | None] = [None] * len(jobs)
-    # Spawned: a forked torch can hang in its thread pool.
+    # Spawned, because torch's thread pool can hang in a forked process.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         n_jobs, mp_context=context, initializer=end_with, initargs=(os.getpid(),)
@@ -95,7 +96,7 @@ def _train_all(
 
 
 def _train(case: Case, *, seed: int, study: str, paths: Mapping[str, str]) -> Path:
-    """One run, in a worker; what it prints is in its train.log or nowhere."""
+    """Trains one run in a worker process; discards what it prints."""
     from src.common.override_grammar import quote_free_text
     from src.config.compose import compose
     from src.sweep.runner import train
@@ -130,20 +131,20 @@ def _write(file: Path, verdicts: Sequence[Verdict]) -> None:
 def _show(verdicts: Sequence[Verdict], outcomes: Sequence[Outcome]) -> None:
     halves = {half: [v for v in verdicts if v.half == half] for half in HALVES}
     scores = {half: score(found) for half, found in halves.items()}
-    columns = ["", "thresholds set here", "unseen seeds", "wanted"]
+    columns = ["", "tuning seeds", "unseen seeds", "target"]
     rows = [
-        [what, *(cell(scores[half]) for half in HALVES), wanted] for what, wanted, cell in FIGURES
+        [what, *(cell(scores[half]) for half in HALVES), target] for what, target, cell in METRICS
     ]
     terminal.table("detector", columns, rows)
     best = [o.thresholds for o in outcomes if o.rank == outcomes[0].rank]
     used = Thresholds()
-    terminal.say(f"thresholds in use: {used}; best on the first half: {outcomes[0]}")
+    terminal.say(f"thresholds in use: {used}; best on the tuning seeds: {outcomes[0]}")
     if used not in best:
-        terminal.warn(f"{len(best)} combinations of the grid are better there than those in use")
+        terminal.warn(f"{len(best)} combinations of the grid are better on the tuning seeds")
     others = sum(v.alarm_step != v.alarm_in_run for v in verdicts)
     if others:
         terminal.warn(
-            f"{others} runs were warned otherwise when they were trained, by other thresholds"
+            f"{others} runs were trained with other thresholds, and were warned at another step"
         )
     for line in misses(halves["unseen"]):
         terminal.say(f"missed: {line}")
@@ -153,7 +154,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part} of {whole} ({part / whole:.0%})" if whole else "none"
 
 
-FIGURES = (
+METRICS = (
     ("drifting failures warned of", "90%", lambda s: _share(s.warned, s.drifting)),
     ("median lead, share of the run", "10%", lambda s: f"{s.median_lead:.0%}"),
     ("  of them not planted, warned of", "", lambda s: _share(s.natural_warned, s.natural)),
@@ -167,4 +168,4 @@ FIGURES = (
     ("cause wrong", "2%", lambda s: _share(s.cause_wrong, s.incidents)),
     ("did not fail", "", lambda s: str(s.did_not_fail)),
 )
-"""Rows of the table: what, what is wanted, and the cell of a Score."""
+"""Rows of the table: name, target, and the cell for a Score."""

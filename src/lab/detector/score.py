@@ -1,4 +1,4 @@
-"""All runs of the benchmark in a few figures, with every miss by its name."""
+"""Scores over all runs of the detector benchmark, and a line for each miss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from src.lab.detector.verdict import Verdict, is_unknown, is_wrong
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Figures of one half."""
+    """Counts over the runs of one half of the seeds."""
 
     drifting: int
-    """Failures that came by a drift."""
+    """Failures after a drift."""
     warned: int
-    """Of them, those that a warning came before."""
+    """Drifting failures with a warning before them."""
     median_lead: float
-    """Of all drifting failures, as a share of the run; those without a warning have none."""
+    """Median lead of drifting failures, as a share of the run; 0 without a warning."""
     natural: int
-    """Of the drifting failures, those that nobody planted."""
+    """Drifting failures that were not planted."""
     natural_warned: int
     natural_lead: float
     sudden: int
@@ -28,18 +28,18 @@ class Score:
     false_alarms: int
     healthy_incidents: int
     placed: int
-    """Failures whose first operation is known, because it was planted."""
+    """Failures whose first non-finite operation is known."""
     place_right: int
     incidents: int
     cause_right: int
     cause_unknown: int
     cause_wrong: int
     did_not_fail: int
-    """Runs that were to fail and did not; no part of anything above."""
+    """Runs that should have failed but did not; they are not part of the counts above."""
 
 
 def score(verdicts: Sequence[Verdict]) -> Score:
-    """Counts."""
+    """The score over all verdicts of one half."""
     failed = [v for v in verdicts if v.kind != "healthy" and v.failed]
     drifting = [v for v in failed if v.kind == "drift"]
     natural = [v for v in drifting if not v.is_planted]
@@ -69,14 +69,14 @@ def score(verdicts: Sequence[Verdict]) -> Score:
 
 
 def misses(verdicts: Sequence[Verdict]) -> list[str]:
-    """A line for each thing that went wrong."""
+    """A line for each wrong or missing warning, place and cause."""
     lines = []
     for v in verdicts:
         run = f"{v.case}, seed {v.seed}"
         if v.kind == "healthy" and v.warned:
             lines.append(f"{run}: false alarm at step {v.alarm_step} by {v.alarm_metric}")
         if v.kind == "healthy" and v.failed:
-            lines.append(f"{run}: step {v.first_nonfinite} was not finite")
+            lines.append(f"{run}: non-finite step {v.first_nonfinite}")
         if v.kind == "drift" and v.failed and not v.warned:
             lines.append(f"{run}: no warning before step {v.first_nonfinite}")
         if v.kind != "healthy" and not v.failed:

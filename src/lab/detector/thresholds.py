@@ -1,4 +1,4 @@
-"""Thresholds of early warning, set on one half of the benchmark by going over its metrics again."""
+"""Tunes the thresholds of early warning on one half of the seeds, from the logged metrics."""
 
 import itertools
 import math
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from nonfinite.early_warning import Thresholds
 from src.lab.detector.cases import STEPS
-from src.lab.detector.judged_alarms import first_alarm
-from src.lab.detector.verdict import Verdict
+from src.lab.detector.verdict import Verdict, first_alarm
 
 GRID = {
     "window": (6, 8, 12),
@@ -20,23 +19,23 @@ GRID = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What some thresholds would have done on the half."""
+    """The effect of one set of thresholds on the tuning runs."""
 
     thresholds: Thresholds
     false_alarms: int
     warned: int
     drifting: int
     mean_lead: float
-    """Over the drifting failures, as a share of the run."""
+    """Mean lead over drifting failures, as a share of the run."""
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """No false alarm first, then failures warned of, then the lead."""
+        """Fewest false alarms first, then most failures with a warning, then the lead."""
         return -self.false_alarms, self.warned, self.mean_lead
 
 
 def grid() -> Iterator[Thresholds]:
-    """All combinations."""
+    """All combinations of GRID."""
     for window, sigmas, way_frac, horizon_frac in itertools.product(*GRID.values()):
         yield Thresholds(
             window=int(window), sigmas=sigmas, way_frac=way_frac, horizon_frac=horizon_frac
@@ -46,10 +45,10 @@ def grid() -> Iterator[Thresholds]:
 def try_all(
     runs: Sequence[tuple[Verdict, Sequence[Mapping[str, float]], float | None]],
 ) -> list[Outcome]:
-    """The outcome of every combination, the best first.
+    """The outcome of every combination, best first.
 
     Args:
-        runs: verdict, metrics and largest number of each run of the half.
+        runs: verdict, metrics and largest finite number of each tuning run.
     """
     outcomes = []
     for thresholds in grid():

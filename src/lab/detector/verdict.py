@@ -1,77 +1,107 @@
-"""One run of the benchmark, judged: was it warned of, and was it understood?"""
+"""Judges one run of the detector benchmark: its warning, and the place and cause of failure."""
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from nonfinite.causes import UNKNOWN
-from nonfinite.early_warning import Thresholds
+from nonfinite.early_warning import EarlyWarning, Thresholds
+from nonfinite.limits import limit_of
 from src.common.run_folder import RunFolder, read_metrics
-from src.lab.detector.cases import Case
-from src.lab.detector.judged_alarms import first_alarm
+from src.lab.detector.cases import STEPS, Case
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a run shows; a row of results.csv."""
+    """The judgement of a run; a row of results.csv."""
 
     case: str
     kind: str
     is_planted: bool
-    """Whether the fault grows as it is told, and not by itself."""
+    """Whether the fault is built in and grows at a prescribed rate."""
     half: str
-    """set: thresholds may be set on it; unseen: reported."""
+    """set: used for tuning thresholds; unseen: only reported."""
     seed: int
     first_nonfinite: int | None
     alarm_step: int | None
-    """Of the first early warning."""
+    """Step of the first early warning."""
     alarm_in_run: int | None
-    """The same by the thresholds with which the run was trained."""
+    """Step of the first warning in the run itself, whose thresholds may have been others."""
     alarm_metric: str | None
     alarm_crossing: int | None
-    """The step at which it foretold the limit."""
+    """The step at which the warning predicted the limit."""
     place: str | None
-    """`<module>: <operation>` that was named; None: nothing was."""
+    """`<module>: <operation>` in the incident; None without an incident."""
     place_right: bool | None
-    """None where nothing failed, or no place was planted."""
+    """None if the run did not fail, or if the right place is unknown."""
     cause: str | None
-    """None: there is no incident."""
+    """Cause in the incident; None without an incident."""
     cause_right: bool | None
-    """None where nothing failed."""
+    """None if the run did not fail."""
 
     @property
     def failed(self) -> bool:
-        """Whether any step was not finite."""
+        """Whether any step was non-finite."""
         return self.first_nonfinite is not None
 
     @property
     def warned(self) -> bool:
-        """Whether a warning came before the first step that was not finite, or at all."""
+        """Whether a warning came, before the first non-finite step if there is one."""
         if self.alarm_step is None:
             return False
         return self.first_nonfinite is None or self.alarm_step < self.first_nonfinite
 
     def lead(self, steps: int) -> float:
-        """Steps between warning and failure as a share of the run; 0 where there was none."""
+        """Steps between warning and failure as a share of the run; 0 without a warning."""
         if not self.warned or self.first_nonfinite is None or self.alarm_step is None:
             return 0.0
         return (self.first_nonfinite - self.alarm_step) / steps
 
     def row(self) -> dict[str, Any]:
-        """The fields by name."""
+        """The row of results.csv."""
         return asdict(self)
 
 
+def limited_metrics(lines: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl, reduced to steps and to metrics that have a limit."""
+    return [
+        {name: value for name, value in line.items() if name == "step" or limit_of(name)}
+        for line in lines
+    ]
+
+
+def first_alarm(
+    lines: Sequence[Mapping[str, float]], thresholds: Thresholds, *, float_max: float | None
+) -> dict[str, Any] | None:
+    """The first alarm that early warning raises on a run's logged metrics; None without one."""
+    early = EarlyWarning(
+        say=lambda line: None,
+        float_max=float_max or torch.finfo(torch.float32).max,
+        max_steps=STEPS,
+        thresholds=thresholds,
+    )
+    # With all settings given, EarlyWarning does not use the trainer.
+    trainer = cast(Any, None)
+    for line in lines:
+        early.read_metrics(trainer, line, step=int(line["step"]))
+        if early.alarms:
+            return early.alarms[0]
+    return None
+
+
 def judge(case: Case, folder: Path, *, half: str, seed: int) -> Verdict:
-    """Reads a finished run; its warnings are those of the thresholds as they are now.
+    """Judges a finished run; computes its warnings with the current thresholds.
 
     Args:
-        case: what was planted.
+        case: the kind of run.
         folder: the run folder.
         half: set or unseen.
-        seed: of the run.
+        seed: the run's seed.
     """
     record = RunFolder(folder).read_record()
     assert record is not None, folder
@@ -105,10 +135,10 @@ def judge(case: Case, folder: Path, *, half: str, seed: int) -> Verdict:
 
 
 def is_wrong(verdict: Verdict) -> bool:
-    """Whether a cause was named that is not the right one; unknown is none."""
+    """Whether the named cause is wrong; `unknown` does not count as wrong."""
     return verdict.cause_right is False and not is_unknown(verdict)
 
 
 def is_unknown(verdict: Verdict) -> bool:
-    """Whether no cause was named, or no incident recorded."""
+    """Whether the cause is unknown or no incident was recorded."""
     return verdict.cause in (UNKNOWN, None)

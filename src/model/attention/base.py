@@ -1,4 +1,4 @@
-"""The slot of a block that attention fills.
+"""The interface of attention options.
 
 Axes: B batch, T time, D hidden, G heads of a kept tensor, S slots of the cache, K dimensions.
 """
@@ -25,14 +25,19 @@ class Attention(nn.Module, ABC):
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """Attends within each sequence; returns (B, T, D) in the dtype of the projections.
 
-        `rope` holds cosines and sines, (T, rope_dim) each.
+        Args:
+            x_BTD: the normalised residual stream.
+            rope: cosines and sines, (T, rope_dim) each.
         """
 
     @abstractmethod
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
-        """The same for tokens that follow others; what those left stands in `kept`, (B, G, S, K).
+        """As `forward`, for tokens that follow cached ones; equal to it over the whole sequence.
 
-        Leaves there what the new tokens add. Equal to `forward` over the whole sequence.
+        Args:
+            x_BTD: the normalised residual stream of the new tokens.
+            kept: the layer's cached tensors, (B, G, S, K) each; the new tokens are added to them.
+            span: slots, rotations and mask of the new tokens.
         """
 
 
@@ -45,7 +50,7 @@ class AttentionConfig(ABC):
 
     @abstractmethod
     def check(self, dims: Dims) -> None:
-        """Raises ValueError, naming field and value, where the sizes do not go together."""
+        """Raises ValueError, naming field and value, if the sizes do not fit together."""
 
     @abstractmethod
     def build(self, dims: Dims) -> Attention:
@@ -53,9 +58,9 @@ class AttentionConfig(ABC):
 
     @abstractmethod
     def cache_shapes(self, dims: Dims) -> dict[str, tuple[int, int]]:
-        """Heads and dimensions of what decoding keeps of a token in a layer, by name."""
+        """Heads and dimensions of each tensor that decoding caches in a layer, by name."""
 
     @property
     @abstractmethod
     def decoding(self) -> str:
-        """How decoding attends, in a few words."""
+        """How decoding attends to the cache, in a few words."""

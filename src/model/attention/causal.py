@@ -12,37 +12,38 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 NUM_BLOCKS = 4
-"""Of the queries on a CPU: with more of them less is computed for nothing, in more calls."""
+"""Blocks of queries on a CPU. More blocks compute fewer masked scores, but take more calls."""
 
 SHORTEST, LONGEST = 128, 512
-"""Sequences, in tokens, for which blocks are faster than PyTorch's kernel, and their probabilities,
-which are kept for the backward pass, small beside the rest."""
+"""Sequence lengths, in tokens, for which blocks are faster than PyTorch's kernel and the attention
+probabilities, which are kept for the backward pass, take little memory."""
 
 
 def scaled_dot_product_attention(
     query_BHTK: Tensor, key_BGTK: Tensor, value_BGTK: Tensor
 ) -> Tensor:
-    """Softmax of scores / sqrt(K) over positions up to a query's own, times values; (B, H, T, K).
+    """Causal attention: softmax(query . key / sqrt(K)) . value, (B, H, T, K).
 
-    PyTorch's function of this name, causal. Its kernel for CPUs computes the scores of later keys
-    too, and hides them. There, in float32, queries go in blocks, each with no more keys than its
-    last one sees, which saves a quarter to a third of the time.
+    Equal to PyTorch's function of this name with is_causal=True, whose CPU kernel also computes
+    the scores of later keys and masks them. On a CPU in float32, this function processes the
+    queries in blocks, each with only the keys up to its last query, which saves a quarter to a
+    third of the time.
 
     Args:
-        query_BHTK: a multiple of G heads; a group of consecutive ones shares a key-value head.
-        key_BGTK: one for each query.
-        value_BGTK: of the size of the keys.
+        query_BHTK: H is a multiple of G; consecutive query heads share a key-value head.
+        key_BGTK: keys, one for each position.
+        value_BGTK: values, in the shape of the keys.
     """
-    given = query_BHTK, key_BGTK, value_BGTK
-    if has_torch_function_variadic(*given):
-        # So that who watches functions sees this one, and not its inside.
-        attended: Tensor = handle_torch_function(scaled_dot_product_attention, given, *given)
+    tensors = query_BHTK, key_BGTK, value_BGTK
+    if has_torch_function_variadic(*tensors):
+        # A TorchFunctionMode, such as the tracer's, must see this call rather than its parts.
+        attended: Tensor = handle_torch_function(scaled_dot_product_attention, tensors, *tensors)
         return attended
     num_sharing = query_BHTK.shape[1] // key_BGTK.shape[1]
     on_cpu = query_BHTK.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    plain = on_cpu and query_BHTK.dtype == torch.float32
-    if not plain or not SHORTEST <= query_BHTK.shape[2] <= LONGEST:
-        return F.scaled_dot_product_attention(*given, is_causal=True, enable_gqa=num_sharing > 1)
+    float32_on_cpu = on_cpu and query_BHTK.dtype == torch.float32
+    if not float32_on_cpu or not SHORTEST <= query_BHTK.shape[2] <= LONGEST:
+        return F.scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=num_sharing > 1)
     if num_sharing > 1:
         key_BGTK, value_BGTK = (
             x.repeat_interleave(num_sharing, dim=1) for x in (key_BGTK, value_BGTK)
@@ -54,7 +55,7 @@ def scaled_dot_product_attention(
 
 
 class _InBlocks(torch.autograd.Function):
-    """Attention of each head for itself."""
+    """Causal attention in blocks of queries; heads are batch entries."""
 
     @staticmethod
     def forward(ctx: Any, query_NTK: Tensor, key_NTK: Tensor, value_NTK: Tensor) -> Tensor:
@@ -90,6 +91,6 @@ class _InBlocks(torch.autograd.Function):
 
 
 def _blocks(time: int) -> list[tuple[int, int]]:
-    """First query and end of each block."""
+    """First query and exclusive end of each block."""
     ends = [time * (number + 1) // NUM_BLOCKS for number in range(NUM_BLOCKS)]
     return list(zip([0, *ends], ends, strict=False))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from src.model.attention.base import Attention, AttentionConfig
 from src.model.attention.causal import scaled_dot_product_attention
 from src.model.cache import Rope, Span
-from src.model.dims import Dims
+from src.model.dims import Dims, check_rope_dim
 from src.model.norm import RMSNorm
-from src.model.rope import check_rope_dim, rotate
+from src.model.rope import rotate
 
 
 @dataclass(kw_only=True)
@@ -28,7 +28,6 @@ class GQAConfig(AttentionConfig):
     """RMSNorm over each query and key head before the rotation (arXiv 2302.05442)."""
 
     def check(self, dims: Dims) -> None:
-        """See AttentionConfig."""
         check_rope_dim(self.rope_dim, head_dim=dims.head_dim)
         if self.num_kv_heads < 1 or dims.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -36,17 +35,15 @@ class GQAConfig(AttentionConfig):
             )
 
     def build(self, dims: Dims) -> "GroupedQueryAttention":
-        """See AttentionConfig."""
         self.check(dims)
         return GroupedQueryAttention(self, dims)
 
     def cache_shapes(self, dims: Dims) -> dict[str, tuple[int, int]]:
-        """Rotated keys, and values, of the kv heads."""
+        """Caches rotated keys, and values."""
         return dict.fromkeys(("keys", "values"), (self.num_kv_heads, dims.head_dim))
 
     @property
     def decoding(self) -> str:
-        """See AttentionConfig."""
         return "keys and values"
 
 
@@ -66,13 +63,11 @@ class GroupedQueryAttention(Attention):
         self.k_norm = RMSNorm(self.head_dim, eps=dims.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
-        """See Attention."""
         q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, rope)
         y_BHTK = scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
-        """See Attention."""
         q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, span.rope)
         k_BGSK, v_BGSK = span.keep(kept["keys"], k_BGTK), span.keep(kept["values"], v_BGTK)
         y_BHTK = F.scaled_dot_product_attention(

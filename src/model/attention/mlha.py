@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from src.model.attention.base import Attention, AttentionConfig
 from src.model.attention.causal import scaled_dot_product_attention
 from src.model.cache import Rope, Span
-from src.model.dims import Dims, check_sizes
+from src.model.dims import Dims, check_rope_dim, check_sizes
 from src.model.norm import RMSNorm
-from src.model.rope import check_rope_dim, rotate
+from src.model.rope import rotate
 
 
 @dataclass(kw_only=True)
@@ -28,14 +28,13 @@ class MLHAConfig(AttentionConfig):
     kv_latent_dim: int
     """Width of the joint key-value latent, which is what decoding caches."""
     num_rope_keys: int
-    """Rotated keys, each for num_heads / num_rope_keys heads; 1 in DeepSeek and the write-up."""
+    """Rotated keys, each shared by num_heads / num_rope_keys heads; DeepSeek has 1."""
     latent_norm: bool
-    """RMSNorm on both latents, as DeepSeek-V2 has and the write-up does not."""
+    """RMSNorm on both latents, as in DeepSeek-V2 but not in the write-up."""
     qk_norm: bool
     """RMSNorm over each query and key head before the rotation (arXiv 2302.05442)."""
 
     def check(self, dims: Dims) -> None:
-        """See AttentionConfig."""
         check_rope_dim(self.rope_dim, head_dim=dims.head_dim)
         for field in ("q_latent_dim", "kv_latent_dim"):
             if getattr(self, field) < 1:
@@ -47,12 +46,11 @@ class MLHAConfig(AttentionConfig):
             )
 
     def build(self, dims: Dims) -> "MultiHeadLatentAttention":
-        """See AttentionConfig."""
         self.check(dims)
         return MultiHeadLatentAttention(self, dims)
 
     def cache_shapes(self, dims: Dims) -> dict[str, tuple[int, int]]:
-        """The key-value latent, and the rope keys: rotated, or before it with qk_norm."""
+        """Caches the key-value latent and the rope keys; these are unrotated with qk_norm."""
         return {
             "latents": (1, self.kv_latent_dim),
             "rope_keys": (self.num_rope_keys, self.rope_dim),
@@ -60,16 +58,15 @@ class MLHAConfig(AttentionConfig):
 
     @property
     def decoding(self) -> str:
-        """See AttentionConfig."""
         if self.qk_norm:
             return "latents, un-absorbed: qk_norm on every head's key cannot be absorbed"
         return "latents, absorbed projections"
 
 
 class MultiHeadLatentAttention(Attention):
-    """Keys and values are decompressed from one latent; position enters through a rope key from x.
+    """Keys and values come from one latent; positions enter through separate rope keys.
 
-    A head is laid out as content first, rope last. The score scale is 1 / sqrt(head_dim).
+    In a head, content dimensions come first and rotated ones last. The score scale is 1 / sqrt(K).
     """
 
     def __init__(self, config: MLHAConfig, dims: Dims) -> None:
@@ -82,7 +79,7 @@ class MultiHeadLatentAttention(Attention):
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
             with warnings.catch_warnings():
-                # Where all of a head rotates, it has no content to be drawn.
+                # With rope_dim = head_dim, heads have no content dimensions and k_up is empty.
                 warnings.filterwarnings("ignore", message="Initializing zero-element")
                 return nn.Linear(inputs, outputs, bias=False)
 
@@ -100,7 +97,6 @@ class MultiHeadLatentAttention(Attention):
         self.qk_norm = config.qk_norm
 
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
-        """See Attention."""
         q_BHTK = self._rotate_tail(self._queries(x_BTD), rope)
         latent_BTL, k_BGTR = self._compress(x_BTD, rope)
         k_BHTK, v_BHTK = self._decompress(latent_BTL, k_BGTR, rope)
@@ -108,7 +104,6 @@ class MultiHeadLatentAttention(Attention):
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
-        """See Attention."""
         q_BHTK = self._rotate_tail(self._queries(x_BTD), span.rope)
         latent_BTL, k_BGTR = self._compress(x_BTD, span.rope)
         latent_B1SL = span.keep(kept["latents"], latent_BTL.unsqueeze(1))
@@ -127,17 +122,17 @@ class MultiHeadLatentAttention(Attention):
     def _compress(self, x_BTD: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """The key-value latent (B, T, L) and the rope keys (B, G, T, R).
 
-        They are rotated, but with qk_norm, which comes before the rotation and sees whole keys.
+        With qk_norm the rope keys are not rotated yet, because the norm of whole keys comes first.
         """
         latent_BTL = self.kv_latent_norm(self.kv_down(x_BTD))
         k_BGTR = _split(self.k_rope(x_BTD), self.num_rope_keys, self.rope_dim)
         return latent_BTL, k_BGTR if self.qk_norm else rotate(k_BGTR, rope)
 
     def _decompress(self, latent_BTL: Tensor, k_BGTR: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """Keys and values of every head from what `_compress` gives."""
+        """Keys and values of every head, (B, H, T, K) each, from the output of `_compress`."""
         k_BHTC = _split(self.k_up(latent_BTL), self.num_heads, self.content_dim)
         v_BHTK = _split(self.v_up(latent_BTL), self.num_heads, self.head_dim)
-        k_BHTR = _shared(k_BGTR, self.num_heads // self.num_rope_keys)
+        k_BHTR = _repeat_heads(k_BGTR, self.num_heads // self.num_rope_keys)
         k_BHTK = torch.cat((k_BHTC, k_BHTR), dim=-1)
         if self.qk_norm:
             k_BHTK = self._rotate_tail(self.k_norm(k_BHTK), rope)
@@ -146,16 +141,16 @@ class MultiHeadLatentAttention(Attention):
     def _attend_absorbed(
         self, q_BHTK: Tensor, latent_B1SL: Tensor, k_BGSR: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """Attends to latents themselves (arXiv 2405.04434, section 2.1.2).
+        """Attends to the latents directly (arXiv 2405.04434, section 2.1.2).
 
-        `q . (W_k latent)` is `(q W_k) . latent`, and a weighted sum of `W_v latent` is `W_v` of the
-        weighted sum: no key or value is made.
+        `q . (W_k latent)` is `(q W_k) . latent`, and a weighted sum of `W_v latent` is `W_v` times
+        the weighted sum, so that no keys or values need to be computed.
         """
         q_BHTC, q_BHTR = q_BHTK.split((self.content_dim, self.rope_dim), dim=-1)
         k_up_HCL = self.k_up.weight.unflatten(0, (self.num_heads, self.content_dim))
         v_up_HKL = self.v_up.weight.unflatten(0, (self.num_heads, self.head_dim))
-        # All heads see the same latents, and those of a group the same rope keys: they are queries
-        # of one head each, and nothing is copied.
+        # All heads attend to the same latents, and a group of heads to the same rope keys. Heads
+        # that share a key become more queries of one head, so that no key is copied.
         content = _as_queries(q_BHTC @ k_up_HCL, 1) @ latent_B1SL.transpose(2, 3)
         turned = _as_queries(q_BHTR, self.num_rope_keys) @ k_BGSR.transpose(2, 3)
         scores_BHTS = content.view(*q_BHTK.shape[:3], -1) + turned.view(*q_BHTK.shape[:3], -1)
@@ -175,11 +170,11 @@ def _split(x_BTE: Tensor, num: int, dim: int) -> Tensor:
     return x_BTE.unflatten(-1, (num, dim)).transpose(1, 2)
 
 
-def _shared(x_BGTR: Tensor, times: int) -> Tensor:
-    """Each head for so many: (B, G, T, R) to (B, G * times, T, R), without a copy where G is 1."""
+def _repeat_heads(x_BGTR: Tensor, times: int) -> Tensor:
+    """Repeats each head: (B, G, T, R) to (B, G * times, T, R), without a copy if G is 1."""
     return x_BGTR.unsqueeze(2).expand(-1, -1, times, -1, -1).flatten(1, 2)
 
 
 def _as_queries(x_BHTK: Tensor, num: int) -> Tensor:
-    """(B, H, T, K) to (B, num, H / num * T, K): heads that share a key, one after the other."""
+    """(B, H, T, K) to (B, num, H / num * T, K): joins the queries of heads that share a key."""
     return x_BHTK.reshape(x_BHTK.shape[0], num, -1, x_BHTK.shape[-1])

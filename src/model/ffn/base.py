@@ -1,4 +1,4 @@
-"""The slot of a block that the feed-forward part fills.
+"""The interface of feed-forward options.
 
 Axes: B batch, T time, D hidden.
 """
@@ -13,7 +13,7 @@ from src.model.dims import Dims, check_sizes
 
 
 class FeedForward(nn.Module, ABC):
-    """A map of each token on its own.
+    """Transforms each token independently.
 
     `residual_projections` names the weights that write into the residual stream: the depth-scaled
     initialisation shrinks those.
@@ -23,14 +23,14 @@ class FeedForward(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Maps each token; returns (B, T, D)."""
+        """Transforms each token; returns (B, T, D)."""
 
     def extra_losses(self) -> dict[str, Tensor]:
-        """Scalars of the last forward pass that join the loss, weighted, by metric name."""
+        """Weighted scalars of the last forward pass to add to the loss, by metric name."""
         return {}
 
     def num_inactive_params(self) -> int:
-        """Parameters that a single token does not pass through."""
+        """Parameters that a single token does not use."""
         return 0
 
 
@@ -39,10 +39,10 @@ class FeedForwardConfig(ABC):
     """What every feed-forward option declares."""
 
     usage_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields that say how trained weights are used, and are no part of them."""
+    """Fields that affect how trained weights are used, but not the weights' names and shapes."""
 
     inner_dim: int
-    """Width of the SwiGLU's inside; of one expert's, where there are experts."""
+    """Inner width of the SwiGLU, or of each expert."""
 
     def __post_init__(self) -> None:
         if self.inner_dim < 1:
@@ -50,7 +50,7 @@ class FeedForwardConfig(ABC):
         check_sizes(self, ("inner_dim",))
 
     def resolved(self, *, max_steps: int) -> "FeedForwardConfig":
-        """The same with every value filled in that depends on the length of the run."""
+        """This config with the values filled in that depend on the length of the run."""
         return self
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The routed experts and two ways to send tokens through them.
+"""The routed experts, and two ways to dispatch tokens to them.
 
 Axes: S tokens of a batch, D hidden, I inner, E experts, K experts picked for a token,
 N = S * K token-expert pairs sorted by expert.
@@ -17,8 +17,9 @@ from src.model.ffn.grouped import grouped_product
 class Experts(nn.Module):
     """E SwiGLU networks with stacked weights.
 
-    Both dispatch paths give the same sums: `loop` visits expert after expert and is the reference;
-    `grouped` sorts the pairs by expert and multiplies all groups in one call without a host sync.
+    Both dispatch paths compute the same sums. `loop` visits one expert after the other and is the
+    reference; `grouped` sorts token-expert pairs by expert and multiplies all groups in one call,
+    without a host sync.
     """
 
     def __init__(self, *, num_experts: int, hidden_dim: int, inner_dim: int, dispatch: str) -> None:
@@ -32,14 +33,14 @@ class Experts(nn.Module):
         """The weighted sum of the picked experts' outputs, (S, D) in the dtype of the weights."""
         if self.dispatch == "loop":
             return self._loop(x_SD, weights_SK, picked_SK)
-        # To sort the experts of one token takes longer than to ask them.
+        # For a single token, sorting its experts takes longer than computing them.
         if len(x_SD) == 1 and x_SD.device.type == "cpu" and not torch.is_grad_enabled():
             return self._single(x_SD, weights_SK, picked_SK)
         return self._grouped(x_SD, weights_SK, picked_SK)
 
     def _single(self, x_1D: Tensor, weights_1K: Tensor, picked_1K: Tensor) -> Tensor:
         outs = [self._expert(number, x_1D) for number in picked_1K[0].tolist()]
-        # No product: autocast would round it.
+        # Not a matrix product, which autocast would round to bfloat16.
         return (torch.cat(outs) * weights_1K.T).sum(dim=0, keepdim=True)
 
     def _expert(self, number: int, x_SD: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class Experts(nn.Module):
         expert_N, order_N = picked_SK.flatten().sort(stable=True)
         experts_E = torch.arange(self.num_experts, device=expert_N.device)
         ends_E = torch.searchsorted(expert_N, experts_E, right=True).to(torch.int32)
-        # Neither product follows autocast, so the cast is written out.
+        # grouped_product ignores autocast, so the cast is explicit.
         device = x_SD.device.type
         dtype = (
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_SD.dtype
@@ -75,10 +76,10 @@ class Experts(nn.Module):
 
 
 class _Rows(torch.autograd.Function):
-    """Rows in another order, each `copies` times.
+    """Rows in a new order, each repeated `copies` times.
 
-    The gradient goes back by the inverse order and a sum over copies: deterministic on every
-    device, which adding to repeated rows is not, and faster than what indexing does.
+    The backward pass applies the inverse order and sums over copies. Unlike the scatter-add of
+    indexing it is deterministic on every device, and it is faster.
     """
 
     @staticmethod

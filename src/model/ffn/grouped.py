@@ -1,4 +1,4 @@
-"""One matrix product for each group of rows, in one operation.
+"""A matrix product for each group of rows, in one operation.
 
 Axes: N rows, sorted by group, I inputs, O outputs, E groups.
 """
@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ALIGNMENT = 8
-"""Entries of the narrowest dtype, bfloat16, in 16 bytes."""
+"""Entries of bfloat16, the narrowest dtype, in the 16 bytes to which the kernel aligns."""
 
 
 def grouped_product(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """`rows @ weight[e].T` for the rows of each group e; (N, O).
 
     Args:
-        rows_NI: of all groups, one group after the other.
-        weight_EOI: of the dtype of the rows.
-        ends_E: int32, the row behind the last of each group; the last one is N.
+        rows_NI: the rows of all groups, sorted by group.
+        weight_EOI: one weight matrix for each group, in the dtype of the rows.
+        ends_E: int32, the exclusive end of each group's rows; the last entry is N.
     """
     is_compilable = rows_NI.dtype == torch.bfloat16 and rows_NI.device.type != "cpu"
     if torch.compiler.is_compiling() and not is_compilable:
@@ -32,7 +32,7 @@ def grouped_product(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tens
 def _grouped_mm(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """PyTorch's kernel, without a host sync."""
     outputs, inputs = weight_EOI.shape[1:]
-    # Zeros up to whole 16 bytes, which the kernel's strides must be; they add nothing.
+    # The kernel's strides must be multiples of 16 bytes, so the sizes are padded with zeros.
     more_inputs, more_outputs = -inputs % ALIGNMENT, -outputs % ALIGNMENT
     if more_inputs or more_outputs:
         rows_NI = F.pad(rows_NI, (0, more_inputs))
@@ -40,8 +40,8 @@ def _grouped_mm(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(rows_NI, weight_EOI.transpose(1, 2), offs=ends_E)[:, :outputs]
 
 
-# On a CPU, and in float32 on a GPU, PyTorch's kernel is one product a group as well, but does not
-# compile.
+# On a CPU, and in float32 on a GPU, PyTorch's kernel also computes one product for each group, but
+# torch.compile cannot handle it.
 @torch.library.custom_op("src::grouped_product", mutates_args=())
 def _compilable(rows_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     product_NO = rows_NI.new_empty(len(rows_NI), weight_EOI.shape[1])
@@ -64,7 +64,7 @@ def _compilable_backward(
 
 
 def _groups(ends_E: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Number, first row and end of each group that has rows."""
+    """Number, first row and exclusive end of each group that has rows."""
     start = 0
     for group, end in enumerate(ends_E.tolist()):
         if end > start:
@@ -80,7 +80,7 @@ def _backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, Tensor, None]:
     return *_compilable_backward(grad_NO, *ctx.saved_tensors), None
 
 
-# What torch.compile has to know: shapes, and how gradients go back.
+# torch.compile needs the shapes of the results and the backward pass.
 _compilable.register_fake(lambda rows, weight, ends: rows.new_empty(len(rows), weight.shape[1]))
 _compilable_backward.register_fake(
     lambda grad, rows, weight, ends: (torch.empty_like(rows), torch.empty_like(weight))

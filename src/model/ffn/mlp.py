@@ -17,7 +17,6 @@ class MLPConfig(FeedForwardConfig):
     """SwiGLU (Shazeer, arXiv 2002.05202)."""
 
     def build(self, dims: Dims) -> "MLP":
-        """See FeedForwardConfig."""
         return MLP(hidden_dim=dims.hidden_dim, inner_dim=self.inner_dim)
 
 
@@ -33,5 +32,4 @@ class MLP(FeedForward):
         self.down_proj = nn.Linear(inner_dim, hidden_dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """See FeedForward."""
         return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))

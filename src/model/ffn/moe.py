@@ -1,4 +1,4 @@
-"""Mixture of experts: shared experts that see every token, routed ones that see some.
+"""Mixture of experts: shared experts process every token, routed experts only some.
 
 Axes: B batch, T time, D hidden, S = B * T.
 """
@@ -24,15 +24,15 @@ class MoEConfig(FeedForwardConfig):
     usage_fields = ("dispatch", "router")
 
     num_routed: int
-    """Experts that the router chooses from."""
+    """Number of routed experts."""
     num_shared: int
-    """Experts that see every token, computed as one of num_shared * inner_dim; 0 for none."""
+    """Experts that process every token, computed as one of width num_shared * inner_dim."""
     top_k: int
-    """Routed experts that see a token; at most num_routed."""
+    """Routed experts picked for each token; at most num_routed."""
     dispatch: str
-    """grouped: one product for all experts; loop: expert after expert, the reference."""
+    """grouped: one product for all experts; loop: one expert after the other, the reference."""
     router: RouterConfig
-    """Which experts see a token, with what weights, and how their load is balanced."""
+    """How experts are picked and weighted, and how their load is balanced."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,14 +49,12 @@ class MoEConfig(FeedForwardConfig):
             raise ValueError(f"dispatch={self.dispatch}: must be one of {', '.join(DISPATCHES)}")
 
     def resolved(self, *, max_steps: int) -> "MoEConfig":
-        """See FeedForwardConfig."""
         if self.router.bias_rate is not None:
             return self
         rate = WRITEUP_BIAS_RATE * (WRITEUP_STEPS / max_steps) * (self.num_routed / WRITEUP_EXPERTS)
         return replace(self, router=replace(self.router, bias_rate=rate))
 
     def build(self, dims: Dims) -> "MixtureOfExperts":
-        """See FeedForwardConfig."""
         return MixtureOfExperts(self, dims)
 
 
@@ -84,17 +82,14 @@ class MixtureOfExperts(FeedForward):
         self.shared = MLP(hidden_dim=hidden, inner_dim=shared_dim) if shared_dim else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """See FeedForward."""
         x_SD = x_BTD.flatten(0, 1)
         weights_SK, picked_SK = self.router(x_SD)
         y_BTD = self.experts(x_SD, weights_SK, picked_SK).view_as(x_BTD)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 
     def extra_losses(self) -> dict[str, Tensor]:
-        """See FeedForward."""
         return self.router.take_extra_losses()
 
     def num_inactive_params(self) -> int:
-        """See FeedForward."""
         total = sum(parameter.numel() for parameter in self.experts.parameters())
         return total - total // self.experts.num_experts * self.router.top_k

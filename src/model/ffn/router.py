@@ -1,8 +1,8 @@
-"""Which experts see a token, with what weight, and how their load is kept even.
+"""The router: which experts process a token, with what weights, and how load is balanced.
 
-The default is DeepSeek-V3's router (arXiv 2412.19437, eq. 12-16 and section 2.1.2) with the update
-of the selection bias from arXiv 2408.15664, algorithm 1. The other values of the config are the
-single differences by which a published router can depart from it.
+The default is DeepSeek-V3's router (arXiv 2412.19437, eq. 12-16 and section 2.1.2), whose selection
+bias is updated by algorithm 1 of arXiv 2408.15664. Each other value in the config is one difference
+between a published router and this default.
 
 Axes: S tokens of a batch, D hidden, E experts, K experts picked for a token.
 """
@@ -25,7 +25,7 @@ CHOICES = {
 
 
 TINY_SUM = 1e-12
-"""Sums of picked scores below it are about to become 0."""
+"""A sum of picked scores below this value is close to underflow."""
 
 
 @dataclass(kw_only=True)
@@ -33,30 +33,30 @@ class RouterConfig:
     """How tokens are sent to experts."""
 
     balance: str
-    """bias: a bias per expert follows its load; aux: a loss term; none: nothing."""
+    """bias: a bias for each expert follows its load; aux: a balance loss; none: no balancing."""
     bias_use: str
-    """select: picks experts only; multiply, add: changes the logits, and so the weights too."""
+    """select: the bias only decides which experts are picked; multiply, add: it changes logits."""
     bias_target: str
-    """The load to steer to: mean_load (top_k / E, the true mean) or one_over_experts (1 / E)."""
+    """The target load: mean_load (top_k / E, the true mean) or one_over_experts (1 / E)."""
     bias_rule: str
-    """sign: steps of bias_rate; proportional: bias_rate times the distance from the target."""
+    """sign: steps of size bias_rate; proportional: bias_rate times the distance from the target."""
     bias_rate: float | None
-    """Size of a bias update; at least 0; null: 0.1 * (11000 / max_steps) * (E / 7), with which a
-    shorter run ends with the mean bias of the write-up's 11,000 steps and 7 experts."""
+    """Size of a bias update; at least 0; null: 0.1 * (11000 / max_steps) * (E / 7), which takes the
+    mean bias of a shorter run as far as the write-up's 11,000 steps with 7 experts did."""
     bias_center: bool
     """Subtract the mean bias after each update."""
     bias_trainable: bool
     """Let the optimizer train the bias too, as a parameter."""
     update_on: str
-    """step: after applied optimizer steps; batch: after every batch, skipped ones too."""
+    """step: update after applied optimizer steps; batch: after every batch, even a skipped one."""
     norm_eps: float
-    """Added to the sum by which picked scores are divided; at least 0."""
+    """Added to the sum that normalises the picked scores; at least 0."""
     dtype: str
-    """float32: logits and scores in float32 whatever the precision; autocast: as the rest."""
+    """float32: logits and scores in float32 at any precision; autocast: as in the other layers."""
     aux_weight: float
-    """Weight of the balance loss where balance=aux; at least 0."""
+    """Weight of the balance loss with balance=aux; at least 0."""
     z_loss_weight: float
-    """Weight of the squared log-partition of the gate logits (arXiv 2202.08906, eq. 5); 0: none."""
+    """Weight of the router's z-loss (arXiv 2202.08906, eq. 5); 0: none."""
 
     def __post_init__(self) -> None:
         for field, allowed in CHOICES.items():
@@ -72,10 +72,10 @@ class RouterConfig:
 
 
 class Router(nn.Module):
-    """Sigmoid scores, the top k of them, weights that sum to one.
+    """Picks the top k of the sigmoid scores and normalises them to weights that sum to one.
 
-    While training it counts the tokens of each expert until `finish_step` or `finish_batch`
-    closes the count and moves the bias.
+    In training it counts the tokens of each expert; `finish_step` or `finish_batch` ends the count
+    and updates the bias.
     """
 
     weight: Tensor
@@ -98,14 +98,14 @@ class Router(nn.Module):
         self.register_buffer("last_counts_E", counts.clone(), persistent=False)
         self._last: tuple[Tensor, Tensor] | None = None
         self._extra: dict[str, Tensor] = {}
-        # Read at each use, so that an option can change them in the middle of a run.
+        # Read at each use, so that a remedy can change them during a run.
         self.norm_eps = config.norm_eps
         self._bias_frozen = False
-        self.is_again = False
+        self.is_recomputing = False
 
     @property
     def bias_frozen(self) -> bool:
-        """Whether the bias stays as it is, whoever would move it."""
+        """Whether neither balancing nor the optimizer may change the bias."""
         return self._bias_frozen
 
     @bias_frozen.setter
@@ -115,7 +115,7 @@ class Router(nn.Module):
             self.bias_E.requires_grad_(not frozen)
 
     def forward(self, x_SD: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (S, K), float32 unless dtype=autocast, and expert numbers (S, K)."""
+        """Weights (S, K), in float32 unless dtype=autocast, and the picked experts (S, K)."""
         if self.config.dtype == "float32":
             # F.linear(x.float(), w.float()) alone would still run in bfloat16 under autocast.
             with torch.autocast(x_SD.device.type, enabled=False):
@@ -140,7 +140,7 @@ class Router(nn.Module):
 
     def _observe(self, logits_SE: Tensor, scores_SE: Tensor, picked_SK: Tensor) -> None:
         experts_E = torch.arange(self.num_experts, device=picked_SK.device)
-        # A comparison rather than bincount: no host sync, and deterministic on every device.
+        # Not bincount, which syncs with the host and is not deterministic on GPUs.
         counts_E = (picked_SK.reshape(-1, 1) == experts_E).sum(dim=0)
         extra: dict[str, Tensor] = {}
         if self.config.balance == "aux":
@@ -148,8 +148,8 @@ class Router(nn.Module):
         if self.config.z_loss_weight:
             partition_S = logits_SE.logsumexp(dim=-1)
             extra["router_z_loss"] = self.config.z_loss_weight * partition_S.square().mean()
-        # What is computed again for the backward pass has been counted in the forward pass.
-        if not self.is_again:
+        # Activation checkpointing repeats a forward pass that has been counted already.
+        if not self.is_recomputing:
             self.counts_E += counts_E
             self._last = (logits_SE.detach(), picked_SK)
             self._extra |= extra
@@ -157,27 +157,27 @@ class Router(nn.Module):
     def _balance_loss(self, scores_SE: Tensor, counts_E: Tensor) -> Tensor:
         """arXiv 2412.19437, eq. 17-20, over the batch instead of each sequence.
 
-        Of several processes each takes its own batch: no collective may stand in a forward pass
-        that one of them runs again alone.
+        With several processes, each uses its own batch: a forward pass must not contain a
+        collective, because one process may rerun it alone.
         """
         load_E = counts_E * (self.num_experts / counts_E.sum())
         share_E = (scores_SE / (scores_SE.sum(-1, keepdim=True) + 1e-20)).mean(dim=0)
         return self.config.aux_weight * (load_E * share_E).sum()
 
     def take_extra_losses(self) -> dict[str, Tensor]:
-        """The weighted losses of the last forward pass, once."""
+        """Returns the weighted losses of the last forward pass and forgets them."""
         losses, self._extra = self._extra, {}
         return losses
 
     @torch.no_grad()
     def finish_batch(self) -> None:
-        """To be called after each (micro-)batch, whatever became of it."""
+        """Must be called after each (micro-)batch, even a skipped one."""
         if self.config.update_on == "batch":
             self._close_count(update=True)
 
     @torch.no_grad()
     def finish_step(self, *, applied: bool) -> None:
-        """To be called after each optimizer step; a skipped one leaves the bias as it was."""
+        """Must be called after each optimizer step; a skipped one does not change the bias."""
         if self.config.update_on == "step":
             self._close_count(update=applied)
 
@@ -189,8 +189,8 @@ class Router(nn.Module):
         self.last_counts_E.copy_(counts_E)
         if not update or self.bias_frozen or self.config.balance != "bias":
             return
-        # target - load, times num_experts * total / uniform: in integers, so that the sign of an
-        # expert that is exactly on target is 0 and not that of a rounding error.
+        # (target - load) * num_experts * total / uniform, in integers: the sign is exactly 0 for an
+        # expert whose load is on target, which a rounding error would make positive or negative.
         total = counts_E.sum()
         uniform = {"mean_load": self.top_k, "one_over_experts": 1}[self.config.bias_target]
         shortfall_E = total - counts_E * (self.num_experts * self.top_k // uniform)
@@ -205,10 +205,10 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def router_stats(self) -> dict[str, float]:
-        """Figures of the last closed count and the last forward pass in training.
+        """Statistics of the last finished count and the last forward pass in training.
 
-        The protocol by which instruments read a router: any module with a method of this name
-        that returns finite or non-finite floats by metric name.
+        Instruments read every module that has a method of this name, which returns floats, finite
+        or not, by metric name.
         """
         if self._last is None:
             return {}

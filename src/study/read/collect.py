@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from src.common import record as records
-from src.common.errors import DamagedError, InputError
-from src.common.run_folder import check_study, damaged, lost_lines, read_json, read_metrics
+from src.common.errors import DamagedError, InputError, damaged
+from src.common.run_folder import check_study, lost_lines, read_json, read_metrics
 from src.config.remedy_roles import (
     AA_CONTROL,
     POSITIVE_CONTROL,

@@ -9,7 +9,7 @@ from src.lab.benchmark import contestants
 from src.lab.benchmark.contender import build
 from src.lab.benchmark.floor import products
 from src.lab.benchmark.shapes import Case
-from src.training import chunked_loss, loss
+from src.training import loss
 from tests.runs import lab
 
 CASE = Case(
@@ -72,12 +72,13 @@ def test_a_race_gives_every_contestant_its_turns(capsys):
 def test_ours_takes_the_loss_that_a_run_takes(monkeypatch):
     """A run never has all logits of a large vocabulary."""
     calls = []
+    chunked = loss.linear_cross_entropy
 
     def counted(states, weight, targets):
         calls.append(len(targets))
-        return chunked_loss.linear_cross_entropy(states, weight, targets)
+        return chunked(states, weight, targets)
 
-    monkeypatch.setattr(chunked_loss, "CHUNKED_VOCAB", CASE.sizes.vocab_size)
+    monkeypatch.setattr(loss, "CHUNKED_VOCAB", CASE.sizes.vocab_size)
     monkeypatch.setattr(loss, "linear_cross_entropy", counted)
     contestants.build(contestants.OURS, CASE, num_params=0).step()
     assert calls == [CASE.tokens]

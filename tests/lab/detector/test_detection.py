@@ -16,10 +16,9 @@ from src.config.compose import compose
 from src.lab.detector import run_detector
 from src.lab.detector.cases import CASES, QUICK, STEPS
 from src.lab.detector.faults import FAULTS, build
-from src.lab.detector.judged_alarms import first_alarm
 from src.lab.detector.score import misses, score
 from src.lab.detector.thresholds import grid, try_all
-from src.lab.detector.verdict import Verdict, judge
+from src.lab.detector.verdict import Verdict, first_alarm, judge
 from tests.runs import lab, metrics, record, train
 
 GROWING = [name for name, (_, grows_by) in FAULTS.items() if grows_by]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from nonfinite.plain_values import plain
+from nonfinite.incident_files import with_plain_values
 from src import diagnose
 from tests.nonfinite.test_foreign_loop import diagnosed, fit, in_a_folder, recorded
 
@@ -38,7 +38,7 @@ class Reads(pl.LightningModule):
 
 
 X = torch.ones(2, 4)
-TARGET = "target=tests.nonfinite.test_plain_values:Reads"
+TARGET = "target=tests.nonfinite.test_incident_files:Reads"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ TARGET = "target=tests.nonfinite.test_plain_values:Reads"
 )
 def test_an_incident_on_mappings_and_arrays_is_run_again(batch, capsys):
     fit(Reads(), DataLoader([batch, batch], batch_size=None, collate_fn=lambda entry: entry))
-    assert "cannot be run again" not in capsys.readouterr().out
+    assert "cannot be rerun" not in capsys.readouterr().out
     assert diagnosed(capsys, TARGET)["finding"] == recorded()["finding"]
     assert "src.diagnose" in Path("incidents/step-1/incident.html").read_text()
 
@@ -58,18 +58,18 @@ def test_of_a_batch_that_cannot_be_read_again_the_recorder_says_so(capsys):
     fit(Reads(), DataLoader([batch, batch], batch_size=None, collate_fn=lambda entry: entry))
     said = capsys.readouterr().out
     assert (
-        "step 1: it cannot be run again: the state holds a tests.nonfinite.test_plain_values.Rows"
+        "step 1: cannot be rerun later: its state holds a tests.nonfinite.test_incident_files.Rows"
         in said
     )
     assert recorded()["finding"]["operation"].endswith("div")
     assert "src.diagnose" not in Path("incidents/step-1/incident.html").read_text()
     assert diagnose.main(["checkpoint=incidents/step-1", TARGET]) == 2
-    assert "holds a tests.nonfinite.test_plain_values.Rows" in capsys.readouterr().err
+    assert "holds a tests.nonfinite.test_incident_files.Rows" in capsys.readouterr().err
 
 
 def test_arrays_keep_their_numbers_and_their_type():
     array = np.arange(6, dtype=np.int16).reshape(2, 3)[:, ::-1]
-    made = plain({"a": (array, np.float64(0.5)), "b": np.array(["text"])})
+    made = with_plain_values({"a": (array, np.float64(0.5)), "b": np.array(["text"])})
     assert made["a"][0].dtype == torch.int16
     assert made["a"][0].tolist() == array.tolist()
     assert type(made["a"][1]) is float

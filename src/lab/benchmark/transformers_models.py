@@ -1,4 +1,4 @@
-"""The same compositions as transformers has them, with its own modelling code."""
+"""The compared models of transformers, with its own modelling code."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ def transformers_model(parts: ModelParts, *, vocab_size: int) -> nn.Module:
     """A Llama for gqa+mlp, a DeepSeek-V3 for mlha+moe.
 
     Raises:
-        ValueError: parts that neither of them has.
+        ValueError: transformers has no model with these parts.
     """
     model, attention, ffn = parts.model, parts.attention, parts.ffn
     dims = model.dims()
@@ -43,7 +43,7 @@ def transformers_model(parts: ModelParts, *, vocab_size: int) -> nn.Module:
             )
         )
     if not isinstance(attention, MLHAConfig) or not isinstance(ffn, MoEConfig):
-        raise ValueError("transformers has gqa+mlp and mlha+moe")
+        raise ValueError("transformers has only gqa+mlp and mlha+moe")
     config = DeepseekV3Config(
         num_key_value_heads=dims.num_heads,
         q_lora_rank=attention.q_latent_dim,
@@ -59,7 +59,7 @@ def transformers_model(parts: ModelParts, *, vocab_size: int) -> nn.Module:
         topk_group=1,
         norm_topk_prob=True,
         routed_scaling_factor=1.0,
-        # Experts in every layer, and no further predictions.
+        # Experts in every layer, and no multi-token prediction.
         first_k_dense_replace=0,
         num_mtp_layers=0,
         **common,
@@ -72,13 +72,13 @@ def transformers_model(parts: ModelParts, *, vocab_size: int) -> nn.Module:
 def transformers_loss(
     model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.Tensor
 ) -> torch.Tensor:
-    """The loss as its users take it: labels in, loss out, shifted inside."""
+    """The loss that transformers computes from labels, which it shifts itself."""
     loss: torch.Tensor = model(input_ids=inputs_BT, labels=inputs_BT, use_cache=False).loss
     return loss
 
 
 def transformers_decode(model: Any) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """Its generate, greedy and without an end."""
+    """A function that continues a prompt greedily, without stopping at end tokens."""
 
     def decode(prompt_1T: torch.Tensor, count: int) -> torch.Tensor:
         model.eval()

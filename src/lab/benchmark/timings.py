@@ -1,4 +1,4 @@
-"""What is measured beside training steps: the whole run, decoding, and the start of a run."""
+"""Timings besides training steps: the whole run, decoding, the start of a run, and growth."""
 
 import subprocess
 import sys
@@ -19,17 +19,17 @@ RUN = "whole run"
 IMPORTS = "imports"
 
 LOOP_STEPS = 40
-"""Of a turn: the least in which every instrument looks at its default interval."""
+"""Steps of a turn; the fewest in which every instrument measures at its default interval."""
 
 GROWTH_STEPS = 5
 
 NUM_TOKENS = 128
-"""Decoded in a turn."""
+"""Tokens decoded in a turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One figure of one contestant."""
+class Timing:
+    """One measurement of one contestant."""
 
     case: Case
     task: str
@@ -38,28 +38,28 @@ class Figure:
     value: float
     least: float
     greatest: float
-    """Of the rounds."""
+    """Least and greatest over rounds."""
 
 
-def measure_loop(case: Case, *, rounds: int) -> list[Figure]:
-    """Milliseconds a step, mean over rounds: of the bare step and of `python -m src.train`.
+def measure_loop(case: Case, *, rounds: int) -> list[Timing]:
+    """Milliseconds per step, mean over rounds, of the bare step and of `python -m src.train`.
 
-    A turn of the run has all that its steps bring along: data, guard, instruments, clipping,
-    tracking, the progress bar and a checkpoint every 100 steps.
+    A turn of the run includes data, guard, instruments, clipping, tracking, the progress bar and a
+    checkpoint every 100 steps.
     """
     turns: dict[str, list[float]] = {OURS: [], RUN: []}
     with _worker(OURS, case) as bare, _run(case) as run:
         for number in range(rounds + 1):
             for worker in (bare, run) if number % 2 == 0 else (run, bare):
                 seconds = worker.ask(do="steps", count=LOOP_STEPS)["seconds"]
-                # In the first turn tracking still begins.
+                # Not counted, because tracking starts in the first turn.
                 if number:
                     turns[worker.name].append(1000 * sum(seconds) / LOOP_STEPS)
-    return [_figure(case, "loop", name, "ms a step", turns[name], mean) for name in turns]
+    return [_timing(case, "loop", name, "ms per step", turns[name], mean) for name in turns]
 
 
-def measure_decode(case: Case, *, rounds: int) -> list[Figure]:
-    """Tokens a second, greedy, one prompt of 16 tokens; median over rounds."""
+def measure_decode(case: Case, *, rounds: int) -> list[Timing]:
+    """Tokens per second of greedy decoding from a prompt of 16 tokens, median over rounds."""
     names = [OURS, *([TRANSFORMERS] if is_there(TRANSFORMERS) else [])]
     turns: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
@@ -70,11 +70,11 @@ def measure_decode(case: Case, *, rounds: int) -> list[Figure]:
                 # The first turn warms up.
                 if number:
                     turns[worker.name].append(NUM_TOKENS / seconds)
-    return [_figure(case, "decode", name, "tokens/s", turns[name], median) for name in names]
+    return [_timing(case, "decode", name, "tokens/s", turns[name], median) for name in names]
 
 
-def measure_start(case: Case, *, rounds: int) -> list[Figure]:
-    """Seconds to the end of a run's first step, and to import torch and lightning alone."""
+def measure_start(case: Case, *, rounds: int) -> list[Timing]:
+    """Seconds to the end of a run's first step, and seconds to import torch and lightning."""
     turns: dict[str, list[float]] = {IMPORTS: [], RUN: []}
     for _ in range(rounds):
         begin = time.perf_counter()
@@ -88,11 +88,11 @@ def measure_start(case: Case, *, rounds: int) -> list[Figure]:
         begin = time.perf_counter()
         with _run(case):
             turns[RUN].append(time.perf_counter() - begin)
-    return [_figure(case, "start", name, "s", turns[name], median) for name in turns]
+    return [_timing(case, "start", name, "s", turns[name], median) for name in turns]
 
 
-def measure_growth(case: Case, *, rounds: int) -> list[Figure]:
-    """Tokens a second of our step: as it is, with four times the experts, with twice the layers."""
+def measure_growth(case: Case, *, rounds: int) -> list[Timing]:
+    """Tokens per second of this project's step, also with twice the layers or more experts."""
     parts = case.config().architecture
     assert isinstance(parts, ModelParts)
     layers = parts.model.num_layers
@@ -113,10 +113,10 @@ def measure_growth(case: Case, *, rounds: int) -> list[Figure]:
             for name, worker in workers.items():
                 seconds = worker.ask(do="steps", count=GROWTH_STEPS)["seconds"]
                 turns[name].append(case.tokens / median(seconds))
-    return [_figure(case, "growth", name, "tokens/s", turns[name], median) for name in grown]
+    return [_timing(case, "growth", name, "tokens/s", turns[name], median) for name in grown]
 
 
-TASKS: dict[str, Callable[..., list[Figure]]] = {
+TASKS: dict[str, Callable[..., list[Timing]]] = {
     "loop": measure_loop,
     "decode": measure_decode,
     "start": measure_start,
@@ -130,22 +130,22 @@ def _worker(name: str, case: Case) -> Worker:
 
 @contextmanager
 def _run(case: Case) -> Iterator[Worker]:
-    """A run that has taken its first step, in a folder that is gone afterwards."""
+    """A run that has taken its first step, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        module = "src.lab.benchmark.run"
+        module = "src.lab.benchmark.paced_run"
         with Worker(RUN, case, warmup=1, num_params=1, module=module, folder=folder) as worker:
             yield worker
 
 
-def _figure(
+def _timing(
     case: Case,
     task: str,
     name: str,
     unit: str,
     turns: Sequence[float],
     middle: Callable[[Sequence[float]], float],
-) -> Figure:
-    return Figure(
+) -> Timing:
+    return Timing(
         case=case,
         task=task,
         name=name,

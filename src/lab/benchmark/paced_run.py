@@ -1,6 +1,6 @@
-"""A process in which `python -m src.train` takes as many steps as it is told to, and waits.
+"""A process that runs `python -m src.train` and takes steps only on command.
 
-It speaks as `src.lab.benchmark.worker` does; its first answer comes after the first step.
+Its protocol is that of `src.lab.benchmark.worker`; it answers first after the run's first step.
 """
 
 import json
@@ -13,11 +13,11 @@ from typing import Any
 from src.common.orphans import end_with
 
 ENDLESS = 10**9
-"""Steps of the run, which ends with the process's input."""
+"""Steps of the run, which really ends when the process's input ends."""
 
 
 def main() -> int:
-    """The process."""
+    """Runs the process."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     spec = json.loads(sys.argv[1])
@@ -40,7 +40,7 @@ def main() -> int:
         [
             *Case(**spec["case"]).arguments(),
             f"recipe.max_steps={ENDLESS}",
-            # None of the run's own: they would fall into some turns and not into others.
+            # Validations would fall into some turns and not into others.
             "recipe.num_validations=1",
             f"paths.runs={folder}/runs",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
@@ -52,7 +52,7 @@ def _pace(answers: Any) -> Any:
     import lightning.pytorch as pl
 
     class Pace(pl.Callback):
-        """Lets a run take the steps that it is asked for."""
+        """Lets a run take the requested number of steps, then waits for the next request."""
 
         def __init__(self) -> None:
             self.begin = time.perf_counter()
@@ -64,7 +64,7 @@ def _pace(answers: Any) -> Any:
         def on_train_batch_start(self, *_: Any) -> None:
             if self.left:
                 return
-            # Here, and not at a step's end: the data of the next are part of a step.
+            # Measured at a step's start rather than its end, so that loading data counts.
             answer = {"seconds": [time.perf_counter() - self.begin]}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()

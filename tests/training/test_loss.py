@@ -3,10 +3,8 @@ import torch
 
 from nonfinite import ActivationWatch
 from nonfinite.rerun import undisturbed, watched
-from src.training import chunked_loss as chunks
 from src.training import loss
-from src.training.chunked_loss import linear_cross_entropy
-from src.training.loss import cross_entropy
+from src.training.loss import cross_entropy, linear_cross_entropy
 from tests.builders import transformer
 from tests.training.harness import Harness, recipe_config
 
@@ -24,23 +22,24 @@ def parts(rows=3, seed=0):
 def chunked(monkeypatch):
     """A vocabulary of tests is a large one; the calls are counted."""
     calls = []
+    apply = loss._LinearCrossEntropy.apply
 
-    def counted(states, weight, targets):
+    def counted(states, weight, targets, dtype):
         calls.append(targets.numel())
-        return linear_cross_entropy(states, weight, targets)
+        return apply(states, weight, targets, dtype)
 
-    monkeypatch.setattr(chunks, "CHUNKED_VOCAB", VOCAB)
-    monkeypatch.setattr(loss, "linear_cross_entropy", counted)
+    monkeypatch.setattr(loss, "CHUNKED_VOCAB", VOCAB)
+    monkeypatch.setattr(loss._LinearCrossEntropy, "apply", counted)
     return calls
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_loss_and_gradients_are_those_of_all_logits_at_once(autocast, monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK", 4)
+    monkeypatch.setattr(loss, "CHUNK", 4)
     found = {}
     for name in ("whole", "chunked"):
         model, tokens, targets = parts()
-        assert targets.numel() == 72 * chunks.CHUNK
+        assert targets.numel() == 72 * loss.CHUNK
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             if name == "whole":
                 value = cross_entropy(model(tokens), targets).mean()
@@ -60,7 +59,7 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(autocast, monkeypatc
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_over_many_chunks_are_float32(dtype, monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK", 8)
+    monkeypatch.setattr(loss, "CHUNK", 8)
     draw = torch.Generator().manual_seed(0)
     states = torch.randn(4096, 16, generator=draw).requires_grad_()
     weight = torch.randn(64, 16, generator=draw).mul_(0.5).requires_grad_()
@@ -97,7 +96,7 @@ def test_where_it_saves_nothing_or_cannot_serve_all_logits_are_there(chunked, mo
     # Whoever runs a step again to see what failed in it sees the head.
     with undisturbed(model):
         loss.losses(model, tokens, targets, z_loss_weight=0.0)
-    monkeypatch.setattr(chunks, "CHUNKED_VOCAB", VOCAB + 1)
+    monkeypatch.setattr(loss, "CHUNKED_VOCAB", VOCAB + 1)
     loss.losses(model, tokens, targets, z_loss_weight=0.0)
     assert chunked == []
 
@@ -105,7 +104,7 @@ def test_where_it_saves_nothing_or_cannot_serve_all_logits_are_there(chunked, mo
 def test_its_logsumexp_is_seen_as_that_of_all_logits(chunked, monkeypatch):
     lines = []
     for vocab in (VOCAB, VOCAB + 1):
-        monkeypatch.setattr(chunks, "CHUNKED_VOCAB", vocab)
+        monkeypatch.setattr(loss, "CHUNKED_VOCAB", vocab)
         model = transformer(vocab_size=VOCAB, max_seq_len=96)
         run = Harness(
             recipe=recipe_config(max_steps=1, batch_size=4, seq_len=96),
