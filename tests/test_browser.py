@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -111,7 +113,10 @@ def test_the_report_opens_without_an_error_and_asks_nobody_for_anything(swept, b
     page.wait_for_load_state("networkidle")
     assert errors == []
     assert asked == [report.as_uri()]
-    assert page.locator("svg").count() >= 4
+    # Vega has drawn every chart again.
+    page.locator("figure.chart").last.locator(".vega-embed svg").wait_for()
+    charts = page.locator("figure.chart").count()
+    assert page.locator("figure.chart .vega-embed svg").count() == charts >= 4
     text = page.inner_text("body")
     assert all(arm in text for arm in ARMS)
     # Nothing wider than the window: no reader scrolls sideways.
@@ -120,3 +125,41 @@ def test_the_report_opens_without_an_error_and_asks_nobody_for_anything(swept, b
     assert wide <= 0
     page.screenshot(path=str(swept / "report.png"), full_page=True)
     page.close()
+
+
+def points(page):
+    """The runs of the first chart."""
+    return page.locator("figure.chart").first.locator(".mark-symbol.role-mark path")
+
+
+def test_a_point_tells_its_run_and_leads_to_it(swept, browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto((swept / "runs" / "seen" / "report" / "report.html").as_uri())
+    page.locator("figure.chart").last.locator(".vega-embed svg").wait_for()
+    points(page).first.hover(force=True)
+    hint = page.locator("#vg-tooltip-element")
+    hint.wait_for()
+    said = hint.inner_text()
+    assert all(word in said for word in ("arm", "seed", "non-finite batches", "outcome", "run"))
+    # A click on the legend picks an outcome: the others pale.
+    page.locator("figure.chart").first.get_by_text("clean", exact=True).click(force=True)
+    assert {point.get_attribute("opacity") for point in points(page).all()} <= {"1", "0.08"}
+    with page.expect_navigation():
+        points(page).first.click(force=True)
+    assert Path(unquote(urlparse(page.url).path)).parent.parent == swept / "runs" / "seen"
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scripts", [True, False])
+def test_the_report_is_whole_in_light_and_dark_and_without_scripts(scheme, scripts, swept, browser):
+    context = browser.new_context(color_scheme=scheme, java_script_enabled=scripts)
+    page = context.new_page()
+    page.goto((swept / "runs" / "seen" / "report" / "report.html").as_uri())
+    page.wait_for_load_state("networkidle")
+    assert page.locator("figure.chart svg").count() == page.locator("figure.chart").count() >= 4
+    page.screenshot(path=str(swept / f"report-{scheme}-{scripts}.png"), full_page=True)
+    if scripts:
+        drawn = page.evaluate("getComputedStyle(document.querySelector('figure text')).fill")
+        assert drawn == ("rgb(95, 99, 104)" if scheme == "light" else "rgb(164, 169, 176)")
+    context.close()

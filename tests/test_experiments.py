@@ -10,11 +10,10 @@ from statistics import fmean, median
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from src.lab.book import front
+from src.lab.book import book_charts
 from src.lab.book.files import studies, study_named
 from src.lab.book.page import TEMPLATE, Book
 from src.lab.book.predictions import RIGHT, WRONG, predictions
-from src.lab.book.run_figure import run_figure
 from src.lab.book.single import FIGURE, single_runs
 from src.study.analysis.analyse import arm_results
 from src.study.analysis.results import Analysis
@@ -60,9 +59,18 @@ def test_the_numbers_of_a_page_are_those_of_its_results(template):
     assert page.read_text() == BOOK.page(template), "python -m src.lab book writes it anew"
 
 
-def test_the_figure_of_the_front_page_is_that_of_its_results():
-    drawing = front.front_figure(BOOK.measures(front.STUDY)).svg(standalone=True)
-    assert (BOOK.folder / front.FILE).read_text() == drawing
+def test_the_chart_of_the_front_page_is_that_of_its_results():
+    drawn = book_charts.front_chart(BOOK.measures(book_charts.FRONT_STUDY))
+    assert (BOOK.folder / book_charts.FRONT_CHART).read_text() == drawn
+
+
+@pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)
+def test_the_charts_of_a_page_are_those_of_its_results(study):
+    drawn = book_charts.study_charts(
+        BOOK.measures(study.name), study.folder / f"README.md{TEMPLATE}"
+    )
+    lying = {file.name: file.read_text() for file in (study.folder / "figures").glob("*")}
+    assert lying == drawn
 
 
 @pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)
@@ -85,8 +93,8 @@ def test_confirmatory_seeds_are_none_that_chose_a_setting(study):
 
 
 @pytest.mark.parametrize("run", SINGLE, ids=lambda run: run.name)
-def test_the_figure_of_a_single_run_is_that_of_its_curve(run):
-    assert (run.folder / FIGURE).read_text() == run_figure(run).svg(standalone=True)
+def test_the_chart_of_a_single_run_is_that_of_its_curve(run):
+    assert (run.folder / FIGURE).read_text() == book_charts.run_chart(run)
     assert all(p.verdict(run.words) in (RIGHT, WRONG) for p in predictions(run.folder))
 
 

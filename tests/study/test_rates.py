@@ -7,7 +7,9 @@ import pytest
 
 from src.common.number_format import NONE
 from src.study.analysis import rates
-from src.study.report import rate_figure
+from src.study.analysis.analyse import analyse
+from src.study.report import chart_data
+from src.study.report.sections import Findings
 from tests.study import synthetic
 from tests.study.pages import report
 from tests.study.synthetic import Arm
@@ -104,21 +106,28 @@ def test_where_no_rate_has_a_loss_none_is_best(tmp_path):
     assert row[3:] == [NONE, NONE, f"{NONE}|no rate has a loss"]
 
 
-def test_the_drawing_has_a_point_a_run_and_is_a_file_too(tmp_path):
+def points_of(study, families):
+    facts = Findings(study=study, analysis=analyse(study), folder=study.folder).facts
+    return chart_data.learning_rates(families, facts)
+
+
+def test_the_chart_has_a_point_a_run_and_is_a_file_too(tmp_path):
     study = synthetic.study(tmp_path, swept(), seeds=2)
-    drawn = rate_figure.drawing(rates.families(study))
-    assert drawn.body.count("<title>") == 6
+    points = points_of(study, rates.families(study))
+    assert sorted(points["run"].dropna()) == sorted(run.name for run in study.runs)
+    # Beside each other, and nearer to their own rate than to any other.
+    runs = points[points["part"] == "run"]
+    assert runs["rate"].nunique() == 6
+    assert (runs["rate"] / runs["at"].astype(float)).between(0.5, 2).all()
     files, _ = report(study, tmp_path)
     assert (files.page.parent / "figures" / "learning-rate.svg").is_file()
-    assert rate_figure.drawing([]) is None
 
 
-def test_many_families_have_a_panel_each_with_the_first_behind_them():
-    families = rates.families(synthetic.in_memory(swept(), seeds=2))
-    found = [dataclasses.replace(families[0], label=f"option {n}") for n in range(5)]
-    drawn = rate_figure.drawing(found)
-    assert drawn.body.count("<title>") == 5 * 6
-    assert all(f"option {n}<" in drawn.body for n in range(5))
-    # A line each, and the first one's behind the four others.
-    assert drawn.body.count('stroke-width="2"') == 5 + 4
-    assert drawn.width < rate_figure.WIDE.width * 1.5
+def test_families_have_a_panel_each_with_the_first_behind_them():
+    study = synthetic.in_memory(swept(), seeds=2)
+    (family,) = rates.families(study)
+    found = [dataclasses.replace(family, label=f"option {n}") for n in range(5)]
+    points = points_of(study, found)
+    assert list(dict.fromkeys(points["panel"])) == [f"option {n}" for n in range(5)]
+    lines = points.groupby("part")["panel"].nunique()
+    assert dict(lines) == {"first": 4, "mean": 5, "run": 5}

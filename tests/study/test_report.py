@@ -12,6 +12,7 @@ from src.study.analysis.analyse import analyse
 from src.study.analysis.rows import arm_rows, headline
 from src.study.report.cells import number
 from src.study.report.make_report import read_csv, write_report
+from src.study.report.sections import SECTIONS
 from src.study.report.summary import arms_table
 from src.study.report.table import MARK, setting
 from src.study.report.tables import runs_table
@@ -231,7 +232,10 @@ def test_text_from_runs_is_text_wherever_it_stands(tmp_path):
     study.sweeps[0]["command"] = HOSTILE
     files, page = report(study, tmp_path)
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "img", "i"}
+    assert not tags & {"img", "i"}
+    # What is in a script element ends where the page ends it.
+    for script in re.findall(r"<script type[^>]*>(.*?)</script>", page.source, re.S):
+        assert json.loads(script)["$schema"]
     assert page.source.count("&lt;script&gt;alert") >= 5
     assert any("text-a&b<i>" in row[0] for row in page.table("What happened"))
     assert page.table("Differences")[0][3] == HOSTILE
@@ -255,9 +259,27 @@ def test_a_command_cannot_end_its_block_of_code(tmp_path):
 
 def test_nothing_is_loaded_from_outside(full):
     _, _, page = full
-    assert "http" not in page.source
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page.source, re.S)
+    # One a chart, Vega once for all of them, and the few lines that draw.
+    assert len(scripts) == page.source.count('<figure class="chart">') + 2 == 6
+    assert sum("vegaEmbed" in script for script in scripts) == 2
+    without = re.sub(r"<script.*?</script>", "", page.source, flags=re.S)
+    assert "http" not in without
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "link", "img", "iframe", "object", "embed", "base", "use", "image"}
+    assert not tags & {"link", "img", "iframe", "object", "embed", "base", "use", "image"}
     for tag, attrs in page.tags:
         assert not {"src", "srcset", "style", "onclick", "xlink:href"} & set(attrs), tag
-    assert not re.search(r"url\(|@import|@font-face", page.source)
+    assert not re.search(r"url\(|@import|@font-face", without)
+
+
+def test_every_section_is_told_in_both_forms_and_in_one_order(full):
+    _, files, page = full
+    markdown = files.page.with_suffix(".md").read_text()
+    headings = re.findall(r"^## (.*)$", markdown, re.M)
+    # The first has no heading in the page: it stands at its top.
+    assert re.findall(r"<h2 [^>]*>(.*)</h2>", page.source) == headings[1:]
+    known = [section.heading for section in SECTIONS]
+    assert headings[:-1] == [heading for heading in known if heading in headings]
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    places = [f"#{attrs['id']}" for tag, attrs in page.tags if tag == "h2"]
+    assert [link for link in links if link.startswith("#")] == places

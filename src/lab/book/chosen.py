@@ -12,7 +12,7 @@ from src.config import variant_name
 from src.lab.book.files import StudyFolder
 from src.study.analysis.analyse import arm_results
 from src.study.analysis.endpoints import has_ended
-from src.study.analysis.results import ArmResult
+from src.study.analysis.results import Analysis, ArmResult
 from src.study.analysis.rows import Row
 from src.study.read.collect import Run
 
@@ -35,6 +35,12 @@ class Chosen:
     def arms(self) -> list[ArmResult]:
         """All variants, baselines first."""
         return arm_results(self.folder.study)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The arms, as reports have them; without the answer, which a page words itself."""
+        name = self.folder.name
+        return Analysis(study=name, arms=self.arms, answer=[], can_rank=True, warnings=[])
 
     def chosen(self, stability: str | None = None, **fields: str | None) -> list[ArmResult]:
         """The arms of an option and of fields.

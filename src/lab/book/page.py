@@ -17,7 +17,6 @@ from src.lab.book.files import BOOK, STUDY_FILE, BookFolder, StudyFolder, studie
 from src.lab.book.measures import Measures
 from src.lab.book.predictions import RIGHT, UNDECIDED, WRONG, predictions
 from src.lab.book.single import single_runs
-from src.study.analysis.results import Analysis
 from src.study.analysis.rows import arm_rows
 from src.study.report.cells import AnyRow
 from src.study.report.summary import arms_table
@@ -201,10 +200,7 @@ def _predictions_table(folder: Path, words: Mapping[str, Any]) -> str:
 
 def _arms_table(measures: Measures, columns: tuple[str, ...]) -> str:
     """Some columns of the report's first table, an arm a row."""
-    results = Analysis(
-        study=measures.folder.name, arms=measures.arms, answer=[], can_rank=True, warnings=[]
-    )
-    rows: list[AnyRow] = list(arm_rows(measures.folder.study, results))
+    rows: list[AnyRow] = list(arm_rows(measures.folder.study, measures.analysis))
     table = arms_table(rows, title="").only(("arm", *columns))
     heads = " | ".join(column.name for column in table.columns)
     rule = "|".join("---" if column.is_text else "--:" for column in table.columns)

@@ -1,6 +1,5 @@
 """The commands of the book: what they run, compare and write."""
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +9,10 @@ from src.cli import command_line
 from src.cli.field_checks import number, shown
 from src.common import terminal
 from src.common.errors import InputError
-from src.lab.book import front
+from src.lab.book import book_charts
 from src.lab.book.compare import Comparison, compare
 from src.lab.book.files import BOOK, STUDY_FILE, StudyFolder, studies, study_named
 from src.lab.book.page import TEMPLATE, Book
-from src.lab.book.run_figure import run_figure
 from src.lab.book.single import FIGURE, SingleRun, bring, single_runs
 from src.run.resume import finished_record
 from src.study.analysis.endpoints import has_ended
@@ -171,19 +169,24 @@ def write_book(given: Mapping[str, Any]) -> int:
     swept, single = _to_bring(given["studies"], folder)
     for study in swept:
         _bring(study, runs)
-        terminal.say(f"{study.folder}: results.csv, arms.csv, figures")
+        terminal.say(f"{study.folder}: results.csv, arms.csv")
     for run in single:
         bring(run, runs)
         terminal.say(f"{run.folder}: results.csv, incident.json where there was one")
     book = Book(folder)
     # All of them first: where one asks for what is not there, none is written.
     texts = {book.target(template): book.page(template) for template in book.templates()}
-    if (folder / front.STUDY / "results.csv").is_file():
-        drawing = front.front_figure(book.measures(front.STUDY))
-        texts[folder / front.FILE] = drawing.svg(standalone=True)
+    for study in studies(folder):
+        template = study.folder / f"README.md{TEMPLATE}"
+        if study.has_results and template.is_file():
+            drawn = book_charts.study_charts(book.measures(study.name), template)
+            texts |= {study.folder / "figures" / name: svg for name, svg in drawn.items()}
+            if study.name == book_charts.FRONT_STUDY:
+                front = book_charts.front_chart(book.measures(study.name))
+                texts[folder / book_charts.FRONT_CHART] = front
     for run in book.runs.values():
         if run.has_results:
-            texts[run.folder / FIGURE] = run_figure(run).svg(standalone=True)
+            texts[run.folder / FIGURE] = book_charts.run_chart(run)
     for page, text in texts.items():
         page.parent.mkdir(exist_ok=True)
         page.write_text(text, encoding="utf-8")
@@ -204,10 +207,7 @@ def _to_bring(value: Any, folder: Path) -> tuple[list[StudyFolder], list[SingleR
 
 
 def _bring(study: StudyFolder, runs: Path) -> None:
-    """results.csv, arms.csv, and the figures that the page shows."""
-    template = study.folder / f"README.md{TEMPLATE}"
-    if not template.is_file():
-        raise InputError(f"{template}: is missing, and says which figures a study shows")
+    """results.csv and arms.csv."""
     found = collect(runs, study.name)
     if found.damages:
         # A report can do without a run, a page of the book cannot.
@@ -216,14 +216,6 @@ def _bring(study: StudyFolder, runs: Path) -> None:
         if not has_ended(run):
             raise InputError(f"studies={study.name}: {run.name} has not ended ({run.status})")
     report = write_report(found, show=False).page.parent
-    names = re.findall(r"\(figures/([\w-]+\.svg)\)", template.read_text(encoding="utf-8"))
-    for name in names:
-        if not (report / "figures" / name).is_file():
-            raise InputError(f"{template}: shows figures/{name}, which the report has not")
     shutil.copyfile(report / "report.csv", study.folder / "results.csv")
     shutil.copyfile(report / "arms.csv", study.folder / "arms.csv")
-    figures = study.folder / "figures"
-    shutil.rmtree(figures, ignore_errors=True)
-    for name in names:
-        figures.mkdir(exist_ok=True)
-        shutil.copyfile(report / "figures" / name, figures / name)
+    shutil.rmtree(study.folder / "figures", ignore_errors=True)

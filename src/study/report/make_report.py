@@ -1,4 +1,4 @@
-"""Writes the report of a study: a page, Markdown, CSV and the drawings as files."""
+"""Writes the report of a study: a page, Markdown, CSV and the charts as files."""
 
 import csv
 import shlex
@@ -11,10 +11,10 @@ from src.cli.field_checks import given_path
 from src.common import terminal
 from src.common.errors import InputError
 from src.study.analysis.analyse import analyse
-from src.study.analysis.rows import Row, arm_rows, headline, run_rows
+from src.study.analysis.rows import Row, headline
 from src.study.read.collect import Study, collect
-from src.study.report import figures
 from src.study.report import study_page as page
+from src.study.report.sections import Findings
 from src.study.report.summary import SHORT
 
 
@@ -25,7 +25,7 @@ class ReportFiles:
     page: Path
     """report.html."""
     files: list[Path]
-    """All, the page first; the drawings as their folder, so that links to them hold elsewhere."""
+    """All, the page first; the charts as their folder, so that links to them hold elsewhere."""
     headline: dict[str, float]
     """Figures for the sweep's own run in MLflow, by metric."""
 
@@ -65,7 +65,7 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
         study = collect(study.parent, study.name)
     folder = study.folder / "report" if out is None else out
     analysis = analyse(study)
-    report = page.content(study, analysis, folder=folder)
+    report = page.made(Findings(study=study, analysis=analysis, folder=folder))
     repeat = shlex.join(
         [
             *("python", "-m", "src.report", f"study={study.name}"),
@@ -73,16 +73,17 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
         ]
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        figures.save(report.files, folder / "figures")
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for name, chart in report.charts.items():
+            chart.save(folder / "figures", name)
         texts = {
             "report.html": page.to_html(report, repeat=repeat),
-            "report.md": page.to_markdown(report, repeat=repeat, drawings="figures"),
+            "report.md": page.to_markdown(report, repeat=repeat, charts="figures"),
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-        write_csv(folder / "report.csv", run_rows(study, analysis))
-        write_csv(folder / "arms.csv", arm_rows(study, analysis))
+        write_csv(folder / "report.csv", report.found.run_rows)
+        write_csv(folder / "arms.csv", report.found.arm_rows)
     except OSError as error:
         raise InputError(f"out={folder}: cannot be written ({error.strerror})") from error
     names = ("report.html", "report.md", "report.csv", "arms.csv", "figures")
@@ -94,7 +95,8 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
         more = len(analysis.warnings) - page.MOST_REMARKS
         if more > 0:
             terminal.warn(f"{more} more in the report")
-        report.tables["arms"].only(SHORT).show()
+        _, arms = report.sections[0].tables[0]
+        arms.only(SHORT).show()
         terminal.say(f"report: {folder / 'report.html'} (and .md, .csv, arms.csv, figures)")
     return ReportFiles(
         page=folder / "report.html",

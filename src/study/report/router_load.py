@@ -9,18 +9,10 @@ from statistics import fmean
 from src.common import number_format
 from src.study.analysis.results import Analysis, ArmResult
 from src.study.read.collect import Run, Study
-from src.study.report import svg
-from src.study.report.svg import BLUE, FAINT, INK, MUTED, Drawing, Scale
 from src.study.report.table import Cell, Column, Table
 
 LAST_FRAC = 1 / 4
 """The part of the run, its last, over which loads are averaged."""
-
-IDENTITY = (
-    "The mean load is top_k / E whatever the router does, even a collapsed one, because every token"
-    " takes top_k experts: it is an identity and no sign of health. MaxVio is the figure: by how"
-    " much the busiest expert exceeds the mean, as a share of the mean."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,45 +80,6 @@ def all_loads(study: Study, analysis: Analysis) -> list[tuple[ArmResult, list[La
     return [(arm, loads) for arm, loads in found if loads]
 
 
-def load_drawings(arms: Sequence[tuple[ArmResult, list[LayerLoad]]]) -> list[Drawing]:
-    """A panel an arm: the span from the least to the most used expert of each layer."""
-    top = max(load.high for _, loads in arms for load in loads)
-    return [_panel(arm, loads, top=top) for arm, loads in arms]
-
-
-def _panel(arm: ArmResult, loads: Sequence[LayerLoad], *, top: float) -> Drawing:
-    width, height, left = 264.0, 150.0, 34.0
-    y = Scale(low=0.0, high=top * 1.05, start=height - 26, end=28)
-    parts = [svg.text(left, 14, svg.fitted(arm.label, 150, size=12.5), size=12.5, bold=True)]
-    worst = max(load.max_violation for load in loads)
-    parts.append(svg.text(width - 6, 14, f"MaxVio {worst:.2f}", size=11, anchor="end", fill=MUTED))
-    parts.append(svg.levels(y, left, width - 6, most=6, size=10))
-    slot = (width - 6 - left) / len(loads)
-    every = -(-len(loads) // 10)
-    for index, load in enumerate(loads):
-        middle = left + slot * (index + 0.5)
-        wide = min(14.0, 0.6 * slot)
-        parts.append(
-            svg.rect(
-                middle - wide / 2, y(load.high), wide, y(load.low) - y(load.high), fill=BLUE,
-                opacity=0.75,
-            )
-        )  # fmt: skip
-        if index % every == 0:
-            parts.append(
-                svg.text(middle, height - 12, str(load.layer), size=10, anchor="middle", fill=MUTED)
-            )
-    expected = y(loads[0].expected)
-    parts.append(svg.line(left, expected, width - 6, expected, stroke=INK, width=1.2, dash="4 3"))
-    parts.append(svg.line(left, y(0), width - 6, y(0), stroke=FAINT))
-    return Drawing(
-        width=width,
-        height=height,
-        body="".join(parts),
-        label=f"Load of the experts by layer, {arm.label}: greatest MaxVio {worst:.2f}",
-    )
-
-
 def load_table(
     arms: Sequence[tuple[ArmResult, list[LayerLoad]]], study: Study, *, title: str
 ) -> Table:
@@ -160,5 +113,4 @@ def load_table(
             Column(name="unused", note="experts that no token of the batch took"),
         ),
         rows=rows,
-        remarks=[IDENTITY],
     )

@@ -1,81 +1,57 @@
 """The report as one page of HTML that loads nothing from outside, and as Markdown."""
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from src.study.analysis import rates
-from src.study.analysis.results import Analysis
-from src.study.analysis.rows import arm_rows, run_rows
-from src.study.read.collect import Study
-from src.study.report import figures, provenance, rate_figure
-from src.study.report.alarms import alarms_table
-from src.study.report.averted import averted_table
-from src.study.report.curves import loss_curves
-from src.study.report.elevenths import elevenths_table
-from src.study.report.router_load import IDENTITY, all_loads, load_drawings, load_table
-from src.study.report.sample_texts import samples_table
-from src.study.report.starts import starts_table
-from src.study.report.summary import arms_table
-from src.study.report.svg import Drawing, together
-from src.study.report.table import Table, escape_markdown, setting
-from src.study.report.tables import (
-    PRIMARY,
-    SECONDARY,
-    comparisons_table,
-    equal_cost_table,
-    runs_table,
-)
-from src.study.report.timeline import timeline
-
-TEMPLATES = Path(__file__).parent / "templates"
+from src.study.report import provenance
+from src.study.report.draw import TEMPLATES, DrawnChart, vega_script
+from src.study.report.sections import SECTIONS, Findings, Section, TableOf
+from src.study.report.table import Table, escape_markdown
 
 MOST_REMARKS = 6
 """Remarks that are shown at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Content:
+class MadeSection:
+    """A section with what this study shows in it."""
+
+    section: Section
+    finding: str
+    charts: Mapping[str, DrawnChart]
+    """Those that there are, by name."""
+    tables: Sequence[tuple[TableOf, Table]]
+    """Those that have rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
     """All that a report shows, before it is HTML or Markdown."""
 
-    study: Study
-    analysis: Analysis
-    setting: str
-    tables: Mapping[str, Table]
-    failures: Drawing
-    losses: Drawing | None
-    rates: Drawing | None
-    curves: Sequence[Drawing]
-    timeline: Drawing
-    loads: Sequence[Drawing]
+    found: Findings
+    sections: Sequence[MadeSection]
+    """Those that show something; the first is always there."""
 
     @property
-    def files(self) -> dict[str, Drawing]:
-        """Drawings that are written as files too, by name; empty ones are left out."""
-        files = {"failures": self.failures, "timeline": self.timeline}
-        if self.losses is not None:
-            files["final-loss"] = self.losses
-        if self.rates is not None:
-            files["learning-rate"] = self.rates
-        if self.curves:
-            files["loss"] = together(self.curves, columns=4)
-        if self.loads:
-            files["load"] = together(self.loads, columns=4)
-        return files
+    def charts(self) -> dict[str, DrawnChart]:
+        """All of them, by name."""
+        return {name: chart for made in self.sections for name, chart in made.charts.items()}
 
     @property
     def facts(self) -> list[str]:
         """The study in a line: how much of what."""
-        study, arms = self.study, self.analysis.arms
+        study, arms = self.found.study, self.found.analysis.arms
         seeds = {run.seed for run in study.runs}
         facts = [
             _count(len(study.runs), "run"),
             _count(len(arms), "arm"),
             _count(len(seeds), "seed"),
-            self.setting,
+            self.found.setting,
         ]
         models = dict.fromkeys(run.axes["model"] for run in study.runs)
         return [*facts, f"model {' and '.join(models)}"]
@@ -83,8 +59,8 @@ class Content:
     @property
     def remarks(self) -> list[str]:
         """What a reader must know of the runs."""
-        saved, steps = provenance.steps_saved(self.study)
-        remarks = list(self.analysis.warnings)
+        saved, steps = provenance.steps_saved(self.found.study)
+        remarks = list(self.found.analysis.warnings)
         if saved:
             remarks.append(
                 f"{saved:,} of {steps:,} steps were not trained anew but taken from shared"
@@ -92,84 +68,51 @@ class Content:
             )
         return remarks
 
+    @property
+    def origins(self) -> Table:
+        """Where its runs come from."""
+        title = f"Where the runs come from ({self.found.setting})"
+        return provenance.origins(self.found.study, title=title)
+
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
-def content(study: Study, analysis: Analysis, *, folder: Path) -> Content:
-    """Makes tables and drawings.
-
-    Args:
-        study: the runs.
-        analysis: what they show.
-        folder: where the report will lie, for links.
-    """
-    named = setting(study)
-    arms, runs = arm_rows(study, analysis), run_rows(study, analysis)
-    loads, families = all_loads(study, analysis), rates.families(study)
-    tables = {
-        "arms": arms_table(arms, title=f"What happened, by arm ({named})"),
-        "averted": averted_table(study, title=f"Would it have been averted? ({named})"),
-        "comparisons": comparisons_table(
-            arms, endpoints=PRIMARY, title=f"Failures and loss against the baseline ({named})"
-        ),
-        "secondary": comparisons_table(
-            arms, endpoints=SECONDARY, title=f"Other endpoints against the baseline ({named})"
-        ),
-        "starts": starts_table(
-            study, analysis, title=f"Saved models before and after training ({named})"
-        ),
-        "rates": rates.sensitivity_table(families, title=f"Learning rates ({named})"),
-        "cost": equal_cost_table(arms, title=f"Loss at equal cost ({named})"),
-        "elevenths": elevenths_table(
-            study, analysis, title=f"Validation loss at each eleventh of the run ({named})"
-        ),
-        "load": load_table(loads, study, title=f"Load of the experts, by layer ({named})"),
-        "alarms": alarms_table(study, analysis, title=f"Early warnings, by run ({named})"),
-        "incidents": provenance.incidents_table(
-            study, analysis, title=f"What failed first, by run ({named})", folder=folder
-        ),
-        "config": provenance.config_table(
-            study, analysis, title=f"Differences in configuration ({named})"
-        ),
-        "samples": samples_table(
-            study, analysis, title=f"What the models write ({named})", folder=folder
-        ),
-        "runs": runs_table(runs, title=f"Every run ({named})"),
-        "origins": provenance.origins(study, title=f"Where the runs come from ({named})"),
-    }
-    return Content(
-        study=study,
-        analysis=analysis,
-        setting=named,
-        tables=tables,
-        failures=figures.failures(study, analysis),
-        losses=figures.final_losses(study, analysis),
-        rates=rate_figure.drawing(families),
-        curves=loss_curves(study, analysis),
-        timeline=timeline(study, analysis),
-        loads=load_drawings(loads) if loads else [],
-    )
+def made(found: Findings) -> Report:
+    """Draws and fills all sections that have something to show."""
+    sections = []
+    for section in SECTIONS:
+        made_charts = {name: make(found) for name, make in section.charts.items()}
+        charts = {name: DrawnChart(chart) for name, chart in made_charts.items() if chart}
+        tables = [
+            (each, each.make(found, f"{each.title} ({found.setting})")) for each in section.tables
+        ]
+        shown = [(each, table) for each, table in tables if table.rows]
+        if charts or shown:
+            sections.append(
+                MadeSection(
+                    section=section, finding=section.finding(found), charts=charts, tables=shown
+                )
+            )
+    return Report(found=found, sections=sections)
 
 
-def to_html(report: Content, *, repeat: str) -> str:
+def to_html(report: Report, *, repeat: str) -> str:
     """The page; `repeat` is the command that writes it again."""
     return (
         _environment()
         .get_template("report.html")
         .render(
             report=report,
-            study=report.study,
-            analysis=report.analysis,
-            tables=report.tables,
-            legend=[(Markup(point), words) for point, words in figures.legend(report.study)],
-            identity=IDENTITY,
-            causes=provenance.causes(report.study),
-            commands=provenance.commands(report.study),
+            study=report.found.study,
+            analysis=report.found.analysis,
+            commands=provenance.commands(report.found.study),
             repeat=repeat,
             most=MOST_REMARKS,
             style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            vega=vega_script(),
+            script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         )
     )
 
@@ -187,49 +130,34 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Drawings have escaped their texts themselves.
-    environment.filters["drawn"] = lambda drawing: Markup(drawing.svg())
+    environment.filters["with_code"] = _with_code
     return environment
 
 
-MARKDOWN_SECTIONS = (
-    ("What happened", "", ("failures", "final-loss"), ("arms",)),
-    ("Saved models", "", (), ("starts",)),
-    ("Learning rates", "", ("learning-rate",), ("rates",)),
-    ("Counterfactuals", "", (), ("averted",)),
-    ("Against the baseline", "", (), ("comparisons", "secondary")),
-    ("Loss at equal cost", "", (), ("cost",)),
-    ("Loss over the run", "", ("loss",), ("elevenths",)),
-    ("Spikes and non-finite steps", "", ("timeline",), ()),
-    ("Load of the experts", IDENTITY, ("load",), ()),
-    ("Early warnings", "", (), ("alarms",)),
-    ("Incidents", "", (), ("incidents",)),
-    ("Configuration", "", (), ("config",)),
-    ("Samples", "", (), ("samples",)),
-    ("Every run", "", (), ("runs",)),
-)
-"""Heading, remark, drawings, tables; a section of which nothing is there is left out."""
+def _with_code(text: str) -> Markup:
+    """Text with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False)))
 
 
-def to_markdown(report: Content, *, repeat: str, drawings: str) -> str:
-    """The same for those who read Markdown; `drawings` is the folder of the SVG files."""
+def to_markdown(report: Report, *, repeat: str, charts: str) -> str:
+    """The same for those who read Markdown; `charts` is the folder of the SVG files."""
     lines = [
-        f"# {escape_markdown(report.study.name)}",
+        f"# {escape_markdown(report.found.study.name)}",
         "",
         escape_markdown(" · ".join(report.facts)),
     ]
-    lines += ["", *(f"{escape_markdown(sentence)}\n" for sentence in report.analysis.answer)]
+    lines += ["", *(f"{escape_markdown(sentence)}\n" for sentence in report.found.analysis.answer)]
     lines += [f"- Note: {escape_markdown(remark)}" for remark in report.remarks]
-    files = report.files
-    for heading, remark, names, tables in MARKDOWN_SECTIONS:
-        shown = [f"![{heading}]({drawings}/{name}.svg)" for name in names if name in files]
-        shown += [report.tables[name].markdown() for name in tables if report.tables[name].rows]
-        if shown:
-            lines += ["", f"## {heading}", ""]
-            lines += [f"{remark}\n"] if remark else []
-            lines.append("\n\n".join(shown))
+    for part in report.sections:
+        section = part.section
+        shown = [escape_markdown(part.finding), section.remark]
+        shown += [f"![{section.heading}]({charts}/{name}.svg)" for name in part.charts]
+        shown += [section.reading if part.charts else ""]
+        shown += [table.markdown() for _, table in part.tables]
+        lines += ["", f"## {section.heading}", "", "\n\n".join(filter(None, shown))]
     lines += ["", "## How to repeat it", "", "```"]
-    lines += [*(_one_line(c) for c in provenance.commands(report.study)), repeat, "```", ""]
+    commands = provenance.commands(report.found.study)
+    lines += [*(_one_line(command) for command in commands), repeat, "```", ""]
     return "\n".join(lines)
 
 

@@ -1,51 +1,54 @@
-"""What figures and the tables beside them draw from runs."""
+"""What charts, and the tables beside them, are made from: every run is a point."""
 
 import math
 import re
 import xml.etree.ElementTree as ET
+from urllib.parse import unquote
 
+import altair as alt
 import pytest
 
 from src.common import number_format
 from src.study.analysis.analyse import analyse
-from src.study.report import figures, svg
-from src.study.report.curves import loss_curves
-from src.study.report.elevenths import elevenths_table, first_large_norm, nearest, validations
-from src.study.report.router_load import all_loads, load_drawings, load_table, sampling_floor
+from src.study.report import chart_data, charts, draw
+from src.study.report.loss_over_run import elevenths_table, first_large_norm, nearest, validations
+from src.study.report.router_load import all_loads, load_table, sampling_floor
+from src.study.report.sections import CHARTS, Findings
 from src.study.report.table import MARK
-from src.study.report.timeline import timeline
 from tests.study import synthetic
 from tests.study.synthetic import Arm
 
 
-def hints(drawing) -> list[str]:
-    """What the points say under the mouse."""
-    return re.findall(r"<title>(.*?)</title>", drawing.svg())
+def findings(study, folder=None):
+    return Findings(study=study, analysis=analyse(study), folder=folder or study.folder)
+
+
+def rows_of(make, study):
+    """What a chart of the study is drawn from."""
+    found = findings(study)
+    return make(study, found.analysis, found.facts)
 
 
 # ------------------------------------------------------------------ every point is shown
 
 
-def test_every_run_is_a_point_in_both_key_figures():
+def test_every_run_is_a_point_in_both_key_charts():
     arms = {"none": Arm(num_failing=3), "shaken": Arm(repeats=2), "ema": Arm(seeds=[1, 2])}
     study = synthetic.in_memory(arms, seeds=4)
-    analysis = analyse(study)
     names = sorted(run.name for run in study.runs)
     assert len(names) == 4 + 8 + 2
-    for drawing in (
-        figures.failures(study, analysis),
-        figures.final_losses(study, analysis),
-    ):
-        assert sorted(hint.partition(": ")[0] for hint in hints(drawing)) == names
+    for make in (chart_data.failures, chart_data.final_losses):
+        assert sorted(rows_of(make, study)["run"]) == names
+    drawn = draw.DrawnChart(CHARTS["failures"](findings(study))).svg
+    symbols = re.findall(r'<path transform="[^"]*" d="M[^"]*" fill="#[^"]*" stroke="#', drawn)
+    assert len(symbols) == len(names)
 
 
 def test_a_run_without_a_final_loss_is_no_point_of_the_losses_but_one_of_the_failures():
     study = synthetic.in_memory({"none": Arm(num_failing=1, nonfinite_frac=1.0)}, seeds=[0])
-    analysis = analyse(study)
-    assert figures.final_losses(study, analysis) is None
-    assert hints(figures.failures(study, analysis)) == [
-        f"{study.runs[0].name}: 20 non-finite batches"
-    ]
+    assert CHARTS["final-loss"](findings(study)) is None
+    (value,) = rows_of(chart_data.failures, study)["value"]
+    assert value == 20
 
 
 def test_batches_are_counted_from_where_the_arm_acts_beside_the_same_of_the_baseline():
@@ -53,44 +56,43 @@ def test_batches_are_counted_from_where_the_arm_acts_beside_the_same_of_the_base
         "none": Arm(nonfinite=[[100, 300, 301]]),
         "warmdown": Arm(nonfinite=[[100, 350]], acts_from=240),
     }
-    study = synthetic.in_memory(arms, seeds=1)
-    drawing = figures.failures(study, analyse(study))
-    assert [hint.rpartition(": ")[2] for hint in hints(drawing)] == [
-        "3 non-finite batches",
-        "1 non-finite batches",
-    ]
-    # Two of the baseline's three come after step 240: a grey stroke, and the run pale.
-    (stroke,) = re.findall(
-        r'<line x1="([\d.]+)"[^>]*stroke="#9aa0a6" stroke-width="1.6"', drawing.body
-    )
-    axis = {
-        text: float(x)
-        for x, text in re.findall(
-            r'x="([\d.]+)"[^>]*text-anchor="middle"[^>]*>(\d+)<', drawing.body
-        )
-    }
-    assert axis["1"] < float(stroke) < axis["3"]
-    assert drawing.body.count('<g opacity="0.35">') == 1
+    points = rows_of(chart_data.failures, synthetic.in_memory(arms, seeds=1))
+    assert list(points["value"]) == [3, 1]
+    # Two of the baseline's three come after step 240; the run is pale.
+    assert list(points["of_baseline"]) == [number_format.NONE, "2"]
+    assert list(points["opacity"]) == [1.0, 0.35]
+
+
+def test_seeds_keep_their_height_in_every_row():
+    arms = {"none": Arm(), "ema": Arm(seeds=[2, 0])}
+    points = rows_of(chart_data.failures, synthetic.in_memory(arms, seeds=3))
+    assert points.groupby("seed")["place"].nunique().eq(1).all()
+    assert points["place"].nunique() == 3
+    assert points["place"].between(0, 0.95, inclusive="neither").all()
 
 
 def test_outcomes_differ_in_shape_and_not_in_colour_alone():
-    shapes = [shape for shape, *_ in (*figures.MARKERS.values(), figures.OTHER)]
+    shapes = [shape for shape, *_ in charts.MARKERS.values()]
     assert len(set(shapes)) == len(shapes) == 5
     study = synthetic.in_memory(
         {"none": Arm(num_failing=1), "ema": Arm(status="unfinished")}, seeds=2
     )
-    words = [words for _, words in figures.legend(study)]
-    assert words == ["clean", figures.MARKERS["intermittent"][3], figures.OTHER[3]]
+    spec = CHARTS["failures"](findings(study)).to_dict()
+    domain = spec["layer"][-1]["encoding"]["shape"]["scale"]["domain"]
+    outcomes = chart_data.OUTCOMES
+    assert domain == [outcomes["clean"], outcomes["intermittent"], chart_data.OTHER]
+
+
+def test_a_long_label_is_broken_before_a_field_and_loses_nothing():
+    label = "noise@learning_rate-0.003@weight_decay-0.1@scale-gradient_rms"
+    lines = chart_data.wrapped(label, "null arm", "").split("\n")
+    assert "".join(lines[:-1]) == label and lines[-1] == "null arm"
+    assert all(line.startswith("@") for line in lines[1:-1])
+    assert max(map(len, lines)) <= chart_data.LABEL_WIDTH
+    assert chart_data.wrapped("short") == "short"
 
 
 # ------------------------------------------------------------------ loss over the run
-
-
-def strokes(drawing) -> list[str]:
-    """The paths of the thin lines, one a run, baseline first."""
-    return re.findall(
-        r'<path d="([^"]*)" fill="none" stroke="[^"]*" stroke-width="0.9"', drawing.body
-    )
 
 
 def with_lines(study, change):
@@ -108,24 +110,24 @@ def test_a_validation_without_a_finite_window_is_a_gap_in_the_line():
             line.pop("val/loss", None)
             line["val/nonfinite_frac"] = 1.0
 
-    (before,) = loss_curves(study, analyse(study))
-    (after,) = loss_curves(with_lines(study, lose), analyse(study))
-    assert [path.count("M") for path in strokes(before)] == [1]
-    assert [path.count("M") for path in strokes(after)] == [2]
-    numbers = [len(re.findall(r"[\d.]+", *strokes(drawing))) for drawing in (before, after)]
-    assert numbers == [2 * 11, 2 * (4 + 5)]
+    curves = rows_of(chart_data.loss_curves, with_lines(study, lose))
+    line = curves[curves["part"] == "run"].set_index("step")["loss"]
+    assert list(line.index[line.isna()]) == [200, 240]
+    assert len(line) == 11
+    drawn = draw.DrawnChart(charts.loss_curves(curves)).svg
+    (path,) = re.findall(r'<path d="([^"]*)"[^>]*stroke-width="0.9"', drawn)
+    assert path.count("M") == 2
 
 
 def test_damaged_validations_are_crossed_and_the_baseline_stands_behind_every_arm():
     study = synthetic.in_memory({"none": Arm(num_failing=1), "ema": Arm()}, seeds=2)
-    none, ema = loss_curves(study, analyse(study))
+    curves = rows_of(chart_data.loss_curves, study)
+    none, ema = (curves[curves["panel"].str.startswith(arm)] for arm in ("none", "ema"))
     # Validations at and after step 300, every 40 steps to 440.
-    assert [hint for hint in hints(none) if "50%" in hint] == [
-        f"step {step}: 50% of windows non-finite" for step in (320, 360, 400, 440)
-    ]
-    assert len(strokes(none)) == 2
-    assert len(strokes(ema)) == 4
-    assert hints(ema) == []
+    assert list(none.dropna(subset="nonfinite")["step"]) == [320, 360, 400, 440]
+    assert ema["nonfinite"].isna().all()
+    lines = [panel[panel["part"] == "run"].groupby("side")["line"] for panel in (none, ema)]
+    assert [dict(each.nunique()) for each in lines] == [{"arm": 2}, {"arm": 2, "baseline": 2}]
 
 
 def test_a_loss_that_blew_up_does_not_flatten_the_others():
@@ -135,9 +137,7 @@ def test_a_loss_that_blew_up_does_not_flatten_the_others():
         if run.seed == 0 and line["step"] == 440 and "ema" in run.variant:
             line["val/loss"] = 1e6
 
-    panels = loss_curves(with_lines(study, blow_up), analyse(study))
-    ticks = [float(t) for t in re.findall(r'text-anchor="end">([\d.]+)<', panels[0].body)]
-    assert max(ticks) < 10
+    assert rows_of(chart_data.loss_curves, with_lines(study, blow_up))["loss"].max() < 10
 
 
 def test_elevenths_are_means_of_the_nearest_validations():
@@ -187,25 +187,24 @@ def test_no_validation_near_is_none():
 # ------------------------------------------------------------------ timeline
 
 
+def spans_of(study):
+    found = findings(study)
+    return chart_data.timeline(study, found.analysis, found.facts, width=charts.TIMELINE_WIDTH)
+
+
 def test_the_timeline_shows_every_step_that_failed_and_every_other_spike():
     arm = Arm(nonfinite=[[10, 11, 12, 200], []], spikes=[[50, 10], [60, 70]])
-    study = synthetic.in_memory({"none": arm}, seeds=2)
-    drawing = timeline(study, analyse(study))
-    bars = re.findall(rf'<path d="([^"]*)" fill="{svg.VERMILLION}"', drawing.body)
-    flags = re.findall(rf'<path d="([^"]*)" fill="{svg.BLUE}"', drawing.body)
+    spans = spans_of(synthetic.in_memory({"none": arm}, seeds=2))
     # Steps side by side are one bar; a spike that was not finite is a bar alone.
-    assert [path.count("M") for path in bars] == [2]
-    assert [path.count("M") for path in flags] == [1, 2]
-    assert "4 non-finite, 1 spike<" in drawing.body
-    assert ">2 spikes<" in drawing.body
+    starts = {part: list(own["start"]) for part, own in spans.groupby("part")}
+    assert starts == {"run": [0, 0], "nonfinite": [10, 200], "spike": [50, 60, 70]}
+    assert list(spans["note"].dropna()) == ["4 non-finite, 1 spike", "2 spikes"]
 
 
 def test_the_timeline_tells_runs_that_ended_early_and_runs_that_did_not_end():
     arms = {"early_stop": Arm(steps=280), "ema": Arm(status="killed", steps=200)}
-    study = synthetic.in_memory(arms, seeds=1)
-    body = timeline(study, analyse(study)).body
-    assert "ends at step 280" in body
-    assert "killed at step 200" in body
+    notes = spans_of(synthetic.in_memory(arms, seeds=1))["note"].dropna()
+    assert list(notes) == ["ends at step 280", "killed at step 200"]
 
 
 # ------------------------------------------------------------------ load
@@ -225,22 +224,23 @@ def routed(study):
     return with_lines(study, load)
 
 
-def test_loads_are_those_of_the_last_quarter_and_the_mean_is_called_an_identity():
+def test_loads_are_those_of_the_last_quarter():
     study = routed(synthetic.in_memory({"none": Arm()}, seeds=2))
     arms = all_loads(study, analyse(study))
     table = load_table(arms, study, title="")
     assert [[cell.text for cell in row[:6]] for row in table.rows] == [
         ["none", layer, "0.4000", "0.300", "0.500", "0.25"] for layer in ("0", "10")
     ]
-    assert "identity" in table.remarks[0]
-    (drawing,) = load_drawings(arms)
-    assert "MaxVio 0.25" in drawing.body
+    layers = chart_data.router_loads(arms)
+    assert list(layers["high"]) == [0.5, 0.5]
+    assert set(layers["panel"]) == {"none\ngreatest MaxVio 0.25"}
 
 
 def test_models_without_experts_have_no_loads():
     study = synthetic.in_memory({"none": Arm()}, seeds=1)
     with_lines(study, lambda run, line: [line.pop(k) for k in list(line) if k.startswith("moe/")])
     assert all_loads(study, analyse(study)) == []
+    assert CHARTS["load"](findings(study)) is None
 
 
 def test_the_sampling_floor_is_that_of_the_batch():
@@ -248,60 +248,72 @@ def test_the_sampling_floor_is_that_of_the_batch():
     assert sampling_floor(run) == pytest.approx(1.35 * math.sqrt((5 / 2 - 1) / 512))
 
 
-# ------------------------------------------------------------------ drawing and digits
+# ------------------------------------------------------------------ files and digits
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "log"),
-    [
-        *((0, high, log) for high in (1, 3, 440, 11_000) for log in (False, True)),
-        (2.1, 2.13, False),
-        (-3, 7, False),
-    ],
-)
-def test_a_scale_keeps_order_and_its_ticks_lie_within(low, high, log):
-    scale = svg.Scale(low=low, high=high, start=100, end=10, log=log)
-    ticks = scale.ticks(7)
-    assert 2 <= len(ticks) <= 8
-    assert ticks == sorted(set(ticks))
-    assert low <= ticks[0] and ticks[-1] <= high
-    places = [scale(tick) for tick in ticks]
-    assert places == sorted(places, reverse=True)
-    assert (scale(low), scale(high), scale(high * 9 + 9), scale(low - 5)) == (100, 10, 10, 100)
-
-
-def test_a_scale_without_extent_draws_in_its_middle():
-    scale = svg.Scale(low=2, high=2, start=0, end=10)
-    assert scale(2) == 5
-    assert scale.ticks(5) == [2]
-
-
-def test_drawings_are_files_of_their_own_with_hostile_names_too(tmp_path):
-    arms = {"none": Arm(num_failing=2), "x": Arm(stability=[], fields='@a-<b>&"c"')}
-    study = routed(synthetic.in_memory(arms, seeds=2))
-    analysis = analyse(study)
-    drawings = {
-        "failures": figures.failures(study, analysis),
-        "timeline": timeline(study, analysis),
-        "loss": svg.together(loss_curves(study, analysis), columns=2),
-        "load": svg.together(load_drawings(all_loads(study, analysis)), columns=1),
+def everything():
+    """A study of which every chart can be drawn, with hostile names."""
+    rates = {
+        f"x{rate}": Arm(stability=[], fields=f"@learning_rate-{rate}", baseline=None)
+        for rate in (0.001, 0.01, 0.1)
     }
+    for name, arm in rates.items():
+        arm.config["recipe.learning_rate"] = float(name[1:])
+    hostile = Arm(num_failing=1, stability=["ema"], fields='@a-<b>&"c"')
+    return routed(synthetic.in_memory({"none": Arm(num_failing=2), "x": hostile, **rates}, seeds=2))
+
+
+@pytest.fixture(scope="module")
+def all_charts():
+    found = findings(everything())
+    return {name: make(found) for name, make in CHARTS.items()}
+
+
+def test_charts_are_files_of_their_own_with_hostile_names_too(all_charts, tmp_path):
     (tmp_path / "mine.svg").write_text("somebody's own")
-    figures.save(drawings, tmp_path)
-    assert (tmp_path / "mine.svg").read_text() == "somebody's own"
-    for file in (tmp_path / f"{name}.svg" for name in drawings):
-        root = ET.parse(file).getroot()
+    for name, chart in all_charts.items():
+        draw.DrawnChart(chart).save(tmp_path, name)
+        text = (tmp_path / f"{name}.svg").read_text()
+        root = ET.fromstring(text)
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
-        assert float(root.get("width")) > 0 and float(root.get("height")) > 0
-    two, one = drawings["loss"], drawings["load"]
-    assert two.width > one.width and one.height > two.height
+        assert float(root.get("width")) > 0 and root.get("aria-label")
+        assert "<b>" not in text
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "mine.svg").read_text() == "somebody's own"
 
 
-def test_long_labels_are_cut_in_their_middle():
-    assert svg.fitted("short", 100) == "short"
-    cut = svg.fitted("none@learning_rate-0.003@weight_decay-0.1", 120)
-    assert len(cut) < 20
-    assert cut.startswith("none@") and cut.endswith("0.1")
+def test_the_same_data_give_the_same_bytes(all_charts):
+    again = findings(everything())
+    for name, chart in all_charts.items():
+        assert draw.DrawnChart(CHARTS[name](again)).svg == draw.DrawnChart(chart).svg, name
+
+
+def test_every_chart_keeps_to_the_schema_and_says_what_it_shows(all_charts):
+    assert set(all_charts) == {
+        "failures", "final-loss", "learning-rate", "loss", "timeline", "load"
+    }  # fmt: skip
+    for name, chart in all_charts.items():
+        assert isinstance(chart, alt.TopLevelMixin)
+        assert chart.to_dict(validate=True)["description"], name
+
+
+def test_every_colour_of_a_page_follows_light_and_dark(all_charts):
+    css = (draw.TEMPLATES / "report.css").read_text()
+    for colour, name in draw.PAGE_COLOURS.items():
+        # Once for each of the two.
+        assert css.count(f"--{name}: #") == 2 and f"--{name}: {colour};" in css
+    for name, chart in all_charts.items():
+        left = re.findall(r'(?:fill|stroke)="(#\w+|white|black)"', draw.DrawnChart(chart).figure())
+        assert not left, name
+
+
+def test_a_click_leads_from_the_page_to_the_run_and_from_a_file_nowhere(tmp_path):
+    study = synthetic.study(tmp_path, {"none": Arm()}, seeds=2)
+    chart = draw.DrawnChart(CHARTS["failures"](findings(study, study.folder / "report")))
+    (rows,) = (rows for rows in chart.spec["datasets"].values() if "link" in rows[0])
+    folders = [(study.folder / "report" / unquote(row["link"])).resolve() for row in rows]
+    assert folders == [run.folder.resolve() for run in study.runs]
+    assert "href" not in chart.svg
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from src.study.read.collect import Run, Study
-from src.study.report.averted import averted, averted_table
+from src.study.report.counterfactuals import averted, averted_table
 
 
 def run(tmp_path, stability, repeat, *, bad, step=20, acts_from=20, name="@fork-20"):

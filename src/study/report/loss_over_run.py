@@ -56,6 +56,8 @@ def elevenths_table(study: Study, analysis: Analysis, *, title: str) -> Table:
         )
     )
     rows = [_row(arm, study.of(arm.variant)) for arm in analysis.arms]
+    if all(each.text == number_format.NONE for row in rows for each in row[1:-1]):
+        rows = []
     has_mark = any(MARK in each.plain for row in rows for each in row)
     return Table(
         title=title,

@@ -1,0 +1,102 @@
+"""The charts of the book's pages, drawn from the results that lie beside them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import altair as alt
+import pandas as pd
+
+from src.common.errors import InputError
+from src.lab.book.measures import Measures
+from src.lab.book.single import SingleRun
+from src.study.analysis.results import Analysis
+from src.study.report.draw import BLUE, MUTED, VERMILLION, DrawnChart
+from src.study.report.sections import CHARTS, Findings
+
+FRONT_STUDY = "stability"
+"""The headline study, whose chart the project's front page shows."""
+
+FRONT_CHART = "figures/front.svg"
+"""Below experiments/."""
+
+FRONT_ARMS = {
+    "none": "as published",
+    "clip03": "clip to 0.3",
+    "warmdown": "rate warmdown",
+    "noise": "gradient noise",
+    "lower_lr": "lower rate",
+    "shaken_full": "chance alone",
+    "router_eps": "epsilon in gate",
+}
+"""Options that tell its story, and what they are called there."""
+
+
+def study_charts(measures: Measures, page: Path) -> Mapping[str, str]:
+    """The SVG files that a page of one study shows, by name.
+
+    Raises:
+        InputError: it shows one that its results do not give.
+    """
+    names = re.findall(r"\(figures/([\w-]+)\.svg\)", page.read_text(encoding="utf-8"))
+    drawn = {}
+    for name in names:
+        chart = CHARTS[name](_findings(measures, measures.analysis)) if name in CHARTS else None
+        if chart is None:
+            raise InputError(f"{page}: shows figures/{name}.svg, which its results do not give")
+        drawn[f"{name}.svg"] = DrawnChart(chart).svg
+    return drawn
+
+
+def front_chart(measures: Measures) -> str:
+    """Non-finite batches of every seed, of a few arms under plain names."""
+    arms = [replace(measures.one(name), label=label) for name, label in FRONT_ARMS.items()]
+    found = _findings(measures, replace(measures.analysis, arms=arms))
+    return DrawnChart(CHARTS["failures"](found)).svg
+
+
+def _findings(measures: Measures, analysis: Analysis) -> Findings:
+    study = measures.folder.study
+    return Findings(study=study, analysis=analysis, folder=study.folder)
+
+
+def run_chart(run: SingleRun) -> str:
+    """Training loss of one large run, and how many batches were lost up to each step.
+
+    A line marks the first batch that was not finite.
+    """
+    curve = pd.DataFrame(run.curve, columns=["step", "loss", "nonfinite_batches"])
+    first = run.first_nonfinite
+    steps = curve["step"]
+    # What comes in the first fiftieth of a run would take the room of all the rest.
+    usual = curve.loc[steps >= steps.max() / 50, "loss"].max()
+    x = alt.X(
+        "step:Q", title="step", axis=alt.Axis(format=",d", grid=False),
+        scale=alt.Scale(domain=[0, steps.max()], nice=False),
+    )  # fmt: skip
+    curve = curve.assign(loss=curve["loss"].clip(upper=usual))
+    base = alt.Chart(curve).encode(x=x)
+    loss = base.mark_line(strokeWidth=1.8, color=BLUE).encode(
+        y=alt.Y("loss:Q", title="nats a token", axis=alt.Axis(tickCount=5))
+    )
+    lost = base.mark_line(strokeWidth=1.8, color=VERMILLION).encode(
+        y=alt.Y("nonfinite_batches:Q", title="batches", axis=alt.Axis(tickCount=4))
+    )
+    panels = {"Training loss": (loss, 170), "Non-finite batches so far": (lost, 90)}
+    drawn = []
+    for title, (line, height) in panels.items():
+        layers = [line]
+        if first is not None:
+            at = alt.Chart(
+                pd.DataFrame({"step": [first], "text": [f"first at step {first:,}"]})
+            ).encode(x=x)
+            layers.append(at.mark_rule(strokeDash=[3, 3], color=MUTED))
+            layers.append(
+                at.mark_text(align="right", dx=-6, color=MUTED).encode(
+                    y=alt.value(10), text="text:N"
+                )
+            )
+        drawn.append(alt.layer(*layers).properties(width=640, height=height, title=title))
+    title = "Training loss and non-finite batches over the steps of one run"
+    return DrawnChart(alt.vconcat(*drawn, description=title)).svg

@@ -1,0 +1,140 @@
+"""One chart in its three forms: a part of the report's page, an SVG file, a PNG file."""
+
+import html
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+from markupsafe import Markup
+
+INK, MUTED, GREY, RULE, PAPER = "#222222", "#5f6368", "#9aa0a6", "#d5d7da", "#ffffff"
+BLUE, ORANGE, VERMILLION, PURPLE = "#0072b2", "#e69f00", "#d55e00", "#cc79a7"
+"""Of Okabe and Ito, whose eight colours all forms of colour-blindness can tell apart."""
+
+PAGE_COLOURS = {
+    INK: "ink",
+    MUTED: "muted",
+    GREY: "grey",
+    RULE: "rule",
+    PAPER: "paper",
+    BLUE: "blue",
+    ORANGE: "orange",
+    VERMILLION: "vermillion",
+    PURPLE: "purple",
+}
+"""In a page every colour is a variable of report.css, so that charts follow light and dark."""
+
+PNG_SCALE = 1.5
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+"""The first is what charts are measured with when they are drawn; the second has its widths."""
+
+_ATTRIBUTES = re.compile(r' (?:class|role|aria-[a-z]+|pointer-events)="[^"]*"')
+_LINKS = re.compile(r"<a [^>]*>|</a>")
+_UNSEEN = re.compile(r'<path d="" display="none"/>|<path d="M0,0h0v0h0Z"/>')
+_DIGITS = re.compile(r"-?\d+\.\d{2,}(?:e-\d+)?")
+
+
+@alt.theme.register("report", enable=True)
+def theme() -> alt.theme.ThemeConfig:
+    """Fonts and colours of all charts, the legend above."""
+    return {
+        "background": PAPER,
+        "config": {
+            "font": FONT,
+            # At the right for a browser whose letters are wider.
+            "padding": {"left": 6, "right": 16, "top": 6, "bottom": 6},
+            "view": {"stroke": None},
+            "axis": {
+                "labelColor": MUTED,
+                "titleColor": MUTED,
+                "titleFontWeight": "normal",
+                "labelFontSize": 12,
+                "titleFontSize": 12,
+                "domainColor": RULE,
+                "gridColor": RULE,
+                "tickColor": RULE,
+            },
+            "axisX": {"labelFlush": False},
+            "axisY": {"labelColor": INK},
+            "title": {
+                "anchor": "start",
+                "offset": 10,
+                "color": INK,
+                "fontSize": 14,
+                "subtitleColor": MUTED,
+                "subtitleFontSize": 12,
+            },
+            "legend": {
+                "orient": "top",
+                "labelColor": INK,
+                "labelFontSize": 12,
+                "labelLimit": 300,
+                "symbolSize": 80,
+            },
+            "text": {"color": INK},
+        },
+    }
+
+
+@lru_cache
+def vega_script() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed in one script, for a page that loads nothing."""
+    bundle: str = vl_convert.javascript_bundle()
+    # Inside a string of the bundle this would end the page's script element.
+    return Markup(bundle.replace("</script", "<\\/script"))
+
+
+class DrawnChart:
+    """A chart that has been drawn once.
+
+    Args:
+        chart: of altair; its description says what it shows, for those who cannot see it.
+    """
+
+    def __init__(self, chart: Any) -> None:
+        # Charts are held against the schema in tests: it takes longer than to draw them.
+        self.spec = chart.to_dict(validate=False)
+        self.svg = _smaller(vl_convert.vegalite_to_svg(self.spec), str(self.spec["description"]))
+
+    def save(self, folder: Path, name: str) -> None:
+        """Writes NAME.svg and NAME.png."""
+        (folder / f"{name}.svg").write_text(self.svg, encoding="utf-8")
+        (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(self.svg, scale=PNG_SCALE))
+
+    def figure(self) -> Markup:
+        """For a page: the drawing, and what its script needs to draw it again with its hints."""
+        # No element can begin or end inside the script's text.
+        spec = _page_colours(json.dumps(self.spec)).replace("<", "\\u003c")
+        svg = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", _page_colours(self.svg))
+        return Markup(
+            f'<figure class="chart"><div>{svg}</div>'
+            f'<script type="application/json">{spec}</script></figure>'
+        )
+
+
+def _page_colours(text: str) -> str:
+    for colour, name in PAGE_COLOURS.items():
+        text = text.replace(f'"{colour}"', f'"var(--{name})"')
+    return text
+
+
+def _smaller(svg: str, description: str) -> str:
+    """A drawing without the notes that only a script needs, in hundredths of a pixel.
+
+    Links are left out: an SVG file lies elsewhere than the page from which they would lead.
+    """
+    svg = _ATTRIBUTES.sub("", _LINKS.sub("", svg))
+    svg = re.sub(r"<[^>]+>", lambda tag: _DIGITS.sub(_rounded, tag[0]), svg)
+    label = html.escape(description)
+    return _UNSEEN.sub("", svg).replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1) + "\n"
+
+
+def _rounded(digits: re.Match[str]) -> str:
+    return f"{round(float(digits[0]), 2):g}" if abs(float(digits[0])) < 10_000 else digits[0]
