@@ -68,7 +68,7 @@ class ModelConfig:
         if self.head_dim is None and self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"hidden_dim={self.hidden_dim}: must be divisible by num_heads={self.num_heads},"
-                " or model.head_dim must be set"
+                " or set model.head_dim"
             )
         for field in ("norm_eps", "rope_theta", "init_std", "router_init_std"):
             value = getattr(self, field)
