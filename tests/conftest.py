@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import logging
 import os
 import subprocess
@@ -108,19 +109,22 @@ def tiny(tmp_path, monkeypatch, shared_cache):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _blocks_are_tried_in_a_child():
+def _blocks_are_tried_once_and_in_a_child(tmp_path_factory):
     """A prediction of memory builds two blocks of a model: of the largest these are gigabytes.
 
     PyTorch keeps for good what it once had, and the worker would hold them to its end.
     """
-    tried, known = memory_estimate._kept_bytes, {}
+    tried, folder = memory_estimate._kept_bytes, of_all_workers(tmp_path_factory) / "blocks"
+    folder.mkdir(exist_ok=True)
 
     def kept_bytes(config, *, layers, rows):
         recipe = config.recipe
-        key = repr(config.architecture), recipe.precision, recipe.seq_len, layers, rows
-        if key not in known:
-            known[key] = in_a_child(tried, config, layers=layers, rows=rows)
-        return known[key]
+        what = repr((config.architecture, recipe.precision, recipe.seq_len, layers, rows))
+        note = folder / hashlib.sha256(what.encode()).hexdigest()
+        with filelock.FileLock(note.with_suffix(".lock")):
+            if not note.exists():
+                note.write_text(str(in_a_child(tried, config, layers=layers, rows=rows)))
+        return int(note.read_text())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory_estimate, "_kept_bytes", kept_bytes)
