@@ -138,7 +138,7 @@ def test_an_unusable_corpus_leaves_no_cache_either(bad_files, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "case"),
     [
-        ("train", "attention=mhla"),
+        pytest.param("train", "attention=mhla", marks=pytest.mark.slow),
         ("train", "recipe.warmup_frac=1.5"),
         ("describe", "model.hidden_dim=97"),
     ],
