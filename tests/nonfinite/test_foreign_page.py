@@ -27,7 +27,7 @@ def run(code: str, folder) -> str:
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -50,7 +50,7 @@ def test_the_example_runs_as_it_stands_and_finds_what_goes_wrong(tmp_path):
         env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert "the module itself: torch.Tensor.div (forward)" in done.stdout, done.stderr
     assert "not as recorded" not in done.stderr

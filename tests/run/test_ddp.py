@@ -128,7 +128,7 @@ def test_processes_end_with_the_first_whatever_ends_it(tiny, tmp_path):
     (other,) = _children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    for _ in range(100):
+    for _ in range(6000):
         if not os.path.exists(f"/proc/{other}"):
             break
         time.sleep(0.1)

@@ -14,7 +14,7 @@ from src.sweep.job import Child, Job
 from src.train import main
 from tests.runs import ROOT, metrics, record, start, train
 
-WAIT_SECONDS = 240
+WAIT_SECONDS = 1200
 SLOW = ("recipe.max_steps=2000", "recipe.num_validations=1")
 """Some seconds in a tiny run: time to be killed in."""
 
@@ -53,14 +53,14 @@ def mlflow_states() -> dict[str, str]:
     }
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
+def wait_for(condition, process=None):
+    """Waits as long as the process runs; without one until it would be a hang."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not (found := condition()):
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end
         time.sleep(0.1)
-    raise AssertionError("it did not come")
+    return found
 
 
 def pid_of(study: str, option: str, seed: int = 0) -> int | None:
@@ -92,9 +92,9 @@ def test_good_jobs_finish_beside_one_that_raises_one_that_is_killed_and_one_that
     ]
     arguments += ["tracking=mlflow", "tracking.uri=sqlite:///mlflow.db"]
     process = start("train", ["--multirun", *tiny, *SLOW, *arguments], Path.cwd())
-    killed = wait_for(lambda: pid_of("mixed", "clip03"))
+    killed = wait_for(lambda: pid_of("mixed", "clip03"), process)
     os.kill(killed, signal.SIGKILL)
-    hanging = wait_for(lambda: pid_of("mixed", "warmdown"))
+    hanging = wait_for(lambda: pid_of("mixed", "warmdown"), process)
     os.kill(hanging, signal.SIGSTOP)
     _, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 1, err
@@ -168,7 +168,7 @@ def test_ctrl_c_ends_all_jobs_with_a_checkpoint_and_the_same_command_continues(n
     arguments.append("recipe.max_steps=300")
     slow = ["recipe.log_every=1", "recipe.checkpoint_every=500"]
     process = start("train", ["--multirun", *tiny, *arguments, *slow], Path.cwd())
-    wait_for(lambda: all(pid_of("cut", "none", seed) for seed in range(n_jobs)))
+    wait_for(lambda: all(pid_of("cut", "none", seed) for seed in range(n_jobs)), process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130, err
@@ -205,7 +205,7 @@ def test_two_sweeps_at_once_share_the_work(tiny):
 def test_the_same_sweep_twice_at_once_is_refused(tiny):
     arguments = ["--multirun", *tiny, "stability=none", "study=same", "recipe.max_steps=2000"]
     first = start("train", arguments, Path.cwd())
-    wait_for(lambda: list(Path("runs/same/.sweeps").glob("*.lock")))
+    wait_for(lambda: list(Path("runs/same/.sweeps").glob("*.lock")), first)
     second = start("train", arguments, Path.cwd())
     _, err = second.communicate(timeout=WAIT_SECONDS)
     assert second.returncode == 2
@@ -219,10 +219,10 @@ def test_a_sweep_whose_parent_is_killed_leaves_no_process_and_loses_little(tiny)
     arguments = ["stability=none", "study=orphan", *SLOW, "recipe.max_steps=20000"]
     arguments += ["recipe.log_every=1", "recipe.checkpoint_every=100"]
     process = start("train", ["--multirun", *tiny, *arguments], Path.cwd())
-    child = wait_for(lambda: pid_of("orphan", "none"))
+    child = wait_for(lambda: pid_of("orphan", "none"), process)
     process.kill()
     process.communicate(timeout=WAIT_SECONDS)
-    wait_for(lambda: not Path(f"/proc/{child}").exists(), seconds=60)
+    wait_for(lambda: not Path(f"/proc/{child}").exists())
     left = folder("orphan", "none")
     assert record(left)["status"] == "killed"
     assert (left / "checkpoints" / "last.ckpt").is_file()

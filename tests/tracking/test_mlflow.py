@@ -15,7 +15,7 @@ from tests.tracking.waiting import WITH_MLFLOW, start_waiting, until
 
 
 def finish(process):
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
