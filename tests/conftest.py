@@ -1,9 +1,20 @@
+import copy
+import hashlib
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import filelock
+import hydra
 import pytest
 import torch
+from hydra._internal.config_repository import ConfigRepository
+
+from src.config import memory_estimate
+from src.generation import samples
+from tests.runs import in_a_child
 
 PACE = (
     "preset=smoke",
@@ -29,10 +40,65 @@ TINY = (
 """A run of a second or less: the whole command on a small model."""
 
 
+def of_all_workers(tmp_path_factory) -> Path:
+    """A folder that the workers of a session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory) -> Path:
-    """One token cache for all tests of a worker."""
-    return tmp_path_factory.mktemp("cache")
+    """One token cache for all tests."""
+    return of_all_workers(tmp_path_factory) / "cache"
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """An empty database of MLflow's, made once for all workers: creating one takes seconds.
+
+    By two processes at the same time, as two runs would: without a lock both crash.
+    """
+    folder = of_all_workers(tmp_path_factory) / "mlflow-template"
+    uri = f"sqlite:///{folder}/mlflow.db"
+    code = f"from src.tracking.client import Server; assert Server({uri!r}).silence() is None"
+    with filelock.FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            folder.mkdir()
+            makers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+            assert [maker.wait() for maker in makers] == [0, 0]
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_is_composed_twice_is_kept():
+    """Composing is a third of a tiny run, and Hydra would read conf/ anew each time."""
+    read, compose = ConfigRepository.load_config, hydra.compose
+    files, composed = {}, {}
+
+    def load_config(repository, config_path):
+        sources = tuple((source.provider, source.path) for source in repository.sources)
+        if (sources, config_path) not in files:
+            files[sources, config_path] = read(repository, config_path)
+        return copy.deepcopy(files[sources, config_path])
+
+    def compose_once(config_name, overrides, return_hydra_config):
+        key = config_name, tuple(overrides), return_hydra_config
+        if key not in composed:
+            composed[key] = compose(config_name, overrides, return_hydra_config)
+        return copy.deepcopy(composed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", load_config)
+        patch.setattr(hydra, "compose", compose_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _samples_are_short():
+    """The texts that a run leaves would be a third of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "NUM_TOKENS", 12)
+        yield
 
 
 @pytest.fixture
@@ -40,6 +106,29 @@ def tiny(tmp_path, monkeypatch, shared_cache):
     """Arguments of a tiny run, in a working directory of its own."""
     monkeypatch.chdir(tmp_path)
     return [*TINY, f"paths.cache={shared_cache}"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blocks_are_tried_once_and_in_a_child(tmp_path_factory):
+    """A prediction of memory builds two blocks of a model: of the largest these are gigabytes.
+
+    PyTorch keeps for good what it once had, and the worker would hold them to its end.
+    """
+    tried, folder = memory_estimate._kept_bytes, of_all_workers(tmp_path_factory) / "blocks"
+    folder.mkdir(exist_ok=True)
+
+    def kept_bytes(config, *, layers, rows):
+        recipe = config.recipe
+        what = repr((config.architecture, recipe.precision, recipe.seq_len, layers, rows))
+        note = folder / hashlib.sha256(what.encode()).hexdigest()
+        with filelock.FileLock(note.with_suffix(".lock")):
+            if not note.exists():
+                note.write_text(str(in_a_child(tried, config, layers=layers, rows=rows)))
+        return int(note.read_text())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_estimate, "_kept_bytes", kept_bytes)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

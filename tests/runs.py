@@ -1,11 +1,15 @@
 """Running the command in tests, and reading what it left."""
 
+import contextlib
 import json
 import os
+import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +32,28 @@ def train(arguments: Sequence[str], *more: str) -> Path:
     assert main([*arguments, *more]) == 0
     (record,) = set(Path("runs").rglob("record.json")) - before
     return record.parent
+
+
+_SHELF = tempfile.TemporaryDirectory(prefix="made-runs-")
+_MADE: dict[tuple[str, ...], Path] = {}
+
+
+def made(arguments: Sequence[str], *more: str) -> Path:
+    """As `train`, for a run that a test only begins with: trained once a worker, then copied.
+
+    Not where the test has changed what a run does, nor where its arguments mean another thing in
+    another folder.
+    """
+    key = (*arguments, *more)
+    if key not in _MADE:
+        folder = train(arguments, *more)
+        kept = Path(_SHELF.name, str(len(_MADE)))
+        shutil.copytree(folder, kept / folder)
+        _MADE[key] = folder
+        return folder
+    folder = _MADE[key]
+    shutil.copytree(Path(_SHELF.name, str(list(_MADE).index(key)), folder), folder)
+    return folder
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -100,6 +126,24 @@ def free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
+
+
+def in_a_child(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function gives, in a process that is forked for it: its memory goes with it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException), os.fdopen(writer, "wb") as out:
+            # No thread has come along.
+            torch.set_num_threads(1)
+            out.write(pickle.dumps(function(*args, **kwargs)))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        content = answer.read()
+    os.waitpid(child, 0)
+    assert content, f"{function} has raised"
+    return pickle.loads(content)
 
 
 UNTIMED = ("train_seconds", "first_step_seconds", "wall_seconds")

@@ -141,12 +141,12 @@ def sweeps_to_come(study):
 def test_the_predictions_of_a_study_that_was_run_are_decided(study, tmp_path, monkeypatch):
     words = BOOK.words(study.name)
     monkeypatch.chdir(tmp_path)
-    if sweeps_to_come(study):
-        return
     for prediction in predictions(study.folder):
         others = re.findall(r"other\('(\w+)'\)", prediction.measure)
         if all((BOOK.folder / other / "results.csv").is_file() for other in others):
-            assert prediction.verdict(words) in (RIGHT, WRONG), prediction.says
+            is_decided = prediction.verdict(words) in (RIGHT, WRONG)
+            # Composing the sweeps takes long, and says only whether an answer may be missing.
+            assert is_decided or sweeps_to_come(study), prediction.says
 
 
 @pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)

@@ -13,7 +13,7 @@ from tests.study import synthetic
 from tests.study.synthetic import Arm
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 600
 
 
 def read(file: Path) -> nbformat.NotebookNode:

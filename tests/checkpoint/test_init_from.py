@@ -23,6 +23,7 @@ from tests.conftest import PACE, TINY
 from tests.runs import (
     assert_same_run,
     last_checkpoint,
+    made,
     metrics,
     record,
     stop_after,
@@ -79,10 +80,10 @@ def test_it_begins_with_the_saved_weights_sizes_and_tokenizer(here):
     assert config["choices"]["attention"] == "mlha" and config["choices"]["ffn"] == "moe"
     assert config["model"]["num_layers"] == 1
     assert last_checkpoint(still)["tokenizer"] == last_checkpoint(Path("run"))["tokenizer"]
-    made = record(still)
-    assert made["init"] == {"path": "narrow", "digest": config["init"]["digest"]}
-    assert made["variant_name"].startswith("mlha+moe+none@preset-smoke@init-narrow@")
-    assert made["cache_bytes_per_token"] == 4 * (8 + 3 * 2)
+    found = record(still)
+    assert found["init"] == {"path": "narrow", "digest": config["init"]["digest"]}
+    assert found["variant_name"].startswith("mlha+moe+none@preset-smoke@init-narrow@")
+    assert found["cache_bytes_per_token"] == 4 * (8 + 3 * 2)
 
 
 def test_the_loss_before_training_is_logged_and_is_neither_best_nor_final(here):
@@ -100,17 +101,19 @@ def test_the_loss_before_training_is_logged_and_is_neither_best_nor_final(here):
 
 
 def test_without_init_nothing_is_validated_before_training_but_where_it_is_asked(tiny):
-    assert metrics(train(tiny))[0]["step"] == 1
+    plain = made(tiny)
+    assert metrics(plain)[0]["step"] == 1
+    assert "init" not in record(plain)["variant_name"]
     asked = train(tiny, "validate_at=[0]", "study=asked")
     assert first_line(asked).keys() >= {"val/loss", "val/nonfinite_frac"}
-    assert "init" not in record(train(tiny, "study=none"))["variant_name"]
 
 
 @pytest.mark.parametrize(
     "option", sorted({f.stem for f in (CONF / "stability").glob("*.yaml")} - {"none"})
 )
 def test_every_option_goes_with_it(option, here):
-    folder = train(here, "init=narrow", f"stability={option}", "recipe.num_validations=1")
+    pace = ("recipe.num_validations=1", "recipe.max_steps=6")
+    folder = train(here, "init=narrow", f"stability={option}", *pace)
     assert record(folder)["outcome"] == "clean"
     assert first_line(folder)["val/loss"] > 0
 
@@ -143,7 +146,7 @@ def test_sizes_without_weights_are_drawn_from_the_seed(here):
     assert first_line(one)["val/loss"] != first_line(two)["val/loss"]
     notes = record(one)["notes"]
     assert notes == ["init=sizes holds sizes but no weights; they are drawn from the seed"]
-    assert weights(one).keys() == weights(train(here, "init=narrow", "study=other")).keys()
+    assert weights(one).keys() == weights(made(here, "init=narrow", "study=whole")).keys()
 
 
 def test_interrupted_and_resumed_is_bitwise_uninterrupted(here, monkeypatch):
@@ -151,11 +154,11 @@ def test_interrupted_and_resumed_is_bitwise_uninterrupted(here, monkeypatch):
     for step in (2, 7):  # before the first checkpoint of its own, and after
         with monkeypatch.context() as patch:
             stop_after(patch, step)
-            assert main([*here, "init=narrow", "stability=ema", f"study=cut{step}"]) == 143
-        assert main([*here, "init=narrow", "stability=ema", f"study=cut{step}"]) == 0
-        (resumed,) = (file.parent for file in Path(f"runs/cut{step}").rglob("record.json"))
-        assert_same_run(resumed, whole)
-        assert [line["step"] for line in metrics(resumed)].count(0) == 1
+            assert main([*here, "init=narrow", "stability=ema", "study=cut"]) == 143
+    assert main([*here, "init=narrow", "stability=ema", "study=cut"]) == 0
+    (resumed,) = (file.parent for file in Path("runs/cut").rglob("record.json"))
+    assert_same_run(resumed, whole)
+    assert [line["step"] for line in metrics(resumed)].count(0) == 1
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(here, monkeypatch):
@@ -168,7 +171,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(here, monkeypat
     (folder,) = (file.parent for file in Path("runs").rglob("record.json"))
     assert [line["step"] for line in metrics(folder)][:1] == [0]
     assert main([*here, "init=narrow"]) == 0
-    assert_same_run(folder, train(here, "init=narrow", "study=whole"))
+    assert_same_run(folder, made(here, "init=narrow", "study=whole"))
 
 
 def test_a_fork_inherits_it(here):
@@ -192,7 +195,7 @@ def test_a_fork_inherits_it(here):
 
 
 def test_another_saved_model_is_another_run(here, base, capsys):
-    folder = train(here, "init=narrow")
+    folder = made(here, "init=narrow")
     hashes = {compose("train", [*here, f"init={n}"]).config_hash() for n in ("narrow", "exact")}
     assert len(hashes) == 2
     # The same content elsewhere is the same run.
@@ -227,7 +230,7 @@ def test_a_sweep_over_saved_models_compares_them_and_reports_before_and_after(he
 
 
 def test_a_report_without_saved_models_has_no_such_section(tiny):
-    train(tiny, "study=plain")
+    made(tiny, "study=plain")
     assert report(["study=plain"]) == 0
     assert "Saved models" not in Path("runs/plain/report/report.html").read_text()
 
@@ -304,7 +307,7 @@ def test_a_presets_router_is_the_runs(here):
 
 
 def test_a_typed_null_is_nothing(tiny):
-    one, two = (train(tiny, *more) for more in ([], ["init=null", "study=two"]))
+    one, two = made(tiny), train(tiny, "init=null", "study=two")
     assert_same_run(one, two)
     assert record(one)["variant_name"] == record(two)["variant_name"]
 

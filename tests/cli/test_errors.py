@@ -138,7 +138,7 @@ def test_an_unusable_corpus_leaves_no_cache_either(bad_files, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "case"),
     [
-        ("train", "attention=mhla"),
+        pytest.param("train", "attention=mhla", marks=pytest.mark.slow),
         ("train", "recipe.warmup_frac=1.5"),
         ("describe", "model.hidden_dim=97"),
     ],
@@ -146,7 +146,7 @@ def test_an_unusable_corpus_leaves_no_cache_either(bad_files, monkeypatch):
 def test_the_same_as_a_process_of_its_own(command, case, bad_files):
     before = tree(bad_files)
     process = start(command, [case], bad_files)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 2
     assert out == ""
     assert err.startswith("error: ")

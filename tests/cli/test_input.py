@@ -164,9 +164,10 @@ def test_it_gets_one_line_and_exit_code_2_and_nothing_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     main = lab(command) if command in LAB else importlib.import_module(f"src.{command}").main
-    begin = time.monotonic()
+    # Of this process alone, however slow the machine.
+    begin = time.process_time()
     assert main(case.split(" ")) == 2
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
     out, line = capsys.readouterr()
     assert out == ""
     assert line.startswith("error: ")

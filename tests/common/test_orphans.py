@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 import uuid
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import pytest
 
 from tests.runs import free_port, start
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/environ").exists(), reason="counts processes in /proc"
-)
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="counts processes in /proc"),
+    # Of the fast ones tests/sweep/test_sweep.py kills a sweep, tests/run/test_ddp.py a run.
+    pytest.mark.slow,
+]
 MARK = "SMOLDEEPSEEK_TEST_MARK"
 """A variable that every process of a test inherits, and no other has."""
 SECONDS = 10
@@ -41,6 +44,15 @@ def wait_for(condition: Callable[[], object], seconds: float) -> bool:
     return False
 
 
+def wait_till(
+    condition: Callable[[dict[int, str]], object], mark: str, process: subprocess.Popen[str]
+) -> None:
+    """Waits as long as the command runs: how long it takes is the machine's affair."""
+    while not condition(marked(mark)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
 def assert_all_end(
     command: str, arguments: list[str], *, when: Callable[[dict[int, str]], object]
 ) -> None:
@@ -48,7 +60,7 @@ def assert_all_end(
     mark = uuid.uuid4().hex
     process = start(command, arguments, Path.cwd(), **{MARK: mark, "MLFLOW_TRACKING_URI": ""})
     try:
-        assert wait_for(lambda: when(marked(mark)), 400), marked(mark)
+        wait_till(when, mark, process)
         assert len(marked(mark)) > 1
         process.kill()
         process.wait()
@@ -82,19 +94,11 @@ SWEEP = ["--multirun", "stability=none", "seed=0,1,2,3", "n_jobs=2", "study=kill
 LONG = ["recipe.max_steps=20000", "recipe.num_validations=1", "recipe.log_every=1"]
 
 
-@pytest.mark.parametrize(
-    "when",
-    [
-        pytest.param(is_first_worker_there, marks=pytest.mark.slow),
-        pytest.param(is_fork_server_there, marks=pytest.mark.slow),
-        are_training,
-    ],
-)
+@pytest.mark.parametrize("when", [is_first_worker_there, is_fork_server_there, are_training])
 def test_a_sweep(when, tiny):
     assert_all_end("train", [*SWEEP, *tiny, *LONG], when=when)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(10))
 def test_ten_sweeps(number, tiny):
     """Killed at ten moments, from the first worker on."""
@@ -108,31 +112,26 @@ def test_ten_sweeps(number, tiny):
     assert_all_end("train", [*SWEEP, *tiny, *LONG], when=is_so_old)
 
 
-@pytest.mark.slow
 def test_a_sweep_of_one_job_at_a_time(tiny):
     arguments = [*SWEEP, "n_jobs=1", *tiny, *LONG]
     assert_all_end("train", arguments, when=lambda processes: num_trained() == 1)
 
 
-@pytest.mark.slow
 def test_a_run_on_two_devices(tiny):
     arguments = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", *tiny, *LONG]
     assert_all_end("train", arguments, when=lambda processes: num_trained() == 1)
 
 
-@pytest.mark.slow
 def test_mlflows_server(tiny):
     """Which has a process of its own below the one that it is."""
     assert_all_end("ui", [f"port={free_port()}"], when=lambda found: "uvicorn" in str(found))
 
 
-@pytest.mark.slow
 def test_the_detector(tiny):
     arguments = ["n_jobs=2", "seeds=[1000]", "unseen=[2000]"]
     assert_all_end("lab", ["detect", *arguments], when=lambda processes: num_trained() > 0)
 
 
-@pytest.mark.slow
 def test_the_benchmark(tiny):
     arguments = ["bench", "shapes=[proxy]", "cells=[mlha+moe]", "steps=1000000", "threads=1"]
     assert_all_end("lab", arguments, when=lambda found: str(found).count("benchmark.worker") > 1)

@@ -61,7 +61,7 @@ def measured(config, *, vocab_size, folder) -> int:
         ["ffn=moe", "recipe.precision=bf16-mixed", CHECKPOINTED],
         ["attention=gqa", "ffn=mlp"],
         ["ffn=moe_writeup"],
-        ["ffn=mlp", "model.vocab_size=20000", "recipe.batch_size=32"],
+        ["ffn=mlp", "model.vocab_size=20000"],
     ],
     ids=lambda arguments: "+".join(arguments),
 )

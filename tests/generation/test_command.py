@@ -174,6 +174,6 @@ def test_bytes_of_a_character_wait_for_its_end():
 
 def test_it_works_from_a_shell_without_the_training_stack(run):
     command = [sys.executable, "-m", "src.generate", f"run={run}", "prompt=Hm", "max_new_tokens=3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Hm")

@@ -27,7 +27,7 @@ def run(code: str, folder) -> str:
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -50,7 +50,7 @@ def test_the_example_runs_as_it_stands_and_finds_what_goes_wrong(tmp_path):
         env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert "the top-level module: torch.Tensor.div (forward)" in done.stdout, done.stderr
     assert "differs from the record" not in done.stderr
@@ -60,9 +60,9 @@ def test_the_example_runs_as_it_stands_and_finds_what_goes_wrong(tmp_path):
     assert "src.diagnose" in page and "src.replay" not in page
 
 
-@pytest.mark.parametrize("module", ["nonfinite", "src.stability"])
-def test_importing_it_costs_neither_hydra_nor_mlflow_nor_our_model(module, tmp_path):
-    assert "loaded []" in run(f"import {module}\n{LATER}", tmp_path)
+def test_importing_it_costs_neither_hydra_nor_mlflow_nor_our_model(tmp_path):
+    said = run(f"import nonfinite\n{LATER}\nimport src.stability\n{LATER}", tmp_path)
+    assert said.splitlines() == ["loaded []"] * 2
 
 
 @pytest.mark.parametrize("module", [nonfinite, src.stability])

@@ -15,7 +15,7 @@ def incident_of(folder):
     return json.loads(file.read_text())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_the_additive_gate_fails_at_its_step_and_the_recorder_names_the_router(seed, tiny):
     cache = [argument for argument in tiny if argument.startswith("paths.cache")]
     arguments = ["preset=crash", "ffn=moe_writeup_add", "tracking=local", f"seed={seed}", *cache]

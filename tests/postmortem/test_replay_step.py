@@ -26,7 +26,7 @@ def test_replay_makes_the_same_tensor_bitwise_in_a_fresh_process(failed):
         [sys.executable, "-m", "src.replay", f"incident={failed}", "format=json"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
     )

@@ -2,6 +2,7 @@
 
 from src.config.compose import compose
 from src.train import main
+from tests.nonfinite.test_recorder import FAILING
 from tests.runs import assert_same_tree, metrics, record, train, weights
 
 ON = "trainer.activation_checkpointing=true"
@@ -18,13 +19,11 @@ def test_a_run_is_bitwise_the_same_and_has_the_same_name_and_hash(tiny):
     assert one.config_hash() == two.config_hash()
 
 
-def test_the_operation_that_failed_is_named_as_without_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_operation_that_failed_is_named_as_without_it(tiny):
     incidents = []
     for number, more in enumerate(([], [ON])):
-        arguments = ["preset=crash", "ffn=moe_writeup_add", "recipe.max_steps=115"]
-        own = ["tracking=local", "model.num_layers=2", f"study=number-{number}"]
-        incidents.append(record(train([*arguments, *own, *more]))["incident"])
+        own = ["model.num_layers=2", f"study=number-{number}", *more]
+        incidents.append(record(train(tiny, *FAILING, *own))["incident"])
     assert incidents[0]["cause"] == "router underflow"
     assert incidents[0] == incidents[1]
 

@@ -5,6 +5,15 @@ import pytest
 from src import describe
 
 
+@pytest.fixture(autouse=True)
+def _memory_is_not_asked_for(monkeypatch):
+    """It takes a pass through two blocks, of which tests/config/test_memory_estimate.py holds it.
+
+    Of the larger models these are gigabytes, which PyTorch keeps for the rest of the process.
+    """
+    monkeypatch.setattr(describe, "predict_memory", lambda *_, **__: None)
+
+
 def sizes(capsys, *arguments: str) -> dict:
     assert describe.main([*arguments, "format=json"]) == 0
     return json.loads(capsys.readouterr().out)

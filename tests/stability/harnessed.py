@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.runs import metrics, train
+from tests.runs import made, metrics, train
 
 STEPS = 22
 START = 12
@@ -13,7 +13,7 @@ PACE = (f"recipe.max_steps={STEPS}", "recipe.log_every=1", "recipe.num_validatio
 def runs(tiny: list[str], option: str, *more: str) -> tuple[Path, Path]:
     """The folders of the baseline and of the option, with the same other arguments."""
     shared = [a for a in more if not a.startswith("stability.")]
-    plain = train(tiny, *PACE, "study=baseline", *shared)
+    plain = made(tiny, *PACE, "study=baseline", *shared)
     treated = train(tiny, *PACE, f"stability={option}", "study=treated", *more)
     return plain, treated
 

@@ -13,7 +13,7 @@ from src.sweep.preview import Estimator
 from src.sweep.settings import compose_settings
 from src.train import main
 from tests.conftest import TINY
-from tests.runs import train as train_run
+from tests.runs import made as made_run
 from tests.saved import saved_model
 
 PACE = ("recipe.max_steps=22", "recipe.log_every=1")
@@ -147,11 +147,15 @@ def test_the_study_is_named_by_its_cells_whatever_their_order():
 @pytest.mark.parametrize("name", sorted(f.stem for f in (CONF / "experiment").glob("*.yaml")))
 def test_every_experiment_composes_and_what_is_typed_wins(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    typed = ["seed=7", "tracking=local"]
     for axis in compose_settings([f"experiment={name}"]).axes:
         # `make convert` puts them there, of other sizes.
         for path in axis.removeprefix("init=").split(",") if axis.startswith("init=") else ():
             saved_model(Path(path.strip("'")))
-    made = make_plan("train", [f"experiment={name}", "seed=7", "tracking=local"])
+        # One rate of several: tests/test_experiments.py composes them all.
+        if axis.startswith("recipe.learning_rate="):
+            typed.append(axis.partition(",")[0])
+    made = make_plan("train", [f"experiment={name}", *typed])
     assert made.study == name
     assert {cell.config.seed for cell in made.cells} == {7}
     assert any(cell.baseline is None for cell in made.cells)
@@ -176,12 +180,11 @@ def test_every_experiment_says_what_it_asks_and_costs(name):
 
 
 def test_the_stability_study_has_the_writeups_options_the_null_arms_and_the_known_good_one():
-    made = make_plan("train", ["experiment=stability", "seed=0"])
+    made = make_plan("train", ["experiment=stability"])
     arms = {cell.config.variant.stability for cell in made.cells}
     writeup = {"clip03", "clip05", "clip_value", "early_stop", "warmdown", "noise", "ema"}
     assert arms == writeup | {"lower_lr", "none", "shaken", "shaken_full", "router_eps"}
-    default = make_plan("train", ["experiment=stability"])
-    assert {cell.config.seed for cell in default.cells} == set(range(1000, 1010))
+    assert {cell.config.seed for cell in made.cells} == set(range(1000, 1010))
 
 
 def test_plan_true_prints_cells_and_cost_and_writes_nothing(tiny, capsys):
@@ -289,7 +292,7 @@ def test_rerun_is_read_as_true_in_any_spelling():
 
 
 def test_a_fork_that_cannot_begin_is_refused_before_anything_is_written(tiny, capsys):
-    base = train_run([*tiny, *PACE, "study=base", "save_at=[9]"])
+    base = made_run([*tiny, *PACE, "study=base", "save_at=[9]"])
     for fork, more, message in (
         (f"{base}@7", [], "no state is saved at that step (saved: 9)"),
         (f"{base}@9", ["attention=gqa"], "the state does not fit"),
@@ -303,16 +306,16 @@ def test_a_fork_that_cannot_begin_is_refused_before_anything_is_written(tiny, ca
 def test_an_arm_that_ends_where_a_finished_baseline_has_no_loss_is_told(tiny, capsys):
     stop = ["stability=early_stop", "stability.early_stop.stop_frac=0.4", "study=base"]
     told = "ends at step 9, where its baseline, which is finished, has not validated"
-    train_run([*tiny, *PACE, "study=base"])
+    made_run([*tiny, *PACE, "study=base"])
     assert main(["--multirun", *tiny, *PACE, *stop, "plan=true"]) == 0
     assert told in capsys.readouterr().err.replace("\n", " ")
-    train_run([*tiny, *PACE, "study=base", "validate_at=[9]", "seed=1"])
+    made_run([*tiny, *PACE, "study=base", "validate_at=[9]", "seed=1"])
     assert main(["--multirun", *tiny, *PACE, *stop, "seed=1", "plan=true"]) == 0
     assert told not in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_fork_that_is_typed_costs_what_comes_after_it(tiny):
-    base = train_run([*tiny, *PACE, "study=base", "save_at=[9]"])
+    base = made_run([*tiny, *PACE, "study=base", "save_at=[9]"])
     made = make_plan("train", [*tiny, *PACE, f"fork='{base}@9'", "stability=none,clip03"])
     assert [(cell.first_step, cell.own_steps) for cell in made.cells] == [(9, 13), (9, 13)]
 

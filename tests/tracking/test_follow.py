@@ -47,7 +47,7 @@ def test_a_server_that_comes_back_is_tried_until_it_answers_and_warned_of_once(r
 
     mirror = run(answer)
     mirror.start()
-    assert back.wait(20)
+    assert back.wait(600)
     mirror.finish()
     assert seen[:4] == [False] * 4
     assert seen[-1] and not any(seen[:-1])

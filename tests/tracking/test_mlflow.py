@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from src.common.record import results
+from src.train import main
 from tests.conftest import TINY
 from tests.runs import metrics, record, start
 from tests.tracking.folders import name_of, points, points_on_disk, query, run_ids, runs, tags
@@ -14,7 +15,7 @@ from tests.tracking.waiting import WITH_MLFLOW, start_waiting, until
 
 
 def finish(process):
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -23,7 +24,9 @@ def folder_of(study, tmp_path):
     return folder
 
 
-def test_a_run_stands_in_mlflow_with_all_its_metrics_and_training_is_the_same(database, tmp_path):
+def test_a_run_stands_in_mlflow_with_all_its_metrics_and_training_is_the_same(
+    database, tmp_path, monkeypatch
+):
     code, _, err = finish(start("train", ["stability=ema", "study=a", *WITH_MLFLOW], tmp_path))
     assert (code, err) == (0, "")
     folder = folder_of("a", tmp_path)
@@ -48,8 +51,8 @@ def test_a_run_stands_in_mlflow_with_all_its_metrics_and_training_is_the_same(da
     artifacts = {path.name for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()}
     assert artifacts == {"config.yaml", "record.json", "samples.md"}
     # Trackers on or off: equal.
-    local = ["stability=ema", "study=b", *TINY]
-    assert finish(start("train", local, tmp_path))[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["stability=ema", "study=b", *TINY]) == 0
     assert metrics(folder_of("b", tmp_path)) == metrics(folder)
 
 

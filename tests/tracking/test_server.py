@@ -15,6 +15,7 @@ def server(database):
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_server_stopped_in_the_middle_of_a_run_loses_no_metric(server, tmp_path):
     server.start()
     until(server.answers)

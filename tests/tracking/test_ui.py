@@ -31,7 +31,7 @@ def test_a_signal_ends_the_pages_without_a_traceback(number, database, tmp_path)
         assert process.poll() is None
         time.sleep(0.2)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 128 + number
     assert f"all studies: http://127.0.0.1:{port}" in out
     assert "Traceback" not in err

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.conftest import TINY
 from tests.runs import ROOT
 
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 600
 WITH_MLFLOW = [argument for argument in TINY if argument != "tracking=local"]
 
 _CODE = """

@@ -12,6 +12,7 @@ from tests.conftest import TINY
 from tests.runs import (
     assert_same_run,
     last_checkpoint,
+    made,
     metrics,
     record,
     start,
@@ -34,7 +35,7 @@ from tests.runs import (
 def test_a_run_stopped_at_any_step_and_resumed_equals_one_that_was_not(
     tiny, options, stop_at, monkeypatch
 ):
-    whole = train(tiny, *options, "study=whole")
+    whole = made(tiny, *options, "study=whole")
     arguments = [*tiny, *options, "study=stopped"]
     with monkeypatch.context() as patch:
         stop_after(patch, stop_at)
@@ -57,7 +58,7 @@ def test_the_same_seed_twice_is_the_same_run_and_another_is_another(tiny):
 
 
 def test_a_finished_run_is_shown_again_and_not_trained(tiny, capsys):
-    folder = train(tiny)
+    folder = made(tiny)
     before = (folder / "metrics.jsonl").stat().st_mtime_ns, record(folder)
     assert main(tiny) == 0
     assert ((folder / "metrics.jsonl").stat().st_mtime_ns, record(folder)) == before
@@ -65,7 +66,7 @@ def test_a_finished_run_is_shown_again_and_not_trained(tiny, capsys):
 
 
 def test_rerun_moves_the_old_folder_aside(tiny):
-    folder = train(tiny)
+    folder = made(tiny)
     assert main([*tiny, "rerun=true"]) == 0
     aside = [path for path in folder.parent.iterdir() if path.name.startswith("seed-0.")]
     assert len(aside) == 1
@@ -87,7 +88,7 @@ def test_a_folder_of_another_configuration_is_refused_and_kept(tiny, capsys, tmp
 
 
 def test_resume_never_refuses_an_unfinished_run(tiny, capsys):
-    folder = train(tiny)
+    folder = made(tiny)
     (folder / "record.json").unlink()
     assert main([*tiny, "resume=never"]) == 2
     assert "resume=never" in capsys.readouterr().err
@@ -95,7 +96,7 @@ def test_resume_never_refuses_an_unfinished_run(tiny, capsys):
 
 
 def test_a_damaged_checkpoint_is_named_and_another_can_be_given(tiny, capsys):
-    folder = train(tiny)
+    folder = made(tiny)
     whole = metrics(folder)
     (folder / "record.json").unlink()
     last = folder / "checkpoints" / "last.ckpt"
@@ -110,7 +111,7 @@ def test_a_damaged_checkpoint_is_named_and_another_can_be_given(tiny, capsys):
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tiny, capsys):
-    folder = train(tiny)
+    folder = made(tiny)
     other = folder / "checkpoints" / "last.ckpt"
     assert main([*tiny, "recipe.learning_rate=1e-4", f"resume={other}"]) == 2
     assert "learning_rate was 0.005, now 0.0001" in capsys.readouterr().err
@@ -119,7 +120,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tiny, capsys):
 def test_a_folder_that_is_being_written_is_left_alone(tiny, capsys):
     from src.common.run_folder import RunFolder
 
-    path = train(tiny)
+    path = made(tiny)
     (path / "record.json").unlink()
     busy = RunFolder(path)
     busy.open()
@@ -145,7 +146,7 @@ DAMAGE = {
 def test_a_damaged_or_missing_file_is_named_and_nothing_is_lost(
     name, content, message, tiny, capsys
 ):
-    folder = train(tiny)
+    folder = made(tiny)
     if name != "record.json":
         (folder / "record.json").unlink()
     file = folder / name
@@ -197,7 +198,7 @@ def test_a_run_that_the_guard_ended_stays_ended(tiny):
 
 
 def test_an_explicit_checkpoint_for_a_finished_run_is_refused(tiny, capsys):
-    train(tiny)
+    made(tiny)
     assert main([*tiny, "resume=nowhere.ckpt"]) == 2
     assert "is finished already" in capsys.readouterr().err
 
@@ -205,14 +206,14 @@ def test_an_explicit_checkpoint_for_a_finished_run_is_refused(tiny, capsys):
 LONGER = [
     *TINY,
     "stability=ema",
-    "recipe.max_steps=400",
-    "recipe.checkpoint_every=25",
+    "recipe.max_steps=200",
+    "recipe.checkpoint_every=10",
     "recipe.num_validations=4",
 ]
 
 
 def wait_for_step(folder, step, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if process.poll() is not None:
             pytest.fail(f"ended early: {process.communicate()}")
@@ -223,28 +224,23 @@ def wait_for_step(folder, step, process):
     pytest.fail("never reached the step")
 
 
-def test_killed_with_sigkill_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
-    whole = start("train", [*LONGER, "study=whole"], tmp_path)
-    out, err = whole.communicate(timeout=300)
-    assert whole.returncode == 0, out + err
-    step = random.SystemRandom().randrange(30, 300)
-    arguments = [*LONGER, "study=killed"]
-    (first,) = (tmp_path / "runs" / "whole").glob("*/seed-0")
+def test_killed_with_sigkill_at_a_random_step_and_resumed_equals_uninterrupted(tiny, tmp_path):
+    first = train(tiny, *LONGER, "study=whole")
+    step = random.SystemRandom().randrange(15, 150)
+    arguments = [*tiny, *LONGER, "study=killed"]
     folder = tmp_path / "runs" / "killed" / first.parent.name / "seed-0"
     process = start("train", arguments, tmp_path)
     wait_for_step(folder, step, process)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert not (folder / "record.json").exists(), step
-    again = start("train", arguments, tmp_path)
-    out, err = again.communicate(timeout=300)
-    assert again.returncode == 0, out + err
+    assert main(arguments) == 0
     assert_same_run(first, folder)
 
 
 def test_two_interrupts_in_a_row_still_write_the_record(tmp_path):
     process = start("train", [*LONGER, "recipe.batch_size=512"], tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(tmp_path.glob("runs/*/*/seed-0/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)
     (folder,) = tmp_path.glob("runs/*/*/seed-0")
@@ -252,7 +248,7 @@ def test_two_interrupts_in_a_row_still_write_the_record(tmp_path):
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.005)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
     assert record(folder)["status"] == "killed"
@@ -263,24 +259,29 @@ def test_ctrl_c_while_it_starts_is_one_line(seconds, tmp_path):
     process = start("train", LONGER, tmp_path)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert err == "error: interrupted\n"
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
+    ("number", "code"),
+    [
+        # As `stop_after` sends it in this process.
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
+    ],
 )
 def test_signals_save_a_checkpoint_and_write_the_record(number, code, tmp_path):
     process = start("train", [*LONGER, "study=s"], tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(tmp_path.glob("runs/s/*/seed-0/checkpoints")) and time.monotonic() < deadline:
         time.sleep(0.02)
     (folder,) = tmp_path.glob("runs/s/*/seed-0")
     wait_for_step(folder, 20, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, out + err
     assert "the same command continues" in out
     assert record(folder)["status"] == "killed"
-    assert last_checkpoint(folder)["global_step"] == record(folder)["steps"] < 400
+    assert last_checkpoint(folder)["global_step"] == record(folder)["steps"] < 200

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -164,9 +165,28 @@ def test_going_over_the_metrics_again_gives_the_warnings_of_the_run(tiny):
     assert verdict.place_right is False and verdict.cause_right is False
 
 
+class Here:
+    """In place of a pool: its process would import all that is imported here."""
+
+    def __init__(self, *_, **__) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def submit(self, function, *args, **kwargs) -> Future:
+        done = Future()
+        done.set_result(function(*args, **kwargs))
+        return done
+
+
 def test_the_command_trains_judges_and_lists(tmp_path, monkeypatch, capsys, shared_cache):
     monkeypatch.chdir(tmp_path)
-    few = [case for case in CASES if case.name in ("NaN in a weight", "an MLP", "attention growth")]
+    monkeypatch.setattr(run_detector, "ProcessPoolExecutor", Here)
+    few = [case for case in CASES if case.name in ("an MLP", "attention growth")]
     monkeypatch.setattr(run_detector, "CASES", few)
     given = ["seeds=[1]", "unseen=[2]", "n_jobs=1", f"paths.cache={shared_cache}", "out=book"]
     assert lab("detect")(given) == 0
