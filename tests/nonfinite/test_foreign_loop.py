@@ -145,7 +145,7 @@ def test_a_batch_that_is_not_finite_is_named_and_not_what_it_spoils(value, capsy
     incident = recorded()
     assert incident["finding"]["phase"] == "batch"
     assert incident["cause"] == "bad batch"
-    assert incident["line"] == "step 1: batch: 1 of 8 elements are not finite before the step"
+    assert incident["line"] == "step 1: batch: 1 of 8 elements were not finite before the step"
     found = diagnosed(capsys, PRODUCTS)
     assert found["reproduced"] and not found["finite"]
 
