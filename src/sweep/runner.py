@@ -33,7 +33,7 @@ from src.sweep.monitor import Monitor
 from src.sweep.plan import Cell, Plan, make_plan
 from src.sweep.preview import show_plan
 from src.tracking.push_state import SWEEPS, is_held, writer_lock
-from src.tracking.sweep_run import SweepRun, close_child, lock_file
+from src.tracking.sweep_run import SweepRun, close_run, lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class Sweep:
         self.manifest.set(cell, state, reason)
         self.manifest.write(self.folder)
         if self.mlflow is not None and state not in ("finished", "busy", "waiting"):
-            close_child(cell.folder, "FAILED" if state == "failed" else "KILLED")
+            close_run(cell.folder, "FAILED" if state == "failed" else "KILLED")
 
     def _wait_for_others(self) -> None:
         """Cells that another sweep was training: done by it, or else still to be done here."""

@@ -18,7 +18,9 @@ def template(tmp_path_factory):
         folder = folder.parent
     folder = folder / "mlflow-template"
     uri = f"sqlite:///{folder}/mlflow.db"
-    code = f"from src.tracking.client import Server; assert Server({uri!r}).silence() is None"
+    code = (
+        f"from src.tracking.client import Server; assert Server({uri!r}).connection_error() is None"
+    )
     with filelock.FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             folder.mkdir()
