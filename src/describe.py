@@ -1,4 +1,4 @@
-"""`python -m src.describe`: sizes and costs of any composition, never built as a whole."""
+"""`python -m src.describe`: sizes and costs of a configuration, without building the model."""
 
 import dataclasses
 import json
@@ -14,21 +14,21 @@ from src.model.size import Size
 USAGE = """
 python -m src.describe [field=value ...]
 
-Sizes and costs of a composition: parameters, KV cache, FLOPs, checkpoint, the memory of a run at
-its recipe. Trains nothing.
+Shows sizes and costs of a configuration without training: parameters, KV cache, FLOPs, checkpoint
+size and the peak memory of a run.
 
   attention=gqa|mlha  ffn=mlp|moe  model=proxy|small|stress|smollm2_135m|smoldeepseek_916m
-  tokens_per_second=20000          measured where the run will be: adds the hours that it takes
+  tokens_per_second=20000          speed measured on the machine of the run: adds the run's hours
   format=text|json                 a table, or one JSON object
 
-Every field of src.train can be given as well.
+All fields of src.train can be typed as well.
 """
 
 FORMATS = ("text", "json")
 
 
 def describe(config: RunConfig) -> int:
-    """Prints the sizes."""
+    """Prints sizes and costs; returns the exit code."""
     if config.extra["format"] not in FORMATS:
         raise InputError(f"format={config.extra['format']}: must be one of {', '.join(FORMATS)}")
     speed = config.extra["tokens_per_second"]
@@ -52,30 +52,30 @@ def _show(config: RunConfig, size: Size, memory: Memory | None, hours: float | N
     cache = size.cache_bytes_per_token
     rows = [["vocabulary", f"{size.vocab_size:,}"]]
     rows += [["parameters, total", f"{size.params_total:,}"]]
-    rows += [["parameters, active for a token", f"{size.params_active:,}"]]
+    rows += [["parameters, active per token", f"{size.params_active:,}"]]
     rows += [[f"  {part}", f"{count:,}"] for part, count in size.params_by_part.items()]
     rows += [
-        ["KV cache, bytes a token (float32)", "unknown" if cache is None else f"{cache:,}"],
+        ["KV cache, bytes per token (float32)", "unknown" if cache is None else f"{cache:,}"],
         ["decoding attends to", size.decoding],
-        ["FLOPs a token, training", f"{size.flops_per_token:,}"],
-        ["FLOPs a token, forward", f"{size.forward_flops_per_token:,}"],
+        ["FLOPs per token, training", f"{size.flops_per_token:,}"],
+        ["FLOPs per token, forward", f"{size.forward_flops_per_token:,}"],
         ["checkpoint, bytes", f"{size.checkpoint_bytes:,}"],
     ]
     recipe = config.recipe
     if hours is not None:
-        steps = f"hours of {config.last_step:,} steps of {recipe.tokens_per_step:,} tokens"
-        rows += [[steps, f"{hours:,.2f}"]]
+        label = f"hours for {config.last_step:,} steps of {recipe.tokens_per_step:,} tokens"
+        rows += [[label, f"{hours:,.2f}"]]
     if memory is None:
-        rows += [["memory of a run", "unknown: compiled, not our model, or too large to try here"]]
+        reason = "compiled, an external model, or too large to try here"
+        rows += [["peak memory of a run", f"unknown: {reason}"]]
     else:
-        rows += [[f"memory of a run in {recipe.precision}, bytes", f"{memory.peak:,}"]]
+        rows += [[f"peak memory of a run in {recipe.precision}, bytes", f"{memory.peak:,}"]]
         parts = {part: count for part, count in memory.plain().items() if part != "peak"}
         rows += [[f"  {part}", f"{count:,}"] for part, count in parts.items()]
     terminal.table(title, ["", "value"], rows)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
     return command_line.main("describe", describe, usage=USAGE, argv=argv)
 
 

@@ -1,4 +1,4 @@
-"""`python -m src.diagnose`: a post-mortem of a state that somebody has."""
+"""`python -m src.diagnose`: finds the first non-finite operation of a saved model."""
 
 import sys
 
@@ -7,22 +7,25 @@ from src.cli import interrupt
 USAGE = """
 python -m src.diagnose checkpoint=PATH [batch=FILE] [target=MODULE:CALLABLE] [field=value ...]
 
-Runs one step of a saved state under watch, forward and backward, and names the first operation
-whose result is not finite; where all is finite, the quantities that come nearest to their limits.
+Traces one training step of a saved model, forward and backward, and names the first operation whose
+result is not finite. If all results are finite, it lists the values closest to their limits.
 
-  checkpoint=runs/.../seed-0                    a run, an incident's folder, or a checkpoint of ours
-  checkpoint=last.ckpt target=pkg.model:build   weights of yours, and what builds the nn.Module
-  batch=batch.npy                               token ids (rows, time); a text; or what your
-                                                training_step takes, as .pt
-  kwargs={depth:4}  precision=32-true|bf16-mixed|16-mixed|64-true|bf16-true|16-true
-  top=10  format=text|json
+  checkpoint=runs/.../seed-0                    a run folder, an incident folder, or a checkpoint of
+                                                this project
+  checkpoint=last.ckpt target=pkg.model:build   your own weights, and the callable that builds your
+                                                nn.Module
+  batch=batch.npy                               token ids of shape (rows, time); or a text file; or
+                                                a .pt file with the input of your training_step
+  kwargs={depth:4}                              arguments of target
+  precision=32-true|bf16-mixed|16-mixed|64-true|bf16-true|16-true
+  top=10                                        number of values to list
+  format=text|json
 
-No code is run out of the checkpoint. Code of yours is run where you name it.
+Loading a checkpoint never executes code from it. The only foreign code that runs is the target.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
     with interrupt.quiet_interrupt():
         from src.cli import command_line
         from src.postmortem.diagnosis import diagnose

@@ -1,4 +1,4 @@
-"""`python -m src.generate`: text out of a trained model."""
+"""`python -m src.generate`: generates text with a trained model."""
 
 import sys
 
@@ -7,19 +7,18 @@ from src.cli import interrupt
 USAGE = """
 python -m src.generate run=FOLDER_OR_CHECKPOINT [prompt=TEXT] [field=value ...]
 
-Continues text with a trained model. Without a prompt it takes the write-up's five.
+Continues prompts with a trained model. Without a prompt it uses the five prompts of the write-up.
 
-  prompt="Once upon a time"      any text, as it is typed
-  prompts_file=FILE              a prompt a line; - reads standard input
-  max_new_tokens=200             tokens that each is continued by
-  temperature=0.8                0: always the likeliest token
+  prompt="Once upon a time"      any text
+  prompts_file=FILE              one prompt per line; - reads standard input
+  max_new_tokens=200             number of tokens to generate for each prompt
+  temperature=0.8                0: always the most likely token
   top_k=40  top_p=0.95  repetition_penalty=1.2
   seed=0  weights=raw|ema  format=text|json
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
     with interrupt.quiet_interrupt():
         from src.cli import command_line
         from src.generation.generate_text import generate

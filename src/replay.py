@@ -1,4 +1,4 @@
-"""`python -m src.replay`: runs a recorded step again."""
+"""`python -m src.replay`: reruns the recorded step of an incident."""
 
 import sys
 
@@ -7,8 +7,8 @@ from src.cli import interrupt
 USAGE = """
 python -m src.replay incident=FOLDER [+with.field=value ...] [format=text|json]
 
-Runs the step of an incident again, in this process, from what was saved, and says which operation
-fails; with other values, whether they would have averted it:
+Reruns the step of an incident from its saved state and names the operation that fails. With changed
+values it tells whether these would have prevented the failure:
 
   +with.ffn.router.norm_eps=1e-20   +with.ffn.router.bias_use=select   +with.recipe.z_loss_weight=0
 
@@ -17,7 +17,6 @@ FOLDER is runs/<study>/<variant>/seed-<n>/incidents/step-<n>.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
     with interrupt.quiet_interrupt():
         from src.cli import command_line
         from src.cli.field_checks import given_path
@@ -25,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return command_line.plain_main(
             "replay",
-            lambda given: replay(given_path(given, "incident"), given["with"], given["format"]),
+            lambda fields: replay(given_path(fields, "incident"), fields["with"], fields["format"]),
             usage=USAGE,
             argv=argv,
         )

@@ -1,4 +1,4 @@
-"""`python -m src.report`: what a study has shown."""
+"""`python -m src.report`: writes the report of a study."""
 
 import sys
 
@@ -7,17 +7,17 @@ from src.cli import interrupt
 USAGE = """
 python -m src.report study=NAME [paths.runs=FOLDER] [out=FOLDER]
 
-Writes the report of a study: report.html (one page, nothing loaded from outside), report.md,
-report.csv (a line a run), arms.csv (a line an arm) and figures/, and shows the short table.
+Writes the report of a study and prints a short table. The report consists of report.html (a single
+self-contained page), report.md, report.csv (one line per run), arms.csv (one line per arm) and
+figures/.
 
-  study=NAME           the folder of the study below paths.runs
-  paths.runs=FOLDER    where the runs are; runs unless given
-  out=FOLDER           where the report goes; <paths.runs>/<study>/report unless given
+  study=NAME           name of the study, which is a folder below paths.runs
+  paths.runs=FOLDER    folder of all runs; default: runs
+  out=FOLDER           where to write the report; default: <paths.runs>/<study>/report
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
     with interrupt.quiet_interrupt():
         from src.cli import command_line
         from src.study.report.make_report import report_command

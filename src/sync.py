@@ -1,4 +1,4 @@
-"""`python -m src.sync`: brings into MLflow what it has missed."""
+"""`python -m src.sync`: sends MLflow what it has missed."""
 
 import sys
 
@@ -7,21 +7,20 @@ from src.cli import interrupt
 USAGE = """
 python -m src.sync [study=NAME] [paths.runs=FOLDER] [tracking.uri=URI]
 
-Brings into MLflow what a server that was away has missed of the runs in FOLDER: metrics, ends,
-files. The run folders say what that is; what is there already is not sent again, and a run in
-progress is left to itself.
+Sends MLflow everything that it lacks of the runs in FOLDER, for example because the server was
+unreachable: metrics, results and files. Nothing is sent twice. Runs in progress are skipped.
 
-  study=NAME          that study alone
-  tracking.uri=URI    everything to that server or database, runs with tracking=local too;
-                      without it each run goes where it was meant to go
+  study=NAME          only this study
+  paths.runs=FOLDER   folder of all runs; default: runs
+  tracking.uri=URI    send all runs to this server or database, including runs with tracking=local;
+                      default: each run's own server
 
-A server that wants a password gets it from tracking.uri=http://USER:PASSWORD@HOST, from the same in
-MLFLOW_TRACKING_URI, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+If the server needs a password, type tracking.uri=http://USER:PASSWORD@HOST, set MLFLOW_TRACKING_URI
+to such an address, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
     with interrupt.quiet_interrupt():
         from src.cli import command_line
         from src.cli.field_checks import given_path
@@ -30,10 +29,10 @@ def main(argv: list[str] | None = None) -> int:
 
         return command_line.plain_main(
             "sync",
-            lambda given: sync(
-                runs=given_path(given, "paths.runs"),
-                study=None if given["study"] is None else str(given["study"]),
-                uri=given_uri(given),
+            lambda fields: sync(
+                runs=given_path(fields, "paths.runs"),
+                study=None if fields["study"] is None else str(fields["study"]),
+                uri=given_uri(fields),
             ),
             usage=USAGE,
             argv=argv,

@@ -1,4 +1,4 @@
-"""`python -m src.ui`: MLflow on 127.0.0.1, with the address of each study's comparison."""
+"""`python -m src.ui`: serves MLflow's pages and prints those that compare the arms of a study."""
 
 import json
 import os
@@ -20,70 +20,72 @@ from src.tracking.push_state import read_state, state_file
 USAGE = """
 python -m src.ui [study=NAME] [port=5000]
 
-Starts MLflow's pages at http://127.0.0.1:PORT, for this machine alone, and prints the address at
-which the arms of a study are compared: one run of each, the first seed. Ctrl-C ends it.
+Starts MLflow's pages at http://127.0.0.1:PORT, reachable from this machine only, and prints the
+addresses of pages that compare the arms of a study, with the first seed of each. Ctrl-C ends it.
 
-  study=NAME       that study first; without it the one that was run last
+  study=NAME       the study to compare; default: the one that was run last
   paths.runs=runs  tracking.uri=sqlite:///mlflow.db|http://...
 """
 
 CURVE = "val/loss"
 
 MAX_COMPARED = 20
-"""Runs on one page of comparison; MLflow's charts become unreadable with more."""
+"""Number of runs on one comparison page; with more, MLflow's charts become unreadable."""
 
 
 def ui(fields: dict[str, Any]) -> int:
-    """Prints the addresses and serves until it is stopped."""
+    """Prints the addresses and serves MLflow's pages until it is stopped; returns the exit code."""
     port = fields["port"]
     if type(port) is not int or not 1024 <= port <= 65535:
         raise InputError(f"port={port}: must be an integer from 1024 to 65535")
     server = Server(given_uri(fields) or default_uri())
-    serves_itself = server.uri.lower().startswith(("http://", "https://"))
-    root = server.uri.rstrip("/") if serves_itself else f"http://127.0.0.1:{port}"
+    has_own_pages = server.uri.lower().startswith(("http://", "https://"))
+    root = server.uri.rstrip("/") if has_own_pages else f"http://127.0.0.1:{port}"
     study = _study(given_path(fields, "paths.runs"), fields["study"])
     terminal.say(f"all studies: {root}")
     if study is not None:
         try:
             for what, address in comparisons(study, server, root).items():
                 terminal.say(f"{study.name}, {what}: {address}")
-        except Exception as error:  # an address less is no reason not to show the rest
-            terminal.warn(f"{study.name}: its comparison is not to be had ({one_line(error)})")
+        except Exception as error:  # The other addresses are useful without these.
+            terminal.warn(f"{study.name}: no comparison available ({one_line(error)})")
         report = study.folder / "report" / "report.html"
         if report.is_file():
             terminal.say(f"{study.name}, the report: {report.resolve().as_uri()}")
-    if serves_itself:
+    if has_own_pages:
         return command_line.OK
-    # A database is made here and not by MLflow's server, which a kill could leave half made.
-    silence = server.silence()
-    if silence is not None:
-        terminal.error(server.trouble(silence))
+    # This also creates a missing database. If MLflow's own server created it, a kill could leave it
+    # incomplete.
+    problem = server.connection_error()
+    if problem is not None:
+        terminal.error(server.trouble(problem))
         return command_line.FAILURE
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
-    # Not as an argument: everyone on this machine can read those.
+    # Not as an argument, because every user of this machine can read the arguments of a process.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = with_secrets(server.uri)
     sys.stdout.flush()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Of its models of language, which nothing here asks for; it starts three times faster without.
+    # MLflow's job runner serves its features for language models, which are not used here. Without
+    # it the server starts three times faster.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     return command_line.OK if run_bound(command) == 0 else command_line.FAILURE
 
 
 def _study(runs: Path, name: str | None) -> Study | None:
-    """The study that is named, else the one whose record is the youngest; None without any."""
+    """The named study, otherwise the one with the latest record; None if there is no record."""
     if name is not None:
         return collect(runs, str(name))
     records = sorted(runs.glob("*/*/seed-*/record.json"), key=lambda file: file.stat().st_mtime)
     try:
         return collect(runs, records[-1].parts[-4]) if records else None
-    except DamagedError as error:  # nobody has asked for this study
+    except DamagedError as error:  # Only a warning, because the user has not named this study.
         terminal.warn(str(error))
         return None
 
 
 def comparisons(study: Study, server: Server, root: str) -> dict[str, str]:
-    """Addresses in MLflow that compare one run of each variant, the first seed: table, curves."""
+    """Addresses of MLflow's pages that compare the first seed of each variant, by their content."""
     ids = []
     for variant in study.variants[:MAX_COMPARED]:
         for run in study.of(variant):
@@ -92,10 +94,10 @@ def comparisons(study: Study, server: Server, root: str) -> dict[str, str]:
                 ids.append(state.run_id)
                 break
     values = {"runs": ids, "experiments": [server.experiment_id(study.name)]}
-    chosen = _query(values)
+    runs = _query(values)
     curves = _query({**values, "metric": CURVE, "plot_metric_keys": [CURVE]})
     return {
-        "arms compared": f"{root}/#/compare-runs?{chosen}",
+        "arms compared": f"{root}/#/compare-runs?{runs}",
         "curves of validation loss": f"{root}/#/metric?{curves}&x_axis=step",
     }
 
@@ -105,7 +107,6 @@ def _query(values: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
     with interrupt.quiet_interrupt():
         return command_line.plain_main("ui", ui, usage=USAGE, argv=argv)
 

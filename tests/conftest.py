@@ -60,7 +60,9 @@ def template(tmp_path_factory) -> Path:
     """
     folder = of_all_workers(tmp_path_factory) / "mlflow-template"
     uri = f"sqlite:///{folder}/mlflow.db"
-    code = f"from src.tracking.client import Server; assert Server({uri!r}).silence() is None"
+    code = (
+        f"from src.tracking.client import Server; assert Server({uri!r}).connection_error() is None"
+    )
     with filelock.FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             folder.mkdir()

@@ -72,7 +72,7 @@ def test_text_that_only_people_read_stops_nothing(damage, copied, capsys):
     run, arguments = copied
     for name in ("samples.md", "train.log", "checkpoints/state-8.key"):
         (run / name).write_bytes(DAMAGES[damage]((run / name).read_bytes()))
-    assert "is finished already" in said(capsys, train, arguments, code=0)
+    assert "is already finished" in said(capsys, train, arguments, code=0)
     assert "report: " in said(capsys, report, ["study=single"], code=0)
 
 

@@ -1,1 +1,1 @@
-"""From typed words to a checked configuration, or to one line of error."""
+"""Turns typed arguments into a checked configuration, or into a one-line error."""

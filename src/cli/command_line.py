@@ -1,4 +1,4 @@
-"""The way into every command: quoting, composing, errors in one line, exit codes.
+"""The entry point shared by all commands: quoting, composing, one-line errors, exit codes.
 
 Exit codes: 0 done, 1 failure, 2 bad input, 130 Ctrl-C, 143 terminated.
 """
@@ -21,11 +21,11 @@ from src.config.run_config import RunConfig
 OK, FAILURE, BAD_INPUT = 0, 1, 2
 
 SWEEP_FIELDS = ("experiment", "n_jobs", "timeout", "share_prefix", "plan")
-"""Fields of conf/sweep.yaml, which belong to a sweep and to none of its cells."""
+"""Fields of conf/sweep.yaml, which belong to a sweep and not to its runs."""
 
 
 def is_sweep_field(argument: str) -> bool:
-    """Whether an argument is for the sweep, or for Hydra's launcher, and not for its cells."""
+    """Whether an argument is for the sweep or its launcher, and not for its runs."""
     key = argument.partition("=")[0].lstrip("+~").strip()
     return key in SWEEP_FIELDS or key.startswith(("hydra/launcher", "hydra.launcher"))
 
@@ -42,9 +42,10 @@ def main(
 
     Args:
         config_name: its file in conf/.
-        command: what to do with a checked configuration.
+        command: called with the checked configuration; returns the exit code.
         usage: the text of --help.
-        sweep: what to do with --multirun, given config name and arguments; None: refuse it.
+        sweep: called for --multirun with the config name and the arguments; None: --multirun is an
+            error.
         argv: arguments; None: those of the process.
     """
 
@@ -52,7 +53,7 @@ def main(
         if not multirun:
             return command(checked(config_name, arguments))
         if sweep is None:
-            raise InputError("--multirun: is for src.train alone")
+            raise InputError("--multirun: works only with src.train")
         return sweep(config_name, arguments)
 
     return _main(act, usage=usage, argv=argv)
@@ -66,13 +67,13 @@ def plain_main(
     verbatim: Sequence[str] = (),
     argv: Sequence[str] | None = None,
 ) -> int:
-    """The same for a command whose fields are its own, handed over as plain values.
+    """Like `main`, for a command with fields of its own, which it gets as plain values.
 
     Args:
         config_name: its file in conf/.
-        command: what to do with the values.
+        command: called with the values; returns the exit code.
         usage: the text of --help.
-        verbatim: fields whose value is text as it was typed, whatever it would mean to Hydra.
+        verbatim: fields whose value is taken as typed, without Hydra's grammar.
         argv: arguments; None: those of the process.
     """
     texts: dict[str, Any] = {}
@@ -86,15 +87,15 @@ def plain_main(
 
     def act(arguments: list[str], multirun: bool) -> int:
         if multirun:
-            raise InputError("--multirun: is for src.train alone")
-        _check_read([f"{field}={text}" for field, text in texts.items()])
+            raise InputError("--multirun: works only with src.train")
+        _check_decoded([f"{field}={text}" for field, text in texts.items()])
         with readable(config_name, arguments):
             for override in parse_all(arguments):
                 if override.is_sweep_override():
-                    raise InputError(f"{override.input_line}: takes one value here")
+                    raise InputError(f"{override.input_line}: must be a single value")
                 if override.key_or_group in verbatim:
                     raise InputError(
-                        f"{override.input_line}: fields are set as field=value, without + and ~"
+                        f"{override.input_line}: type fields as field=value, without + or ~"
                     )
             return command(compose_plain(config_name, arguments) | texts)
 
@@ -105,57 +106,62 @@ def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[s
     interrupt.imports_are_done()
     raw = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that lacks a letter, as in the locale C, gets its code, as on standard error.
+        # As on standard error: a character that the locale lacks, such as C, must not raise.
         sys.stdout.reconfigure(errors="backslashreplace")
-    given = [argument for argument in raw if argument not in ("-m", "--multirun")]
-    multirun = len(given) < len(raw)
-    if any(argument in ("--help", "-h") for argument in given):
+    without_multirun = [argument for argument in raw if argument not in ("-m", "--multirun")]
+    multirun = len(without_multirun) < len(raw)
+    if any(argument in ("--help", "-h") for argument in without_multirun):
         terminal.say(usage.strip())
         return OK
     try:
-        _check_read(given)
-        # First of all, so that no message and no file repeats what is secret in an address.
-        typed = [take_typed(argument) for argument in given]
+        _check_decoded(without_multirun)
+        # Before anything else, so that no message and no file repeats the password of an address.
+        typed = [take_typed(argument) for argument in without_multirun]
         flags = [argument for argument in typed if argument.startswith("-")]
         if flags:
             raise InputError(f"{flags[0]}: unknown flag; {GRAMMAR_HINT}")
         arguments = [quote_free_text(argument) for argument in typed]
         return act(arguments, multirun)
     except InputError as error:
-        # An address may also stand where none belongs.
+        # Masked, because an address may have been typed for any field.
         terminal.error(masked(str(error)))
         return BAD_INPUT
     except OSError as error:
-        # Of the environment by its kind; what a user can mend is turned into an InputError below.
+        # Trouble of the machine, such as a full disk. Errors that a user can correct by typing
+        # something else are InputErrors by now.
         terminal.error(masked(storage.trouble(error)))
         return FAILURE
 
 
-def _check_read(arguments: Sequence[str]) -> None:
-    """Raises InputError where Python could not read the bytes of an argument in this locale."""
+def _check_decoded(arguments: Sequence[str]) -> None:
+    """Raises InputError if Python could not decode an argument in this locale."""
     for argument in arguments:
-        # It puts halves of characters in their place, which nothing can write.
+        # Python replaces such bytes by lone surrogates, which cannot be written anywhere.
         if any("\ud800" <= letter <= "\udfff" for letter in argument):
             raise InputError(
-                f"{ascii(argument)[1:-1]}: holds bytes that are not text in this locale;"
-                " LC_ALL=C.UTF-8 reads UTF-8"
+                f"{ascii(argument)[1:-1]}: contains bytes that are not text in this locale; if they"
+                " are UTF-8, set LC_ALL=C.UTF-8"
             )
 
 
 def checked(config_name: str, arguments: Sequence[str]) -> RunConfig:
-    """`compose`, with every way in which input can be bad turned into an InputError."""
+    """Composes the configuration of one run.
+
+    Raises:
+        InputError: any mistake in the arguments, including those that Hydra finds.
+    """
     with readable(config_name, arguments):
         for override in parse_all(arguments):
             if override.is_add() or override.is_force_add() or override.is_delete():
                 raise InputError(
-                    f"{override.input_line}: fields are set as field=value, without + and ~"
+                    f"{override.input_line}: type fields as field=value, without + or ~"
                 )
             if is_sweep_field(override.input_line or ""):
                 raise InputError(
-                    f"{override.input_line}: is a field of sweeps; add --multirun to have one"
+                    f"{override.input_line}: is a field of sweeps; add --multirun to start one"
                 )
             if override.key_or_group.startswith("hydra"):
-                raise InputError(f"{override.input_line}: Hydra's own settings are fixed here")
+                raise InputError(f"{override.input_line}: Hydra's own settings cannot be changed")
             if override.is_sweep_override():
                 raise InputError(
                     f"{override.input_line}: has several values; add --multirun to run each"

@@ -1,4 +1,4 @@
-"""Fields of commands that have their own: plain values, checked one by one."""
+"""Checks of the fields of commands other than train and describe, which are plain values."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,19 +8,19 @@ from src.common.errors import InputError
 
 
 def number(
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     field: str,
     kind: type,
     *,
     least: int | None = None,
     most: int | None = None,
 ) -> Any:
-    """The value of a field as an int or a float.
+    """The value of a field as `kind`, int or float.
 
     Raises:
-        InputError: it is no such number, too small or too large.
+        InputError: the value is not such a number, below `least` or above `most`.
     """
-    value = given[field]
+    value = values[field]
     fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if not fits:
         kinds = "an integer" if kind is int else "a number"
@@ -32,30 +32,30 @@ def number(
     return kind(value)
 
 
-def choice(given: Mapping[str, Any], field: str, allowed: Sequence[str | None]) -> Any:
-    """The value of a field that has so many.
+def choice(values: Mapping[str, Any], field: str, allowed: Sequence[str | None]) -> Any:
+    """The value of a field that takes one of several values.
 
     Raises:
-        InputError: it is another.
+        InputError: the value is not among `allowed`.
     """
-    if given[field] not in allowed:
+    if values[field] not in allowed:
         listed = ", ".join(map(shown, allowed))
-        raise InputError(f"{field}={shown(given[field])}: must be one of {listed}")
-    return given[field]
+        raise InputError(f"{field}={shown(values[field])}: must be one of {listed}")
+    return values[field]
 
 
-def given_path(given: Mapping[str, Any], field: str) -> Path:
+def given_path(values: Mapping[str, Any], field: str) -> Path:
     """The value of a field that names a file or a folder.
 
     Args:
-        given: the fields of a command.
-        field: its dotted name.
+        values: the fields of a command.
+        field: the dotted name of the field.
 
     Raises:
-        InputError: it names none.
+        InputError: the value is empty or not text.
     """
     section, _, name = field.rpartition(".")
-    fields = given[section] if section else given
+    fields = values[section] if section else values
     if not isinstance(fields, Mapping):
         raise InputError(f"{section}={shown(fields)}: has the wrong type; type {field}=<folder>")
     value = fields.get(name)
@@ -65,5 +65,5 @@ def given_path(given: Mapping[str, Any], field: str) -> Path:
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed."""
+    """A value as a user types it."""
     return "null" if value is None else str(value)

@@ -1,9 +1,10 @@
-"""What Hydra and OmegaConf raise, as one line that says what to type instead."""
+"""Turns exceptions of Hydra and OmegaConf into one line that says what to type instead."""
 
 import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
 
 import hydra.errors
 import omegaconf.errors
@@ -18,20 +19,32 @@ from src.config.schema import CONF, Schema
 from src.stability import REMEDIES
 
 COMPOSED = ("train", "describe")
-"""Commands that compose a run; all others have fields of their own."""
+"""Commands that compose a run. All others have fields of their own."""
 
 NOT_OFFERED = {
-    "trainer=fsdp": "weights in shards are not offered, because a step that failed is run again by"
-    " each process for itself, with whole weights; "
+    "trainer=fsdp": "sharded weights are not supported, because each process reruns a failed step"
+    " by itself, which needs all weights; "
 }
-"""Options that people ask for, and why there are none."""
+"""Options that people ask for, and why they do not exist."""
 
-GRAMMAR_HINT = "arguments have the form field=value; values with blanks or signs need quotes"
+GRAMMAR_HINT = "type arguments as field=value; values with spaces or special characters need quotes"
+
+UNKNOWN_KEY = (omegaconf.errors.ConfigKeyError, omegaconf.errors.ConfigAttributeError)
+
+KINDS: dict[Any, str] = {
+    int: "must be an integer",
+    float: "must be a number",
+    bool: "must be true or false",
+    str: "must be text",
+    list: "must be a list, such as [a,b]",
+    dict: "must be {name: value}",
+}
+"""What to type, by the type of a field."""
 
 
 @contextlib.contextmanager
 def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Turns what Hydra and OmegaConf raise inside into an InputError of one line."""
+    """Turns what Hydra and OmegaConf raise inside this context into an InputError of one line."""
     try:
         yield
     except hydra.errors.MissingConfigException as error:
@@ -42,30 +55,30 @@ def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
         raise _bad_field(config_name, error, arguments) from error
     except ValueError as error:
         if "integer string conversion" in str(error):
-            # Python reads no integer of more than 4300 digits.
+            # int() refuses texts of more than 4300 digits.
             raise InputError("an argument holds an integer of more than 64 bits") from error
         if str(error).startswith("Config group override"):
-            given = [a for a in arguments if a.partition("=")[0] in GROUPS]
+            typed = [a for a in arguments if a.partition("=")[0] in GROUPS]
             raise InputError(
-                f"{' '.join(given)}: a group takes the name of an option, stability a list too"
+                f"{' '.join(typed)}: must be the name of an option; stability also takes a list"
             ) from error
         raise
     except AssertionError as error:
-        # So OmegaConf answers a field of an option that is null.
+        # OmegaConf asserts if a field is set below a section that is null, such as a remedy's.
         for override in parse(arguments):
             section, _, field = override.key.partition(".")
-            option = field.partition(".")[0]
-            if section == "stability" and option:
+            remedy = field.partition(".")[0]
+            if section == "stability" and remedy:
                 raise InputError(
-                    f"{override.key}={override.text}: stability={option} is not on"
+                    f"{override.key}={override.text}: stability={remedy} is not on"
                     f" (allowed: stability=<one or a list of {', '.join(REMEDIES)}>)"
                 ) from error
         raise
 
 
 def _unknown_option(error: hydra.errors.MissingConfigException) -> InputError:
-    """A group has no such option: name the nearest and list all."""
-    # An address may stand in place of the option.
+    """The line for an option that its group does not have."""
+    # Masked, because a user may have typed an address with a password instead of an option.
     group, _, option = masked(str(error.missing_cfg_file)).rpartition("/")
     options = sorted(file.stem for file in (CONF / group).glob("*.yaml")) if group else []
     why = NOT_OFFERED.get(f"{group}={option}", f"unknown option; {nearest(option, options)}")
@@ -73,84 +86,102 @@ def _unknown_option(error: hydra.errors.MissingConfigException) -> InputError:
 
 
 def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> InputError:
-    """An unknown field, a value of the wrong type, or a value that is missing."""
-    chain: list[BaseException] = []
+    """The line for an unknown field, a value of the wrong type, or a missing value."""
+    cause = _omegaconf_error(error)
+    if isinstance(cause, omegaconf.errors.MissingMandatoryValue):
+        return InputError(f"{cause.full_key}: has no value; type {cause.full_key}=<value>")
+    # Only Hydra's text names the file in conf/ that could not be merged.
+    in_file = re.search(r"In '(\w+)/(\w+)'", str(error))
+    if in_file is not None and isinstance(cause, UNKNOWN_KEY):
+        group, option = in_file.groups()
+        section = str(cause.full_key).partition(".")[0]
+        chosen = [a for a in arguments if a.partition("=")[0] == section] or [section]
+        return InputError(f"{group}={option}: sets {cause.full_key}, which {chosen[-1]} lacks")
+    # An element of a list has the name of the list and its index.
+    path = "" if cause is None else str(cause.full_key).partition("[")[0]
+    argument = _argument_about(path, str(error), arguments)
+    if argument is None:
+        return InputError(str(error))
+    if cause is not None and not isinstance(cause, UNKNOWN_KEY):
+        return InputError(f"{argument}: {_type_reason(cause)}")
+    key = _key(argument)
+    others = [a for a in arguments if a != argument]
+    return _unknown_field(config_name, path if path.startswith(f"{key}.") else key, others)
+
+
+def _omegaconf_error(error: BaseException) -> Any:
+    """The first error of OmegaConf's in a chain of causes that names a field; None if none does."""
     link: BaseException | None = error
     while link is not None:
-        chain.append(link)
+        if isinstance(link, omegaconf.errors.OmegaConfBaseException) and link.full_key:
+            return link
         link = link.__cause__ or link.__context__
-    text = "\n".join(str(entry) for entry in chain)
-    missing = next(
-        (e for e in chain if isinstance(e, omegaconf.errors.MissingMandatoryValue)), None
-    )
-    if missing is not None:
-        key = str(getattr(missing, "full_key", "")) or _quoted(str(missing))
-        return InputError(f"{_rooted(key, text)}: has no value yet; give one as field=value")
-    inside = re.search(r"In '(\w+)/(\w+)'.*\n.*Key '.*' not in .*\n\s*full_key: (\S+)", text)
-    if inside is not None:
-        group, option, key = inside.groups()
-        section = key.partition(".")[0]
-        chosen = [a for a in arguments if a.partition("=")[0] == section] or [section]
-        return InputError(f"{group}={option}: sets {key}, which {chosen[-1]} has not")
-    for argument in arguments:
-        key = argument.lstrip("+~").partition("=")[0]
-        marks = f"'{argument}'", f"'{key}'", f"override {argument}", f"override ++{argument}"
-        if any(mark in text for mark in marks):
-            reason = _type_reason(text)
-            if reason:
-                return InputError(f"{argument}: {reason}")
-            # A group may need a field that has no value of its own, such as model=external.
-            fields = known_fields(config_name, [a for a in arguments if a != argument])
-            group = key.partition(".")[0]
-            top = list(GROUPS) if config_name in COMPOSED else [f for f in fields if "." not in f]
-            siblings = [f for f in fields if f.startswith(f"{group}.")] or top
-            hint = nearest(key, fields)
-            return InputError(f"{key}: unknown field; {hint}allowed: {', '.join(siblings)}")
-    return InputError(str(chain[0]))
-
-
-def _quoted(text: str) -> str:
-    found = re.search(r"['\"]?([A-Za-z_.]+)['\"]?", text)
-    return found[1] if found else text
-
-
-def _rooted(key: str, text: str) -> str:
-    full = re.search(r"full_key: (\S+)", text)
-    return full[1] if full and "." in full[1] else key
-
-
-def _type_reason(text: str) -> str | None:
-    """OmegaConf's complaint about a type, in our words."""
-    kinds = {
-        "Integer": "an integer",
-        "Float": "a number",
-        "Bool": "true or false",
-        "String": "text",
-    }
-    found = re.search(r"could not be converted to (\w+)", text)
-    if found:
-        return f"must be {kinds.get(found[1], found[1])}"
-    if "reference_type=Dict" in text and "Cannot merge" in text:
-        return "must be {name: value}"
-    if re.search(r"Key .* is incompatible with \(str\)", text):
-        return "must be {name: value}, each name text"
-    if "to string: " in text:
-        return "must be text"
-    if "is not a ListConfig" in text or "Cannot merge DictConfig with ListConfig" in text:
-        return "must be a list, such as [a,b]"
-    if "field is not Optional" in text or "is not Optional" in text:
-        return "must have a value, null is not one"
-    if (
-        "Cannot assign" in text
-        or "is not a subclass" in text
-        or "incompatible type" in text.lower()
-    ):
-        return "has the wrong type"
     return None
 
 
+def _argument_about(path: str, text: str, arguments: Sequence[str]) -> str | None:
+    """The argument that sets a field, the section above it or a field below it.
+
+    Args:
+        path: the field; empty if Hydra raised the error, which names the field in its text only.
+        text: Hydra's message.
+        arguments: as typed.
+    """
+
+    def is_about(argument: str) -> bool:
+        key = _key(argument)
+        if not path:
+            return f"'{key}'" in text
+        return key == path or path.startswith(f"{key}.") or key.startswith(f"{path}.")
+
+    found = [argument for argument in arguments if is_about(argument)]
+    # If several arguments set the field, Hydra's text repeats the one that failed.
+    return next((argument for argument in found if argument in text), found[-1] if found else None)
+
+
+def _key(argument: str) -> str:
+    return argument.lstrip("+~").partition("=")[0]
+
+
+def _unknown_field(config_name: str, key: str, others: Sequence[str]) -> InputError:
+    """The line for a field that does not exist, with the nearest one and those beside it.
+
+    Args:
+        config_name: the command's file in conf/.
+        key: the field.
+        others: the other arguments; a group may need one of them to be composed at all, such as
+            model=external, whose target has no default.
+    """
+    fields = known_fields(config_name, others)
+    section = key.partition(".")[0]
+    top = list(GROUPS) if config_name in COMPOSED else [f for f in fields if "." not in f]
+    siblings = [f for f in fields if f.startswith(f"{section}.")] or top
+    return InputError(f"{key}: unknown field; {nearest(key, fields)}allowed: {', '.join(siblings)}")
+
+
+def _type_reason(error: Any) -> str:
+    """What the value should have been, from the fields of OmegaConf's exception."""
+    if isinstance(error, omegaconf.errors.KeyValidationError):
+        return "must be {name: value}, each name text"
+    if isinstance(error, omegaconf.errors.ConfigTypeError):
+        # A list was given for a mapping or the reverse; ref_type is the type of the field itself.
+        needed = error.ref_type
+    elif isinstance(error.key, int):
+        (needed,) = get_args(error.ref_type)
+    elif dataclasses.is_dataclass(error.object_type):
+        needed = get_type_hints(error.object_type).get(error.key)
+    else:
+        needed = None
+    choices = [kind for kind in get_args(needed) if kind is not type(None)]
+    if type(None) in get_args(needed) and len(choices) == 1:
+        needed = choices[0]
+    elif error.value is None and isinstance(error, omegaconf.errors.ValidationError):
+        return "must have a value, not null"
+    return KINDS.get(get_origin(needed) or needed, "has the wrong type")
+
+
 def known_fields(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """Every field and group that a command knows, with these arguments."""
+    """All fields and groups that can be typed for a command, given its other arguments."""
     composed = config_name in COMPOSED
     fields = list(GROUPS) if composed else []
 
@@ -160,7 +191,7 @@ def known_fields(config_name: str, arguments: Sequence[str]) -> list[str]:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), inner)
 
-    with contextlib.suppress(Exception):  # a hint is no reason for another error
+    with contextlib.suppress(Exception):  # The list is a hint; it must not raise another error.
         plain = (
             compose(config_name, arguments).plain()
             if composed
@@ -169,6 +200,6 @@ def known_fields(config_name: str, arguments: Sequence[str]) -> list[str]:
         for key, value in plain.items():
             walk(key, value)
     if composed:
-        # Of a run, these are in no config.yaml.
+        # Some fields of a run, such as resume, are not in config.yaml.
         fields += [field.name for field in dataclasses.fields(Schema) if field.name not in fields]
     return [field for field in fields if role_of(field).typed]

@@ -1,4 +1,7 @@
-"""What holds before the heavy imports are done: Ctrl-C ends a command with one line."""
+"""Ctrl-C during start-up, while heavy modules are imported: one line instead of a traceback.
+
+This module imports nothing heavy, so that it takes effect at once.
+"""
 
 import contextlib
 import os
@@ -12,9 +15,9 @@ INTERRUPTED = 130
 
 @contextlib.contextmanager
 def quiet_interrupt() -> Iterator[None]:
-    """Turns Ctrl-C into one line and exit code 130."""
-    # Not by an exception at first: some modules that are imported turn it into an ImportError. An
-    # ignored Ctrl-C stays ignored.
+    """Inside this context Ctrl-C prints one line and exits with code 130."""
+    # During imports a handler that exits replaces KeyboardInterrupt, which some imported modules
+    # would turn into an ImportError. A Ctrl-C that the parent ignores stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     try:
@@ -26,13 +29,13 @@ def quiet_interrupt() -> Iterator[None]:
 
 
 def imports_are_done() -> None:
-    """From here on Ctrl-C is an exception again, so that what is open can be closed."""
+    """Makes Ctrl-C raise KeyboardInterrupt again, so that open files and runs get closed."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(*_: Any) -> NoReturn:
-    # Not sys.exit: an interrupt inside an import can leave the interpreter determined to die of the
-    # signal, whatever the exit code.
+    # Not sys.exit: after an interrupted import the interpreter may end by the signal instead of
+    # with this exit code.
     print("error: interrupted", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)

@@ -1,1 +1,1 @@
-"""From a command line to one checked, typed configuration of a run."""
+"""Turns a command line into one checked, typed configuration of a run."""

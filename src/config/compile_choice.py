@@ -1,4 +1,4 @@
-"""Whether the training step goes through torch.compile."""
+"""Whether the training step is compiled by torch.compile."""
 
 import os
 import shutil
@@ -13,34 +13,39 @@ from src.training.recipe import RecipeConfig
 CHOICES = ("true", "false", "auto")
 
 WORTH_FLOPS = {"cpu": 3e13, "cuda": 3e16}
-"""From how many floating-point operations on a run earns the start-up back, by device: on one CPU
-thread 20 to 40 seconds against a tenth of each step. On an H100, of one model of 916M parameters,
-150 seconds against a third of each step: earned back after 2,000 steps, 1e16 operations."""
+"""Floating-point operations of a run from which compiling saves more time than it costs, by device.
+On one CPU thread compiling takes 20 to 40 s and saves a tenth of each step. On an H100, for a model
+of 916M parameters, it takes 150 s and saves a third: worthwhile from 2,000 steps, or 1e16
+operations."""
 
 SMALL_VOCAB = 256
-"""Tokens, where the tokenizer's number is not known yet."""
+"""Vocabulary size to assume while the tokenizer's is not known yet."""
 
 
 def is_compiled(
     asked: Any, architecture: Architecture, recipe: RecipeConfig, trainer: TrainerConfig
 ) -> bool:
-    """What the field `compile` comes to.
+    """Resolves the field `compile` to true or false.
 
-    auto is decided by the configuration alone, so that the same command makes the same run; a model
-    that is not ours is compiled only where that is asked for.
+    auto depends on the configuration alone, so that the same command always makes the same run. An
+    external model is compiled only with compile=true.
 
     Raises:
-        InputError: it is none of true, false, auto, or the step cannot be what is asked.
+        InputError: the value is not true, false or auto, or activation checkpointing forbids it.
     """
     if not isinstance(asked, bool) and asked != "auto":
         raise InputError(f"compile={asked}: must be one of {', '.join(CHOICES)}")
     if trainer.activation_checkpointing:
         field = "trainer.activation_checkpointing=true"
         if not isinstance(architecture, ModelParts):
-            raise InputError(f"{field}: needs a model of ours; one of yours does that by itself")
+            raise InputError(
+                f"{field}: works with built-in models only; an external model must checkpoint its"
+                " activations itself"
+            )
         if asked is not False:
             raise InputError(
-                f"{field}: goes with compile=false, a compiled step keeps what it needs"
+                f"{field}: needs compile=false; a compiled step decides itself which activations to"
+                " keep"
             )
         return False
     if asked != "auto":
@@ -53,11 +58,11 @@ def is_compiled(
 
 
 def check_compiler(*, compiled: bool, device: str) -> None:
-    """Raises InputError where a run that is to be compiled finds nothing to compile with."""
-    # What torch.compile itself would call.
+    """Raises InputError if the run needs a C++ compiler and there is none."""
+    # The compiler that torch.compile itself would call.
     name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if compiled and device == "cpu" and shutil.which(name) is None:
         raise InputError(
-            f"compile: this run is to be compiled and finds no C++ compiler {name};"
-            " CXX=... names another, compile=false does without"
+            f"compile: torch.compile needs the C++ compiler {name}, which is not installed; name"
+            " another by the environment variable CXX, or type compile=false"
         )

@@ -1,4 +1,4 @@
-"""From the words of a command line to the checked configuration of a run."""
+"""Composes and checks the configuration of a run from the arguments of a command line."""
 
 import dataclasses
 import os
@@ -13,10 +13,9 @@ from src.common.override_grammar import GROUPS, Override, parse
 from src.common.run_folder import MAX_NAME, check_study
 from src.common.tracking_address import check_address, default_uri
 from src.config.compile_choice import is_compiled
-from src.config.fork import inherited, parse_fork
+from src.config.fork import parse_fork, with_inherited
 from src.config.hydra_compose import check_integers, choices_of, composed_config
-from src.config.observers import observers_of
-from src.config.remedy_overrides import apply_remedy_overrides
+from src.config.remedy_overrides import apply_remedy_overrides, observers_of
 from src.config.run_config import RunConfig
 from src.config.schema import Schema
 from src.config.variant_name import MAX_PATH, ROOM, Variant, variant_name
@@ -32,9 +31,9 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         arguments: overrides in Hydra's grammar, without sweeps.
 
     Raises:
-        InputError: in one line, whatever is wrong.
+        InputError: one line, for any mistake in the arguments.
     """
-    arguments = inherited(parse(arguments), arguments)
+    arguments = with_inherited(parse(arguments), arguments)
     typed = parse(arguments)
     _check_groups(typed)
     init, brought = _initial(config_name, arguments, typed)
@@ -42,7 +41,9 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     choices = choices_of(composed)
     parts = _to_objects(composed)
     if init is None and parts["init"] is not None:
-        raise InputError(f"init={parts['init']}: can be typed alone, no preset sets it")
+        raise InputError(
+            f"init={parts['init']}: a preset cannot set init; type it on the command line"
+        )
     parts["init"] = init
     check_parts(parts)
     if init is not None:
@@ -94,10 +95,13 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
 def _initial(
     config_name: str, arguments: Sequence[str], typed: Sequence[Override]
 ) -> tuple[Init | None, list[str]]:
-    """The saved model that the run begins with, and overrides that choose its options."""
+    """The saved model that `init` names, and the overrides that select its options.
+
+    Returns (None, []) without `init`.
+    """
     if not any(override.key == "init" for override in typed):
         return None, []
-    # Fields of options are known only once the options are.
+    # Fields of options are left out: Hydra knows them only once the options are selected.
     early = [
         argument
         for argument, override in zip(arguments, typed, strict=True)
@@ -107,33 +111,39 @@ def _initial(
     if composed.init is None:
         return None, []
     if not composed.init:
-        raise InputError("init=: names no saved model (allowed: a folder, a checkpoint, null)")
+        raise InputError("init=: must be a folder, a checkpoint or null")
     init = Init(path=str(composed.init))
     defaults = choices_of(composed_config(config_name, []))
     return init, options_of(init, typed, choices=choices_of(composed), defaults=defaults)
 
 
 def _check_groups(typed: Sequence[Override]) -> None:
-    """Raises InputError where a group is given a mapping, or a list that takes none."""
+    """Raises InputError if a group is given a mapping, or a list where it takes one option."""
     for override in typed:
         if override.key in GROUPS and override.text.startswith("{"):
-            # It could name code (model) or hold a password (tracking), so it is not repeated here.
+            # The value is not repeated: it could hold a password (tracking).
             raise InputError(
-                f"{override.key}={{...}}: a group takes the name of an option; set a field of it"
-                f" as {override.key}.<field>=<value>"
+                f"{override.key}={{...}}: must be the name of an option; set its fields as"
+                f" {override.key}.<field>=<value>"
             )
         several = override.text.startswith("[")
         if several and override.key in GROUPS and override.key != "stability":
-            raise InputError(f"{override.key}={override.text}: takes one option, not a list")
+            raise InputError(f"{override.key}={override.text}: must be one option, not a list")
         options = override.text[1:-1].split(",") if several else []
         if override.key == "stability" and "none" in options:
-            raise InputError(f"stability={override.text}: none goes with no other option")
+            raise InputError(
+                f"stability={override.text}: none cannot be combined with other remedies"
+            )
         if len(set(options)) < len(options):
-            raise InputError(f"stability={override.text}: names an option twice; once is enough")
+            raise InputError(f"stability={override.text}: names a remedy twice; once is enough")
 
 
 def _to_objects(composed: DictConfig) -> dict[str, Any]:
-    """Each section as its dataclass; a section's own check gets the section's name in front."""
+    """Turns each section into its dataclass.
+
+    Raises:
+        InputError: a section's own check failed; the line begins with the section's name.
+    """
     OmegaConf.resolve(composed)
     check_integers({name: composed[name] for name in composed if name != "hydra"})
     parts: dict[str, Any] = {}
@@ -147,14 +157,16 @@ def _to_objects(composed: DictConfig) -> dict[str, Any]:
         except InputError:
             raise
         except ValueError as error:
+            # OmegaConf's own errors are subclasses of ValueError; `readable` translates those.
             if type(error) is not ValueError:
                 raise
-            # A remedy's message starts with its own field; the section knows whose it is.
+            # The message of a section's check begins with the field, without the section's name.
             raise InputError(f"{_section_of(str(name), node, error)}.{error}") from error
     return parts
 
 
 def _section_of(name: str, node: Any, error: ValueError) -> str:
+    """The section to name in the error: for stability, the remedy that has the field."""
     if name != "stability":
         return name
     field = str(error).partition("=")[0]
@@ -165,7 +177,7 @@ def _section_of(name: str, node: Any, error: ValueError) -> str:
 
 
 def _check_across(config: RunConfig) -> None:
-    """Rules that more than one part has a say in."""
+    """Checks the rules that concern more than one section; raises InputError."""
     try:
         config.architecture.check()
     except InputError:
@@ -175,13 +187,14 @@ def _check_across(config: RunConfig) -> None:
     devices, rows = config.trainer.devices, config.recipe.batch_size
     if rows % devices:
         raise InputError(
-            f"trainer.devices={devices}: must divide recipe.batch_size={rows}, the rows they share"
+            f"trainer.devices={devices}: must divide recipe.batch_size={rows}, because the devices"
+            " share the rows of a batch equally"
         )
     check_study(config.study)
     if config.tracking.uri is not None:
         check_address(config.tracking.uri, field="tracking.uri")
     elif config.tracking.mlflow:
-        # Raises InputError for an address in the environment that cannot be used.
+        # Called only for its check of MLFLOW_TRACKING_URI in the environment.
         default_uri()
     for field, first in (("save_at", 1), ("validate_at", 0)):
         steps, last = getattr(config, field), config.recipe.max_steps
@@ -194,6 +207,6 @@ def _check_across(config: RunConfig) -> None:
     longest = max(len(os.fsencode(part)) for part in config.folder.parts)
     if length > MAX_PATH or longest > MAX_NAME:
         raise InputError(
-            f"paths.runs={str(config.paths.runs)[:40]}...: makes a run folder whose path the file"
-            f" system cannot take (at most {MAX_NAME} bytes a name, {MAX_PATH} in all)"
+            f"paths.runs={str(config.paths.runs)[:40]}...: the path of the run folder is too long"
+            f" for the file system (at most {MAX_NAME} bytes a name, {MAX_PATH} in all)"
         )

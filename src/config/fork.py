@@ -1,4 +1,4 @@
-"""A run that begins from a state which another run has saved: what is typed, and its files."""
+"""The field `fork`: a run that starts from a state saved by another run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,49 +14,49 @@ from src.config.field_roles import role_of
 
 @dataclass(frozen=True, kw_only=True)
 class Fork:
-    """Where a run begins."""
+    """The saved state that a branch starts from."""
 
     source: Path
-    """The run folder whose state it is."""
+    """The run folder that holds the state."""
     step: int
-    """Steps that the source had made."""
+    """The number of steps that the source had made."""
 
     @property
     def state(self) -> Path:
-        """The saved state; what its content hangs on is in the .key beside it."""
+        """The file of the saved state; `key` is in the file beside it that ends in .key."""
         return self.source / "checkpoints" / f"state-{self.step}.ckpt"
 
     @property
     def key(self) -> str | None:
-        """What the saved state hangs on; None where none is saved."""
+        """A hash of everything that the saved state depends on; None if no state is saved."""
         file = self.state.with_suffix(".key")
-        # What is damaged equals no key.
+        # A damaged file must not raise here; its text matches no key.
         return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
     def source_config(self) -> dict[str, Any]:
         """config.yaml of the source.
 
         Raises:
-            InputError: there is no such run, or the file is damaged.
+            InputError: the source is not a run folder, or the file is damaged.
         """
         file = self.source / "config.yaml"
         if not file.is_file():
-            raise InputError(f"fork={self.source}@{self.step}: {self.source} is no run folder")
+            raise InputError(f"fork={self.source}@{self.step}: {self.source} is not a run folder")
         is_converted = (self.source / "conversion.json").is_file()
         with damaged(file, advice="a branch needs another source"):
             config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
             if not is_converted:
-                # The last line of a run's, so that what was cut has none.
+                # config_hash is the last line, so a truncated file lacks it: KeyError.
                 config["config_hash"]
         if is_converted:
             raise InputError(
-                f"fork={self.source}@{self.step}: {self.source} is a converted model;"
-                f" init={self.source} trains it on"
+                f"fork={self.source}@{self.step}: {self.source} is a converted model, not a run;"
+                f" type init={self.source} to train it"
             )
         return config
 
     def check(self, *, last_step: int) -> None:
-        """Raises InputError where nothing is saved at the step, or nothing is left to train."""
+        """Raises InputError if no state is saved at the step, or no step is left to train."""
         text = f"fork={self.source}@{self.step}"
         if not self.state.is_file():
             steps = sorted(
@@ -64,37 +64,41 @@ class Fork:
             )
             saved = ", ".join(map(str, steps)) or "none"
             raise InputError(
-                f"{text}: no state is saved at that step (saved: {saved});"
-                f" rerun=true save_at=[{self.step}] on that run saves one"
+                f"{text}: no state is saved at that step (saved: {saved}); train that run again"
+                f" with rerun=true save_at=[{self.step}]"
             )
         if self.step >= last_step:
             raise InputError(f"{text}: must be before step {last_step}, the run's last")
 
 
 def parse_fork(text: str | None) -> Fork | None:
-    """`<run folder>@<step>`; a variant's name holds @, so the last one counts.
+    """Parses `<run folder>@<step>`.
 
     Raises:
-        InputError: it is something else.
+        InputError: the text has another form.
     """
     if text is None:
         return None
+    # The name of a variant may hold @ as well, so the last one counts.
     folder, _, step = text.rpartition("@")
     if not folder or not step.isdigit():
         raise InputError(f"fork={text}: must be <run folder>@<step>")
     return Fork(source=Path(folder), step=int(step))
 
 
-def inherited(typed: Sequence[Override], arguments: Sequence[str]) -> list[str]:
-    """The arguments of a fork: those of its source, where they are not typed anew, and its own."""
+def with_inherited(typed: Sequence[Override], arguments: Sequence[str]) -> list[str]:
+    """The arguments of a branch: those inherited from its source, then its own.
+
+    Fields that are typed for the branch are not inherited. Without a fork, `arguments` unchanged.
+    """
     texts = [override.text for override in typed if override.key == "fork"]
     fork = parse_fork(texts[-1]) if texts and texts[-1] != "null" else None
     if fork is None:
         return list(arguments)
     keys = {override.key for override in typed}
-    taken = file_arguments(
+    inherited = file_arguments(
         fork.source_config().get("arguments", []),
         where=f"fork={fork.source}@{fork.step}: config.yaml",
         is_dropped=lambda key: key in keys or not role_of(key).inherited,
     )
-    return [*taken, *arguments]
+    return [*inherited, *arguments]

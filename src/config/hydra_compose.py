@@ -1,4 +1,4 @@
-"""What Hydra makes of the files in conf/ and of overrides."""
+"""Composes the files in conf/ and typed overrides with Hydra."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,33 +15,33 @@ MAX_INTEGER = 2**63 - 1
 
 
 def choices_of(composed: DictConfig) -> dict[Any, Any]:
-    """The option chosen in each group."""
+    """The option selected in each group."""
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)
     assert isinstance(choices, dict)
     return choices
 
 
 def compose_plain(config_name: str, arguments: Sequence[str] | None) -> dict[str, Any]:
-    """The fields of a command that has its own, as plain values.
+    """The fields of a command other than train and describe, as plain values.
 
     Args:
         config_name: the command's file in conf/.
-        arguments: overrides; None: none, and a field without a value is no error.
+        arguments: overrides; None: no overrides, and fields may lack a value.
 
     Raises:
-        Hydra's and OmegaConf's exceptions, which the command line turns into one line.
+        Exceptions of Hydra and OmegaConf, which `readable` turns into one line.
     """
     composed = composed_config(config_name, arguments or [])
     del composed["hydra"]
-    must = arguments is not None
-    plain = OmegaConf.to_container(composed, resolve=must, throw_on_missing=must)
+    is_complete = arguments is not None
+    plain = OmegaConf.to_container(composed, resolve=is_complete, throw_on_missing=is_complete)
     assert isinstance(plain, dict)
     check_integers(plain)
     return {str(key): value for key, value in plain.items()}
 
 
 def check_integers(value: Any, field: str = "") -> None:
-    """Raises InputError where an integer is larger than any that a computer counts with."""
+    """Raises InputError if an integer anywhere in `value` needs more than 64 bits."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             check_integers(inner, f"{field}.{name}" if field else str(name))
@@ -53,12 +53,12 @@ def check_integers(value: Any, field: str = "") -> None:
 
 
 def _cut(value: int) -> str:
-    # Python writes out no integer of more than 4300 digits.
+    # str() refuses integers of more than 4300 digits.
     return str(value) if abs(value) < 10**40 else "..."
 
 
 def composed_config(config_name: str, arguments: Sequence[str]) -> DictConfig:
-    """What conf/ and overrides come to, with what Hydra says of the choices."""
+    """The composed configuration, including Hydra's own section `hydra` with the choices."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         composed = hydra.compose(

@@ -1,8 +1,8 @@
-"""What a run will need of memory at its peak, from its configuration and two small passes.
+"""Predicts the peak memory of a run from its configuration and four small forward passes.
 
-Kept activations are counted, not guessed: the model with one block and with two, at its own
-widths, runs forward on one row and on two, and autograd is asked what it keeps. That is linear in
-blocks and in rows, so four counts give any number of them.
+Kept activations are counted, not estimated: models with one and two blocks, at full width, run on
+one and two rows, and a hook counts the bytes that autograd keeps. These bytes are linear in the
+number of blocks and in the number of rows, so four counts determine them for any number.
 """
 
 import dataclasses
@@ -27,89 +27,92 @@ from src.training.loss import CHUNK, saves_memory
 FLOAT32 = 4
 
 PROGRAM_BYTES = {"cpu": 510 * 2**20, "cuda": 500 * 2**20}
-"""What is there before a model is: Python and its libraries, or a context of CUDA."""
+"""Memory in use before a model exists: Python and its libraries, or a CUDA context."""
 
 KERNEL_BYTES = 530 * 2**20
-"""oneDNN's products in bfloat16, as many as process_setup lets it keep; measured at two sizes."""
+"""The bfloat16 matmul kernels that oneDNN caches, up to the limit set in process_setup; measured at
+two model sizes."""
 
 WORKING_STATES = 4
-"""Tensors of a layer's states (B, T, D) that its backward pass has at once."""
+"""Number of hidden-state tensors (B, T, D) that the backward pass of a layer holds at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes at the peak of a training process, on the device where the model is.
+    """Peak memory of a training process in bytes, on the device that holds the model.
 
-    Those of tensors that are there, and of programs. What an allocator holds beyond them is not
-    counted: little on a GPU; on a CPU up to a fifth, for experts in bfloat16 up to four tenths,
-    because glibc's heap grows with every number of tokens that a batch gives an expert. Activations
-    are those of a CPU, whose attention keeps its probabilities in float32, which a GPU's does not.
+    Counted are live tensors and loaded libraries. Not counted is what the allocator holds beyond
+    them: little on a GPU; on a CPU up to 20 %, and up to 40 % for experts in bfloat16, because
+    glibc's heap grows with each new number of tokens that a batch sends to an expert. Activations
+    are those of the CPU's attention, which keeps its probabilities in float32; a GPU's does not.
     """
 
     weights: int
     gradients: int
     accumulated: int
-    """Gradients of earlier micro-batches, beside the activations of the next one."""
+    """Accumulated gradients of earlier micro-batches, held during the next forward pass."""
     moments: int
-    """AdamW's two."""
+    """AdamW's two moments."""
     buckets: int
-    """In which several devices exchange gradients."""
+    """Buffers in which several devices exchange gradients."""
     averages: int
-    """Averaged weights, where an option keeps or carries them."""
+    """Averaged weights, of remedies and observers that keep them."""
     activations: int
-    """Kept from the forward pass for the backward pass, those of the loss included."""
+    """Activations kept for the backward pass, including those of the loss."""
     working: int
-    """Gradients of activations, and what a block computes again, while a backward pass is in it."""
+    """Gradients of activations and recomputed activations within the backward pass of one block."""
     validation: int
-    """Logits of a validation batch, which are there while gradients and activations are not."""
+    """Logits of a validation batch; they exist while gradients and activations do not."""
     program: int
     """Libraries and their state."""
     kernels: int
-    """On a CPU, of experts in bfloat16: a kernel for every number of tokens that one may get."""
+    """For experts in bfloat16 on a CPU: one kernel for each number of tokens an expert may get."""
 
     @property
     def kept(self) -> int:
-        """What is there all the time."""
+        """Bytes in use all the time."""
         programs = self.program + self.kernels
         return self.weights + self.moments + self.buckets + self.averages + programs
 
     @property
     def step(self) -> int:
-        """The most that is there at once in a training step."""
-        # Activations go as gradients come.
+        """Peak of a training step."""
+        # The backward pass frees activations while it allocates gradients, so the larger counts.
         return self.kept + max(self.accumulated + self.activations + self.working, self.gradients)
 
     @property
     def peak(self) -> int:
-        """The most that is there at once in a run."""
+        """Peak of the whole run."""
         return max(self.step, self.kept + self.validation)
 
     def plain(self) -> dict[str, Any]:
-        """The figures by name."""
+        """All values by name."""
         return {**dataclasses.asdict(self), "peak": self.peak}
 
 
 TRIED_OPERATIONS = 2e13
-"""Floating-point operations of the small passes, beyond which no one would wait for them."""
+"""Floating-point operations of the small passes above which they would take too long."""
 
 
 def machine_bytes() -> int:
-    """Memory of this machine."""
+    """Physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_memory(config: RunConfig, *, vocab_size: int) -> None:
-    """Compares the least that a run needs with this machine, by arithmetic, before it is built.
+    """Compares a lower bound of the memory that a run needs with this machine's memory.
+
+    Pure arithmetic, so that a run that cannot fit fails before its model is built.
 
     Raises:
-        InputError: the model alone, or the states that a step keeps, are more than there is.
+        InputError: the model, or the hidden states that a step keeps, need more than there is.
     """
     architecture, recipe = config.architecture, config.recipe
     if not isinstance(architecture, ModelParts):
         return
     total = architecture.measure(vocab_size=vocab_size).params_total
     on_cpu = config.trainer.device_type == "cpu"
-    # Built on the CPU in any case; trained there, its gradients and AdamW's moments come on top.
+    # The model is always built on the CPU. Training there adds gradients and AdamW's two moments.
     least = total * FLOAT32 * (4 if on_cpu else 1)
     what = f"model: {total:,} parameters"
     if on_cpu and not config.trainer.activation_checkpointing:
@@ -118,13 +121,13 @@ def check_memory(config: RunConfig, *, vocab_size: int) -> None:
         what += f" and a step of {recipe.batch_size * recipe.seq_len:,} tokens"
     if least > machine_bytes():
         raise InputError(
-            f"{what} need at least {least / 2**30:,.0f} GiB, and this machine has"
-            f" {machine_bytes() / 2**30:,.0f}; make model.* or recipe.batch_size smaller"
+            f"{what} need at least {least / 2**30:,.0f} GiB of memory, and this machine has"
+            f" {machine_bytes() / 2**30:,.0f} GiB; reduce model.* or recipe.batch_size"
         )
 
 
 def _can_be_tried(architecture: ModelParts) -> bool:
-    """Whether two of its blocks fit into this machine, and run here within a minute or so."""
+    """Whether two blocks of the model fit into this machine's memory and run within a minute."""
     two = dataclasses.replace(
         architecture, model=dataclasses.replace(architecture.model, num_layers=2)
     ).measure(vocab_size=2)
@@ -133,10 +136,10 @@ def _can_be_tried(architecture: ModelParts) -> bool:
 
 
 def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
-    """The memory of a run on one device.
+    """The peak memory of a run on one device.
 
-    None for a model that is not ours, a compiled one, or one whose blocks are too large to be tried
-    here.
+    None for an external model, for a compiled one, and for one whose blocks are too large to be
+    tried on this machine.
     """
     architecture, recipe, model = config.architecture, config.recipe, config.model
     if isinstance(model, ExternalConfig) or config.compile:
@@ -148,13 +151,13 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
     weights = total * FLOAT32
     rows = recipe.batch_size // config.trainer.devices
     counts = {
-        (layers, of): _kept_bytes(config, layers=layers, rows=of)
-        for layers in (1, 2)
-        for of in (1, 2)
+        (num_layers, num_rows): _kept_bytes(config, layers=num_layers, rows=num_rows)
+        for num_layers in (1, 2)
+        for num_rows in (1, 2)
     }
 
     def blocks(number: int) -> int:
-        """Kept for so many blocks, all rows."""
+        """Bytes kept by `number` blocks for all rows, extrapolated from the counts."""
         one = counts[1, 1] + (rows - 1) * (counts[1, 2] - counts[1, 1])
         two = counts[2, 1] + (rows - 1) * (counts[2, 2] - counts[2, 1])
         return one + (number - 1) * (two - one)
@@ -164,12 +167,12 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
     is_bf16 = recipe.precision == "bf16-mixed"
     num_layers = model.num_layers
     tokens = rows * recipe.seq_len
-    a_block = blocks(2) - blocks(1)
+    per_block = blocks(2) - blocks(1)
     states = tokens * model.hidden_dim * FLOAT32
     if config.trainer.activation_checkpointing:
-        kept, again = blocks(0) + num_layers * states, a_block
+        kept, recomputed = blocks(0) + num_layers * states, per_block
     else:
-        kept, again = blocks(num_layers), 0
+        kept, recomputed = blocks(num_layers), 0
     return Memory(
         weights=weights,
         gradients=weights,
@@ -179,7 +182,7 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
         averages=weights * sum(remedy.keeps_average for remedy in config.all_remedies),
         activations=kept
         + _loss_bytes(config, vocab_size, tokens=tokens, hidden_dim=model.hidden_dim),
-        working=again + WORKING_STATES * states,
+        working=recomputed + WORKING_STATES * states,
         validation=_logits_bytes(config, vocab_size, recipe.val_rows * recipe.seq_len),
         program=PROGRAM_BYTES[device],
         kernels=KERNEL_BYTES if device == "cpu" and has_experts and is_bf16 else 0,
@@ -187,7 +190,7 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
 
 
 def _kept_bytes(config: RunConfig, *, layers: int, rows: int) -> int:
-    """What autograd keeps of a forward pass up to the final norm, besides weights."""
+    """Bytes that autograd keeps in a forward pass up to the final norm, without weights."""
     architecture = config.architecture
     assert isinstance(architecture, ModelParts)
     model = dataclasses.replace(
@@ -202,7 +205,7 @@ def _kept_bytes(config: RunConfig, *, layers: int, rows: int) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-            # A storage that went would give its address to another.
+            # A freed storage could give its address to another tensor, which would go uncounted.
             alive.append(storage)
         return tensor
 
@@ -216,7 +219,7 @@ def _kept_bytes(config: RunConfig, *, layers: int, rows: int) -> int:
 
 
 def _loss_bytes(config: RunConfig, vocab_size: int, *, tokens: int, hidden_dim: int) -> int:
-    """What the loss keeps: its gradients where it is made in chunks, else all its logits."""
+    """Bytes that the loss keeps: gradients if it is computed in chunks, otherwise all logits."""
     saves = saves_memory(vocab_size=vocab_size, hidden_dim=hidden_dim, num_tokens=tokens)
     if saves and not config.recipe.z_loss_weight:
         gradients = (tokens + vocab_size) * hidden_dim * FLOAT32
@@ -225,16 +228,16 @@ def _loss_bytes(config: RunConfig, vocab_size: int, *, tokens: int, hidden_dim: 
 
 
 def _logits_bytes(config: RunConfig, vocab_size: int, tokens: int) -> int:
-    """Logits, their logarithmic softmax and, in a half precision, the logits as they came."""
+    """Bytes of the logits in float32, their log-softmax and, in half precision, the original."""
     half = 0 if config.recipe.precision == "32-true" else 2
     return tokens * vocab_size * (2 * FLOAT32 + half)
 
 
 def run_hours(config: RunConfig, *, tokens_per_second: float) -> float:
-    """Hours of a run's training steps at a known speed.
+    """Hours that the training steps of a run take at a measured speed.
 
     Raises:
-        InputError: there is no such speed.
+        InputError: the speed is not positive and finite.
     """
     if not 0 < tokens_per_second < math.inf:
         raise InputError(f"tokens_per_second={tokens_per_second}: must be above 0 and finite")
@@ -242,7 +245,7 @@ def run_hours(config: RunConfig, *, tokens_per_second: float) -> float:
 
 
 def vocab_size(config: RunConfig) -> int:
-    """Rows of the embedding; the tokenizer is asked only where the model leaves them open."""
+    """The model's vocabulary size; loads the tokenizer only if the model does not fix the size."""
     fixed = config.architecture.vocab_size
     if fixed is not None:
         return fixed

@@ -1,6 +1,6 @@
-"""From a command line to one checked, typed configuration of a run.
+"""The checked, typed configuration of a run.
 
-A DictConfig exists in `compose` and in `src.config.hydra_compose` only.
+Nothing here is a DictConfig: only `src.config.compose` and `src.config.hydra_compose` handle those.
 """
 
 import dataclasses
@@ -32,31 +32,31 @@ SECTIONS = (
     *("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guard"),
     *("data", "trainer", "watch", "tracking", "paths"),
 )
-"""Those with fields of their own, in the order of config.yaml."""
+"""Sections of config.yaml that have fields of their own, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that one run needs to know. Nobody assigns to it."""
+    """Everything that one run needs to know; immutable."""
 
     attention: AttentionConfig | ExternalPart
-    """How a token looks at others."""
+    """The attention layer."""
     ffn: FeedForwardConfig | ExternalPart
-    """What is done to each token by itself."""
+    """The feed-forward layer."""
     remedies: dict[str, RemedyConfig]
-    """The options that are on, by name."""
+    """The remedies that are on, by name."""
     model: ModelConfig | ExternalConfig
-    """Sizes and initialisation, or a model that is not ours."""
+    """Sizes and initialisation, or an external model."""
     data: DataConfig
-    """The text, and how much of it is held out."""
+    """The text, and how much of it is held out for validation."""
     tokenizer: TokenizerConfig
-    """From text to ids."""
+    """The tokenizer."""
     recipe: RecipeConfig
     """Length, optimizer, schedule, precision, clipping."""
     guard: GuardConfig
-    """What becomes of a step that is not finite."""
+    """What happens to a non-finite step."""
     watch: WatchConfig
-    """Intervals of the instruments; they change no number."""
+    """Intervals of the instruments, which only measure."""
     trainer: TrainerConfig
     """Device and threads."""
     tracking: TrackingConfig
@@ -64,40 +64,40 @@ class RunConfig:
     paths: PathsConfig
     """Folders of runs and of corpora."""
     compile: bool
-    """Whether the training step is compiled; auto is decided."""
+    """Whether the training step is compiled; compile=auto is already resolved."""
     seed: int
     """Fixes initial weights and the order of the data; from 0."""
     repeat: int
-    """The same seed with other draws of the options that draw; from 0."""
+    """Varies only the draws of remedies that draw random numbers; from 0."""
     study: str
     """The folder below paths.runs, and the experiment in MLflow."""
     init: Init | None
-    """The saved model with whose weights it begins; None: from nothing."""
+    """The saved model whose weights the run starts with; None: random weights."""
     resume: str
     """auto, never, or the path of a checkpoint."""
     rerun: bool
-    """Moves a finished run of the same hash aside and trains anew."""
+    """Whether a finished run of the same hash is moved aside and trained again."""
     fork: Fork | None
-    """The saved state from which it begins; None: from nothing."""
+    """The saved state that the run starts from; None: it starts at step 0."""
     save_at: list[int]
-    """Steps after which the whole state is kept, for forks."""
+    """Steps after which the whole state is saved, for branches."""
     validate_at: list[int]
-    """Steps after which it validates beside its own, 0 for before the first: no part of best or
-    final."""
+    """Additional steps after which the run validates; 0: before the first. These values do not
+    count for best or final."""
     observers: dict[str, RemedyConfig]
-    """Options that look on without being part of the run, by name."""
+    """Passive remedies that the run carries for branches, without being treated, by name."""
     arguments: list[str]
-    """What was typed, or inherited from the run that is forked."""
+    """The typed arguments, including those inherited by a branch."""
     variant: Variant
-    """Attention, ffn, stability, model and preset by name."""
+    """The names of attention, ffn, stability, model and preset."""
     variant_name: str
-    """The folder below the study: the variant and whatever else was chosen."""
+    """The name of the folder below the study: the variant and all other typed fields."""
     choices: dict[str, str]
-    """The option chosen in each group."""
+    """The option selected in each group."""
     notes: list[str]
-    """What a reader of the result must know, such as an option that changes nothing."""
+    """What a reader of the result must know, such as a remedy without effect."""
     extra: dict[str, Any]
-    """Fields of the command that are none of the run's, such as describe's format."""
+    """Fields of the command that do not belong to the run, such as describe's format."""
 
     @property
     def folder(self) -> Path:
@@ -107,10 +107,10 @@ class RunConfig:
 
     @property
     def architecture(self) -> Architecture:
-        """What the model is built from."""
+        """The parts that the model is built from."""
         if isinstance(self.model, ExternalConfig):
             return ExternalModel(config=self.model, seq_len=self.recipe.seq_len)
-        # Checked in compose: neither part is external where the model is not.
+        # check_parts in compose ensures that no part is external unless the model is.
         assert not isinstance(self.attention, ExternalPart)
         assert not isinstance(self.ffn, ExternalPart)
         return ModelParts(
@@ -119,29 +119,29 @@ class RunConfig:
 
     @property
     def all_remedies(self) -> list[RemedyConfig]:
-        """Those of the run, and those that it carries for other runs."""
+        """Remedies and observers."""
         return [*self.remedies.values(), *self.observers.values()]
 
     @property
     def default_start_step(self) -> int:
-        """Steps that the options leave as they are in a run from nothing; all where none is on."""
+        """The steps before any remedy acts, in a run from step 0; all steps without a remedy."""
         parts = {"recipe": self.recipe}
         starts = [remedy.start_step(parts) for remedy in self.remedies.values()]
         return min(starts, default=self.recipe.max_steps)
 
     @property
     def last_step(self) -> int:
-        """The step after which the run ends; before max_steps where an option stops it."""
+        """The step after which the run ends: max_steps unless a remedy stops it earlier."""
         parts = {"recipe": self.recipe}
         ends = [remedy.last_step(parts) for remedy in self.remedies.values()]
         return min(ends, default=self.recipe.max_steps)
 
     @property
     def is_branch(self) -> bool:
-        """Whether the fork makes another run than the same configuration makes from nothing.
+        """Whether the fork gives a different run than the same configuration from step 0.
 
-        It does not where no option, of this run or of its source, acts before the fork's step, and
-        all else is the same.
+        It gives the same run, bitwise, if both configurations are equal apart from remedies and no
+        remedy of either acts before the step of the fork.
         """
         if self.fork is None:
             return False
@@ -155,13 +155,13 @@ class RunConfig:
             for name in (*SECTIONS, "kinds")
             if ROLES[name].is_hashed and name != "stability"
         )
-        # Runs of before there was the choice say nothing.
+        # Early versions could not compile, and did not record it.
         same = same and source.get("compile", False) == self.compile
         return not same or self.fork.step > min([self.default_start_step, *theirs])
 
     @property
     def start_step(self) -> int:
-        """Steps that are bitwise the baseline's; 0 for a baseline, which acts nowhere."""
+        """The number of steps that are bitwise the baseline's; 0 for a baseline itself."""
         if not self.remedies:
             return 0
         if self.fork is not None and self.is_branch:
@@ -169,12 +169,12 @@ class RunConfig:
         return self.default_start_step
 
     def lr_factor(self, step: int) -> float:
-        """Factor on the learning rate of the optimizer step after `step` others."""
+        """Factor on recipe.learning_rate after `step` optimizer steps: schedule times remedies."""
         factors = [r.lr_factor(step, self.recipe.max_steps) for r in self.remedies.values()]
         return self.recipe.lr_factor(step) * math.prod(factors)
 
     def plain(self) -> dict[str, Any]:
-        """The resolved configuration as plain values, for files."""
+        """The resolved configuration as plain values; config.yaml and checkpoints hold them."""
         plain: dict[str, Any] = {name: self._section(name) for name in SECTIONS}
         plain["choices"] = dict(self.choices)
         plain["kinds"] = kinds_of(self.attention, self.ffn)
@@ -200,16 +200,18 @@ class RunConfig:
         return {"path": self.init.path, "digest": digest[:16]}
 
     def config_hash(self, corpus: str | None = None) -> str:
-        """A hash of all that changes numbers, and of nothing else.
+        """A hash of everything that changes the numbers of the run, and of nothing else.
 
         Args:
-            corpus: the fingerprint of the data; None: it is computed, which reads them.
+            corpus: the fingerprint of the data; None: computed here, which reads the data.
         """
         content: dict[str, Any] = {
             name: hashed_fields(name, self._section(name))
             for name in SECTIONS
             if ROLES[name].hashed == "value"
         }
+        # Values that early versions did not have are left out at their default, so that the
+        # hashes of old runs stay valid.
         if self.guard.on_alarm != "stop":
             content["guard"].pop("on_alarm")
         content["kinds"] = kinds_of(self.attention, self.ffn)

@@ -1,6 +1,6 @@
-"""What may be in a composed configuration, made known to Hydra once, here.
+"""The schema of a composed configuration, registered with Hydra on import.
 
-A part's own schema is the dataclass that stands beside the part.
+The schema of a part is the dataclass beside the part's class.
 """
 
 import dataclasses
@@ -33,21 +33,21 @@ MAX_THREADS, MAX_DEVICES = 1024, 64
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    """On what it runs."""
+    """The devices of a run."""
 
     accelerator: str
-    """auto (a GPU where there is one), cpu or gpu."""
+    """auto (a GPU if there is one), cpu or gpu."""
     strategy: str
-    """single: one device; ddp: several that share the rows of each step, every one with all
-    weights (arXiv 2006.15704)."""
+    """single: one device; ddp: several devices, each with all weights, share the rows of each step
+    (arXiv 2006.15704)."""
     devices: int
-    """Devices of one run; on the CPU processes. recipe.batch_size is that of all together, so it
-    must be a multiple."""
+    """Number of devices of one run; on the CPU, of processes. recipe.batch_size counts the rows of
+    all devices together and must be a multiple."""
     threads: int
-    """CPU threads of PyTorch; the last bits of every number depend on it."""
+    """Number of CPU threads of PyTorch; the last bits of every number depend on it."""
     activation_checkpointing: bool
-    """Keep what goes into each block alone, and compute the rest again in the backward pass: less
-    memory, at most a third more time, the same numbers (arXiv 1604.06174)."""
+    """Keep only the input of each block and recompute the rest in the backward pass: less memory,
+    at most a third more time, the same numbers (arXiv 1604.06174)."""
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "gpu"):
@@ -56,7 +56,7 @@ class TrainerConfig:
             raise ValueError(f"strategy={self.strategy}: must be one of single, ddp")
         if self.strategy == "single" and self.devices != 1:
             raise ValueError(
-                f"devices={self.devices}: must be 1; trainer=ddp trains one run on several"
+                f"devices={self.devices}: must be 1; type trainer=ddp to train a run on several"
             )
         if not 1 <= self.devices <= MAX_DEVICES:
             raise ValueError(f"devices={self.devices}: must be from 1 to {MAX_DEVICES}")
@@ -64,18 +64,18 @@ class TrainerConfig:
             raise ValueError(f"threads={self.threads}: must be from 1 to {MAX_THREADS}")
 
     def check_device(self) -> None:
-        """Raises InputError unless the device is there; a description does without it."""
+        """Raises InputError if this machine lacks the devices. `describe` does not call this."""
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise InputError("trainer.accelerator=gpu: no GPU is available here; use cpu or auto")
         if self.device_type == "cuda" and self.devices > torch.cuda.device_count():
             raise InputError(
                 f"trainer.devices={self.devices}: must be at most {torch.cuda.device_count()}, the"
-                " GPUs here"
+                " number of GPUs here"
             )
 
     @property
     def device_type(self) -> str:
-        """cpu or cuda; what is named is meant, wherever the run will be."""
+        """cpu or cuda. Only auto looks at this machine: with gpu the run may be for another."""
         if self.accelerator == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return "cuda" if self.accelerator == "gpu" else "cpu"
@@ -83,47 +83,47 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """Where a run is mirrored; its folder is always written."""
+    """Whether and where MLflow mirrors a run. The run folder is always written."""
 
     mlflow: bool
-    """Mirror into MLflow."""
+    """Mirror the run into MLflow."""
     uri: str | None
-    """Server or database, without user and password; null: MLFLOW_TRACKING_URI, else mlflow.db
-    here."""
+    """Server or database, without user and password; null: MLFLOW_TRACKING_URI if set, otherwise
+    mlflow.db in the current folder."""
     parent_run_id: str | None
-    """The MLflow run of the sweep that starts this run; null: none."""
+    """The MLflow run of the sweep that this run belongs to; null: none."""
     sweep_id: str | None
-    """Of that sweep; also where it has no MLflow run."""
+    """The sweep that this run belongs to; set even if the sweep has no MLflow run; null: none."""
 
     def __post_init__(self) -> None:
         if self.uri is not None:
-            # A typed address comes without secrets; one that was interpolated, or that an earlier
-            # version wrote down, may have some.
+            # Secrets were already taken out of typed arguments, but an interpolated address, or one
+            # from a config.yaml of an early version, may still hold some.
             self.uri = keep(self.uri)
         if self.sweep_id is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.sweep_id):
-            raise ValueError(f"sweep_id={self.sweep_id}: may hold letters, digits, _ and - only")
+            raise ValueError(f"sweep_id={self.sweep_id}: may contain only letters, digits, _ and -")
 
 
 @dataclass(kw_only=True)
 class PathsConfig:
-    """Folders, relative to where the command runs."""
+    """Folders, relative to the current folder."""
 
     runs: str
-    """Run folders go to <runs>/<study>/<variant>/seed-<n>."""
+    """Folder of all runs; a run folder is <runs>/<study>/<variant>/seed-<n>."""
     cache: str
-    """Downloads and tokenised corpora."""
+    """Folder of downloads and tokenised corpora."""
 
 
 StabilityConfig = dataclasses.make_dataclass(
     "StabilityConfig",
     [(name, config | None, dataclasses.field(default=None)) for name, config in REMEDIES.items()],
 )
-"""A field for each registered option, null where it is off."""
+"""One field for each registered remedy; null if the remedy is off."""
 
 
 @dataclass
 class Schema:
-    """What may be in a composed configuration."""
+    """The composed configuration of a run."""
 
     attention: Any = MISSING
     ffn: Any = MISSING
@@ -152,14 +152,14 @@ class Schema:
 
 @dataclass
 class DescribeSchema(Schema):
-    """The same, the form of the answer, and what it can be told."""
+    """The configuration of `src.describe`: a run's, and the command's own fields."""
 
     format: str = MISSING
     tokens_per_second: float | None = MISSING
 
 
 def register() -> None:
-    """Makes the schema known to Hydra."""
+
     store = ConfigStore.instance()
     store.store(name="schema_train", node=Schema)
     store.store(name="schema_describe", node=DescribeSchema)

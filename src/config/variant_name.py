@@ -1,4 +1,4 @@
-"""The name of a variant, which is also its folder."""
+"""The name of a variant, which is also the name of its folder."""
 
 import dataclasses
 import hashlib
@@ -13,25 +13,25 @@ from src.common.override_grammar import Override
 from src.config.field_roles import role_of
 
 INIT = "init-"
-"""Begins the piece of a name that names a saved model."""
+"""Prefix of the piece of a name that stands for a saved model."""
 
 FOLDER = "+"
-"""Between the folders of its place."""
+"""Replaces / in the path of a saved model."""
 
 DEFAULTS = {"model": "proxy", "preset": "laptop"}
-"""Choices that a variant's name leaves out; all others are in it, whether typed or preset."""
+"""Choices that a name leaves out. Any other choice of these groups is part of the name."""
 
 
 MAX_PATH = 4096
-"""Bytes that a file system takes for a whole path."""
+"""Longest path in bytes that a file system accepts."""
 
 ROOM = 100
-"""Bytes that the names of files in a run folder take."""
+"""Bytes reserved for the names of files below a run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Names of what was chosen."""
+    """The selected options that always identify a variant, by name."""
 
     attention: str
     ffn: str
@@ -41,36 +41,37 @@ class Variant:
 
 
 def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[Override]) -> str:
-    """`<attention>+<ffn>+<stability>`, then `@<field>-<value>` for whatever else was chosen."""
+    """`<attention>+<ffn>+<stability>`, then `@<field>-<value>` for each other typed field."""
     pieces = [f"{variant.attention}+{variant.ffn}+{variant.stability}"]
-    # Of a field that is typed twice the last one counts, as it does for Hydra.
+    # If a field is typed twice, the last value counts, as in Hydra.
     last = {override.key: override for override in typed}
     if "init" in last and last["init"].text == "null":
         del last["init"]
-    # What a saved model is, its name says; a model that is not ours has its name as its parts'.
-    told = ("model",) if "init" in last or variant.model == variant.attention else ()
+    # The piece of `init` already identifies the model. An external model's name is already there as
+    # that of its attention and ffn.
+    is_model_named = "init" in last or variant.model == variant.attention
     for group, default in DEFAULTS.items():
-        if choices[group] != default and group not in told:
+        if choices[group] != default and not (group == "model" and is_model_named):
             pieces.append(f"{group}-{choices[group]}")
-    # Sorted, because the order of typing makes no other variant.
+    # Sorted, because the order of typing must not change the name.
     fields = [last[key] for key in sorted(last) if _is_named(key)]
     shorts = [override.key.rpartition(".")[2] for override in fields]
     for override, short in zip(fields, shorts, strict=True):
         name = short if shorts.count(short) == 1 else override.key
-        value = _place(override.text) if name == "init" else _path_safe(override.text)
+        value = _init_piece(override.text) if name == "init" else _path_safe(override.text)
         pieces.append(f"{name}-{value}")
     name = "@".join(pieces)
-    # A file system takes 255 bytes; record and config.yaml say it all.
+    # File systems accept names of at most 255 bytes; config.yaml holds all typed arguments.
     return name if len(name) <= 200 else _path_safe(name, limit=200)
 
 
 def _is_named(key: str) -> bool:
-    """Whether a typed field becomes a piece; the choices of a `Variant` have their own places."""
+    """Whether a typed field becomes a piece of its own; the fields of `Variant` do not."""
     return role_of(key).named and key not in {field.name for field in dataclasses.fields(Variant)}
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Names of variants without the fields in which none of them differs, for tables."""
+    """Short names for tables, without the pieces that all variants have in common."""
     split = {name: fields_of(text) for name, text in without_common_folders(names).items()}
     if len(split) < 2:
         return {name: pieces[0] for name, pieces in split.items()}
@@ -82,12 +83,12 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def fields_of(name: str) -> list[str]:
-    """The pieces of a variant's name, attention, ffn and stability first as one."""
+    """The pieces of a variant's name; the first is `<attention>+<ffn>+<stability>`."""
     return name.split("@")
 
 
 def without_common_folders(names: Iterable[str]) -> dict[str, str]:
-    """Names whose saved models lie side by side, without the folders above them."""
+    """Names without the parent folders that the paths of their saved models have in common."""
     split = {name: fields_of(name) for name in names}
     paths = {
         piece: piece.removeprefix(INIT).split(FOLDER)
@@ -95,7 +96,7 @@ def without_common_folders(names: Iterable[str]) -> dict[str, str]:
         for piece in pieces
         if piece.startswith(INIT)
     }
-    # A name is left of each, whatever they have in common.
+    # The last part is left out, so that each path keeps at least its own name.
     above = zip(*(path[:-1] for path in paths.values()), strict=False)
     num_common = len(list(takewhile(lambda parts: len(set(parts)) == 1, above)))
     short = {piece: INIT + FOLDER.join(path[num_common:]) for piece, path in paths.items()}
@@ -104,8 +105,11 @@ def without_common_folders(names: Iterable[str]) -> dict[str, str]:
     return {name: "@".join(short.get(p, p) for p in pieces) for name, pieces in split.items()}
 
 
-def _place(path: str) -> str:
-    """A path as a piece of a name; where two paths could give one, with six digits of its hash."""
+def _init_piece(path: str) -> str:
+    """A path as a piece of a name.
+
+    A path that could give the same piece as another gets six digits of its hash.
+    """
     parts = PurePath(path).parts
     joined = FOLDER.join(part for part in parts if part != "/")
     if path.startswith("/") or any(FOLDER in part for part in parts):
@@ -114,7 +118,7 @@ def _place(path: str) -> str:
 
 
 def _path_safe(text: str, *, limit: int = 40) -> str:
-    """Text as part of a path; what had to be changed is told apart by six digits of its hash."""
+    """Text as part of a path; if it had to be changed, six digits of its hash keep it distinct."""
     safe = re.sub(r"[^A-Za-z0-9._+@-]+", "_", text).strip("_")[:limit]
     if safe == text:
         return safe

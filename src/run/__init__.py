@@ -1,1 +1,1 @@
-"""One run: parts put together, and its life from an empty folder to a record."""
+"""One run: assembling its parts, and its life from an empty folder to a record."""

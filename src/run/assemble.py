@@ -1,4 +1,4 @@
-"""Builds everything that a run is made of, from its configuration."""
+"""Builds the model, task, data, callbacks and trainer of a run from its configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from src.training.task import LanguageModelTask
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """The parts of a run that are asked about it later."""
+    """The parts of a run that are used after assembly."""
 
     task: LanguageModelTask
     trainer: pl.Trainer
@@ -34,10 +34,10 @@ class Assembly:
 
 
 def vocab_size_for(config: RunConfig, corpus: Corpus) -> int:
-    """Tokens that the model must know.
+    """The size of the model's vocabulary.
 
     Raises:
-        InputError: the tokenizer has more than the model is fixed to.
+        InputError: the tokenizer has more tokens than the model's fixed vocabulary.
     """
     num_tokens = corpus.tokenizer.vocab_size
     vocab_size = config.architecture.vocab_size or num_tokens
@@ -52,7 +52,8 @@ def model_for(config: RunConfig, corpus: Corpus) -> nn.Module:
     """The initialised model.
 
     Raises:
-        InputError: the tokenizer has more tokens than the model, or the model is none.
+        InputError: the tokenizer has more tokens than the model, the model does not fit into this
+            machine's memory, or an external model is not usable.
     """
     check_memory(config, vocab_size=vocab_size_for(config, corpus))
     model = config.architecture.build(
@@ -76,16 +77,16 @@ def assemble(
     place: Place,
     checkpoint_extras: Mapping[str, Any],
 ) -> Assembly:
-    """Makes the callbacks, the task, the data and the trainer.
+    """Creates the callbacks, the task, the data and the trainer.
 
     Args:
-        config: of the run.
-        model: to be trained.
-        corpus: its text.
+        config: the run's configuration.
+        model: the model to train.
+        corpus: the text to train on.
         folder: the run folder.
-        writer: of the metrics, in the first process; None in the others, which write nothing.
-        place: of this process.
-        checkpoint_extras: plain values that every checkpoint carries.
+        writer: writes the metrics in the first process; None in the others, which write no files.
+        place: rank of this process.
+        checkpoint_extras: plain values to store in every checkpoint.
     """
     recipe = config.recipe
     callbacks = build_callbacks(
@@ -94,7 +95,7 @@ def assemble(
     trainer = pl.Trainer(
         accelerator="gpu" if config.trainer.device_type == "cuda" else "cpu",
         devices=config.trainer.devices,
-        strategy=_shared(model) if place.world_size > 1 else "auto",
+        strategy=_ddp_strategy(model) if place.world_size > 1 else "auto",
         plugins=[Ranks(place), StraightToFile()],
         precision=recipe.precision,  # type: ignore[arg-type]
         max_epochs=-1,
@@ -130,12 +131,13 @@ def assemble(
     return Assembly(task=task, trainer=trainer, batches=batches, callbacks=callbacks)
 
 
-def _shared(model: nn.Module) -> DDPStrategy:
-    """Several processes, each with all weights."""
-    # A trainable bias has no gradient while it is frozen, nor where it picks experts only; of a
-    # model that is not ours nobody knows. To look for such weights walks the graph every step.
-    lacking = not isinstance(model, Transformer) or any(
+def _ddp_strategy(model: nn.Module) -> DDPStrategy:
+    # A trainable router bias gets no gradient while it is frozen or if it only selects experts. An
+    # external model may have such weights too. Searching for them walks the graph every step, so it
+    # is done only for these models.
+    may_lack_gradients = not isinstance(model, Transformer) or any(
         isinstance(router.bias_E, nn.Parameter) for router in model.routers()
     )
-    # Buffers are a process's own, such as a router's counts until they are summed.
-    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=lacking)
+    # Not broadcast, because each process has its own buffers: a router counts the tokens of its own
+    # rows, and the counts are summed only at the end of a step.
+    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=may_lack_gradients)

@@ -1,4 +1,4 @@
-"""The callbacks of a run, in the one order in which they must act."""
+"""The callbacks of a run, in the order in which they must act."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from src.training.validation import Validation
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """Those that are asked for results later, and all of them in order."""
+    """The callbacks that are asked for results later, and all callbacks in order."""
 
     guard: StepGuard
     metrics: TrainMetrics
@@ -54,14 +54,14 @@ def build_callbacks(
     writer: MetricsWriter | None,
     checkpoint_extras: Mapping[str, Any],
 ) -> Callbacks:
-    """Makes every callback of a run.
+    """Creates all callbacks of a run.
 
     Args:
-        config: of the run.
-        corpus: its text.
+        config: the run's configuration.
+        corpus: the text, for validation.
         folder: the run folder.
-        writer: of the metrics, in the first process; None in the others, which write nothing.
-        checkpoint_extras: plain values that every checkpoint carries.
+        writer: writes the metrics in the first process; None in the others, which write no files.
+        checkpoint_extras: plain values to store in every checkpoint.
     """
     recipe, watch = config.recipe, config.watch
     guard = StepGuard(config.guard, max_steps=recipe.max_steps, log_every=recipe.log_every)
@@ -88,11 +88,11 @@ def build_callbacks(
         float_max=watch.float_max,
     )
     in_order: list[pl.Callback | None] = [
-        # The guard is first, because it measures the gradient before a remedy changes it.
+        # The guard comes first, because it must measure the gradient before a remedy changes it.
         guard,
         GradientWatch(every=watch.gradients_every) if watch.gradients_every else None,
         *_remedies(config),
-        # Instruments look at what the remedies have left.
+        # These instruments measure the gradient after the remedies have changed it.
         metrics,
         spikes,
         RouterWatch(every=watch.routers_every) if watch.routers_every else None,
@@ -106,7 +106,7 @@ def build_callbacks(
         None
         if writer is None
         else ProgressBar(latest=writer.latest, guard=guard, max_steps=recipe.max_steps),
-        # Checkpoints are last, because they save the state of all others.
+        # Checkpoints come last, because they save the state of all other callbacks.
         checkpoints,
     ]
     return Callbacks(
@@ -122,7 +122,7 @@ def build_callbacks(
 
 
 def _remedies(config: RunConfig) -> list[pl.Callback]:
-    """Those of the run's remedies, then those that it carries for other runs."""
+    """The callbacks of the run's remedies, then those of its observers."""
     recipe = config.recipe
     run = RunFacts(
         max_steps=recipe.max_steps,
@@ -144,7 +144,7 @@ def _validation(config: RunConfig, corpus: Corpus) -> Validation:
             max_windows=recipe.val_windows,
         ),
         at_steps=recipe.validation_steps(),
-        # A model that starts from saved weights is measured before its first step.
+        # Saved weights are also validated before the first step, as a point of comparison.
         for_others={*config.validate_at, *([0] if config.init is not None else [])},
         token_bytes=corpus.tokenizer.token_bytes(),
     )
@@ -174,7 +174,7 @@ def _state_file(folder: RunFolder, step: int) -> Path:
 
 
 def repeat_command(config: RunConfig) -> str:
-    """The command that runs an incident again."""
+    """The command that reruns an incident, with `{folder}` for the incident's folder."""
     if isinstance(config.model, ExternalConfig):
         return f"python -m src.diagnose checkpoint={{folder}} target={config.model.target}"
     return "python -m src.replay incident={folder}"

@@ -1,7 +1,7 @@
-"""Processes that share the steps of one run: who is who, how they are started and watched.
+"""The processes of a run on several devices: their ranks, how they are started and watched.
 
-The first, rank 0, is the process of the command: it alone decides, writes and shows. It starts the
-others once all is decided, and they end with it, whatever ends it.
+Rank 0 is the process of the command. It alone checks the configuration, writes files and prints. It
+starts the other ranks once everything is checked, and they end when it ends, for whatever reason.
 """
 
 import contextlib
@@ -22,35 +22,37 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from src.common import terminal
 
 COMMAND = ("-m", "src.run.ddp_process")
-"""What Python runs for another process."""
+"""Arguments of Python for a rank other than 0."""
 
 READY = "ready\n"
-"""What a process says when it is about to train."""
+"""What such a process writes to its standard output when it is about to train."""
 
 END_SECONDS = 20.0
-"""That the others together have to end after the first."""
+"""How long rank 0 waits for all other ranks to end after training."""
 GRACE_SECONDS = 30.0
-"""Between the death of one process and the end of the first by force, where it waits for ever."""
+"""After the death of another rank, how long rank 0 may go on before it exits. It may be waiting for
+the dead rank for ever."""
 
 FAILURE = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One process among those of its run, all on one machine."""
+    """One process of a run. All processes of a run are on one machine."""
 
     rank: int
     """From 0."""
     world_size: int
+    """Number of processes."""
     port: int
-    """On 127.0.0.1, where they find each other; 0 where there is only one."""
+    """The port on 127.0.0.1 at which the processes meet; 0 if there is only one."""
 
 
 class Ranks(ClusterEnvironment):
-    """Tells Lightning of a place.
+    """Tells Lightning the rank of this process.
 
-    Given always, so that Lightning never takes a job of Slurm's with one task for a run on several
-    nodes, nor requeues it by itself.
+    Passed to Lightning even if there is only one process. Otherwise Lightning would detect a Slurm
+    job by itself, take it for a run on several nodes, and requeue it.
     """
 
     def __init__(self, place: Place) -> None:
@@ -59,91 +61,82 @@ class Ranks(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """They are there already."""
         return True
 
     @property
     def main_address(self) -> str:
-        """This machine."""
         return "127.0.0.1"
 
     @property
     def main_port(self) -> int:
-        """See Place."""
         return self.place.port
 
     @staticmethod
     def detect() -> bool:
-        """It is given, never guessed."""
+        """False, because the place is passed in and never detected."""
         return False
 
     def world_size(self) -> int:
-        """See Place."""
         return self.place.world_size
 
     def set_world_size(self, size: int) -> None:
-        """It is known."""
+        """Does nothing: the size is fixed."""
 
     def global_rank(self) -> int:
-        """See Place."""
         return self.place.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """It is known."""
+        """Does nothing: the rank is fixed."""
 
     def local_rank(self) -> int:
-        """All are on one machine."""
         return self.place.rank
 
     def node_rank(self) -> int:
-        """All are on one machine."""
         return 0
 
 
 def first_place(world_size: int) -> Place:
-    """The place of the process of the command."""
+    """The place of rank 0, with a free port if there are other ranks."""
     port = find_free_network_port() if world_size > 1 else 0
     return Place(rank=0, world_size=world_size, port=port)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Orders:
-    """What another process is told; one line of JSON on its standard input."""
+    """What rank 0 tells another rank: one line of JSON on its standard input."""
 
     place: Place
     arguments: list[str]
-    """Of src.train."""
+    """The arguments of src.train."""
     start: str | None
-    """The checkpoint from which the run goes on."""
+    """The checkpoint to continue from; None: start at step 0."""
 
     def text(self) -> str:
-        """The line."""
         return json.dumps(asdict(self)) + "\n"
 
     @staticmethod
     def read(line: str) -> "Orders":
-        """From the line."""
         values: dict[str, Any] = json.loads(line)
         return Orders(**{**values, "place": Place(**values["place"])})
 
 
 @contextlib.contextmanager
-def others(
+def other_ranks(
     place: Place, *, arguments: Sequence[str], start: Path | None, folder: Path
 ) -> Iterator[None]:
-    """Inside, the other processes of a run are there and about to train.
+    """Starts the other ranks of a run; inside this context they are about to train.
 
     Args:
-        place: of this process, the first.
-        arguments: of src.train.
-        start: the checkpoint from which the run goes on.
-        folder: gets `rank-<n>.log`, all that they say.
+        place: the place of this process, rank 0.
+        arguments: the arguments of src.train.
+        start: the checkpoint to continue from; None: start at step 0.
+        folder: where `rank-<n>.log` is written, with the output of rank n.
 
     Raises:
-        RuntimeError: one has ended before it could train.
+        RuntimeError: a rank ended before it could train.
     """
-    team = [
-        _Other(
+    ranks = [
+        _OtherRank(
             Orders(
                 place=Place(rank=rank, world_size=place.world_size, port=place.port),
                 arguments=list(arguments),
@@ -154,27 +147,27 @@ def others(
         for rank in range(1, place.world_size)
     ]
     try:
-        for other in team:
+        for other in ranks:
             other.wait_until_ready()
         yield
-        for other in team:
-            other.let_go()
+        for other in ranks:
+            other.expect_end()
         deadline = time.monotonic() + END_SECONDS
-        for other in team:
+        for other in ranks:
             other.wait(deadline - time.monotonic())
     finally:
-        for other in team:
-            other.let_go()
-        for other in team:
-            other.dismiss()
+        for other in ranks:
+            other.expect_end()
+        for other in ranks:
+            other.end()
 
 
-class _Other:
-    """One process, seen from the first."""
+class _OtherRank:
+    """A process of another rank, seen from rank 0."""
 
     def __init__(self, orders: Orders, log: Path) -> None:
         self.rank, self.log = orders.place.rank, log
-        self._over = False
+        self._may_end = False
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, *COMMAND],
@@ -182,50 +175,51 @@ class _Other:
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,
-                # A group of its own: no Ctrl-C of the terminal reaches it.
+                # A session of its own, so that Ctrl-C in the terminal reaches rank 0 only.
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
         assert self.process.stdin is not None
-        # One that is gone already is told of when it is waited for.
+        # If the process has ended already, `wait_until_ready` reports it.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(orders.text())
             self.process.stdin.flush()
 
     def wait_until_ready(self) -> None:
-        """Returns when it is about to train. Raises RuntimeError where it has ended instead."""
+        """Returns when the process is about to train; RuntimeError if it ended instead."""
         assert self.process.stdout is not None
         if self.process.stdout.readline() != READY:
             self.process.wait()
-            raise RuntimeError(self._how())
+            raise RuntimeError(self._how_it_ended())
         threading.Thread(target=self._watch, name=f"rank-{self.rank}", daemon=True).start()
 
-    def _how(self) -> str:
+    def _how_it_ended(self) -> str:
         return (
             f"rank {self.rank} ended with exit code {self.process.returncode}; its log: {self.log}"
         )
 
     def _watch(self) -> None:
-        """The death of one leaves the first waiting for it, on a GPU perhaps for ever."""
-        if self.process.wait() == 0 or self._over:
+        """Ends rank 0 if the process dies: rank 0 could wait for it for ever, at least on a GPU."""
+        if self.process.wait() == 0 or self._may_end:
             return
-        # At once: what the first says when a connection is gone names neither process nor log.
-        terminal.error(self._how())
+        # Printed at once, because the error that rank 0 gets from the lost connection names neither
+        # the rank nor its log.
+        terminal.error(self._how_it_ended())
         time.sleep(GRACE_SECONDS)
-        if not self._over:
+        if not self._may_end:
             os._exit(FAILURE)
 
-    def let_go(self) -> None:
-        """From here on it may end, however it does."""
-        self._over = True
+    def expect_end(self) -> None:
+        """From here on the end of the process is not an error."""
+        self._may_end = True
 
     def wait(self, seconds: float) -> None:
-        """Lets it end of itself, for so long."""
+        """Waits at most `seconds` for the process to end by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, seconds))
 
-    def dismiss(self) -> None:
-        """Ends it if it is still there: it goes when its standard input ends."""
+    def end(self) -> None:
+        """Ends the process if it still runs: it exits when its standard input is closed."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""`python -m src.run.ddp_process`: a process of a run other than the first, which starts it."""
+"""`python -m src.run.ddp_process`: a rank of a run other than rank 0, which starts it."""
 
 import os
 import signal
@@ -12,13 +12,13 @@ from src.run.lifecycle import follow
 
 
 def main() -> int:
-    """Reads its orders, and trains the rows that are its own."""
+    """Reads its orders and trains its share of the rows."""
     orders = Orders.read(sys.stdin.readline())
-    # The first reads one word there; all else that is said goes to the log.
+    # Rank 0 reads one line from this standard output; everything else must go to the log.
     answers = os.dup(1)
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_first, name="first-watch", daemon=True).start()
-    # The first alone is asked to stop, and tells the others at the end of the step.
+    threading.Thread(target=_end_with_rank_0, name="rank-0-watch", daemon=True).start()
+    # Signals stop rank 0, which tells the other ranks at the end of the step.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     return follow(
@@ -34,7 +34,8 @@ def _say_ready(answers: int) -> None:
     os.close(answers)
 
 
-def _end_with_first() -> None:
+def _end_with_rank_0() -> None:
+    # Standard input is a pipe from rank 0: it ends when rank 0 ends.
     sys.stdin.read()
     os._exit(FAILURE)
 

@@ -22,7 +22,7 @@ from src.data import Corpus
 from src.run import start_fork
 from src.run.assemble import Assembly, assemble, model_for, vocab_size_for
 from src.run.callbacks import repeat_command
-from src.run.ddp import FAILURE, Place, first_place, others
+from src.run.ddp import FAILURE, Place, first_place, other_ranks
 from src.run.metrics_writer import MetricsWriter
 from src.run.outcome import SAMPLES, build_record, save_samples, show_record, writes_text
 from src.run.process_setup import set_numerics
@@ -36,7 +36,7 @@ SIGNAL_BASE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A checked run: what it trains, on what, and where."""
+    """A checked run: its configuration, data, initialised model and folder."""
 
     config: RunConfig
     config_hash: str
@@ -47,21 +47,21 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The parts of a run that trains, and who follows it."""
+    """An assembled run, and what records its progress."""
 
     parts: Assembly
     extras: dict[str, Any]
-    """What every checkpoint carries; see `_extras`."""
+    """Plain values that every checkpoint holds, from `_extras`."""
     writer: MetricsWriter
     place: Place
     mirror: MlflowMirror | None
 
 
 def run(config: RunConfig) -> int:
-    """Trains one composition and returns the exit code.
+    """Trains one run; returns the exit code.
 
     Raises:
-        InputError: before anything is trained or written.
+        InputError: the run cannot be started; nothing has been trained or written.
     """
     _check(config)
     job = _load(config)
@@ -83,16 +83,22 @@ def run(config: RunConfig) -> int:
 
 
 def _check(config: RunConfig) -> None:
-    """Raises InputError for what can be seen before the data are read."""
+    """Raises InputError for mistakes that can be found before the data are read."""
+    # Cached from here on, so that the record names the code that is running, even if source files
+    # change during the run.
     code_digest()
     config.trainer.check_device()
     check_compiler(compiled=config.compile, device=config.trainer.device_type)
     if config.tracking.mlflow and config.tracking.uri is None:
-        default_uri()  # Raises InputError for a bad address in the environment.
+        default_uri()  # Called only for its check of the address in the environment.
     if config.rerun and is_path(config.resume):
-        raise InputError(f"resume={config.resume}: rerun=true starts anew; leave one of them out")
+        raise InputError(
+            f"resume={config.resume}: rerun=true starts from step 0; leave one of them out"
+        )
     if config.fork is not None and config.resume != "auto":
-        raise InputError(f"resume={config.resume}: a fork begins from its own state; leave it out")
+        raise InputError(
+            f"resume={config.resume}: fork= starts from a state of its own; leave one of them out"
+        )
 
 
 def _load(config: RunConfig, *, rank: int = 0) -> Job:
@@ -113,7 +119,7 @@ def _load(config: RunConfig, *, rank: int = 0) -> Job:
 
 
 def _check_start(job: Job) -> None:
-    """Checks what the run starts from, before anything is written; then moves an old run aside."""
+    """Checks the state that the run starts from, then moves an old run aside for rerun=true."""
     config = job.config
     if not config.rerun:
         checkpoint_to_resume(job.folder, config, job.config_hash)
@@ -128,23 +134,23 @@ def _check_start(job: Job) -> None:
 
 
 def _start(job: Job) -> tuple[dict[str, Any] | None, Path | None]:
-    """Prepares the folder; returns the saved state to continue from, and its file.
+    """Prepares the folder; returns the saved state to continue from and its file.
 
-    Both are None for a run from step 0.
+    Both are None if the run starts at step 0.
     """
     config, folder = job.config, job.folder
     if config.fork is not None and folder.read_config() is None:
         start_fork.begin(config, config.fork, folder, config_hash=job.config_hash)
-    # Checked again, because only now is the folder locked against other processes.
+    # Checked again, because another process could write to the folder until it was locked.
     start = checkpoint_to_resume(folder, config, job.config_hash)
     folder.write_config(config.plain(), config_hash=job.config_hash)
-    # The record of an earlier, unfinished process would outlive a kill of this one.
+    # If this process is killed, the record of an earlier, unfinished one must not remain.
     (folder.path / "record.json").unlink(missing_ok=True)
     return (None if start is None else load_state(start)), start
 
 
 def _build(job: Job, saved: dict[str, Any] | None) -> Training:
-    """Assembles model, data, optimizer and callbacks, and starts the mirror in MLflow."""
+    """Assembles the run and starts mirroring it into MLflow."""
     extras = _extras(job, saved)
     place = first_place(job.config.trainer.devices)
     writer = MetricsWriter(job.folder.metrics, num_lines=cut_metrics(job.folder, saved))
@@ -168,10 +174,10 @@ def _assemble(
 
 
 def _fit_with_others(job: Job, training: Training, start: Path | None) -> str:
-    """Trains, beside the other processes of the run if it has several; returns the status."""
+    """Trains, together with the other ranks if there are any; returns the status."""
     arguments, folder = job.config.arguments, job.folder
     try:
-        with others(training.place, arguments=arguments, start=start, folder=folder.path):
+        with other_ranks(training.place, arguments=arguments, start=start, folder=folder.path):
             return _fit(training.parts, start, folder)
     except RuntimeError as error:
         terminal.error(str(error))
@@ -181,7 +187,9 @@ def _fit_with_others(job: Job, training: Training, start: Path | None) -> str:
 
 
 def _fit(parts: Assembly, start: Path | None, folder: RunFolder) -> str:
-    """Trains; returns the status. The log gets an error in full, the terminal one line.
+    """Trains; returns the status: finished, killed or failed.
+
+    An error is logged with its traceback; the terminal shows one line.
 
     Raises:
         OSError: the run folder cannot be written, so no record can be written either.
@@ -191,7 +199,7 @@ def _fit(parts: Assembly, start: Path | None, folder: RunFolder) -> str:
             parts.task, train_dataloaders=parts.batches, ckpt_path=start, weights_only=True
         )
     except (KeyboardInterrupt, SystemExit):
-        # Lightning turns a second Ctrl-C into an exit; the last checkpoint stays valid.
+        # Lightning turns a second Ctrl-C into SystemExit. The last checkpoint stays valid.
         parts.callbacks.interrupt.signal = parts.callbacks.interrupt.signal or signal.SIGINT
         return "killed"
     except Exception as error:
@@ -207,7 +215,7 @@ def _fit(parts: Assembly, start: Path | None, folder: RunFolder) -> str:
 
 
 def _record(job: Job, training: Training, status: str) -> dict[str, Any]:
-    """Writes record.json and, for a finished run, samples.md; the mirror follows."""
+    """Writes record.json and, for a finished run, samples.md; then completes the mirror."""
     record = build_record(
         job.config,
         training.parts,
@@ -233,16 +241,16 @@ def _end(job: Job, training: Training, record: dict[str, Any]) -> int:
         number = training.parts.callbacks.interrupt.signal
         assert number is not None
         how = "the same command without rerun=true" if job.config.rerun else "the same command"
-        terminal.say(f"stopped by a signal; {how} continues")
+        terminal.say(f"stopped by a signal; to continue, run {how}")
         return SIGNAL_BASE + number
     return 0 if record["status"] == "finished" else FAILURE
 
 
 def _show_finished(job: Job, record: dict[str, Any]) -> int:
-    """The end of a command whose run is finished already."""
+    """Shows the record of a run that had finished before; returns the exit code."""
     if is_path(job.config.resume):
-        raise InputError(f"resume={job.config.resume}: {job.folder.path} is finished already")
-    terminal.say(f"{job.folder.path} is finished already; rerun=true trains it again")
+        raise InputError(f"resume={job.config.resume}: {job.folder.path} is already finished")
+    terminal.say(f"{job.folder.path} is already finished; type rerun=true to train it again")
     for note in record["notes"]:
         terminal.warn(note)
     _add_missing_samples(job)
@@ -268,39 +276,39 @@ def _add_missing_samples(job: Job) -> None:
 
 
 def _write_samples(job: Job, parts: Assembly) -> None:
-    """Writes samples.md and drops old checkpoints. A failure here leaves the record as it is."""
+    """Writes samples.md and deletes old checkpoints; an error here does not fail the run."""
     try:
         save_samples(job.config, parts, job.corpus, job.folder)
         if job.config.study != "single":
             job.folder.drop_all_but_last_checkpoint()
     except Exception as error:
-        logger.exception("after the record")
+        logger.exception("samples could not be written")
         terminal.warn(
-            f"{job.folder.path}: is finished, but its samples could not be written"
-            f" ({type(error).__name__}: {error}); the same command tries again"
+            f"{job.folder.path}: the run finished, but its samples could not be written"
+            f" ({type(error).__name__}: {error}); run the same command to try again"
         )
 
 
 def _storage_failure(folder: RunFolder, error: OSError) -> int:
-    """The end of a run whose folder can no longer be written, such as on a full disk.
+    """Ends a run whose folder cannot be written any more, for example because the disk is full.
 
     Raises:
-        OSError: the error is about something else.
+        OSError: the error does not concern the run folder.
     """
     if not storage.is_of(folder.path, error):
         raise error
     logger.error("the run folder cannot be written", exc_info=error)
     trouble = storage.trouble(error, folder.path)
-    terminal.error(f"{trouble}; the same command goes on from the last checkpoint")
+    terminal.error(f"{trouble}; the same command continues from the last checkpoint")
     return FAILURE
 
 
 def _extras(job: Job, saved: dict[str, Any] | None) -> dict[str, Any]:
-    """Plain values that checkpoints carry.
+    """Plain values that every checkpoint holds.
 
     Args:
         job: the run.
-        saved: the state from which the run continues; None: it starts.
+        saved: the state that the run continues from; None: it starts at step 0.
     """
     plain = job.config.plain()
     return {
@@ -308,7 +316,7 @@ def _extras(job: Job, saved: dict[str, Any] | None) -> dict[str, Any]:
         "config_hash": job.config_hash,
         "tokenizer": job.corpus.tokenizer.state(),
         "derived_from": None if saved is None else saved["derived_from"],
-        # An observer that a resumed run did not carry before has missed the first steps.
+        # Only observers that have seen every step: one that was added on resuming missed the first.
         "observed": {
             name: fields
             for name, fields in plain["observe"].items()
@@ -321,13 +329,13 @@ def _extras(job: Job, saved: dict[str, Any] | None) -> dict[str, Any]:
 def follow(
     config: RunConfig, *, place: Place, start: Path | None, ready: Callable[[], None]
 ) -> int:
-    """The life of another process of a run: it trains its rows and writes no file of the run.
+    """The life of a rank other than 0: it trains its share of the rows and writes no files.
 
     Args:
-        config: of the run; the first process has checked it.
-        place: of this process.
-        start: the checkpoint from which the run continues.
-        ready: called before training.
+        config: the run's configuration, which rank 0 has checked.
+        place: the place of this process.
+        start: the checkpoint to continue from; None: start at step 0.
+        ready: called right before training.
     """
     job = _load(config, rank=place.rank)
     saved = None if start is None else load_state(start)
@@ -337,7 +345,7 @@ def follow(
 
 
 def _mirror(config: RunConfig, folder: RunFolder) -> MlflowMirror | None:
-    """Sends the run folder to MLflow while the run trains."""
+    """Starts mirroring the run folder into MLflow; None if tracking.mlflow is off."""
     if not config.tracking.mlflow:
         return None
     mirror = MlflowMirror(

@@ -1,4 +1,4 @@
-"""metrics.jsonl, as it is written."""
+"""Writes metrics.jsonl during training."""
 
 import contextlib
 import json
@@ -11,16 +11,16 @@ from lightning.pytorch.loggers.logger import Logger
 
 
 class MetricsWriter(Logger):
-    """A Lightning logger that writes metrics.jsonl: one line a step, finite numbers only.
+    """A Lightning logger that writes metrics.jsonl: one line per step, finite numbers only.
 
     Args:
-        path: of the file, which is appended to.
-        num_lines: that the run has written before.
+        path: the file, to which lines are appended.
+        num_lines: the number of lines that the run has written before.
 
     Attributes:
         latest: the last value of each metric that this process has logged.
-        num_lines: that the run has written. Checkpoints and the record keep it, because nothing
-            else tells of a line that is lost from the middle of the file.
+        num_lines: the number of lines that the run has written. Checkpoints and the record store
+            it, so that lines lost from the middle of the file are noticed.
     """
 
     def __init__(self, path: Path, *, num_lines: int) -> None:
@@ -33,19 +33,17 @@ class MetricsWriter(Logger):
 
     @property
     def name(self) -> str:
-        """See Logger."""
         return "metrics.jsonl"
 
     @property
     def version(self) -> int | None:
-        """See Logger."""
         return None
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
+        """Does nothing: config.yaml holds the hyperparameters."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds figures to the line of their step; a new step writes the line before."""
+        """Adds metrics to the line of their step; the first of a new step writes the last line."""
         if step != self._step:
             self._write()
             self._step = step
@@ -54,16 +52,15 @@ class MetricsWriter(Logger):
         self.latest.update(finite)
 
     def flush(self) -> int:
-        """Writes what is pending; returns how many lines the run has written by now."""
+        """Writes the pending line; returns the number of lines that the run has written."""
         self._write()
         return self.num_lines
 
     def finalize(self, status: str) -> None:
-        """See Logger."""
         self._write()
 
     def close(self) -> None:
-        """Writes what is pending and closes the file."""
+        """Writes the pending line and closes the file."""
         self._write()
         self._file.close()
 
@@ -75,7 +72,8 @@ class MetricsWriter(Logger):
                 self._file.write(text)
                 self._file.flush()
             except OSError:
-                # Else the interpreter tries once more at its end, and says how that failed.
+                # Closed here, because otherwise the interpreter would try to flush again when it
+                # exits, and print that error as well.
                 with contextlib.suppress(OSError):
                     self._file.close()
                 raise

@@ -1,4 +1,4 @@
-"""What a run has come to: its record, a sample of its text, the table at its end."""
+"""The result of a run: its record, samples of its text, and the table shown at its end."""
 
 import dataclasses
 import shlex
@@ -39,15 +39,15 @@ def build_record(
     """The content of record.json.
 
     Args:
-        config: of the run.
-        run: what was trained.
-        folder: where its metrics lie.
-        vocab_size: tokens that its model knows.
-        config_hash: of the configuration.
-        status: how it ended.
-        extras: what its checkpoints carry: the configuration, where it began, and by what code it
-            was trained, in order.
-        metric_lines: that the run has written to metrics.jsonl.
+        config: the run's configuration.
+        run: the trained run.
+        folder: the run folder, for its metrics.
+        vocab_size: the model's vocabulary size.
+        config_hash: hash of the configuration.
+        status: finished, killed or failed.
+        extras: the plain values that its checkpoints hold: configuration, source of a branch, and
+            the versions of the code that trained it, in order.
+        metric_lines: the number of lines that the run has written to metrics.jsonl.
     """
     recipe = config.recipe
     steps = run.trainer.global_step
@@ -88,8 +88,8 @@ def build_record(
         "roles": {name: remedy.roles() for name, remedy in config.remedies.items()},
         "active_flops": tokens * size.flops_per_token,
         "notes": config.notes,
-        "final": _own(final, config),
-        "best": _own(run.callbacks.validation.best, config),
+        "final": _without_observers(final, config),
+        "best": _without_observers(run.callbacks.validation.best, config),
         "guard": guard,
         "spikes": run.callbacks.spikes.summary(),
         "alarms": run.callbacks.early.alarms,
@@ -98,8 +98,8 @@ def build_record(
     }
 
 
-def _own(values: Mapping[str, float], config: RunConfig) -> dict[str, float]:
-    """Without what an observer has measured: it is carried for other runs and is not this one's."""
+def _without_observers(values: Mapping[str, float], config: RunConfig) -> dict[str, float]:
+    """The metrics of the run itself: those of its observers belong to the branches."""
     return {k: v for k, v in values.items() if not is_measured_by(k, config.observers)}
 
 
@@ -121,17 +121,17 @@ def _incident(run: Assembly) -> dict[str, Any] | None:
 
 
 def writes_text(model: Any, corpus: Corpus) -> TypeGuard[Transformer]:
-    """Whether a model has samples: text takes a cache, which only our models have."""
+    """Whether samples can be generated: this needs text and the KV cache of a built-in model."""
     return bool(corpus.tokenizer.token_bytes().any()) and isinstance(model, Transformer)
 
 
 def save_samples(config: RunConfig, run: Assembly, corpus: Corpus, folder: RunFolder) -> None:
-    """Writes samples.md: the write-up's prompts continued, by averaged weights too."""
+    """Writes samples.md: continuations of the write-up's prompts, also by averaged weights."""
     model = run.task.model
     if not writes_text(model, corpus):
         return
     offered = offered_weights(run.trainer)
-    # Those that are only looked on for others are no part of this run.
+    # The averaged weights of observers belong to the branches.
     own = {name: context for name, context in offered.items() if name in config.remedies}
     text = samples_markdown(
         model,
@@ -139,37 +139,37 @@ def save_samples(config: RunConfig, run: Assembly, corpus: Corpus, folder: RunFo
         weights={"raw": nullcontext, **own},
         seed=config.seed,
     )
-    # Whole or not at all: what is there is never made again.
+    # Written to a draft and renamed, because an existing file is never written again.
     draft = folder.path / "samples.part"
     draft.write_text(text, encoding="utf-8")
     draft.replace(folder.path / SAMPLES)
 
 
-def _marked(figures: dict[str, float], prefix: str, name: str) -> str:
-    """A validation figure, marked where windows without a finite loss stand behind it."""
-    frac = figures.get(f"{prefix}/nonfinite_frac", 0.0)
-    value = terminal.number(figures.get(f"{prefix}/{name}"))
+def _marked(metrics: dict[str, float], prefix: str, name: str) -> str:
+    """A validation metric, with the share of windows that had no finite loss, if any had none."""
+    frac = metrics.get(f"{prefix}/nonfinite_frac", 0.0)
+    value = terminal.number(metrics.get(f"{prefix}/{name}"))
     return value if frac == 0 else f"{value} ({frac:.0%} of windows non-finite)"
 
 
 def verdict(record: dict[str, Any]) -> str | None:
-    """One line on a run that was not clean, with the cause; None for one that was."""
+    """One line on what went wrong in a run, with its cause; None if nothing did."""
     guard, incident = record["guard"], record["incident"]
     if guard["first_nonfinite_step"] is None:
         if record["outcome"] != "stopped":
             return None
         return f"stopped by an early warning: {record['alarms'][0]['line']}"
     begin = record["steps"] - record["own_steps"]
-    # A step that ends the run by an error is not among those that were made.
+    # A step that ended the run with an error is not counted in record["steps"].
     steps = max(record["steps"], *guard["nonfinite_steps"])
-    # A branch has its source's steps, too.
+    # The guard's counts of a branch include the steps of its source.
     bad = [step for step in guard["nonfinite_steps"] if step > begin]
     what = "loss" if guard["nonfinite_loss_steps"] else "gradients"
     why = "" if incident is None else f": {incident['cause']}"
     if bad and len(bad) == steps - begin:
         how = "skipped" if guard["skipped_steps"] >= len(bad) else "not finite"
         whole = "the only step was" if len(bad) == 1 else f"all {len(bad):,} steps were"
-        return f"nothing was learnt: {whole} {how} (non-finite {what} from step {bad[0]}{why})"
+        return f"nothing was learned: {whole} {how} (non-finite {what} from step {bad[0]}{why})"
     first = guard["first_nonfinite_step"] if incident is None else incident["step"]
     return (
         f"{record['outcome'] or record['status']}: {len(guard['nonfinite_steps']):,} of"
@@ -178,28 +178,28 @@ def verdict(record: dict[str, Any]) -> str | None:
 
 
 def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> None:
-    """The final table, a sample where there is one, and what went wrong.
+    """Prints the final table, a sample if there is one, and what went wrong.
 
     Args:
-        record: of the run.
-        folder: of the run.
-        repeat: the command that runs an incident again, with `{folder}` for the incident's.
+        record: the run's record.
+        folder: the run folder.
+        repeat: the command that reruns an incident, with `{folder}` for the incident's folder.
     """
     final, best = record["final"], record["best"]
     number = terminal.number
-    rows = [["training loss (nats a token)", number(final.get("train/loss")), ""]]
+    rows = [["training loss (nats per token)", number(final.get("train/loss")), ""]]
     prefixes = sorted(name.partition("/")[0] for name in final if name.endswith("/nonfinite_frac"))
     for prefix in prefixes:
         what = "" if prefix == "val" else f", {prefix.removeprefix('val_')} weights"
-        for label, name in (("validation loss", "loss"), ("bits a byte", "bits_per_byte")):
-            columns = [_marked(figures, prefix, name) for figures in (final, best)]
+        for label, name in (("validation loss", "loss"), ("bits per byte", "bits_per_byte")):
+            columns = [_marked(metrics, prefix, name) for metrics in (final, best)]
             rows.append([f"{label}{what}", *columns])
     guard, spikes = record["guard"], record["spikes"]
     rows += [
         ["steps (skipped)", f"{record['steps']:,} ({guard['skipped_steps']:,})", ""],
-        ["greatest gradient norm", number(spikes["grad_norm_max"]), ""],
+        ["largest gradient norm", number(spikes["grad_norm_max"]), ""],
         ["parameters (active)", f"{record['params_total']:,} ({record['params_active']:,})", ""],
-        ["tokens a second", number(record["tokens_per_second"]), ""],
+        ["tokens per second", number(record["tokens_per_second"]), ""],
         ["seconds", number(record["wall_seconds"]), ""],
     ]
     if guard["first_nonfinite_step"] is not None:
@@ -207,9 +207,9 @@ def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> No
         cause = "" if incident is None else incident["cause"]
         rows.append(["first non-finite step", number(guard["first_nonfinite_step"]), ""])
         rows.append(["its cause", cause or "not recorded", ""])
-    # Records of before there was the choice say nothing.
+    # Early versions could not compile, and did not record it.
     if record.get("compiled"):
-        rows.append(["of these compiling", number(record["first_step_seconds"]), ""])
+        rows.append(["seconds compiling", number(record["first_step_seconds"]), ""])
     name = f"{record['variant_name']}/{folder.path.name}"
     how = record["outcome"] or record["status"]
     variant = record["variant"]
@@ -218,10 +218,10 @@ def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> No
     samples = folder.path / SAMPLES
     if record["status"] == "finished" and how != "collapsed" and samples.is_file():
         sample = first_sample(samples.read_text(encoding="utf-8", errors="replace"))
-        # A model whose logits are not finite has added nothing to the prompt.
+        # A model with non-finite logits adds nothing to the prompt.
         if sample != WRITEUP[0]:
             terminal.say(sample)
-            terminal.say(f"more of its text: {samples}")
+            terminal.say(f"more samples: {samples}")
     terminal.say(f"run folder: {folder.path}")
     if record["incident"] is not None:
         _show_incident(record["incident"], folder, repeat)
@@ -231,10 +231,10 @@ def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> No
 
 
 def _show_incident(incident: dict[str, Any], folder: RunFolder, repeat: str) -> None:
-    """What failed first, its page and its command, as far as the recorder wrote them."""
+    """Prints the incident's line, and its page and rerun command if the recorder saved them."""
     place = folder.path / "incidents" / f"step-{incident['step']}"
     terminal.sentence(f"first incident: {incident['line']}")
     if (place / "incident.html").is_file():
         terminal.say(f"its page: {place / 'incident.html'}")
     if (place / "state.pt").is_file():
-        terminal.say(f"to run it again: {repeat.replace('{folder}', shlex.quote(str(place)))}")
+        terminal.say(f"to rerun it: {repeat.replace('{folder}', shlex.quote(str(place)))}")

@@ -1,4 +1,4 @@
-"""Settings of the whole process on which numbers or speed depend."""
+"""Process-wide settings that affect numbers or speed."""
 
 import ctypes
 import logging
@@ -14,19 +14,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST = 2**30
 
 _KERNELS = 256
-"""Of oneDNN's products in bfloat16. Experts get another number of tokens in each step, and each
-number is a product of its own: at its default of 1024 they take half a gigabyte. With 128 those of
-thirty layers make each other anew, and a step takes a quarter longer."""
+"""Number of bfloat16 matmul kernels that oneDNN caches. An expert gets a different number of tokens
+in each step, and each number needs its own kernel. With oneDNN's default of 1024 the cache grows to
+half a gigabyte. With 128 the kernels of thirty layers evict each other, and a step takes a quarter
+longer."""
 
 
 def set_up_memory() -> None:
-    """Lets a process reuse what a training step has freed in the next one, and bounds its kernels.
+    """Makes a step reuse the memory that the step before has freed, and limits oneDNN's cache.
 
-    By default glibc returns large blocks to the system at once, and each step then waits for the
-    same pages to be handed out and zeroed again. Changes no number. Other C libraries, which do not
-    have the setting, are left as they are; so is a bound that the environment names.
+    By default glibc returns large blocks to the system at once, so that each step waits for the
+    same pages to be allocated and zeroed again. No number depends on this. C libraries without
+    mallopt are left as they are, and so is a cache size that the environment sets.
     """
-    # Read at the first product.
+    # oneDNN reads this at its first matrix product, so it must be set before.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -35,12 +36,13 @@ def set_up_memory() -> None:
 
 
 def set_numerics(config: RunConfig, *, rank: int = 0) -> None:
-    """Sets what the last bits of numbers depend on, and quietens Lightning."""
+    """Sets threads, random seeds and matmul precision of this process, and silences Lightning."""
     set_up_memory()
     torch.set_num_threads(config.trainer.threads)
     seed_global(stream_seed(config.seed, "global", *([rank] if rank else [])))
     torch.set_float32_matmul_precision(config.recipe.matmul_precision)
-    # Its greetings, and its advice about workers, which a corpus in memory does not need.
+    # Lightning prints greetings, and advises more data workers, which a corpus in memory does not
+    # need.
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.")

@@ -1,4 +1,4 @@
-"""What is in a run's folder already: a finished run, one to continue, or one that is different."""
+"""Looks at an existing run folder: a finished run, one to continue, or a different run."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from src.config.run_config import RunConfig
 
 
 def is_path(resume: str) -> bool:
-    """Whether resume= names a checkpoint."""
+    """Whether the value of `resume` is the path of a checkpoint."""
     return resume not in ("auto", "never")
 
 
 def finished_record(config: RunConfig, config_hash: str) -> dict[str, Any] | None:
-    """The record of a finished run of this configuration; None if it has not finished.
+    """The record of the finished run of this configuration; None if there is none.
 
     Raises:
         InputError: the folder holds a run of another configuration, or is damaged.
@@ -30,14 +30,14 @@ def finished_record(config: RunConfig, config_hash: str) -> dict[str, Any] | Non
         differing = _difference(known, config.plain())
         raise InputError(
             f"{folder.path}: holds a run of another configuration ({differing});"
-            " rerun=true moves it aside, study=<name> puts this one elsewhere"
+            " type rerun=true to move it aside, or study=<name> for another folder"
         )
     record = folder.read_record()
     return record if record is not None and record["status"] == "finished" else None
 
 
 def checkpoint_to_resume(folder: RunFolder, config: RunConfig, config_hash: str) -> Path | None:
-    """The checkpoint from which to continue; None starts from step 0.
+    """The checkpoint to continue from; None: start at step 0.
 
     Raises:
         InputError: there is an unfinished run and resume=never, or the checkpoint cannot be used.
@@ -46,8 +46,8 @@ def checkpoint_to_resume(folder: RunFolder, config: RunConfig, config_hash: str)
     if config.resume == "never":
         if unfinished:
             raise InputError(
-                f"resume=never: {folder.path} holds an unfinished run; resume=auto continues it,"
-                " rerun=true moves it aside"
+                f"resume=never: {folder.path} holds an unfinished run; type resume=auto to continue"
+                " it, or rerun=true to move it aside"
             )
         return None
     path = Path(config.resume) if is_path(config.resume) else folder.last_checkpoint()
@@ -57,8 +57,8 @@ def checkpoint_to_resume(folder: RunFolder, config: RunConfig, config_hash: str)
     begun = any(line["step"] <= found["global_step"] for line in read_metrics(folder.metrics))
     if unfinished and not begun:
         raise InputError(
-            f"{folder.metrics}: ends before the checkpoint that it belongs to;"
-            " rerun=true moves the folder aside"
+            f"{folder.metrics}: has no lines up to the step of the checkpoint;"
+            " type rerun=true to move the folder aside"
         )
     if found["config_hash"] != config_hash:
         differing = _difference(found["config"], config.plain())
@@ -67,19 +67,22 @@ def checkpoint_to_resume(folder: RunFolder, config: RunConfig, config_hash: str)
 
 
 def cut_metrics(folder: RunFolder, saved: dict[str, Any] | None) -> int:
-    """Cuts metrics.jsonl to a checkpoint; returns the number of lines that the run had written.
+    """Cuts metrics.jsonl to the step of a checkpoint.
 
-    Lines may be missing after a crash. That is a warning and no reason to train again.
+    Lines may be missing after a crash. This is only a warning: training again is not worth it.
 
     Args:
-        folder: of the run.
-        saved: the checkpoint's content; None: the run starts.
+        folder: the run folder.
+        saved: the content of the checkpoint; None: the run starts at step 0.
+
+    Returns:
+        The number of lines that the run had written by then.
     """
     if saved is None:
         return folder.cut_metrics(step=-1)
     kept = folder.cut_metrics(step=saved["global_step"])
-    # A run that continues from a checkpoint in another folder starts with an empty file, and old
-    # checkpoints do not hold the number.
+    # A run that continues from a checkpoint in another folder starts with an empty file.
+    # Checkpoints of early versions do not hold the number.
     written: int = saved.get("metric_lines", kept) if kept else 0
     if kept < written:
         terminal.warn(f"{folder.metrics}: {lost_lines(kept, written)}")
@@ -91,7 +94,7 @@ def _difference(old: Any, new: Any, prefix: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         for key, value in new.items():
             field = f"{prefix}.{key}" if prefix else key
-            # Runs of one hash may differ in fields that are not hashed, so these explain nothing.
+            # Fields that are not hashed cannot be the reason why the hashes differ.
             found = role_of(field).is_hashed and _difference(old.get(key), value, field)
             if found:
                 return found

@@ -1,7 +1,7 @@
-"""Begins a run from a state that another run has saved.
+"""Starts a branch from a state that another run has saved.
 
-The folder is made to look as if the run itself had been interrupted there; all the rest is the
-ordinary way of going on after an interruption, which is bitwise.
+The new folder is filled as if the branch itself had been interrupted at that step. Everything else
+is the ordinary continuation after an interruption, which is bitwise exact.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from src.tracking.labels import is_measured_by
 
 
 def this_origin() -> list[str]:
-    """What trains in this process: the code and the version of torch."""
+    """The code that trains in this process: its digest and the version of torch."""
     return [code_digest(), str(torch.__version__)]
 
 
 def origins_of(saved: Mapping[str, Any] | None) -> list[list[str]]:
-    """What has trained a run that goes on here from a checkpoint, in order, each once in a row."""
+    """The origins of a run that continues from a checkpoint here, in order, without repetition."""
     before: list[list[str]] = [] if saved is None else saved.get("origins", [["unknown", ""]])
     return before if before and before[-1] == this_origin() else [*before, this_origin()]
 
@@ -42,13 +42,13 @@ def state_key(
     *,
     origins: Sequence[Sequence[str]] | None = None,
 ) -> str:
-    """What the state of a run after a step hangs on.
+    """A hash of everything that the state of a run after a step depends on.
 
     Args:
-        config_hash: of the run.
-        observed: options that have looked on from its first step, with their fields.
-        step: after which it was saved.
-        origins: what has trained it until then; None: this code alone.
+        config_hash: hash of the run's configuration.
+        observed: observers that the run has carried from its first step, with their fields.
+        step: the step after which the state was saved.
+        origins: the code that has trained the run so far; None: this process's code alone.
     """
     trained_by = [this_origin()] if origins is None else [list(origin) for origin in origins]
     text = json.dumps([config_hash, observed, step, trained_by], sort_keys=True)
@@ -56,9 +56,9 @@ def state_key(
 
 
 def check(config: RunConfig, fork: Fork) -> None:
-    """Raises InputError unless the state is there, can be read and fits the configuration."""
+    """Raises InputError unless the state exists, can be read and fits the configuration."""
     fork.check(last_step=config.last_step)
-    # Both are read again by `begin`, once the new folder is there.
+    # Read only to find damage before the new folder is created; `begin` reads both again.
     load_state(fork.state, field="fork")
     read_metrics(fork.source / "metrics.jsonl")
     source, ours = fork.source_config(), config.plain()
@@ -66,11 +66,12 @@ def check(config: RunConfig, fork: Fork) -> None:
         theirs = {**source["stability"], **source["observe"]}.get(name)
         if remedy.is_passive and theirs != dataclasses.asdict(remedy):
             raise InputError(
-                f"fork={fork.source}@{fork.step}: stability={name} looks on from the first step,"
-                f" and that run did not carry it with these fields (observe={{{name}:...}})"
+                f"fork={fork.source}@{fork.step}: stability={name} must observe from the first"
+                f" step, but that run did not carry it with these fields; train that run again with"
+                f" observe={{{name}:{{...}}}}"
             )
-    origin, own = (c.get("init") or {} for c in (source, ours))
-    _compare(fork, "init", origin.get("digest"), own.get("digest"))
+    their_init, our_init = (c.get("init") or {} for c in (source, ours))
+    _compare(fork, "init", their_init.get("digest"), our_init.get("digest"))
     for field, role in ROLES.items():
         if role.must_match:
             section, _, name = field.partition(".")
@@ -86,15 +87,15 @@ def _compare(fork: Fork, name: str, theirs: Any, ours: Any) -> None:
             _compare(fork, f"{name}.{key}", theirs.get(key), ours.get(key))
     elif theirs != ours:
         raise InputError(
-            f"fork={fork.source}@{fork.step}: {name} was {theirs} there and is {ours} here;"
-            " the state does not fit"
+            f"fork={fork.source}@{fork.step}: {name} is {theirs} in that run and {ours} here, so"
+            " its state does not fit"
         )
 
 
 def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str) -> None:
-    """Fills a new folder with what the run would have left after the fork's step."""
+    """Fills a new folder with what the run itself would have left after the fork's step."""
     state = load_state(fork.state, field="fork")
-    foreign = _foreign(config, state["config"])
+    foreign = _foreign_remedies(config, state["config"])
     own = config.recipe.validation_steps() | set(config.validate_at)
     for_others = set(state["config"].get("validate_at", [])) - own
     state |= {
@@ -106,9 +107,9 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
     _set_optimizer(state, config, fork.step)
     for callback in state["callbacks"].values():
         if isinstance(callback, dict) and {"last", "best"} <= set(callback):
-            for figures in (callback["last"], callback["best"]):
-                for name in [n for n in figures if is_measured_by(n, foreign)]:
-                    del figures[name]
+            for metrics in (callback["last"], callback["best"]):
+                for name in [n for n in metrics if is_measured_by(n, foreign)]:
+                    del metrics[name]
     lines = [
         {
             name: value
@@ -134,14 +135,14 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
     folder.end_fork()
 
 
-def _foreign(config: RunConfig, source: Mapping[str, Any]) -> list[str]:
-    """Options that the source had, or carried, and this run has not."""
+def _foreign_remedies(config: RunConfig, source: Mapping[str, Any]) -> list[str]:
+    """Remedies and observers of the source that this run does not have."""
     theirs = {*source["stability"], *source["observe"]}
     return sorted(theirs - {*config.remedies, *config.observers})
 
 
 def _set_optimizer(state: dict[str, Any], config: RunConfig, step: int) -> None:
-    """The settings of AdamW and the rate of the next step, as this run's own schedule has them."""
+    """Replaces AdamW's settings and the rate of the next step by those of this run."""
     base, rate = config.recipe.learning_rate, config.recipe.learning_rate * config.lr_factor(step)
     for group in state["optimizer_states"][0]["param_groups"]:
         group |= {

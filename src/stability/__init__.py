@@ -1,6 +1,6 @@
-"""Stability options. A new one: its file here, its YAML in conf/stability, a line in REMEDIES.
+"""Stability remedies. To add one: a file here, a YAML in conf/stability and a line in REMEDIES.
 
-They serve any LightningModule: src/nonfinite/README.md shows it.
+Remedies work with any LightningModule; src/nonfinite/README.md shows how.
 """
 
 from src.stability.base import RemedyConfig, RunFacts
@@ -25,7 +25,7 @@ from src.stability.z_loss import ZLossConfig
 from src.stability.zclip import ZClipConfig
 
 REMEDIES: dict[str, type[RemedyConfig]] = {
-    # The write-up's.
+    # Proposed in the write-up.
     "clip03": ClipNormConfig,
     "clip05": ClipNormConfig,
     "early_stop": EarlyStopConfig,
@@ -35,14 +35,14 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "lower_lr": LowerLRConfig,
     "noise": NoiseConfig,
     "warmdown": WarmdownConfig,
-    # Controls: the null arm, and treatments known to work.
+    # Controls: positive controls (known to work) and A/A controls (known to do nothing).
     "router_eps": RouterEpsConfig,
     "router_freeze": RouterFreezeConfig,
     "shaken": ShakenConfig,
     "shaken_full": ShakenFullConfig,
-    # After the noise, because it acts on all that comes before clipping.
+    # Callbacks run in this order: clip_value must also bound the entries that the noise changed.
     "clip_value": ClipValueConfig,
-    # The field's.
+    # Common in the literature.
     "beta2": Beta2Config,
     "latent_norm": LatentNormConfig,
     "qk_norm": QKNormConfig,

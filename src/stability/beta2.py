@@ -1,4 +1,4 @@
-"""Another memory of AdamW's second moment."""
+"""A different decay of AdamW's second moment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 import lightning.pytorch as pl
 
 from src.stability.base import RemedyConfig, RunFacts
-from src.stability.figure import Figure
+from src.stability.effect_metric import EffectMetric
 
 
 @dataclass(kw_only=True)
 class Beta2Config(RemedyConfig):
-    """Another decay of AdamW's second moment, which late spikes are sensitive to."""
+    """Sets AdamW's beta2, to which loss spikes late in training are sensitive."""
 
     beta2: float
     """From 0 to below 1."""
@@ -22,13 +22,10 @@ class Beta2Config(RemedyConfig):
             raise ValueError(f"beta2={self.beta2}: must be at least 0 and below 1")
 
     def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """See RemedyConfig."""
         return {"recipe.betas": [parts["recipe"].betas[0], self.beta2]}
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
-
         def read(trainer: pl.Trainer, module: pl.LightningModule) -> float:
             return float(trainer.optimizers[0].param_groups[0]["betas"][1])
 
-        return [Figure("beta2_value", read, run)]
+        return [EffectMetric("beta2_value", read, run)]

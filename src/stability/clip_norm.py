@@ -9,18 +9,17 @@ from src.stability.base import RemedyConfig, check_positive
 
 @dataclass(kw_only=True)
 class ClipNormConfig(RemedyConfig):
-    """Clips the gradient norm lower (Pascanu et al., arXiv 1211.5063); the write-up's option 1.
+    """A lower clipping norm (Pascanu et al., arXiv 1211.5063); option 1 of the write-up.
 
-    AdamW is nearly invariant to a constant factor on the gradient, so what counts is how often the
-    bound binds: see grad/clip_frac.
+    AdamW is nearly invariant to a constant factor on the gradient, so the effect depends on how
+    often the bound binds, which grad/clip_frac logs.
     """
 
     norm: float
-    """The bound; above 0."""
+    """Largest gradient norm; above 0."""
 
     def __post_init__(self) -> None:
         check_positive("norm", self.norm)
 
     def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """See RemedyConfig."""
         return {"recipe.clip_norm": self.norm}

@@ -15,15 +15,15 @@ SCALES = ("absolute", "gradient_rms")
 
 @dataclass(kw_only=True)
 class ClipValueConfig(RemedyConfig):
-    """Clips each entry of the gradient, which the write-up remarks that norm clipping does not.
+    """Clips each entry of the gradient; the write-up notes that norm clipping does not do this.
 
-    It acts before norm clipping, which stays on.
+    Norm clipping stays on and acts afterwards.
     """
 
     value: float
-    """The bound on the absolute value of an entry, in units of `scale`; above 0."""
+    """Largest absolute value of an entry, in units of `scale`; above 0."""
     scale: str
-    """absolute: as it stands; gradient_rms: times the root mean square of each tensor's entries."""
+    """absolute: 1; gradient_rms: the root mean square of the entries of each tensor."""
 
     def __post_init__(self) -> None:
         check_positive("value", self.value)
@@ -31,12 +31,11 @@ class ClipValueConfig(RemedyConfig):
             raise ValueError(f"scale={self.scale}: must be one of {', '.join(SCALES)}")
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         return [ClipValue(self, run)]
 
 
 class ClipValue(GradientRemedy):
-    """Logs the share of entries that the bound has bound since the start."""
+    """Clips the entries, and logs the fraction clipped since the start of the run."""
 
     name = "clip_value"
 
@@ -46,7 +45,6 @@ class ClipValue(GradientRemedy):
         self.num_bound, self.num_entries = torch.zeros((), dtype=torch.long), 0
 
     def change(self, gradients: list[Tensor], *, norm: Tensor, step: int) -> bool:
-        """See GradientRemedy."""
         for gradient in gradients:
             bound = torch.tensor(self.config.value, device=gradient.device)
             if self.config.scale == "gradient_rms":
@@ -59,9 +57,7 @@ class ClipValue(GradientRemedy):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts."""
         return {"num_bound": self.num_bound, "num_entries": self.num_entries}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
         self.num_bound, self.num_entries = state_dict["num_bound"], state_dict["num_entries"]

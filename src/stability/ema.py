@@ -15,25 +15,25 @@ from src.stability.base import RemedyConfig, RunFacts, check_frac
 
 @dataclass(kw_only=True)
 class EmaConfig(RemedyConfig):
-    """torch-ema as in the write-up's option 6; training itself is untouched."""
+    """Weight averaging by torch-ema, option 6 of the write-up; training itself does not change."""
 
     is_passive: ClassVar[bool] = True
     keeps_average: ClassVar[bool] = True
     evaluated_as: ClassVar[str | None] = "ema"
 
     decay: float | None
-    """Weight of the past in each update; from 0 to below 1; null where horizon_frac says it."""
+    """Weight of the past in each update; from 0 to below 1; null if horizon_frac is set."""
     horizon_frac: float | None
-    """Share of the run that the average remembers, the form that is matched to scale: the decay
-    is 1 - 1 / (horizon_frac * max_steps), 0.999 for 1/11 of 11,000 steps; null where decay says it.
-    The library's ramp holds the decay down for long: it reaches 0.999 at update 8,990 only.
-    """
+    """Fraction of the run that the average remembers, for comparing runs of different length; null
+    if decay is set. The decay is 1 - 1 / (horizon_frac * max_steps), for example 0.999 for 1/11 of
+    11,000 steps. The library's warm-up keeps the decay lower for long: it allows 0.999 only from
+    update 8,990 on."""
 
     def __post_init__(self) -> None:
         if (self.decay is None) == (self.horizon_frac is None):
             raise ValueError(
-                f"horizon_frac={self.horizon_frac}: exactly one of decay (now {self.decay})"
-                " and horizon_frac must have a value, the other null"
+                f"horizon_frac={self.horizon_frac}: set exactly one of decay (now {self.decay})"
+                " and horizon_frac, and the other to null"
             )
         if self.decay is not None and not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay}: must be at least 0 and below 1")
@@ -41,28 +41,28 @@ class EmaConfig(RemedyConfig):
             check_frac("horizon_frac", self.horizon_frac)
 
     def decay_for(self, max_steps: int) -> float:
-        """The decay in a run of so many steps."""
+        """The decay in a run of `max_steps` steps."""
         if self.decay is not None:
             return self.decay
         assert self.horizon_frac is not None
         return 1.0 - 1.0 / max(1.0, self.horizon_frac * max_steps)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         return [WeightAverage(self, run)]
 
 
 class WeightAverage(StepCallback):
-    """Keeps averaged weights and offers them to validation as `val_ema/`.
+    """Averages the weights; validation evaluates the average as `val_ema/`.
 
-    Updated after applied steps only: one non-finite update would poison the average for good. The
-    library's ramp min(decay, (1 + n) / (10 + n)) stays on, as in the write-up's snippet, and the
-    decay in force is logged. In 440 updates it reaches 0.980: decays above that are one treatment.
+    The average is updated only after applied steps, because one non-finite update would make it
+    non-finite for good. As in the write-up's code, the library's warm-up of the decay,
+    min(decay, (1 + n) / (10 + n)) at update n, stays on; the decay in use is logged. After 440
+    updates it has reached 0.980, so in so short a run all higher decays are the same treatment.
 
-    Lightning's own EMAWeightAveraging (2.6) differs in four ways: it also updates after a step that
-    was skipped or not finite, because it follows the trainer's count of steps; it has no ramp; it
-    averages buffers too, a router's bias among them; and it validates the average alone and leaves
-    it in the model at the end, so that the raw weights are not evaluated beside it.
+    Lightning's EMAWeightAveraging (2.6) differs in four ways. It counts the trainer's steps, so it
+    also updates after a skipped or non-finite step. It has no warm-up. It averages buffers as well,
+    including a router's bias. It validates the average only and leaves it in the model at the end,
+    so the raw weights are not evaluated.
     """
 
     def __init__(self, config: EmaConfig, run: RunFacts) -> None:
@@ -71,7 +71,7 @@ class WeightAverage(StepCallback):
         self._restored: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts from the initial weights, or from a checkpoint's average."""
+        """Starts from the initial weights, or from the average in a checkpoint."""
         params = [p for p in pl_module.parameters() if p.requires_grad]
         self._check_dtype(params)
         self.average = ExponentialMovingAverage(params, decay=self.decay)
@@ -81,13 +81,12 @@ class WeightAverage(StepCallback):
     @staticmethod
     def _check_dtype(params: list[nn.Parameter]) -> None:
         for parameter in params:
-            # torch-ema's shadow has the dtype of the parameter, and with eight bits of mantissa
-            # steps of (1 - decay) vanish: the average would never move.
+            # torch-ema keeps the average in the parameter's dtype. In bfloat16, with 8 bits of
+            # mantissa, an update by (1 - decay) rounds to nothing: the average would never move.
             if parameter.element_size() < 4:
                 raise ValueError(f"ema needs float32 parameters, found {parameter.dtype}")
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Updates after a step that changed the weights."""
         assert self.average is not None
         if StepGuard.step_was_sound(trainer):
             self.average.update()
@@ -98,20 +97,18 @@ class WeightAverage(StepCallback):
             log(trainer, metrics, step=step)
 
     def evaluation_weights(self) -> dict[str, Any]:
-        """The averaged weights, for Validation."""
+        """Contexts by name; inside, the model holds the averaged weights. Validation calls this."""
         return {"ema": self.averaged}
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside this context the model holds the averaged weights."""
         assert self.average is not None
         return self.average.average_parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """The shadow weights and their count."""
         return self.average.state_dict() if self.average is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the parameters are there to be averaged."""
+        # Before on_fit_start there is no average yet that could be loaded.
         self._restored = state_dict
         if self.average is not None:
             self.average.load_state_dict(state_dict)

@@ -1,4 +1,4 @@
-"""Full precision from a share of the run on."""
+"""Full precision in the last part of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,32 +14,30 @@ from src.stability.base import RemedyConfig, RunFacts, check_frac
 
 @dataclass(kw_only=True)
 class Fp32Config(RemedyConfig):
-    """float32 "for the final steps": the heading of the write-up's option 4.
+    """float32 "for the final steps", as the heading of the write-up's option 4 says.
 
-    With float32 products in reduced precision, as the write-up set them, it would not be float32:
-    from the switch on they are exact.
+    The write-up also lowers the precision of float32 matrix products. With that setting the result
+    would not be float32, so from the switch on matrix products are in full precision.
     """
 
     start_frac: float
-    """Share of the run before the switch; from 0 to 1."""
+    """Fraction of the run before the switch; from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_frac("start_frac", self.start_frac)
 
     def no_op(self, parts: Mapping[str, Any]) -> str | None:
-        """See RemedyConfig."""
         recipe = parts["recipe"]
         if recipe.precision == "32-true" and recipe.matmul_precision == "highest":
             return "recipe.precision is 32-true already"
         return super().no_op(parts)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         return [PrecisionSwitch(self, run)]
 
 
 class PrecisionSwitch(StepCallback):
-    """Takes autocast away between two steps; weights and optimizer state stay as they are."""
+    """Switches autocast off between two steps; weights and optimizer state do not change."""
 
     def __init__(self, config: Fp32Config, run: RunFacts) -> None:
         self.run = run
@@ -49,13 +47,12 @@ class PrecisionSwitch(StepCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Switches before the first step after start_frac; after a resume too."""
+        # Not an equality: a resumed run must switch at its first step.
         if not self.active and trainer.global_step >= self.start_step:
             self.active = True
             trainer.strategy.precision_plugin = Precision()
             torch.set_float32_matmul_precision("highest")
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Logs whether the step was float32, as 0 or 1."""
         if is_log_step(trainer, step, every=self.run.log_every):
             log(trainer, {"stability/fp32_active": float(self.active)}, step=step)

@@ -1,4 +1,4 @@
-"""What remedies on the gradient share."""
+"""Base class of remedies that change the gradient."""
 
 from abc import ABC, abstractmethod
 
@@ -12,9 +12,9 @@ from src.stability.base import RunFacts
 
 
 class GradientRemedy(StepCallback, ABC):
-    """Calls `change` with the gradients of each step that will be applied, before norm clipping.
+    """Calls `change` with the gradients of each applied step, before norm clipping.
 
-    A step that the guard has dropped has no gradients, and the remedy sees none of it.
+    A step that the guard has dropped has no gradients left, so `change` is not called.
     """
 
     name = ""
@@ -25,18 +25,20 @@ class GradientRemedy(StepCallback, ABC):
 
     @abstractmethod
     def change(self, gradients: list[Tensor], *, norm: Tensor, step: int) -> bool:
-        """Changes gradients in place; returns whether it did.
+        """Changes the gradients in place.
 
         Args:
             gradients: one for each parameter that has one.
-            norm: of all of them together.
+            norm: their total L2 norm.
             step: number of the step, from 1.
+
+        Returns:
+            Whether any gradient was changed.
         """
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Hands the gradients over."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in params if p.grad is not None]
         if not gradients:
@@ -47,6 +49,7 @@ class GradientRemedy(StepCallback, ABC):
             norm = torch.nn.utils.get_total_norm(gradients)
         changed = self.change(gradients, norm=norm, step=trainer.global_step + 1)
         if changed and guard is not None:
+            # The norm that the guard measured is out of date; clipping must compute it itself.
             guard.current_norm = None
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:

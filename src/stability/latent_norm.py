@@ -1,4 +1,4 @@
-"""Norms on the latents."""
+"""Normalised latents in mlha attention."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,18 +7,16 @@ from typing import Any
 import lightning.pytorch as pl
 
 from src.stability.base import RemedyConfig, RunFacts
-from src.stability.figure import Figure, count_norms
+from src.stability.effect_metric import EffectMetric, count_norms
 
 
 @dataclass(kw_only=True)
 class LatentNormConfig(RemedyConfig):
-    """RMSNorm on the latents of mlha, as DeepSeek-V2 has (arXiv 2405.04434)."""
+    """RMSNorm on the latents of mlha, as in DeepSeek-V2 (arXiv 2405.04434)."""
 
     def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """See RemedyConfig."""
         return {"attention.latent_norm": True}
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         names = "q_latent_norm", "kv_latent_norm"
-        return [Figure("latent_norm_modules", lambda _, m: count_norms(m, *names), run)]
+        return [EffectMetric("latent_norm_modules", lambda _, m: count_norms(m, *names), run)]

@@ -1,4 +1,4 @@
-"""Normal noise on the gradient."""
+"""Gaussian noise on the gradient."""
 
 import math
 from collections.abc import Mapping
@@ -18,10 +18,11 @@ SCALES = ("absolute", "gradient_rms", "clip_norm")
 
 @dataclass(kw_only=True)
 class NoiseConfig(RemedyConfig):
-    """Adds noise to every gradient, before clipping (Neelakantan et al., arXiv 1511.06807).
+    """Adds noise to every gradient before clipping (Neelakantan et al., arXiv 1511.06807).
 
-    The write-up's option 5. Its literal form has a norm of std * sqrt(number of parameters), 30 at
-    916M, so that clipping then cuts the signal thirty-fold: hence the scales.
+    Option 5 of the write-up. Taken literally (scale=absolute) the noise has a norm of
+    std * sqrt(number of parameters): 30 for 916M parameters. Clipping then shrinks the signal
+    thirtyfold. The other scales avoid this.
     """
 
     draws: ClassVar[bool] = True
@@ -29,10 +30,10 @@ class NoiseConfig(RemedyConfig):
     std: float
     """Standard deviation, in units of `scale`; above 0."""
     scale: str
-    """absolute: as it stands; gradient_rms: times the root mean square of each tensor's entries;
-    clip_norm: so that the norm of all noise is std times the bound on the gradient norm."""
+    """absolute: 1; gradient_rms: the root mean square of the entries of each tensor; clip_norm: the
+    total norm of the noise is std times recipe.clip_norm."""
     start_frac: float
-    """Share of the run without it; from 0 to 1."""
+    """Fraction of the run without noise; from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_positive("std", self.std)
@@ -41,24 +42,22 @@ class NoiseConfig(RemedyConfig):
             raise ValueError(f"scale={self.scale}: must be one of {', '.join(SCALES)}")
 
     def check(self, parts: Mapping[str, Any]) -> None:
-        """See RemedyConfig."""
         if self.scale == "clip_norm" and parts["recipe"].clip_norm is None:
-            raise ValueError("scale=clip_norm: needs a bound, and recipe.clip_norm is null")
+            raise ValueError("scale=clip_norm: needs recipe.clip_norm, which is null")
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         repeat = (run.repeat,) if run.repeat else ()
         return [GradientNoise("noise", self, run, *repeat)]
 
 
 class GradientNoise(GradientRemedy):
-    """Draws from a stream of its own for each step, so that nothing else is shifted by it.
+    """Draws from its own random stream, a new one each step, so that no other draw changes.
 
     Args:
-        name: of the option; also the purpose of its random stream.
-        config: how much, and from when on.
-        run: facts of the run.
-        index: further places of the stream, such as the number of a repeat.
+        name: name of the remedy, which is also the purpose of its random stream.
+        config: amount and start.
+        run: facts about the run.
+        index: further parts of the stream's key, such as the number of a repeat.
     """
 
     def __init__(self, name: str, config: NoiseConfig, run: RunFacts, *index: int) -> None:
@@ -67,7 +66,6 @@ class GradientNoise(GradientRemedy):
         self.start_step = run.step_at(config.start_frac)
 
     def change(self, gradients: list[Tensor], *, norm: Tensor, step: int) -> bool:
-        """See GradientRemedy."""
         if step <= self.start_step:
             return False
         seed = stream_seed(self.run.seed, self.name, *self.index, step)

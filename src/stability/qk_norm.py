@@ -1,4 +1,4 @@
-"""Norms on queries and keys."""
+"""Normalised queries and keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from src.stability.base import RemedyConfig, RunFacts
-from src.stability.figure import Figure, count_norms
+from src.stability.effect_metric import EffectMetric, count_norms
 
 
 @dataclass(kw_only=True)
@@ -15,9 +15,9 @@ class QKNormConfig(RemedyConfig):
     """RMSNorm over each query and key head (Dehghani et al., arXiv 2302.05442)."""
 
     def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """See RemedyConfig."""
         return {"attention.qk_norm": True}
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
-        return [Figure("qk_norm_modules", lambda _, m: count_norms(m, "q_norm", "k_norm"), run)]
+        return [
+            EffectMetric("qk_norm_modules", lambda _, m: count_norms(m, "q_norm", "k_norm"), run)
+        ]

@@ -1,4 +1,7 @@
-"""An epsilon in the gate, known to end the NaN of a router whose scores underflow; spikes stay."""
+"""An epsilon in the gate: a positive control for routers whose scores underflow.
+
+It is known to remove the NaN. It does not remove loss spikes.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,23 +14,21 @@ from src.stability.router_override import RouterOverride
 
 @dataclass(kw_only=True)
 class RouterEpsConfig(RemedyConfig):
-    """An epsilon in the gate's division from a share of the run on: 0/0 becomes 0/eps."""
+    """Adds an epsilon to the gate's denominator, so that 0/0 becomes 0/eps."""
 
     role: ClassVar[Role] = "positive_control"
 
     eps: float
-    """Added to the sum of the picked scores; above 0."""
+    """Added to the sum of the selected scores; above 0."""
     start_frac: float
-    """Share of the run before it; from 0 to 1."""
+    """Fraction of the run before the change; from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_positive("eps", self.eps)
         check_frac("start_frac", self.start_frac)
 
     def needs(self) -> tuple[str, ...]:
-        """See RemedyConfig."""
         return (ROUTER,)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         return [RouterOverride("router_eps", self.start_frac, run, norm_eps=self.eps)]

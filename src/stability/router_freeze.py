@@ -1,4 +1,4 @@
-"""A bias that stays, known to work on a router whose bias drifts."""
+"""A frozen router bias: a positive control for routers whose bias drifts."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,20 +11,18 @@ from src.stability.router_override import RouterOverride
 
 @dataclass(kw_only=True)
 class RouterFreezeConfig(RemedyConfig):
-    """The router's bias stays where it is from a share of the run on."""
+    """Stops updating the router's balancing bias."""
 
     role: ClassVar[Role] = "positive_control"
 
     start_frac: float
-    """Share of the run before it; from 0 to 1."""
+    """Fraction of the run before the change; from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_frac("start_frac", self.start_frac)
 
     def needs(self) -> tuple[str, ...]:
-        """See RemedyConfig."""
         return (ROUTER,)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         return [RouterOverride("router_freeze", self.start_frac, run, bias_frozen=True)]

@@ -1,4 +1,4 @@
-"""Changing a router in the middle of a run."""
+"""Changes attributes of the routers in the middle of a run."""
 
 from typing import Any, cast
 
@@ -9,9 +9,9 @@ from src.stability.base import RunFacts
 
 
 class RouterOverride(StepCallback):
-    """Sets attributes of every module that has `router_stats`, once, between two steps.
+    """Sets attributes of every module that has a method `router_stats`, once, between two steps.
 
-    The protocol: a router reads `norm_eps` and `bias_frozen` from itself at each use.
+    A router must read `norm_eps` and `bias_frozen` from itself at each use.
     """
 
     def __init__(self, name: str, start_frac: float, run: RunFacts, **values: Any) -> None:
@@ -22,7 +22,7 @@ class RouterOverride(StepCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Acts before the first step after start_frac; after a resume too."""
+        # `active` is not saved: a resumed run has new modules, so they must be changed again.
         if self.active or trainer.global_step < self.start_step:
             return
         self.active = True
@@ -32,6 +32,5 @@ class RouterOverride(StepCallback):
                     setattr(cast(Any, module), field, value)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Logs whether it acts, as 0 or 1."""
         if is_log_step(trainer, step, every=self.run.log_every):
             log(trainer, {f"stability/{self.name}_active": float(self.active)}, step=step)

@@ -1,4 +1,4 @@
-"""The null arm: what differs from the baseline by chance alone."""
+"""The A/A control: it differs from the baseline by chance alone."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,22 +11,21 @@ from src.stability.noise import GradientNoise, NoiseConfig
 
 @dataclass(kw_only=True)
 class ShakenConfig(NoiseConfig):
-    """Noise too small to treat anything: the run diverges from its baseline by chaos.
+    """Gradient noise too small to be a treatment; chaos alone makes the run leave its baseline.
 
-    The yardstick of every other arm. It starts where the arm it is compared with starts, and each
-    `repeat` shakes anew.
+    A remedy counts as effective only if it differs from the baseline by more than this does. The
+    control starts where the arm that it is compared with starts. Each `repeat` draws other noise.
     """
 
     name: ClassVar[str] = "shaken"
     role: ClassVar[Role] = "aa_control"
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         return [GradientNoise(self.name, self, run, run.repeat)]
 
 
 @dataclass(kw_only=True)
 class ShakenFullConfig(ShakenConfig):
-    """The same from the start, for arms that act from the start."""
+    """The same from step 0 on, for arms that act from step 0 on."""
 
     name: ClassVar[str] = "shaken_full"

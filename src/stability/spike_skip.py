@@ -1,4 +1,4 @@
-"""Steps that are outliers are not applied."""
+"""Skips steps whose loss or gradient norm is an outlier."""
 
 import math
 from dataclasses import dataclass
@@ -15,30 +15,28 @@ from src.stability.base import RemedyConfig, RunFacts, check_positive
 
 @dataclass(kw_only=True)
 class SpikeSkipConfig(RemedyConfig):
-    """Skips a step whose loss or gradient norm stands out (as OLMo-core's SkipStepOptimizer).
+    """Skips a step whose loss or gradient norm is an outlier, like OLMo-core's SkipStepOptimizer.
 
-    Values that are not finite never enter the window. In OLMo-core one NaN stayed in the list of
-    the last 128 values, so that 129 steps in a row were skipped before training went on; its later
-    versions leave such values out, as we do.
+    Non-finite values never enter the window. In early versions of OLMo-core one NaN stayed among
+    the last 128 values, so that 129 steps in a row were skipped; later versions drop such values.
 
-    Lightning's own SpikeDetection (2.6) skips no step: it ends the run with an exception and writes
-    the batches to a file, for a restart without them. It looks at the loss alone, against a running
-    mean of 10.
+    Lightning's SpikeDetection (2.6) does not skip: it ends the run with an exception and writes the
+    batches to a file, for a restart without them. It compares only the loss, with a running mean
+    over 10 steps.
     """
 
     sigmas: float
-    """Standard deviations above the mean of the window; above 0."""
+    """Standard deviations above the window's mean from which a value is an outlier; above 0."""
 
     def __post_init__(self) -> None:
         check_positive("sigmas", self.sigmas)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         return [SpikeSkip(self, run)]
 
 
 class SpikeSkip(StepCallback):
-    """Drops the gradients of such a step, as the guard does; needs the guard in the trainer."""
+    """Drops the gradients of an outlier step. The trainer must have a StepGuard."""
 
     def __init__(self, config: SpikeSkipConfig, run: RunFacts) -> None:
         self.run = run
@@ -48,7 +46,6 @@ class SpikeSkip(StepCallback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Judges the step by the figures that the guard has taken."""
         guard = StepGuard.of(trainer)
         if guard is None:
             raise ValueError("spike_skip needs a StepGuard among the trainer's callbacks")
@@ -63,23 +60,20 @@ class SpikeSkip(StepCallback):
     def _judge(self, name: str, value: float) -> bool:
         spike = self.scores[name].add(value)
         if spike and math.isfinite(value):
-            # Unlike the score, the remedy must get used to a new level: a skipped step changes no
-            # weight, so otherwise it would skip for ever.
+            # SpikeScore keeps spikes out of its window. The remedy must adapt to a new level: a
+            # skipped step changes no weight, so otherwise it would skip every step from here on.
             self.scores[name].window.append(value)
         return spike
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Logs how many it has skipped."""
         if is_log_step(trainer, step, every=self.run.log_every):
             log(trainer, {"stability/spike_skip_skipped": float(self.num_skipped)}, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Windows and count."""
         scores = {name: score.state_dict() for name, score in self.scores.items()}
         return {"scores": scores, "num_skipped": self.num_skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
         for name, state in state_dict["scores"].items():
             self.scores[name].load_state_dict(state)
         self.num_skipped = state_dict["num_skipped"]

@@ -1,4 +1,4 @@
-"""A learning rate that falls in the last part of a run."""
+"""A learning rate that falls linearly in the last part of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,32 +7,30 @@ from typing import Any
 import lightning.pytorch as pl
 
 from src.stability.base import RemedyConfig, RunFacts, check_frac
-from src.stability.figure import factor_figure
+from src.stability.effect_metric import lr_factor_metric
 
 
 @dataclass(kw_only=True)
 class WarmdownConfig(RemedyConfig):
-    """Multiplies the rate by a factor that falls linearly; the write-up's option 3."""
+    """Multiplies the learning rate by a factor that falls linearly; option 3 of the write-up."""
 
     start_frac: float
-    """Share of the run at the whole rate; from 0 to 1."""
+    """Fraction of the run before the factor starts to fall; from 0 to 1."""
     final_factor: float
-    """The factor in the last step; from 0 to 1."""
+    """The factor at the last step; from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_frac("start_frac", self.start_frac)
         check_frac("final_factor", self.final_factor)
 
     def lr_factor(self, step: int, max_steps: int) -> float:
-        """1 up to step number start_frac * max_steps, then linearly to final_factor in the last."""
+        """1 up to step start_frac * max_steps, then linear to final_factor at the last step."""
         start = round(self.start_frac * max_steps)
         progress = max(0, step + 1 - start) / max(1, max_steps - start)
         return 1.0 - (1.0 - self.final_factor) * min(1.0, progress)
 
     def no_op(self, parts: Mapping[str, Any]) -> str | None:
-        """See RemedyConfig."""
         return "final_factor is 1" if self.final_factor == 1.0 else super().no_op(parts)
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
-        return [factor_figure("warmdown", self, run)]
+        return [lr_factor_metric("warmdown", self, run)]

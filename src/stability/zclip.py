@@ -1,4 +1,4 @@
-"""A bound on the gradient norm that follows its own statistics."""
+"""Adaptive clipping of the gradient norm, by its running statistics."""
 
 import math
 from collections.abc import Mapping
@@ -14,23 +14,23 @@ from src.stability.gradient_remedy import GradientRemedy
 
 @dataclass(kw_only=True)
 class ZClipConfig(RemedyConfig):
-    """ZClip (arXiv 2504.02507), in place of a fixed bound.
+    """ZClip (arXiv 2504.02507) instead of a fixed clipping norm.
 
-    A norm more than z_max standard deviations above its running mean is scaled down to
-    mean + z_max^2 / z standard deviations. Steps that are not finite never enter the statistics,
-    which one of them would poison for good in the published form.
+    A norm whose z-score exceeds z_max is scaled down to mean + z_max^2 / z standard deviations.
+    Non-finite norms never enter the statistics; in the published form, one of them would make the
+    statistics non-finite for good.
 
-    Ours has no fixed bound at all: it sets recipe.clip_norm to null. The authors' README uses ZClip
-    with max_grad_norm=1.0, and then the smaller of the two bounds acts, in the warm-up as well. So
-    this arm is the adaptive part alone: it clips less than theirs, and nothing in its warm-up.
+    The remedy sets recipe.clip_norm to null, so that only the adaptive bound acts. The authors'
+    README combines ZClip with max_grad_norm=1.0: there the smaller of both bounds acts, also during
+    warm-up. This remedy therefore clips less, and not at all during warm-up.
     """
 
     alpha: float
     """Weight of the past in the running statistics; from 0 to below 1."""
     z_max: float
-    """Standard deviations above the mean from which a norm is an outlier; above 0."""
+    """Largest z-score that is not clipped; above 0."""
     warmup_steps: int
-    """Steps that only collect; at least 2."""
+    """Steps that collect statistics without clipping; at least 2."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < 1:
@@ -40,16 +40,14 @@ class ZClipConfig(RemedyConfig):
             raise ValueError(f"warmup_steps={self.warmup_steps}: must be at least 2")
 
     def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """See RemedyConfig."""
         return {"recipe.clip_norm": None}
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
-        """See RemedyConfig."""
         return [ZClip(self, run)]
 
 
 class ZClip(GradientRemedy):
-    """Logs how often it has clipped, and the mean of the norm."""
+    """Clips the norm, and logs the number of clipped steps and the running mean of the norm."""
 
     name = "zclip"
 
@@ -61,7 +59,6 @@ class ZClip(GradientRemedy):
         self.num_clipped = 0
 
     def change(self, gradients: list[Tensor], *, norm: Tensor, step: int) -> bool:
-        """See GradientRemedy."""
         value = norm.item()
         if not math.isfinite(value):
             return False
@@ -91,7 +88,6 @@ class ZClip(GradientRemedy):
         return self.mean + self.config.z_max**2 * deviation**2 / excess
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics."""
         return {
             "collected": list(self.collected),
             "mean": self.mean,
@@ -100,7 +96,6 @@ class ZClip(GradientRemedy):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
         self.collected = list(state_dict["collected"])
         self.mean, self.variance = state_dict["mean"], state_dict["variance"]
         self.num_clipped = state_dict["num_clipped"]

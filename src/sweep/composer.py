@@ -1,4 +1,4 @@
-"""Configurations of a sweep's cells, each distinct one composed once."""
+"""Composes the configurations of a sweep's runs, each distinct one only once."""
 
 import dataclasses
 import re
@@ -11,7 +11,9 @@ from src.config.run_config import RunConfig
 
 
 class Composer:
-    """Composes and checks, and remembers: it takes a tenth of a second, and a sweep has many seeds.
+    """Composes configurations and caches them without seed and repeat.
+
+    Composing takes a tenth of a second, and most runs of a sweep differ in their seed only.
 
     Args:
         config_name: the command's file in conf/.
@@ -19,29 +21,29 @@ class Composer:
 
     def __init__(self, config_name: str) -> None:
         self._config_name = config_name
-        self._known: dict[tuple[str, ...], RunConfig] = {}
+        self._cache: dict[tuple[str, ...], RunConfig] = {}
 
     def config(self, arguments: Sequence[str]) -> RunConfig:
-        """The configuration of one cell.
+        """The configuration of one run.
 
         Raises:
-            InputError: it is bad input.
+            InputError: there is a mistake in the arguments.
         """
         typed = parse(arguments)
-        own = {o.key: o.text for o in typed if role_of(o.key).is_replicate}
-        others = tuple(a for a, o in zip(arguments, typed, strict=True) if o.key not in own)
-        known = self._known.get((*sorted(own), *others))
-        # Whatever is no plain number, or typed twice, is composed and so checked.
-        plain = all(re.fullmatch(r"\d{1,18}", text) for text in own.values())
-        if known is None or not plain or len(others) + len(own) < len(arguments):
-            found = command_line.checked(self._config_name, arguments)
-            # What a fork inherits may hang on the seed.
-            if found.fork is None and plain:
-                self._known[*sorted(own), *others] = found
-            return found
+        replicate = {o.key: o.text for o in typed if role_of(o.key).is_replicate}
+        others = tuple(a for a, o in zip(arguments, typed, strict=True) if o.key not in replicate)
+        cached = self._cache.get((*sorted(replicate), *others))
+        # A seed that is not a plain number, or is typed twice, must be composed to be checked.
+        are_numbers = all(re.fullmatch(r"\d{1,18}", text) for text in replicate.values())
+        if cached is None or not are_numbers or len(others) + len(replicate) < len(arguments):
+            config = command_line.checked(self._config_name, arguments)
+            # Not cached with a fork, because what a branch inherits may depend on the seed.
+            if config.fork is None and are_numbers:
+                self._cache[*sorted(replicate), *others] = config
+            return config
         return dataclasses.replace(
-            known,
+            cached,
             arguments=list(arguments),
-            seed=int(own.get("seed", known.seed)),
-            repeat=int(own.get("repeat", known.repeat)),
+            seed=int(replicate.get("seed", cached.seed)),
+            repeat=int(replicate.get("repeat", cached.repeat)),
         )

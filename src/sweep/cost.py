@@ -1,4 +1,4 @@
-"""How long a run will take, from a few steps of its model on this machine."""
+"""Estimates how long a run takes by timing a few steps of its model on this machine."""
 
 import time
 
@@ -10,20 +10,21 @@ from src.model import Transformer
 from src.training.loss import losses
 
 STEPS = 2
+"""Number of timed steps."""
 START_SECONDS = 8.0
-"""What a process takes before its first step, and after its last."""
+"""Seconds that a process takes before its first step and after its last, together."""
 COMPILE_SECONDS = 30.0
-"""What torch.compile takes before the first step of a compiled run: 20 to 40 on one core."""
+"""Seconds that torch.compile takes before the first step: 20 to 40 on one core."""
 TOO_MANY_FLOPS = 1e13
-"""Of one step; above, the few steps would take longer than their answer is worth."""
+"""FLOPs of one step above which the timing would take too long."""
 
 
 def step_seconds(config: RunConfig, *, vocab_size: int, flops_per_token: int) -> float | None:
-    """Seconds of one step, forward and backward; None for a model too large to try here."""
+    """Seconds of a step, forward and backward; None if the model cannot be tried here."""
     recipe = config.recipe
     flops = flops_per_token * recipe.tokens_per_step
-    elsewhere = config.trainer.device_type == "cuda" and not torch.cuda.is_available()
-    if flops > TOO_MANY_FLOPS or elsewhere:
+    lacks_gpu = config.trainer.device_type == "cuda" and not torch.cuda.is_available()
+    if flops > TOO_MANY_FLOPS or lacks_gpu:
         return None
     threads = torch.get_num_threads()
     torch.set_num_threads(config.trainer.threads)
@@ -45,12 +46,13 @@ def _measure(config: RunConfig, vocab_size: int) -> float:
     autocast = recipe.precision == "bf16-mixed"
     begin = 0.0
     for step in range(1 + STEPS):
+        # The first step is not timed: it allocates memory and chooses kernels.
         if step == 1:
             begin = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = losses(model, tokens_BT, tokens_BT, z_loss_weight=0.0)["loss"]
         loss.backward()
         model.zero_grad()
-        # Waits for a GPU to be done.
+        # Reading the value waits until the GPU has finished.
         float(loss.detach())
     return (time.perf_counter() - begin) / STEPS

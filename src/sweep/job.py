@@ -1,9 +1,9 @@
-"""One job of a sweep: a training process of its own, whatever launcher brought it here.
+"""One job of a sweep: a worker of Hydra's launcher, and the training process that it starts.
 
-A worker of Hydra's launcher only waits: for the end of the process, for the time-out, for the
-sweep's wish to stop, for the sweep's death. A training process that raises, calls sys.exit or is
-killed takes nothing with it. It is forked from a server that has done the imports, which take
-seconds, and nothing else.
+The worker only waits: for the end of the training process, for the time-out, for the sweep's
+request to stop, or for the sweep's death. So a training process that raises, calls sys.exit or is
+killed cannot harm the worker. It is forked from a server that has done nothing but the imports,
+which take seconds.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ from src.sweep.cluster import Preemption, take_signals
 
 POLL_SECONDS = 0.2
 MIN_GRACE_SECONDS, MAX_GRACE_SECONDS = 5.0, 60.0
-"""Between the wish that a process ends in order, with a checkpoint, and its end by force."""
+"""How long a process may take to end with a checkpoint before it is killed."""
 
 MOVED = ".moved"
-"""Suffix of what says that the run before was moved aside."""
+"""Suffix of the file that marks that rerun=true has moved the earlier run aside."""
 
 BUSY = "another sweep has it"
 
@@ -46,47 +46,52 @@ IMPORTS = (
     "src.run.lifecycle",
     "matplotlib.backends.backend_svg",
 )
-"""What every training process needs; imported once a worker, in this order."""
+"""Modules that every training process needs; the fork server imports them once, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker is told; a file, so that it reaches every launcher's workers."""
+    """What a worker must know. It is passed in a file, which works with every launcher."""
 
     folder: str
     """The run folder."""
     arguments: list[str]
-    """Of src.train."""
+    """The arguments of src.train."""
     start: list[Any] | None
-    """Baseline's folder, step and key of the state from which the run can begin."""
+    """Run folder, step and key of the baseline's state that the run can start from; None: none."""
     rerun: bool
     timeout: float | None
+    """Seconds after which the job is ended; None: never."""
     stop_file: str
-    """Appears when the sweep wants to end; holds the name of the signal that ends its jobs."""
+    """Appears when the sweep is to end; holds the name of the signal that ends its jobs."""
     status_file: str
+    """Where the worker writes the state of the job."""
     owner: list[Any] | None
-    """Host and process of the sweep, without which the job ends; None on a cluster, where it goes
-    on."""
+    """Host and process id of the sweep; the job ends if that process ends. None on a cluster, where
+    the job continues."""
     mlflow: bool
-    """Whether runs are mirrored, so that MLflow is worth importing beforehand."""
+    """Whether runs are mirrored, so that MLflow should be imported beforehand."""
 
     def write(self, path: Path) -> None:
-        """To be read by `run_job`."""
         write_json(path, asdict(self))
 
 
 def run_job(config: DictConfig) -> str:
-    """The function that Hydra's launcher calls with conf/sweep.yaml; returns the state."""
+    """The function that Hydra's launcher calls; returns the state of the job.
+
+    Args:
+        config: conf/sweep.yaml, whose field `job` names the file of a `Job`.
+    """
     job = Job(**json.loads(Path(config.job).read_text(encoding="utf-8")))
+    # Ctrl-C reaches every process of the terminal, but only the sweep decides what it means. With
+    # one job at a time the launcher runs this in the sweep's own process, which must not ignore it.
     if job.owner is None or os.getpid() != job.owner[1]:
-        # Ctrl-C reaches every process of the terminal; the sweep alone decides what it means. A
-        # launcher of one job at a time runs this in the sweep's own process.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return Child(job).run()
+    return JobProcess(job).run()
 
 
-class Child:
-    """A training process and the file that tells the sweep how it fares."""
+class JobProcess:
+    """The training process of a job, and the status file that tells the sweep its state."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -99,10 +104,10 @@ class Child:
     def run(self) -> str:
         """Trains; returns finished, failed, killed, timed out, stopped or busy.
 
-        A job that is preempted does not return.
+        Does not return if the job is preempted.
         """
         if Path(self.job.stop_file).exists() or self._is_orphan():
-            return self._end("stopped", "the sweep ended before it began")
+            return self._end("stopped", "the sweep ended before the run began")
         try:
             arguments = self._arguments()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -114,28 +119,28 @@ class Child:
         self.status["started"], self.began = time.time(), time.monotonic()
         log = self.folder / "train.log"
         self.log_begin = log.stat().st_size if log.exists() else 0
-        # Whether a GPU is there must not be asked in a way that a fork does not survive.
+        # Otherwise torch.cuda.is_available() initialises CUDA, which does not survive a fork.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-        # By force, because joblib's workers have a method of their own that others do not know.
+        # Forced, because joblib's workers have already set a start method of their own.
         multiprocessing.set_start_method("forkserver", force=True)
         multiprocessing.set_forkserver_preload([*IMPORTS, *(["mlflow"] if self.job.mlflow else [])])
         process = multiprocessing.Process(target=train, args=(arguments, str(log)))
         with nullcontext() if self.preemption is None else self.preemption.noting():
             process.start()
-        # A worker whose sweep is gone sees its training process off first.
+        # If the sweep dies, this worker must not exit before its training process has ended.
         with finishing:
-            self._tell("running", "", pid=process.pid)
-            wish = self._wait(process)
+            self._write_status("running", "", pid=process.pid)
+            end_reason = self._wait(process)
             assert process.exitcode is not None
-            state = self._end(*self._verdict(process.exitcode, wish))
+            state = self._end(*self._result(process.exitcode, end_reason))
         if self.preemption is not None and state == "waiting":
             self.preemption.obey()
         return state
 
     def _arguments(self) -> list[str]:
-        """Begins from the baseline's state where the run is new and the state the right one."""
+        """The arguments of src.train, with fork= if the run is new and its start state is valid."""
         arguments = list(self.job.arguments)
-        # Once a sweep, however often the job is started.
+        # Only once per sweep, because Slurm may start the same job several times.
         moved = Path(self.job.status_file).with_suffix(MOVED)
         if self.job.rerun and not moved.exists():
             RunFolder(self.folder).move_aside()
@@ -145,29 +150,35 @@ class Child:
         source, step, key = self.job.start
         if Fork(source=Path(source), step=step).key == key:
             return [*arguments, f"fork={source}@{step}"]
-        self.status["reason"] = f"no state of this code at step {step} in {source}: from nothing"
+        self.status["reason"] = (
+            f"started from step 0, because {source} has no state of this code at step {step}"
+        )
         return arguments
 
     def _wait(self, process: BaseProcess) -> str | None:
-        """Waits for the end; returns why it was brought about, None where it came of itself."""
-        wish: str | None = None
+        """Waits until the process has ended.
+
+        Returns:
+            Why this worker ended it: stopped, timed out or preempted. None if it ended by itself.
+        """
+        end_reason: str | None = None
         deadline = 0.0
         begin = time.monotonic()
         while True:
             process.join(POLL_SECONDS)
             if process.exitcode is not None:
-                # Slurm's signals reach it as well, and perhaps sooner.
-                return "preempted" if wish is None and self._is_preempted() else wish
+                # Slurm's signal may reach the training process before this worker notes it.
+                return "preempted" if end_reason is None and self._is_preempted() else end_reason
             now = time.monotonic()
-            if wish is None:
-                wish = self._wish(now - begin)
-                if wish is not None:
-                    deadline = now + self._grace(wish)
+            if end_reason is None:
+                end_reason = self._reason_to_end(now - begin)
+                if end_reason is not None:
+                    deadline = now + self._grace_seconds(end_reason)
                     _signal(process, self._signal_number())
-            elif now > deadline or self._hurry():
+            elif now > deadline or self._must_end_now():
                 _signal(process, signal.SIGKILL)
 
-    def _wish(self, seconds: float) -> str | None:
+    def _reason_to_end(self, seconds: float) -> str | None:
         if Path(self.job.stop_file).exists():
             return "stopped"
         if self.job.timeout is not None and seconds > self.job.timeout:
@@ -177,7 +188,7 @@ class Child:
         return "stopped" if self._is_orphan() else None
 
     def _is_orphan(self) -> bool:
-        """Whether the sweep is gone."""
+        """Whether the sweep's process has ended."""
         if self.job.owner is None:
             return False
         host, pid = self.job.owner
@@ -186,57 +197,60 @@ class Child:
     def _is_preempted(self) -> bool:
         return self.preemption is not None and self.preemption.signal is not None
 
-    def _grace(self, wish: str) -> float:
-        """A tenth of the time-out for a job that has overrun it, which may hang."""
-        if wish == "preempted":
-            # Slurm itself ends it when its patience is over.
+    def _grace_seconds(self, end_reason: str) -> float:
+        """How long the process may take to end with a checkpoint before it is killed."""
+        if end_reason == "preempted":
+            # Slurm itself kills the job when its own grace time is over.
             return math.inf
-        if wish != "timed out" or self.job.timeout is None:
+        if end_reason != "timed out" or self.job.timeout is None:
             return MAX_GRACE_SECONDS
+        # Only a tenth of the time-out, because a job that overran it may hang.
         return min(MAX_GRACE_SECONDS, max(MIN_GRACE_SECONDS, self.job.timeout / 10))
 
     def _signal_number(self) -> int:
-        """What the sweep itself was sent, so that the run ends with the same exit code."""
+        """The signal that the sweep received, so that the run ends with the same exit code."""
         try:
             return signal.Signals[Path(self.job.stop_file).read_text(encoding="utf-8").strip()]
         except (OSError, KeyError):
             return signal.SIGTERM
 
-    def _hurry(self) -> bool:
+    def _must_end_now(self) -> bool:
         return Path(self.job.stop_file).with_suffix(".now").exists()
 
-    def _verdict(self, code: int, wish: str | None) -> tuple[str, str]:
+    def _result(self, code: int, end_reason: str | None) -> tuple[str, str]:
+        """State and reason of a job whose process has ended with this exit code."""
         if code == 0:
             record = read_json(self.folder / "record.json") or {}
             if record.get("status") == "finished":
                 return "finished", self.status["reason"]
-        if wish == "timed out":
+        if end_reason == "timed out":
             return "timed out", f"took longer than timeout={self.job.timeout}"
-        if wish == "stopped":
-            return "stopped", "it continues where it was"
-        if wish == "preempted":
+        if end_reason == "stopped":
+            return "stopped", "the same command continues it"
+        if end_reason == "preempted":
             return "waiting", "preempted; Slurm starts it again"
         if code < 0:
             return "killed", f"by signal {signal.Signals(-code).name}"
-        line = _reason(self.folder / "train.log", begin=self.log_begin)
+        line = _last_error(self.folder / "train.log", begin=self.log_begin)
         if code == 2 and "is being written by another run" in line:
             return "busy", BUSY
         return "failed", f"exit code {code}: {line}"
 
-    def _tell(self, state: str, reason: str, **more: Any) -> None:
+    def _write_status(self, state: str, reason: str, **more: Any) -> None:
         self.status |= {"state": state, "reason": reason or self.status["reason"], **more}
         write_json(Path(self.job.status_file), self.status)
 
     def _end(self, state: str, reason: str) -> str:
-        # Later than its beginning, wherever the clock of the day has jumped in between.
+        # From the monotonic clock, so that the end is never before the start if the clock is set.
         ended = self.status.get("started", time.time()) + time.monotonic() - self.began
-        self._tell(state, reason, pid=None, ended=ended)
+        self._write_status(state, reason, pid=None, ended=ended)
         return state
 
 
 def train(arguments: list[str], log: str) -> None:
-    """What the training process does: src.train, with all its output in the log."""
-    # A group of its own: no Ctrl-C of the terminal reaches it, only what the worker sends.
+    """The training process: runs src.train with all its output in the log."""
+    # A session of its own, so that Ctrl-C in the terminal does not reach it, only the worker's
+    # signals.
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     take_signals()
@@ -251,7 +265,7 @@ def train(arguments: list[str], log: str) -> None:
 
 
 def _end_with_worker() -> None:
-    """Where the worker is gone nobody waits for this process: it ends in order."""
+    """If the worker dies, nobody waits for this process any more: it ends with a checkpoint."""
     worker = multiprocessing.parent_process()
     assert worker is not None
     connection.wait([worker.sentinel])
@@ -263,13 +277,13 @@ def _signal(process: BaseProcess, number: int) -> None:
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:
-        # Gone, or so young that it has no group of its own yet.
+        # The process has ended, or has not yet called setsid.
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process."""
+    """Whether a process of this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -279,8 +293,8 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def _reason(log: Path, *, begin: int) -> str:
-    """The last error that a log names after so many bytes, else its last line not blank."""
+def _last_error(log: Path, *, begin: int) -> str:
+    """The last error line of a log after `begin` bytes; without one, its last non-blank line."""
     with log.open("rb") as stream:
         stream.seek(begin)
         text = stream.read().decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Hands jobs to a launcher of Hydra's."""
+"""Starts jobs through one of Hydra's launchers."""
 
 import logging
 import os
@@ -22,21 +22,22 @@ from src.sweep.job import run_job
 
 
 def launch(jobs: Sequence[Path], settings: Sequence[str], *, name: str, folder: Path) -> None:
-    """Runs all jobs and returns when all have ended, each with its state in its status file.
+    """Runs all jobs and returns when all have ended. Each writes its state to its status file.
 
     Args:
-        jobs: files that `Job.write` has made.
-        settings: overrides of conf/sweep.yaml, those of the launcher included.
-        name: of the jobs, where a queue shows them.
-        folder: for what a launcher writes.
+        jobs: files written by `Job.write`.
+        settings: overrides of conf/sweep.yaml, including those of the launcher.
+        name: the name of the jobs in a queue.
+        folder: where the launcher writes its own files.
 
     Raises:
-        Exception: whatever the launcher raises when a worker of its own is lost.
+        Exception: anything that the launcher raises, for example when it loses a worker.
     """
     from hydra._internal.callbacks import Callbacks
 
-    # A worker waits for the next job for ever, and so for that of a sweep that was killed. Hydra's
-    # launcher names the backend, and passes nothing on to it.
+    # A joblib worker waits for its next job for ever, even if the sweep was killed; end_with makes
+    # it exit. Hydra's launcher selects the backend by name without arguments, so the backend is
+    # registered again under its own name, with the initializer.
     workers = partial(LokyBackend, initializer=end_with, initargs=(os.getpid(),))
     joblib.register_parallel_backend("loky", workers)
     GlobalHydra.instance().clear()

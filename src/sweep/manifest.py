@@ -1,4 +1,4 @@
-"""What a sweep leaves beside its runs: what it was, and how each cell ended."""
+"""The manifest of a sweep: what was run, and how each run ended."""
 
 import time
 from collections import Counter
@@ -13,10 +13,10 @@ SCHEMA = 1
 
 
 class Manifest:
-    """runs/<study>/.sweeps/<sweep_id>.json, kept up to date as waves end.
+    """runs/<study>/.sweeps/<sweep_id>.json, updated while the sweep runs.
 
-    States: waiting, finished, failed, killed, timed out, stopped (by the sweep's own end), busy
-    (another sweep trains it).
+    The states of a run are waiting, finished, failed, killed, timed out, stopped (because the sweep
+    ended) and busy (another sweep is training it).
     """
 
     def __init__(self, plan: Plan, finished: dict[Path, bool], *, command: str) -> None:
@@ -30,23 +30,20 @@ class Manifest:
         }
 
     def state(self, cell: Cell) -> str:
-        """How the cell fares."""
         return self._states[cell.folder][0]
 
     def reason(self, cell: Cell) -> str:
-        """Why, in a few words."""
+        """Why the run is in its state, in a few words."""
         return self._states[cell.folder][1]
 
     def is_finished(self, cell: Cell) -> bool:
-        """Whether nothing is to be done for it."""
         return self.state(cell) == "finished"
 
     def set(self, cell: Cell, state: str, reason: str) -> None:
-        """How it has ended."""
         self._states[cell.folder] = (state, reason)
 
     def counts(self) -> dict[str, str]:
-        """Cells by state; those finished before counted apart."""
+        """The number of runs in each state; those that had finished before are counted apart."""
         states = Counter(
             "skipped, finished before" if entry == ("finished", "before") else entry[0]
             for entry in self._states.values()
@@ -54,13 +51,12 @@ class Manifest:
         return {state: str(count) for state, count in sorted(states.items())}
 
     def close(self, folder: Path, status: str) -> None:
-        """Writes it for the last time."""
-        # Later than its beginning, wherever the clock of the day has jumped in between.
+        """Writes the manifest for the last time."""
+        # From the monotonic clock, so that the end is never before the start if the clock is set.
         self.status, self.ended = status, self.started + time.monotonic() - self._began
         self.write(folder)
 
     def write(self, folder: Path) -> None:
-        """Writes it, whole or not at all."""
         write_json(folder / f"{self.plan.sweep_id}.json", self._plain())
 
     def _plain(self) -> dict[str, Any]:

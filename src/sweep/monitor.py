@@ -1,4 +1,4 @@
-"""One line a job while a wave runs: state, step, loss, time left."""
+"""Shows one line per job while a wave runs: state, step, loss, time left."""
 
 import json
 import threading
@@ -19,13 +19,13 @@ TAIL_BYTES = 8192
 
 
 class Monitor:
-    """Watches the files that jobs write, so that it works with every launcher.
+    """Watches the files that jobs write, which works with every launcher.
 
     Args:
-        cells: those of the wave.
-        status_file: where the job of a cell tells its state.
-        board: what is drawn on, for all waves.
-        n_jobs: jobs at a time, for the estimate of the time left.
+        cells: the runs of the wave.
+        status_file: returns the status file of a run's job.
+        board: the display, shared by all waves.
+        n_jobs: number of jobs at a time, for the estimate of the time left.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Monitor:
         self._board.show(running, left=self._time_left())
 
     def _time_left(self) -> float | None:
-        """Seconds, from the mean of this wave's jobs that have ended."""
+        """Estimated seconds left, from the mean of this wave's jobs that have ended."""
         if not self._seconds:
             return None
         remaining = self._board.total - self._board.num_ended
@@ -90,7 +90,7 @@ class Monitor:
 
 
 def _verdict(cell: Cell) -> str:
-    """What became of a run that was not clean; empty where there is nothing to say."""
+    """What went wrong in a run; empty if nothing did."""
     record = read_json(cell.folder / "record.json")
     return "" if record is None else verdict(record) or ""
 
@@ -106,7 +106,7 @@ def _progress(cell: Cell, status: dict[str, Any]) -> terminal.JobProgress:
 
 
 def _last_metrics(file: Path) -> dict[str, float]:
-    """The last whole line of a metrics.jsonl, without reading all of it."""
+    """The last complete line of metrics.jsonl with a loss; reads only the end of the file."""
     try:
         with file.open("rb") as stream:
             stream.seek(0, 2)

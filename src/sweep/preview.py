@@ -1,4 +1,4 @@
-"""What a sweep is about to do, and what it will cost, before it does it."""
+"""Shows what a sweep is about to do, and what it will cost."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from src.sweep.plan import Cell, Plan
 
 @dataclass
 class Cost:
-    """What is still to be done for some cells."""
+    """What is still to be trained for some runs."""
 
     runs: int = 0
     steps: int = 0
@@ -26,10 +26,9 @@ class Cost:
     tokens: int = 0
     flops: int = 0
     seconds: float | None = 0.0
-    """Of one job after the other; None where it cannot be said beforehand."""
+    """Seconds if the jobs run one after the other; None if it cannot be estimated."""
 
     def add(self, other: "Cost") -> None:
-        """Adds up."""
         for field in ("runs", "steps", "shared_steps", "tokens", "flops"):
             setattr(self, field, getattr(self, field) + getattr(other, field))
         unknown = self.seconds is None or other.seconds is None
@@ -37,21 +36,19 @@ class Cost:
 
 
 class Estimator:
-    """Sizes and times each distinct shape once."""
+    """Measures size and step time of each distinct model shape once."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, Size] = {}
         self._seconds: dict[str, float | None] = {}
 
     def size(self, config: RunConfig) -> Size:
-        """Parameters and FLOPs."""
         shape = repr(config.architecture)
         if shape not in self._sizes:
             self._sizes[shape] = config.architecture.measure(vocab_size=vocab_size(config))
         return self._sizes[shape]
 
     def cost(self, cell: Cell) -> Cost:
-        """Of one cell."""
         config, recipe = cell.config, cell.config.recipe
         size = self.size(config)
         shape = repr((size, recipe.batch_size, recipe.accumulate, recipe.precision, config.trainer))
@@ -60,31 +57,33 @@ class Estimator:
                 config, vocab_size=size.vocab_size, flops_per_token=size.flops_per_token
             )
         tokens = cell.own_steps * recipe.tokens_per_step
-        a_step = self._seconds[shape]
-        before = START_SECONDS + (COMPILE_SECONDS if config.compile else 0.0)
+        seconds_per_step = self._seconds[shape]
+        overhead = START_SECONDS + (COMPILE_SECONDS if config.compile else 0.0)
         return Cost(
             runs=1,
             steps=cell.own_steps,
             shared_steps=cell.first_step,
             tokens=tokens,
             flops=tokens * size.flops_per_token,
-            seconds=None if a_step is None else before + a_step * cell.own_steps,
+            seconds=None
+            if seconds_per_step is None
+            else overhead + seconds_per_step * cell.own_steps,
         )
 
 
 def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
-    """Prints a line a variant and the whole cost."""
+    """Prints one line per variant and the total cost."""
     groups: dict[str, list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault(cell.config.variant_name, []).append(cell)
     shorts = short_names(list(groups))
-    estimator, whole, rows = Estimator(), Cost(), []
+    estimator, total, rows = Estimator(), Cost(), []
     for name, cells in groups.items():
         size, cost = estimator.size(cells[0].config), Cost()
         for cell in cells:
             if not finished[cell.folder]:
                 cost.add(estimator.cost(cell))
-        whole.add(cost)
+        total.add(cost)
         rows.append(
             [
                 f"{shorts[name]} (added)" if cells[0].added else shorts[name],
@@ -101,22 +100,22 @@ def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
     )
     terminal.table(
         f"study {plan.study} (ffn {ffns}, preset {presets}), sweep {plan.sweep_id}",
-        ["variant", "runs to do", "parameters (active)", "steps", "steps shared"],
+        ["variant", "runs to train", "parameters (active)", "steps", "shared steps"],
         rows,
     )
     begun = [c for c in plan.cells if not finished[c.folder] and RunFolder(c.folder).last.exists()]
-    _show_whole(plan, whole, has_begun=bool(begun))
+    _show_total(plan, total, has_begun=bool(begun))
     for cell in plan.cells:
         if not finished[cell.folder] and _is_unmatched(cell, plan, finished):
             terminal.warn(
-                f"{shorts[cell.config.variant_name]}: ends at step {cell.config.last_step:,}, where"
-                " its baseline, which is finished, has not validated: their losses cannot be"
-                " compared there; rerun=true trains it again"
+                f"{shorts[cell.config.variant_name]}: its loss cannot be compared with its"
+                f" baseline's, because it ends at step {cell.config.last_step:,} and the finished"
+                " baseline has not validated there; type rerun=true to train the baseline again"
             )
 
 
 def _is_unmatched(cell: Cell, plan: Plan, finished: Mapping[Path, bool]) -> bool:
-    """Whether it ends where its finished baseline tells no loss."""
+    """Whether a run ends early at a step where its finished baseline has no validation loss."""
     last = cell.config.last_step
     if cell.baseline is None or last == cell.config.recipe.max_steps or plan.rerun:
         return False
@@ -135,21 +134,21 @@ def _is_unmatched(cell: Cell, plan: Plan, finished: Mapping[Path, bool]) -> bool
     )
 
 
-def _show_whole(plan: Plan, whole: Cost, *, has_begun: bool) -> None:
-    if whole.runs:
+def _show_total(plan: Plan, total: Cost, *, has_begun: bool) -> None:
+    if total.runs:
         n_jobs = plan.settings.n_jobs
-        time = "time unknown beforehand"
-        if whole.seconds is not None:
-            time = f"about {terminal.duration(whole.seconds / n_jobs)} with n_jobs={n_jobs}"
+        time = "time unknown"
+        if total.seconds is not None:
+            time = f"about {terminal.duration(total.seconds / n_jobs)} with n_jobs={n_jobs}"
             if has_begun:
-                time = f"{time}, less what interrupted runs have done already"
+                time = f"{time}, less for runs that were interrupted"
         terminal.say(
-            f"to train: {whole.runs} runs, {whole.steps:,} steps, {whole.tokens:,} tokens,"
-            f" {whole.flops:.2g} FLOPs, {time}; {whole.shared_steps:,} steps come from saved states"
+            f"to train: {total.runs} runs, {total.steps:,} steps, {total.tokens:,} tokens,"
+            f" {total.flops:.2g} FLOPs, {time}; {total.shared_steps:,} steps come from saved states"
         )
         _warn_of_threads(plan)
     else:
-        terminal.say("nothing to train: every run is finished; rerun=true trains them again")
+        terminal.say("nothing to train: all runs are finished; type rerun=true to train them again")
     dropped: dict[str, list[str]] = {}
     for name in plan.dropped:
         variant, _, run = name.rpartition("/")
@@ -163,7 +162,7 @@ def _show_whole(plan: Plan, whole: Cost, *, has_begun: bool) -> None:
 
 
 def _warn_of_threads(plan: Plan) -> None:
-    """Jobs that have no core each take longer together than one after the other."""
+    """Warns if the jobs need more cores than there are: together they would take longer."""
     if plan.settings.launcher == LAUNCHER:
         return
     n_jobs, cores = plan.settings.n_jobs, os.cpu_count() or 1
@@ -171,6 +170,6 @@ def _warn_of_threads(plan: Plan) -> None:
     on_cpu = any(cell.config.trainer.device_type == "cpu" for cell in plan.cells)
     if on_cpu and n_jobs * threads > cores:
         terminal.warn(
-            f"n_jobs={n_jobs} with {threads} threads each is more than the {cores} cores here:"
-            " the jobs will wait for each other"
+            f"n_jobs={n_jobs} with {threads} threads each needs more than the {cores} cores of this"
+            " machine, so the jobs will slow each other down"
         )

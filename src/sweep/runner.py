@@ -1,4 +1,4 @@
-"""Carries a sweep out: skips what is finished, runs the rest in waves, reports."""
+"""Runs a sweep: skips finished runs, trains the rest in waves, writes the report."""
 
 import hashlib
 import logging
@@ -33,34 +33,35 @@ from src.sweep.monitor import Monitor
 from src.sweep.plan import Cell, Plan, make_plan
 from src.sweep.preview import show_plan
 from src.tracking.push_state import SWEEPS, is_held, writer_lock
-from src.tracking.sweep_run import SweepRun, close_child, lock_file
+from src.tracking.sweep_run import SweepRun, close_run, lock_file
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 MAX_LAUNCHES = 3
-"""Starts of one wave, where a launcher loses its workers."""
+"""How often one wave is launched, if the launcher loses its workers."""
 
 
 def train(arguments: Sequence[str] | None = None, *, usage: str = "") -> int:
-    """What `python -m src.train` does with its arguments; returns the exit code."""
+    """The command src.train, for one run or a sweep; returns the exit code."""
     return command_line.main("train", run, usage=usage, sweep=sweep, argv=arguments)
 
 
 def sweep(config_name: str, arguments: Sequence[str]) -> int:
-    """Trains every cell that is not finished; one that fails keeps no other from running.
+    """Trains every run that is not finished. A run that fails does not stop the others.
 
     Returns:
-        The exit code: 0 when all cells are finished, however they went; 1 when some are not; that
-        of the signal when one ended the sweep.
+        The exit code: 0 if all runs have finished, 1 if some have not, and that of the signal if
+        one ended the sweep.
 
     Raises:
-        InputError: any cell is bad input; nothing has been trained or written then.
+        InputError: there is a mistake in the arguments of any run; nothing has been written.
     """
+    # Cached from here on, so that the manifest names the code that is running.
     code_digest()
     plan = make_plan(config_name, arguments)
     finished = {cell.folder: _finished(plan, cell) for cell in plan.cells}
-    plan = plan.with_states_that_will_be(finished)
+    plan = plan.without_missing_states(finished)
     show_plan(plan, finished)
     if plan.settings.plan:
         return command_line.OK
@@ -72,19 +73,19 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _finished(plan: Plan, cell: Cell) -> bool:
-    """Whether a cell needs no training; raises InputError where its folder holds another run."""
+    """Whether a run has finished; raises InputError if its folder holds another run."""
     if plan.rerun:
         return False
     try:
         return finished_record(cell.config, cell.config.config_hash()) is not None
     except DamagedError as error:
-        # Its own job refuses it; the others are no worse for it.
+        # Its job will fail with the same error, but the other runs can be trained.
         terminal.warn(str(error))
         return False
 
 
 class Sweep:
-    """One sweep under way."""
+    """A sweep in progress."""
 
     def __init__(self, plan: Plan, finished: dict[Path, bool], *, command: str) -> None:
         self.plan = plan
@@ -108,15 +109,16 @@ class Sweep:
         self.parent_run_id: str | None = None
 
     def run(self) -> int:
-        """Everything from the first wave to the report; returns the exit code."""
+        """Runs everything from the first wave to the report; returns the exit code."""
         self.jobs.mkdir(parents=True, exist_ok=True)
-        # Who looks whether a sweep is alive holds its lock for a moment.
+        # Not timeout=0, because a process that checks whether the sweep is alive holds the lock for
+        # a moment.
         lock = filelock.FileLock(lock_file(self.folder, self.plan.sweep_id), timeout=1.0)
         try:
             lock.acquire()
         except filelock.Timeout as error:
             raise InputError(
-                f"study={self.plan.study}: this sweep ({self.plan.sweep_id}) is running already"
+                f"study={self.plan.study}: this sweep ({self.plan.sweep_id}) is already running"
             ) from error
         try:
             with self._signals():
@@ -131,7 +133,7 @@ class Sweep:
         try:
             self._run_waves()
         finally:
-            # Whatever has come between, nothing is left open.
+            # Even after an error, the manifest and the MLflow run must be closed.
             status = self._status()
             self.manifest.close(self.folder, status)
             report = self._report()
@@ -148,13 +150,13 @@ class Sweep:
         self.board.total = sum(not self.manifest.is_finished(c) for c in self.plan.cells)
         for wave in self.plan.waves():
             self._run_wave([cell for cell in wave if not self.manifest.is_finished(cell)])
-            # Before the next wave, which may start from what another sweep is training.
+            # The next wave may start from states of runs that another sweep is training.
             self._wait_for_others()
 
     # ------------------------------------------------------------------ jobs
 
     def _run_wave(self, cells: Sequence[Cell]) -> None:
-        """Launches until every cell has ended; a launcher may lose workers on its way."""
+        """Launches the jobs until every run has ended, because a launcher may lose workers."""
         waiting = list(cells)
         for _ in range(MAX_LAUNCHES):
             if not waiting or self.signal is not None:
@@ -164,33 +166,33 @@ class Sweep:
                 n_jobs = self.plan.settings.n_jobs
                 with Monitor(waiting, self._status_file, board=self.board, n_jobs=n_jobs):
                     self._launch(files)
-            except Exception as error:  # a launcher that breaks must not take the sweep with it
+            except Exception as error:  # An error of the launcher must not end the sweep.
                 if self.signal is None:
-                    terminal.warn(f"the launcher: {type(error).__name__}: {error}")
+                    terminal.warn(f"the launcher failed: {type(error).__name__}: {error}")
             for cell in waiting:
                 self._take_state(cell)
             waiting = [cell for cell in waiting if self.manifest.state(cell) == "waiting"]
 
     def _launch(self, files: Sequence[Path]) -> None:
-        """Returns when all jobs have ended, or this sweep is to end and none of them runs."""
+        """Returns when all jobs have ended, or when the sweep is to end and no job is running."""
         settings = self.plan.settings
-        # The same sweep in another folder has other jobs.
-        place = hashlib.sha256(str(self.jobs.resolve()).encode()).hexdigest()[:6]
-        name = f"sweep-{self.plan.sweep_id}-{place}"
+        # With a hash of the folder, because the same sweep in another folder has other jobs.
+        folder_hash = hashlib.sha256(str(self.jobs.resolve()).encode()).hexdigest()[:6]
+        name = f"sweep-{self.plan.sweep_id}-{folder_hash}"
         if not self.on_cluster:
             launch(files, settings.typed, name=name, folder=self.jobs)
             return
-        # What an earlier sweep has left in the queue would train the same.
+        # Jobs that an earlier start of this sweep left in the queue would train the same runs.
         cancel_waiting(name)
-        troubles: list[Exception] = []
+        errors: list[Exception] = []
 
         def wait() -> None:
             try:
                 launch(files, settings.typed, name=name, folder=self.jobs)
             except Exception as error:
-                troubles.append(error)
+                errors.append(error)
 
-        # Beside this thread, because a queue may keep its jobs for days and Ctrl-C shall not wait.
+        # In a thread, because jobs may wait in the queue for days, and Ctrl-C must work meanwhile.
         thread = threading.Thread(target=wait, name="slurm", daemon=True)
         thread.start()
         is_cancelled = False
@@ -200,11 +202,12 @@ class Sweep:
                 is_cancelled = is_cancelled or cancel_waiting(name)
                 if not self._is_any_running() or self.stop_file.with_suffix(".now").exists():
                     return
-        if troubles:
-            # One job without an answer, such as one that was cancelled, ends the launcher's wait.
+        if errors:
+            # A single job without a result, such as a cancelled one, makes the launcher raise while
+            # other jobs are still running.
             while self.signal is None and is_queued(name):
                 time.sleep(POLL_SECONDS)
-            raise troubles[0]
+            raise errors[0]
 
     def _is_any_running(self) -> bool:
         statuses = [read_json(self._status_file(cell)) for cell in self.plan.cells]
@@ -241,24 +244,25 @@ class Sweep:
         status = read_json(self._status_file(cell)) or {"state": "waiting", "reason": ""}
         state, reason = status["state"], status["reason"]
         if state == "running":
-            # Its worker is gone without a word; the process notices, and ends with a checkpoint.
-            state, reason = "waiting", "lost with the launcher's worker"
+            # The worker died without writing a state. Its training process notices this and ends
+            # with a checkpoint.
+            state, reason = "waiting", "the launcher lost the worker of this job"
             if status["pid"] is not None and not self.on_cluster:
                 _await_end(status["pid"])
         self.manifest.set(cell, state, reason)
         self.manifest.write(self.folder)
         if self.mlflow is not None and state not in ("finished", "busy", "waiting"):
-            close_child(cell.folder, "FAILED" if state == "failed" else "KILLED")
+            close_run(cell.folder, "FAILED" if state == "failed" else "KILLED")
 
     def _wait_for_others(self) -> None:
-        """Cells that another sweep was training: done by it, or else still to be done here."""
+        """Waits for runs that another sweep is training; trains those that it does not finish."""
         said = False
         while self.signal is None:
             busy = [c for c in self.plan.cells if self.manifest.state(c) == "busy"]
             if not busy:
                 return
             if not said:
-                terminal.say(f"waiting for {len(busy)} runs that another sweep trains")
+                terminal.say(f"waiting for {len(busy)} runs that another sweep is training")
                 said = True
             time.sleep(POLL_SECONDS)
             free = [cell for cell in busy if not is_held(writer_lock(cell.folder))]
@@ -281,12 +285,12 @@ class Sweep:
             return None
         try:
             return write_report(self.plan.folder)
-        except Exception as error:  # the runs are made, and MLflow's parent is still to be closed
+        except Exception as error:  # The sweep's MLflow run must still be closed.
             logger.exception("the report could not be written")
             self.report_failed = True
             terminal.error(
                 f"the report could not be written ({type(error).__name__}: {error});"
-                f" python -m src.report study={self.plan.study} tries again"
+                f" to try again, run python -m src.report study={self.plan.study}"
             )
             return None
 
@@ -296,7 +300,7 @@ class Sweep:
             statuses[status],
             metrics={} if report is None else report.headline,
             artifacts=[] if report is None else report.files,
-            # MLflow takes no comma in the name of a tag.
+            # MLflow does not allow commas in the name of a tag.
             tags={"status": status}
             | {
                 f"jobs.{state.partition(',')[0].replace(' ', '_')}": count
@@ -314,7 +318,7 @@ class Sweep:
         if status == "killed":
             assert self.signal is not None
             how = "the same command without rerun=true" if self.plan.rerun else "the same command"
-            terminal.say(f"stopped by a signal; {how} continues")
+            terminal.say(f"stopped by a signal; to continue, run {how}")
             return 128 + self.signal
         return (
             command_line.OK
@@ -326,7 +330,7 @@ class Sweep:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first signal ends all jobs in order, with checkpoints; a second one at once."""
+        """Inside, the first signal ends all jobs with a checkpoint, and a second one kills them."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         previous = {number: signal.signal(number, self._handle) for number in numbers}
         try:
@@ -340,15 +344,18 @@ class Sweep:
             self.stop_file.with_suffix(".now").touch()
             return
         self.signal = number
-        # Written whole before it appears, because workers read it at once.
+        # Renamed when it is complete, because workers read it as soon as it exists.
         draft = self.jobs / "stop.part"
         draft.write_text(signal.Signals(number).name, encoding="utf-8")
         draft.replace(self.stop_file)
-        print("ending all jobs with a checkpoint; once more ends them at once", file=sys.stderr)
+        print(
+            "ending all jobs with a checkpoint; press Ctrl-C again to end them at once",
+            file=sys.stderr,
+        )
 
 
 def _await_end(pid: int) -> None:
-    """Waits for a process that ends in order; ends it by force where it does not."""
+    """Waits until a process that is ending has ended; kills it if it takes too long."""
     deadline = time.monotonic() + MAX_GRACE_SECONDS
     while is_alive(pid):
         if time.monotonic() > deadline:

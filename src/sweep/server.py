@@ -1,6 +1,7 @@
-"""The first import of the server from which training processes are forked.
+"""The first module that the fork server of the training processes imports.
 
-The server itself looks for its parent only when all its imports are done, which takes many seconds.
+It makes the server end with the worker that started it from the beginning. By itself the server
+would check for its parent only after all imports, which take many seconds.
 """
 
 import os
@@ -9,5 +10,5 @@ from src.common.environment import code_digest
 from src.common.orphans import end_with
 
 end_with(os.getppid())
-# Every process that is forked from here runs the code as it is now.
+# Cached here, because every process that is forked from the server runs the code as it is now.
 code_digest()

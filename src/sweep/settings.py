@@ -1,4 +1,4 @@
-"""What a sweep has besides its cells, from conf/sweep.yaml."""
+"""The settings of a sweep as a whole, from conf/sweep.yaml."""
 
 import math
 from collections.abc import Sequence
@@ -18,31 +18,31 @@ from src.config.schema import CONF
 MAX_JOBS = 1024
 
 JOBS_AT_A_TIME = ("hydra.launcher.n_jobs", "hydra.launcher.array_parallelism")
-"""What launchers call n_jobs."""
+"""The names that launchers use for n_jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """How a sweep is carried out."""
+    """How a sweep is run."""
 
     experiment: str | None
-    """Name of the study in conf/experiment whose axes are swept."""
+    """The experiment in conf/experiment whose axes are swept."""
     n_jobs: int
-    """Jobs at a time."""
+    """Number of jobs at a time."""
     timeout: float | None
     """Seconds after which a job is ended; None: never."""
     share_prefix: bool
-    """Whether arms that act late start from their baseline's state."""
+    """Whether arms that act late start from a state of their baseline."""
     plan: bool
     """Whether to print what would be run, and stop."""
     launcher: str
-    """The option of Hydra's launcher that starts the jobs."""
+    """The option in conf/hydra/launcher that starts the jobs."""
     launcher_fields: dict[str, Any]
-    """Of Hydra's launcher, as they stand there."""
+    """The fields of the launcher."""
     axes: list[str]
-    """The experiment's overrides."""
+    """The experiment's arguments."""
     typed: list[str]
-    """What was typed of all this."""
+    """The typed arguments that belong to the sweep as a whole."""
 
     def __post_init__(self) -> None:
         if type(self.n_jobs) is not int or not 1 <= self.n_jobs <= MAX_JOBS:
@@ -58,21 +58,24 @@ class SweepSettings:
 
 
 def compose_settings(arguments: Sequence[str]) -> SweepSettings:
-    """Reads conf/sweep.yaml with the sweep's own arguments, those of Hydra's launcher included.
+    """Composes conf/sweep.yaml with the arguments of the sweep and of its launcher.
 
     Raises:
-        InputError: in one line, whatever is wrong.
+        InputError: there is a mistake in the arguments.
     """
     with readable("sweep", arguments):
         for override in parse_all(arguments):
             if override.is_sweep_override():
-                raise InputError(f"{override.input_line}: a sweep takes one value of it")
+                raise InputError(f"{override.input_line}: must be a single value")
             if override.key_or_group in JOBS_AT_A_TIME:
-                raise InputError(f"{override.input_line}: jobs at a time are n_jobs=")
+                raise InputError(f"{override.input_line}: type n_jobs=<number> instead")
             if override.key_or_group == "hydra.launcher":
-                raise InputError(f"{override.input_line}: is chosen with a slash, hydra/launcher=")
+                raise InputError(f"{override.input_line}: type hydra/launcher=<name>, with a slash")
             if override.key_or_group == "experiment" and override.value() is None:
-                raise InputError("experiment=null: leave it out, or name one of conf/experiment")
+                raise InputError(
+                    "experiment=null: must be the name of a file in conf/experiment; leave it out"
+                    " otherwise"
+                )
         composed = compose_sweep(arguments)
         params: dict[str, Any] = dict(composed.hydra.sweeper.params or {})
         choices = composed.hydra.runtime.choices
@@ -95,7 +98,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
 
 
 def compose_sweep(arguments: Sequence[str]) -> DictConfig:
-    """The composed conf/sweep.yaml, with Hydra's own part."""
+    """The composed conf/sweep.yaml, including Hydra's own section `hydra`."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         composed = hydra.compose("sweep", overrides=list(arguments), return_hydra_config=True)

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, which is the truth, and MLflow, which mirrors it."""
+"""Mirrors run folders into MLflow. The run folder is the source of truth."""

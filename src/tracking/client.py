@@ -1,4 +1,4 @@
-"""A tracking server or database: the few requests that a mirror makes of it."""
+"""A client of an MLflow server or database, with the few requests that mirroring needs."""
 
 import logging
 import os
@@ -16,12 +16,12 @@ from src.common.tracking_address import (
     with_secrets,
     without_secrets,
 )
-from src.tracking.database import ensure
+from src.tracking.database import ensure_database
 
-LATER = "nothing is lost: python -m src.sync brings the rest"
+LATER = "nothing is lost: python -m src.sync sends the rest later"
 
 KIND = "mlflow.experimentKind"
-"""The tag by which MLflow's pages open on training runs and not on traces of chats."""
+"""The tag that makes MLflow's pages show training runs first, instead of traces of chats."""
 
 MAX_METRICS = 1000
 MAX_ENTRIES = 100
@@ -30,17 +30,18 @@ MAX_TAG = 8000
 
 _GONE = "RESOURCE_DOES_NOT_EXIST"
 _SETTINGS = {
-    # Without these an unreachable server is tried for minutes; who waits longer asks again.
+    # By default MLflow retries an unreachable server for minutes. Callers that can wait longer
+    # retry themselves.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    # A link for every run that is closed is no news.
+    # Otherwise MLflow prints a link for every run that is closed.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 _LEVELS = {
     "mlflow": "WARNING",
-    # Prints a traceback for a database that is locked or full; we say that in one line.
+    # Logs a traceback if the database is locked or full, which `Server.trouble` says in one line.
     "mlflow.store.db.utils": "CRITICAL",
     "alembic": "WARNING",
     "urllib3": "ERROR",
@@ -48,9 +49,9 @@ _LEVELS = {
 
 
 def one_line(error: Exception) -> str:
-    """The reason of a failure, short enough for a line."""
+    """The reason for an error, short enough for one line."""
     text = masked(str(error).strip())
-    # Of what a request says when nobody answers, the last few words are the reason.
+    # If no server answers, only the last few words of a request's long message are the reason.
     reason = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)", text)
     if reason is not None and "HTTPConnectionPool" in text:
         return reason[0].rpartition("] ")[2]
@@ -58,11 +59,13 @@ def one_line(error: Exception) -> str:
 
 
 class Server:
-    """Connects when it is first asked for something; every request may raise whatever MLflow does.
+    """A server or database. It connects at the first request.
+
+    Every request may raise any exception of MLflow and of the libraries below it.
 
     Attributes:
-        uri: without secrets, and with a database's path made absolute, so that it means the same
-            everywhere.
+        uri: the address without secrets; the path of a database is absolute, so that it means the
+            same in every working directory.
     """
 
     def __init__(self, uri: str) -> None:
@@ -73,20 +76,20 @@ class Server:
         self._client: Any = None
 
     def trouble(self, error: Exception) -> str:
-        """A line for people."""
+        """An error as one line for the user."""
         reason = one_line(error)
         line = f"MLflow at {self.uri} cannot be reached or written ({reason})"
         return f"{line}; {ADVICE}" if wants_secret(reason) else line
 
     @property
     def client(self) -> Any:
-        """The MlflowClient."""
+        """The MlflowClient; the first access connects."""
         if self._client is None:
             self._client = _connect(with_secrets(self.uri))
         return self._client
 
     def experiment_id(self, name: str) -> str:
-        """The experiment's id; it is made where it is missing, and taken back where deleted."""
+        """The id of an experiment, which is created if it is missing and restored if deleted."""
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(name)
@@ -96,7 +99,7 @@ class Server:
                 made = self.client.create_experiment(name, artifact_location=location, tags=tags)
                 return str(made)
             except MlflowException:
-                # Another process may have made it in between.
+                # Another process may have created it in the meantime.
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
@@ -105,14 +108,14 @@ class Server:
         return str(found.experiment_id)
 
     def _artifacts(self, experiment: str) -> str | None:
-        """Beside a database; a server knows its own place."""
+        """Where to store artifacts: beside a database; None for a server, which decides itself."""
         if not self.uri.startswith(SQLITE):
             return None
         database = Path(self.uri.removeprefix(SQLITE))
         return f"{(database.parent / 'mlartifacts').as_uri()}/{experiment}"
 
     def run(self, run_id: str) -> Any:
-        """A run, or None where the server knows of none such."""
+        """A run; None if the server has no run of this id."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -123,7 +126,7 @@ class Server:
             raise
 
     def search(self, experiment: str, condition: str) -> list[Any]:
-        """The runs of an experiment that meet a condition in MLflow's grammar."""
+        """The runs of an experiment that match a filter in MLflow's grammar."""
         found: list[Any] = []
         token = None
         ids = [self.experiment_id(experiment)]
@@ -142,11 +145,11 @@ class Server:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Sends in the batches that MLflow takes.
+        """Sends metrics, params and tags in batches of the sizes that MLflow accepts.
 
         Args:
-            run_id: of the run.
-            metrics: name, value, time in milliseconds, step. The same four again are one row.
+            run_id: the run's id.
+            metrics: name, value, time in milliseconds, step. MLflow stores the same four only once.
             params: by name.
             tags: by name.
         """
@@ -155,15 +158,15 @@ class Server:
         points = [Metric(*point) for point in metrics]
         for begin in range(0, len(points), MAX_METRICS):
             self.client.log_batch(run_id, metrics=points[begin : begin + MAX_METRICS])
-        given = [Param(key, str(value)[:MAX_PARAM]) for key, value in (params or {}).items()]
-        for begin in range(0, len(given), MAX_ENTRIES):
-            self.client.log_batch(run_id, params=given[begin : begin + MAX_ENTRIES])
-        named = [RunTag(key, str(value)[:MAX_TAG]) for key, value in (tags or {}).items()]
-        for begin in range(0, len(named), MAX_ENTRIES):
-            self.client.log_batch(run_id, tags=named[begin : begin + MAX_ENTRIES])
+        run_params = [Param(key, str(value)[:MAX_PARAM]) for key, value in (params or {}).items()]
+        for begin in range(0, len(run_params), MAX_ENTRIES):
+            self.client.log_batch(run_id, params=run_params[begin : begin + MAX_ENTRIES])
+        run_tags = [RunTag(key, str(value)[:MAX_TAG]) for key, value in (tags or {}).items()]
+        for begin in range(0, len(run_tags), MAX_ENTRIES):
+            self.client.log_batch(run_id, tags=run_tags[begin : begin + MAX_ENTRIES])
 
-    def silence(self) -> Exception | None:
-        """Why it cannot be reached; None where it answers, so that trouble is with one run."""
+    def connection_error(self) -> Exception | None:
+        """Why the server does not answer; None if it does."""
         try:
             self.client.search_experiments(max_results=1)
         except Exception as error:
@@ -172,16 +175,16 @@ class Server:
 
 
 def _connect(uri: str) -> Any:
-    """A client; the database is made where it is missing."""
+    """Creates a client, and the database if it is missing."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    # Quiet before the import: creating a database is no news, and each retry of a request neither.
+    # Before the import, which may log; creating a database and retrying a request are not news.
     for noisy, level in _LEVELS.items():
         logging.getLogger(noisy).setLevel(level)
     import mlflow
 
-    # And after it, because the import sets the level anew.
+    # And again after it, because the import sets the level.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     if uri.startswith(SQLITE):
-        ensure(Path(uri.removeprefix(SQLITE)))
+        ensure_database(Path(uri.removeprefix(SQLITE)))
     return mlflow.MlflowClient(tracking_uri=uri)

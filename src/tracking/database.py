@@ -1,4 +1,4 @@
-"""MLflow's SQLite database: made whole or not at all."""
+"""Creates MLflow's SQLite database, completely or not at all."""
 
 import shutil
 import sqlite3
@@ -12,30 +12,30 @@ import filelock
 from src.common import terminal
 
 LOCK_SECONDS = 60.0
-"""Time another process may take to make the database."""
+"""How long another process may take to create the database."""
 BUSY_SECONDS = 5.0
-"""Time to wait for a process that has locked the database itself."""
+"""How long to wait for a process that has locked the database itself."""
 STILL_SECONDS = 5.0
-"""A database that has not changed for so long is not being made any more."""
+"""An incomplete database that has not changed for this long is not being created any more."""
 
 _SIBLINGS = ("-journal", "-wal", "-shm")
 
 
-def ensure(database: Path) -> None:
-    """Makes the database where it is missing, and moves one aside that was only half made.
+def ensure_database(database: Path) -> None:
+    """Creates the database if it is missing, and moves an incomplete one aside.
 
-    MLflow makes its tables in some fifty migrations over several seconds. A process that is killed
-    in between leaves a file that MLflow can neither use nor complete. So the tables are made under
-    another name, and the file is renamed once it is whole. Everything happens under a lock, because
-    processes that migrate one database together all fail.
+    MLflow creates its tables in about fifty migrations, which take several seconds. A process that
+    is killed meanwhile leaves a file that MLflow can neither use nor complete. Therefore the tables
+    are created in a file of another name, which is renamed when it is complete. A lock is held,
+    because processes that migrate the same database at the same time all fail.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        filelock.Timeout: another process takes too long to make it.
-        sqlite3.Error, OSError, sqlalchemy's errors: it cannot be read or made.
+        FileNotFoundError: the folder does not exist.
+        filelock.Timeout: another process takes too long to create it.
+        sqlite3.Error, OSError, errors of sqlalchemy: it cannot be read or created.
     """
     if not database.parent.is_dir():
-        # MLflow would try again for a minute.
+        # MLflow would retry for a minute.
         raise FileNotFoundError(f"{database.parent}: no such folder")
     with filelock.FileLock(database.with_suffix(".lock"), timeout=LOCK_SECONDS):
         if database.exists() and _is_abandoned(database):
@@ -44,34 +44,37 @@ def ensure(database: Path) -> None:
             )
             database.rename(aside)
             terminal.warn(
-                f"{database}: was only half made and holds no run; it is now {aside.name}, and a"
-                " new one is made"
+                f"{database}: is incomplete and holds no run; it was renamed to {aside.name}, and a"
+                " new one is created"
             )
         if not database.exists():
-            _make(database)
+            _create(database)
 
 
-def _make(database: Path) -> None:
+def _create(database: Path) -> None:
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     prefix = f".{database.name}.making-"
     for left in database.parent.glob(f"{prefix}*"):
         shutil.rmtree(left)
-    # A name that is new each time: MLflow keeps the connection of an attempt that failed.
+    # A new name each time, because MLflow caches the connection of a failed attempt by its name.
     with tempfile.TemporaryDirectory(prefix=prefix, dir=database.parent) as folder:
         draft = Path(folder) / database.name
         store = SqlAlchemyStore(f"sqlite:///{draft}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
-        # A connection that is still open would look for its journal under the old name.
+        # An open connection would look for its journal under the old name.
         store.engine.dispose()
-        # SQLite would apply a journal that an earlier database of this name has left.
+        # SQLite would apply a journal left by an earlier database of this name.
         for suffix in _SIBLINGS:
             database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
         draft.replace(database)
 
 
 def _is_abandoned(database: Path) -> bool:
-    """Whether it is half made, and nobody is making it: MLflow's own command takes no lock."""
+    """Whether the database is incomplete and no process is creating it.
+
+    `mlflow server` may be creating it without our lock, so the age of the file decides.
+    """
     while _is_half_made(database):
         age = time.time() - database.stat().st_mtime
         if not 0 <= age < STILL_SECONDS:
@@ -81,19 +84,19 @@ def _is_abandoned(database: Path) -> bool:
 
 
 def _is_half_made(database: Path) -> bool:
-    """Whether MLflow has not finished making it.
+    """Whether MLflow has not finished creating the database.
 
-    MLflow adds the first experiment when all tables are there, and never deletes the last one. So a
-    database without an experiment is not finished, and cannot hold a run either.
+    MLflow adds the first experiment when all tables exist, and never deletes the last one. So a
+    database without an experiment is incomplete, and cannot hold a run either.
     """
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
         found = connection.execute("select name from sqlite_master where type = 'table'")
         tables = {name for (name,) in found}
-        # A migration copies a table to a name of its own and drops the old one.
+        # During a migration the table may exist under a temporary name only.
         copies = [name for name in ("experiments", "_alembic_tmp_experiments") if name in tables]
         counts = [
             connection.execute(f"select count(*) from {name}").fetchone()[0] for name in copies
         ]
-    # Tables of another program are not ours to move.
-    is_ours = bool(copies) or not tables
-    return is_ours and not any(counts)
+    # A database of another program must not be moved.
+    is_of_mlflow = bool(copies) or not tables
+    return is_of_mlflow and not any(counts)

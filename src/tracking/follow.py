@@ -1,7 +1,7 @@
-"""MLflow as a mirror of the run folder, filled by a thread of its own.
+"""Mirrors a run folder into MLflow from a background thread while the run trains.
 
-The thread reads metrics.jsonl as it grows. A tracking server that is slow or away therefore never
-slows or stops training, and what it missed is still on disk.
+The thread reads metrics.jsonl as it grows. If the tracking server is slow or unreachable, training
+is not affected, and everything that the server missed is still on disk.
 """
 
 import logging
@@ -15,27 +15,27 @@ from src.common.environment import git_facts, versions
 from src.tracking.client import LATER, Server
 from src.tracking.new_state import begin
 from src.tracking.push import push
-from src.tracking.stale_runs import catch_up, mend
+from src.tracking.stale_runs import catch_up, close_stale_runs
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 3.0
 MAX_POLL_SECONDS = 60.0
 FINISH_SECONDS = 60.0
-"""That a run waits at its end for a server that is slow."""
+"""How long a run waits at its end for a slow server."""
 CATCH_UP_SECONDS = 10.0
-"""Of these, what earlier runs may take."""
+"""The part of this time that sending earlier runs may take."""
 
 
 class MlflowMirror:
-    """Brings one run folder into MLflow while it is written.
+    """Sends one run folder to MLflow while it is being written.
 
     Args:
-        folder: the run folder, with its config.yaml; its lock is held.
+        folder: the run folder, which holds config.yaml; this process holds its lock.
         uri: the tracking server or database.
-        device: facts about it.
-        parent_run_id: the run of the sweep that this run belongs to.
-        warn: shows one line to the user.
+        device: facts about the device, for tags.
+        parent_run_id: the MLflow run of the sweep that this run belongs to; None: none.
+        warn: shows one line to the user; called at most once.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class MlflowMirror:
         self._thread = threading.Thread(target=self._follow, name="mlflow-mirror", daemon=True)
 
     def start(self) -> None:
-        """Follows the run, in the background."""
+
         self._thread.start()
 
     def finish(self) -> None:
-        """Sends the rest, once record.json is written, and closes the run; within a minute."""
+        """Sends the rest and closes the run; waits at most a minute. record.json is written."""
         self._latest_end = time.monotonic() + CATCH_UP_SECONDS
         self._over.set()
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            self._complain(TimeoutError("it did not take everything in time"))
+            self._warn_once(TimeoutError("it did not accept everything in time"))
 
     def _follow(self) -> None:
         try:
@@ -73,8 +73,8 @@ class MlflowMirror:
             state = begin(
                 self.folder, self.server.uri, facts=facts, parent_run_id=self.parent_run_id
             )
-        except Exception as error:  # a tracker never stops training, whatever its trouble
-            self._complain(error)
+        except Exception as error:  # Whatever goes wrong with tracking, training continues.
+            self._warn_once(error)
             return
         delay = POLL_SECONDS
         is_first = True
@@ -83,28 +83,28 @@ class MlflowMirror:
             try:
                 push(self.folder, self.server, over=over)
             except Exception as error:
-                self._complain(error)
+                self._warn_once(error)
                 delay = min(2 * delay, MAX_POLL_SECONDS)
             else:
                 delay = POLL_SECONDS
                 if is_first:
                     is_first = False
-                    self._look_after_others(state.experiment)
+                    self._complete_earlier_runs(state.experiment)
             if over:
                 return
             self._over.wait(delay)
 
-    def _look_after_others(self, experiment: str) -> None:
+    def _complete_earlier_runs(self, experiment: str) -> None:
         runs = self.folder.parents[2]
         try:
-            mend(self.server, experiment)
+            close_stale_runs(self.server, experiment)
             if self.parent_run_id is None:
-                # Otherwise the sweep does it for all its runs.
+                # Within a sweep, the sweep's own process does this once for all runs.
                 catch_up(runs, self.server, go_on=lambda: time.monotonic() < self._latest_end)
-        except Exception:  # their trouble is not this run's
+        except Exception:  # A problem with an earlier run must not concern this one.
             logger.exception("mlflow: earlier runs")
 
-    def _complain(self, error: Exception) -> None:
+    def _warn_once(self, error: Exception) -> None:
         line = self.server.trouble(error)
         logger.warning("%s", line, exc_info=error)
         if not self._warned:

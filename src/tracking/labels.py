@@ -1,4 +1,4 @@
-"""Tags and params by which MLflow finds a run, taken from its config.yaml and facts."""
+"""The tags and params of runs and sweeps in MLflow."""
 
 import socket
 from collections.abc import Iterable, Mapping
@@ -12,12 +12,12 @@ PARENT = "mlflow.parentRunId"
 
 
 def host() -> str:
-    """This machine: locks of others cannot be seen from here."""
+    """The name of this machine, which alone can see the locks of its processes."""
     return socket.gethostname()
 
 
 def variant_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """attention, ffn, stability, model, preset, from config.yaml's content."""
+    """attention, ffn, stability, model and preset by name, from the content of config.yaml."""
     choices = config["choices"]
     return {
         "attention": str(choices["attention"]),
@@ -29,13 +29,13 @@ def variant_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def axes(config: Mapping[str, Any]) -> dict[str, str]:
-    """The variant, seed and repeat: what tells a run from others of its study."""
+    """The variant, seed and repeat, which distinguish the runs of a study."""
     return variant_of(config) | {name: str(config[name]) for name in ("seed", "repeat")}
 
 
-def is_measured_by(metric: str, options: Iterable[str]) -> bool:
-    """Whether a metric is what one of these stability options has logged."""
-    return any(metric.startswith((f"val_{o}/", f"stability/{o}_")) for o in options)
+def is_measured_by(metric: str, remedies: Iterable[str]) -> bool:
+    """Whether one of these remedies has logged a metric."""
+    return any(metric.startswith((f"val_{r}/", f"stability/{r}_")) for r in remedies)
 
 
 def run_tags(
@@ -44,17 +44,16 @@ def run_tags(
     """The tags of a run.
 
     Args:
-        config: config.yaml's content.
+        config: the content of config.yaml.
         folder: the run folder.
-        facts: git_sha, git_dirty, versions, device, as record.json has them; what is not known is
-            absent.
+        facts: git_sha, git_dirty, versions and device as in record.json; unknown ones are absent.
     """
-    chosen = axes(config)
+    run_axes = axes(config)
     tags = {
-        **chosen,
+        **run_axes,
         "kind": "run",
         "config_hash": config["config_hash"],
-        "baseline": str(chosen["stability"] == "none").lower(),
+        "baseline": str(run_axes["stability"] == "none").lower(),
         "run_folder": folder.resolve(),
         "host": host(),
         **{name: facts[name] for name in ("git_sha", "git_dirty") if name in facts},
@@ -80,10 +79,10 @@ def sweep_tags(folder: Path, *, command: str, description: str) -> dict[str, str
 
 
 def run_params(config: Mapping[str, Any]) -> dict[str, str]:
-    """The params of a run: all of its configuration that makes it another run, flat, and the axes.
+    """The params of a run: its axes, and all fields of config.yaml that distinguish runs, flat.
 
-    What was typed and where it began are in config.yaml; in MLflow's tables they would hide what
-    tells the arms apart.
+    Other fields, such as the typed arguments, are left out: in MLflow's tables they would hide what
+    distinguishes the arms.
     """
     flat = _flat({name: value for name, value in config.items() if role_of(name).is_param})
     return {name: str(value) for name, value in flat.items()} | axes(config)

@@ -1,4 +1,4 @@
-"""What MLflow will show of a run or sweep, written down before anything is sent."""
+"""Writes the state file of a run or a sweep: what MLflow will show, before anything is sent."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from src.tracking.push_state import (
     KILLED,
     MLFLOW_STATUS,
     State,
-    delivering,
     is_sweep,
+    locked,
     milliseconds,
     read_state,
     state_file,
@@ -30,20 +30,20 @@ def begin(
     parent_run_id: str | None,
     running: bool = True,
 ) -> State:
-    """Writes the state of a run that starts or is resumed; asks no server.
+    """Writes the state of a run that starts or is resumed, without contacting the server.
 
-    A run that MLflow knows already stays the same MLflow run.
+    A resumed run stays the same MLflow run.
 
     Args:
-        folder: the run folder; its config.yaml is there.
-        uri: of the server.
-        facts: git_sha, git_dirty, versions, device, as far as they are known.
-        parent_run_id: of the sweep's run there.
-        running: whether the run is in progress, and not one of the past.
+        folder: the run folder, which holds config.yaml.
+        uri: the server or database.
+        facts: git_sha, git_dirty, versions and device, as far as they are known.
+        parent_run_id: the id of the sweep's MLflow run; None: none.
+        running: whether the run is in progress; False for a run of the past.
     """
     config = RunFolder(folder).read_config()
     assert config is not None
-    with delivering(folder):
+    with locked(folder):
         file = state_file(folder, uri)
         state = State(
             uri=uri,
@@ -57,8 +57,9 @@ def begin(
             state.tags[PARENT] = parent_run_id
         known = read_state(file)
         if known is not None:
-            state.goes_on_from(known)
-            # A resumed run has cut its metrics; the same steps come again, as the same rows.
+            state.continue_from(known)
+            # A resumed run has cut metrics.jsonl to its checkpoint. The lines that it writes again
+            # are sent again; MLflow stores them as the same rows.
             state.lines_sent = min(known.lines_sent, len(metric_lines(folder)))
         state.write(file)
         return state
@@ -67,9 +68,9 @@ def begin(
 def begin_sweep(
     folder: Path, uri: str, experiment: str, *, command: str, description: str
 ) -> State:
-    """The same for a sweep, whose folder is runs/<study>/.sweeps/<sweep_id>."""
+    """Writes the state of a sweep, whose folder is runs/<study>/.sweeps/<sweep_id>."""
     folder.mkdir(parents=True, exist_ok=True)
-    with delivering(folder):
+    with locked(folder):
         file = state_file(folder, uri)
         state = State(
             uri=uri,
@@ -81,16 +82,16 @@ def begin_sweep(
         )
         known = read_state(file)
         if known is not None:
-            state.goes_on_from(known)
+            state.continue_from(known)
         state.write(file)
         return state
 
 
 def ensure_state(folder: Path, uri: str) -> State | None:
-    """The state of a folder for one server; made from what lies on disk if there is none.
+    """The state of a folder for one server; if there is none, it is made from the files on disk.
 
     Returns:
-        None for a sweep that has left nothing from which its MLflow run could be made.
+        The state; None for a sweep that has left no file to make one from.
     """
     known = read_state(state_file(folder, uri))
     if known is not None:
@@ -103,7 +104,7 @@ def ensure_state(folder: Path, uri: str) -> State | None:
 
 
 def _past_sweep(folder: Path, uri: str) -> State | None:
-    """From its state for another server, else from the file that it left beside its runs."""
+    """The state of a past sweep: from its state for another server, or from its manifest."""
     for other in map(read_state, state_files(folder)):
         if other is not None:
             fresh: dict[str, Any] = {"run_id": None, "described": False, "closed": False}
@@ -112,20 +113,20 @@ def _past_sweep(folder: Path, uri: str) -> State | None:
             return state
     file = folder.with_name(f"{folder.name}.json")
     with damaged(file):
-        left = read_json(file)
-        if left is None:
+        manifest = read_json(file)
+        if manifest is None:
             return None
-        command = masked(left["command"])
-        state = begin_sweep(folder, uri, left["study"], command=command, description="")
-        state.begun = milliseconds(left["started"])
-        state.ended = milliseconds(left["ended"])
-        state.status = MLFLOW_STATUS.get(left["status"], KILLED)
+        command = masked(manifest["command"])
+        state = begin_sweep(folder, uri, manifest["study"], command=command, description="")
+        state.begun = milliseconds(manifest["started"])
+        state.ended = milliseconds(manifest["ended"])
+        state.status = MLFLOW_STATUS.get(manifest["status"], KILLED)
         state.write(state_file(folder, uri))
     return state
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """record.json, or None if there is none. Raises InputError if it is damaged."""
+    """The content of record.json; None if there is no file. Raises InputError if it is damaged."""
     with damaged(folder / "record.json"):
         record = read_json(folder / "record.json")
         if record is not None and "status" not in record:
@@ -134,14 +135,15 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def metric_lines(folder: Path) -> list[str]:
-    """The complete lines of metrics.jsonl; what follows the last line break a kill has cut."""
+    """The complete lines of metrics.jsonl."""
     file = folder / "metrics.jsonl"
     with damaged(file):
+        # Text after the last line break is a line that a kill has cut.
         return file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
 
 
 def _time_of_start(folder: Path) -> int:
-    """When a run of the past began, as nearly as its folder tells."""
+    """When a run of the past began, in milliseconds, as well as its folder tells."""
     record = read_record(folder)
     if record is None:
         return modified(folder / "config.yaml")
@@ -149,5 +151,5 @@ def _time_of_start(folder: Path) -> int:
 
 
 def modified(file: Path) -> int:
-    """When a file was written, in milliseconds; now if there is none."""
+    """When a file was last written, in milliseconds; now if it does not exist."""
     return milliseconds(file.stat().st_mtime if file.is_file() else None)

@@ -1,4 +1,4 @@
-"""Brings a run folder into MLflow: whatever of it is not there yet, and nothing twice."""
+"""Sends a run folder to MLflow: everything that is not there yet, and nothing twice."""
 
 import json
 from collections.abc import Mapping
@@ -19,122 +19,126 @@ from src.tracking.push_state import (
     MLFLOW_STATUS,
     RUNNING,
     State,
-    delivering,
     is_sweep,
+    locked,
     milliseconds,
-    our_status,
     parent_id,
     read_state,
+    record_status,
     state_file,
 )
 
 ARTIFACTS = ("config.yaml", "record.json", "samples.md")
 KEY = "mirror_key"
-"""The tag by which a run is found again after a crash."""
+"""The tag by which a run is found again if its id was lost in a crash."""
 
 RESULT = "result"
-"""Group of the metrics that sum a run up."""
+"""Group of the metrics that summarise a run."""
 REPORT = "report"
-"""Folder of a sweep's artifacts."""
+"""Folder of the artifacts of a sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """What was sent."""
+    """What was sent. It is false if nothing was."""
 
     described: bool = False
-    """Whether the run was made or named anew."""
+    """Whether tags and params were sent."""
     num_lines: int = 0
-    """Of metrics.jsonl."""
+    """Number of lines of metrics.jsonl."""
     status: str | None = None
-    """MLflow's, where the run was closed."""
+    """MLflow's status of the run, if the run was closed; otherwise None."""
 
     def __bool__(self) -> bool:
-        """Whether anything had been missing."""
         return self.described or self.num_lines > 0 or self.status is not None
 
     def __str__(self) -> str:
-        """For people."""
-        said = ["tags and params"] if self.described else []
-        said += [f"{self.num_lines} lines of metrics"] if self.num_lines else []
-        said += [f"its end ({self.status})"] if self.status else []
-        return ", ".join(said)
+        items = ["tags and params"] if self.described else []
+        items += [f"{self.num_lines} lines of metrics"] if self.num_lines else []
+        items += [f"its end ({self.status})"] if self.status else []
+        return ", ".join(items)
 
 
 def push(folder: Path, server: Server, *, over: bool) -> Pushed:
-    """Sends whatever of a run or a sweep MLflow does not have yet, and nothing twice.
+    """Sends everything of a run or a sweep that MLflow does not have yet, and nothing twice.
 
-    Everything that brings runs into MLflow calls this: the thread that follows a run, the sweep,
-    the closing of runs whose process died, and src.sync.
+    Everything that sends runs to MLflow calls this: the thread that follows a run, the sweep, the
+    closing of runs whose process died, and src.sync.
 
     Args:
-        folder: the run folder, or the sweep's.
-        server: where to.
-        over: whether its process is gone or at its end. Then the run is closed: as what it says
-            itself, and as KILLED where it could not say anything any more.
+        folder: the folder of the run or the sweep.
+        server: where to send it.
+        over: whether the process has ended or is about to. If so, the run is closed: with the
+            status that it recorded, or as KILLED if it recorded none.
 
     Returns:
-        What was sent; nothing for a run that somebody deleted in MLflow.
+        What was sent; nothing if the run was deleted in MLflow.
     """
     state = ensure_state(folder, server.uri)
     if state is None:
         return Pushed()
-    with delivering(folder):
+    with locked(folder):
         file = state_file(folder, server.uri)
         state = read_state(file) or state
         _find_parent(folder, state)
-        described = _settle(server, state, file, running=not over)
+        described = _find_or_create(server, state, file, running=not over)
         if described is None:
             return Pushed()
         num_lines = _send_lines(server, state, file, folder=folder)
         if not over:
             return Pushed(described=described, num_lines=num_lines)
         status = end_of(folder, state)
-        news = not (_has_its_end(folder, state) and state.status == status)
-        if news:
+        must_close = not (_is_closed(folder, state) and state.status == status)
+        if must_close:
             close = _close_sweep if is_sweep(folder) else _close_run
             close(server, state, folder=folder, status=status)
             state.status, state.closed, state.summed_up = status, True, True
-        # Without news as well: its time says what has been looked at.
+        # Written even if nothing was sent: `is_behind` compares the time of this file.
         state.write(file)
-        return Pushed(described=described, num_lines=num_lines, status=status if news else None)
+        sent_status = status if must_close else None
+        return Pushed(described=described, num_lines=num_lines, status=sent_status)
 
 
 def is_behind(folder: Path, file: Path) -> bool:
-    """Whether a run that is over may miss something in the place of this state.
+    """Whether MLflow may lack something of a run that has ended.
 
-    Asked for every run that lies on the disk, so it looks at no more than it must.
+    Called for every run on disk, so it reads as little as possible.
+
+    Args:
+        folder: the folder of the run or the sweep.
+        file: its state file for one server.
     """
     state = read_state(file)
-    if state is None or not (state.described and _has_its_end(folder, state)):
+    if state is None or not (state.described and _is_closed(folder, state)):
         return True
     sources = (folder / "record.json", folder / "metrics.jsonl")
     newest = max((path.stat().st_mtime for path in sources if path.is_file()), default=0.0)
     return newest > file.stat().st_mtime or _find_parent(folder, state)
 
 
-def _has_its_end(folder: Path, state: State) -> bool:
-    """Whether all is there that the end of a run brings; a sweep's own run is not summed up."""
+def _is_closed(folder: Path, state: State) -> bool:
+    """Whether everything about the end of a run was sent; a sweep has no result metrics."""
     return state.closed and (state.summed_up or is_sweep(folder))
 
 
 def end_of(folder: Path, state: State) -> str:
-    """MLflow's status of a run whose process is gone."""
+    """MLflow's status of a run or a sweep whose process has ended."""
     record = read_record(folder)
     if record is not None:
         return MLFLOW_STATUS[record["status"]]
-    # A sweep says how it ended in its state; a child that died may have been given an end there.
+    # Without a record, the state may hold the status: a sweep writes its own there, and `close_run`
+    # that of a run whose process died.
     return KILLED if state.status == RUNNING else state.status
 
 
 def end_tags(folder: Path, state: State) -> dict[str, str]:
-    """The tags of a run or of a sweep that has ended."""
-    named = our_status(end_of(folder, state))
+    """The tags that tell how a run or a sweep has ended."""
+    status = record_status(end_of(folder, state))
     record = read_record(folder)
-    tags = {"status": named} if is_sweep(folder) else {"status": named, "outcome": named}
+    tags = {"status": status} if is_sweep(folder) else {"status": status, "outcome": status}
     if record is not None:
         incident = record["incident"]
-        tags["outcome"] = record["outcome"] or named
+        tags["outcome"] = record["outcome"] or status
         tags["incident"] = "none" if incident is None else incident["cause"]
         alarms = record.get("alarms", [])
         tags["alarm"] = alarms[0]["line"] if alarms else "none"
@@ -143,21 +147,22 @@ def end_tags(folder: Path, state: State) -> dict[str, str]:
     return tags
 
 
-def _settle(server: Server, state: State, file: Path, *, running: bool) -> bool | None:
-    """Makes or finds the run, and describes it unless that is done.
+def _find_or_create(server: Server, state: State, file: Path, *, running: bool) -> bool | None:
+    """Finds or creates the run in MLflow, and sends its tags and params if they are missing.
 
     Args:
-        server: where.
-        state: of the run; its id is filled in.
-        file: of the state.
-        running: whether the run goes on, and not only the news of it.
+        server: the server.
+        state: the run's state, in which its id is filled in.
+        file: the file of the state.
+        running: whether the run is still in progress.
 
     Returns:
-        Whether anything had to be done; None where somebody has deleted the run.
+        Whether tags and params were sent; None if the run was deleted in MLflow.
     """
     run = None if state.run_id is None else server.run(state.run_id)
     if run is None:
-        # It may have been made just before a crash; or the database is another one by now.
+        # The run may have been created just before a crash, so that its id was not written down.
+        # Or the database was replaced, so that the run must be created and sent again.
         found = server.search(state.experiment, f"tags.{KEY} = '{state.key}'")
         run = found[0] if found else _create(server, state)
         state.run_id = str(run.info.run_id)
@@ -167,7 +172,7 @@ def _settle(server: Server, state: State, file: Path, *, running: bool) -> bool 
     if state.described:
         return None if deleted else False
     if deleted:
-        # It is trained again, so it is wanted.
+        # A deleted run that is trained again is wanted again.
         server.client.restore_run(state.run_id)
     _describe(server, state, run, running=running)
     state.described = True
@@ -189,19 +194,19 @@ def _describe(server: Server, state: State, run: Any, *, running: bool) -> None:
     tags = dict(state.tags)
     if running:
         server.client.update_run(state.run_id, status=RUNNING)
-        # Also because of what an earlier end has left.
+        # These replace the tags of an earlier end, if the run was resumed.
         tags["status"] = "running"
         if state.tags["kind"] == "run":
             tags["outcome"] = "running"
         if "mended" in run.data.tags:
             server.client.delete_tag(state.run_id, "mended")
-    # Params cannot be changed there; what was set once stays.
+    # MLflow raises an error if a param is set again, so only missing ones are sent.
     missing = {k: v for k, v in state.params.items() if k not in run.data.params}
     server.log(state.run_id, params=missing, tags=tags)
 
 
 def _find_parent(folder: Path, state: State) -> bool:
-    """Takes up the sweep's run if it is another than the state says; says whether it was."""
+    """Puts the id of the sweep's MLflow run into the state; returns whether the state changed."""
     parent = parent_id(folder, state.tags, state.uri)
     if parent is None or parent == state.tags.get(PARENT):
         return False
@@ -211,10 +216,10 @@ def _find_parent(folder: Path, state: State) -> bool:
 
 
 def _send_lines(server: Server, state: State, file: Path, *, folder: Path) -> int:
-    """Sends the lines that are not there, and notes it after every batch.
+    """Sends the missing lines of metrics.jsonl and updates the state after every batch.
 
-    Without what an observer has measured. That is in the lines, for the runs that begin from this
-    one, but on this run's page it would look like its own.
+    Metrics of observers are left out. They are in the file for the branches of this run; on the
+    run's own page they would look like its own. Returns the number of lines.
     """
     assert state.run_id is not None
     lines, before = metric_lines(folder), state.lines_sent
@@ -240,7 +245,7 @@ def _send_lines(server: Server, state: State, file: Path, *, folder: Path) -> in
 
 
 def _loss_metric(record: Mapping[str, Any]) -> str:
-    """The loss by which a run is judged, of a record that may be an early version's."""
+    """The loss by which a run is judged; the record may be of an early version."""
     names = str(record.get("variant", {}).get("stability", "none")).split("-")
     return loss_metric(roles_of(record, [name for name in names if name != "none"]))
 
@@ -258,11 +263,11 @@ def _close_run(server: Server, state: State, *, folder: Path, status: str) -> No
         ]
         server.log(state.run_id, metrics=points)
     server.log(state.run_id, tags=end_tags(folder, state))
-    # Before the files, whose place may be out of reach while the server is not.
+    # Before the files, because their storage may be unreachable while the server is not.
     server.client.set_terminated(state.run_id, status=status, end_time=ended)
     for name in ARTIFACTS:
         if (folder / name).is_file():
-            # Earlier versions wrote what is secret in an address into config.yaml.
+            # Early versions wrote the password of an address into config.yaml.
             text = masked((folder / name).read_text(encoding="utf-8"))
             server.client.log_text(state.run_id, text, name)
 
@@ -270,7 +275,7 @@ def _close_run(server: Server, state: State, *, folder: Path, status: str) -> No
 def _close_sweep(server: Server, state: State, *, folder: Path, status: str) -> None:
     assert state.run_id is not None
     ended = milliseconds() if state.ended is None else state.ended
-    # By time, because a sweep that is run again has other figures for the same step.
+    # Each has the time of the end, so that a sweep that is run again adds values of a later time.
     metrics = [(name, value, ended, 0) for name, value in state.metrics.items()]
     server.log(state.run_id, metrics=metrics, tags=end_tags(folder, state) | state.tags)
     server.client.set_terminated(state.run_id, status=status, end_time=ended)

@@ -1,6 +1,6 @@
-"""mlflow.json: what MLflow shall show of a run, and how much of it has arrived there.
+"""mlflow.json: what MLflow should show of a run, and how much of it was sent already.
 
-With it the delivery is a function of the folder alone, whoever does it and whenever.
+With this file, what to send depends on the folder alone, whichever process sends it and when.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from src.common.tracking_address import without_secrets
 
 RUNNING, KILLED = "RUNNING", "KILLED"
 MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
-"""MLflow's word for the status of a record."""
+"""MLflow's status, by the status of a record."""
 
 SWEEPS = ".sweeps"
-"""Folder of a study, beside those of its variants: runs/<study>/.sweeps/<sweep_id>."""
+"""The folder of a study's sweeps, beside those of its variants: runs/<study>/.sweeps/<sweep_id>."""
 
 WAIT_SECONDS = 30.0
-"""For somebody else's delivery of the same folder."""
+"""How long to wait while another process sends the same folder."""
 
 
 @dataclass(kw_only=True)
 class State:
-    """One run in one place of MLflow's."""
+    """The state of one run on one server or database."""
 
     uri: str
     experiment: str
@@ -40,61 +40,60 @@ class State:
     tags: dict[str, str]
     params: dict[str, str]
     key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
-    """Tag by which a run is found whose id a crash kept from being written here."""
+    """Value of a tag by which the run is found if a crash prevented its id from being written."""
     begun: int
-    """Time of step 0 in milliseconds. A metric of step n gets the time begun + n: one that is sent
-    again, after a crash or by a resumed run, is then the same row."""
+    """Time of step 0 in milliseconds. A metric of step n gets the time begun + n, so that sending
+    it again, after a crash or from a resumed run, gives the same row."""
     run_id: str | None = None
     described: bool = False
-    """Whether tags and params are there."""
+    """Whether tags and params were sent."""
     lines_sent: int = 0
-    """Lines of metrics.jsonl that are there."""
+    """Number of lines of metrics.jsonl that were sent."""
     status: str = RUNNING
-    """MLflow's, once an end is known; what the record of a run says comes before it."""
+    """MLflow's status. A status in the run's record takes precedence."""
     closed: bool = False
-    """Whether everything that the end of the run brings is there."""
+    """Whether everything about the end of the run was sent."""
     summed_up: bool = False
-    """Whether result/* is among it; states of earlier versions do not say so."""
+    """Whether the metrics result/* were sent; states of early versions lack this field."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    """A sweep's figures."""
+    """The metrics of a sweep."""
     artifacts: list[str] = dataclasses.field(default_factory=list)
-    """A sweep's files."""
+    """The files of a sweep."""
     ended: int | None = None
     """When a sweep ended, in milliseconds."""
 
-    def goes_on_from(self, earlier: "State") -> None:
-        """Makes this another life of a run that is there already."""
+    def continue_from(self, earlier: "State") -> None:
+        """Makes this the state of the same MLflow run as `earlier`."""
         self.key, self.begun, self.run_id = earlier.key, earlier.begun, earlier.run_id
 
     def write(self, file: Path) -> None:
-        """Writes it, whole or not at all."""
         write_json(file, dataclasses.asdict(self))
 
 
 def read_state(file: Path) -> State | None:
-    """The state that a file holds, or None where there is none.
+    """The state in a file; None if the file does not exist.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the file is damaged.
     """
     with damaged(file):
         content = read_json(file)
         try:
             if content is None:
                 return None
-            # Earlier versions wrote down what is secret in an address.
+            # Early versions wrote the password of an address into this file.
             return State(**{**content, "uri": without_secrets(content["uri"])})
         except TypeError as error:
             raise ValueError(str(error)) from error
 
 
 def state_files(folder: Path) -> list[Path]:
-    """One for each place that this folder has been sent to, the first one first."""
+    """The state files of a folder, one for each server; that of the first server comes first."""
     return sorted(folder.glob("mlflow*.json"), key=lambda file: len(file.name))
 
 
 def state_file(folder: Path, uri: str) -> Path:
-    """Where the state for one place is or belongs: mlflow.json for the first that was named."""
+    """The state file for one server, existing or not; the first server's is mlflow.json."""
     files = state_files(folder)
     for file in files:
         known = read_state(file)
@@ -106,16 +105,16 @@ def state_file(folder: Path, uri: str) -> Path:
 
 
 @contextmanager
-def delivering(folder: Path) -> Iterator[None]:
-    """Held by whoever reads and writes the states of a folder; raises filelock.Timeout."""
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock for reading and writing the states of a folder; raises filelock.Timeout."""
     with filelock.FileLock(folder / ".mlflow.lock", timeout=WAIT_SECONDS):
         yield
 
 
 @contextmanager
 def changing(folder: Path, uri: str) -> Iterator[State]:
-    """The state of a folder for one place; what is changed about it is kept."""
-    with delivering(folder):
+    """The state of a folder for one server; changes made in this context are written at its end."""
+    with locked(folder):
         file = state_file(folder, uri)
         state = read_state(file)
         assert state is not None
@@ -123,23 +122,23 @@ def changing(folder: Path, uri: str) -> Iterator[State]:
         state.write(file)
 
 
-def our_status(status: str) -> str:
-    """A record's word for MLflow's."""
+def record_status(status: str) -> str:
+    """The status of a record, by MLflow's status."""
     return next(ours for ours, theirs in MLFLOW_STATUS.items() if theirs == status)
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is a sweep's and not a run's."""
+    """Whether a folder belongs to a sweep rather than a run."""
     return folder.parent.name == SWEEPS
 
 
 def writer_lock(folder: Path) -> Path:
-    """The lock that the process of a run, or of a sweep, holds as long as it lives."""
+    """The lock that the process of a run or a sweep holds as long as it lives."""
     return folder.with_name(f"{folder.name}.lock") if is_sweep(folder) else folder / ".lock"
 
 
 def is_held(lock: Path) -> bool:
-    """Whether some process holds a lock."""
+    """Whether any process holds a lock."""
     if not lock.is_file():
         return False
     try:
@@ -150,12 +149,12 @@ def is_held(lock: Path) -> bool:
 
 
 def milliseconds(seconds: float | None = None) -> int:
-    """MLflow's time, from Python's; now where none is given."""
+    """Seconds as MLflow's milliseconds; None: now."""
     return round(1000 * (time.time() if seconds is None else seconds))
 
 
 def parent_id(folder: Path, tags: Mapping[str, Any], uri: str) -> str | None:
-    """The id of the sweep's run that a run belongs below, as far as it is known on disk."""
+    """The id of the MLflow run of the sweep that a run belongs to; None if none is known."""
     if "sweep_id" not in tags or is_sweep(folder):
         return None
     sweep = folder.parent.parent / SWEEPS / str(tags["sweep_id"])

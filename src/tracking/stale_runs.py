@@ -1,4 +1,4 @@
-"""What earlier processes have left undone in MLflow: runs still open, deliveries still due."""
+"""Completes what earlier processes left undone in MLflow: open runs, and unsent parts of runs."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -21,17 +21,17 @@ from src.tracking.push_state import (
 logger = logging.getLogger(__name__)
 
 
-def mend(server: Server, experiment: str) -> list[str]:
-    """Closes runs of a study that MLflow calls RUNNING although their process is gone.
+def close_stale_runs(server: Server, experiment: str) -> list[str]:
+    """Closes runs of a study that MLflow shows as RUNNING although their process has ended.
 
-    A process is gone when nobody holds the lock of its folder. Runs of other machines, whose locks
-    cannot be seen from here, and runs that are not ours are left alone. One search, where there
-    is nothing to mend.
+    A process has ended if no process holds the lock of its folder. Runs of other machines, whose
+    locks are not visible here, and runs of other programs are left alone. If there is nothing to
+    close, this costs one request.
 
     Returns:
-        The names of the runs mended.
+        The names of the closed runs.
     """
-    mended = []
+    closed = []
     for run in server.search(experiment, f"attributes.status = '{RUNNING}'"):
         tags = run.data.tags
         if tags.get("host") != host() or "run_folder" not in tags:
@@ -39,15 +39,18 @@ def mend(server: Server, experiment: str) -> list[str]:
         folder = Path(tags["run_folder"])
         if is_held(writer_lock(folder)):
             continue
-        status, left = _left_as(folder, run)
-        server.log(run.info.run_id, tags={**left, "mended": "true"})
+        status, tags_of_end = _end_of_stale_run(folder, run)
+        server.log(run.info.run_id, tags={**tags_of_end, "mended": "true"})
         server.client.set_terminated(run.info.run_id, status=status)
-        mended.append(str(run.info.run_name))
-    return mended
+        closed.append(str(run.info.run_name))
+    return closed
 
 
-def _left_as(folder: Path, run: Any) -> tuple[str, dict[str, str]]:
-    """KILLED, unless the folder still belongs to this run and tells of another end."""
+def _end_of_stale_run(folder: Path, run: Any) -> tuple[str, dict[str, str]]:
+    """The status and the tags of the end: KILLED, unless the run's folder tells another end.
+
+    The folder may hold a newer run by now.
+    """
     for state in map(read_state, state_files(folder)):
         if state is not None and state.run_id == run.info.run_id:
             return end_of(folder, state), end_tags(folder, state)
@@ -55,18 +58,18 @@ def _left_as(folder: Path, run: Any) -> tuple[str, dict[str, str]]:
 
 
 def tracked_folders(study: Path) -> list[Path]:
-    """Those of a study's sweeps, then those of its runs, moved aside or not."""
+    """The folders of a study's sweeps, then of its runs, including those moved aside."""
     sweeps = [path for path in sorted((study / SWEEPS).glob("*")) if path.is_dir()]
     return [*sweeps, *(file.parent for file in sorted(study.glob("*/seed-*/config.yaml")))]
 
 
 def catch_up(runs: Path, server: Server, *, go_on: Callable[[], bool]) -> None:
-    """Brings what a server has missed of earlier sweeps and runs, whatever their study.
+    """Sends what a server has missed of earlier sweeps and runs of all studies.
 
     Args:
         runs: the folder of all studies.
-        server: only what was meant for this one.
-        go_on: asked before each.
+        server: only runs that were meant for this server are sent.
+        go_on: called before each; False ends the work.
     """
     for folder in _behind(runs, server.uri):
         if not go_on():

@@ -1,16 +1,16 @@
-"""The MLflow run of a sweep, above the runs of its cells.
+"""The MLflow run of a sweep, the parent of the MLflow runs of its runs.
 
 How a sweep uses it:
 
     with filelock.FileLock(lock_file(folder, sweep_id), timeout=0):  # held by the caller
         parent = SweepRun(uri=..., experiment=study, sweep_id=sweep_id, folder=folder)
-        run_id = parent.open(command=..., description=...)            # before any child starts
-        # each child: tracking.parent_run_id=<run_id or null> tracking.sweep_id=<sweep_id>
-        parent.adopt(run_folder)            # a cell that is finished already and is not run again
-        close_child(run_folder, "KILLED")   # a child that died without closing its own run
+        run_id = parent.open(command=..., description=...)            # before any run starts
+        # each run: tracking.parent_run_id=<run_id or null> tracking.sweep_id=<sweep_id>
+        parent.adopt(run_folder)          # a run that had finished before the sweep
+        close_run(run_folder, "KILLED")   # a run whose process died without closing it
         parent.close("FINISHED", metrics={...}, artifacts=[...], tags={...})
 
-Nothing here raises because of MLflow, and everything is bounded in time.
+Problems with MLflow raise no exception here, and every call is limited in time.
 """
 
 import logging
@@ -37,34 +37,34 @@ from src.tracking.push_state import (
     state_files,
     writer_lock,
 )
-from src.tracking.stale_runs import catch_up, mend
+from src.tracking.stale_runs import catch_up, close_stale_runs
 
 logger = logging.getLogger(__name__)
 
 OPEN_SECONDS = 45.0
-"""A fresh database takes ten of them."""
+"""Creating a database takes about ten of these."""
 CLOSE_SECONDS = 60.0
-CHILD_SECONDS = 20.0
+RUN_SECONDS = 20.0
 CATCH_UP_SECONDS = 10.0
 
 
 def lock_file(folder: Path, sweep_id: str) -> Path:
-    """What the process of a sweep holds (a filelock) as long as it lives; `folder` is .sweeps."""
+    """The filelock that the process of a sweep holds as long as it lives; `folder` is .sweeps."""
     return writer_lock(folder / sweep_id)
 
 
 class SweepRun:
-    """The parent run of a sweep; the same sweep again reopens it.
+    """The parent run of a sweep in MLflow. Running the same sweep again reopens it.
 
-    The caller holds `lock_file(folder, sweep_id)` from before `open` until after `close`: by it
-    others see that the sweep is alive.
+    The caller holds `lock_file(folder, sweep_id)` from before `open` until after `close`, by which
+    other processes see that the sweep is alive.
 
     Args:
         uri: the tracking server or database (`default_uri()` unless tracking.uri is typed).
-        experiment: its name; the study.
-        sweep_id: of this sweep; no path separators.
-        folder: runs/<study>/.sweeps; what is sent is kept in <folder>/<sweep_id>/mlflow.json.
-        warn: shows one line to the user; called once at most.
+        experiment: the name of the experiment, which is the study.
+        sweep_id: the id of the sweep, without path separators.
+        folder: runs/<study>/.sweeps; the state is kept in <folder>/<sweep_id>/mlflow.json.
+        warn: shows one line to the user; called at most once.
     """
 
     def __init__(
@@ -82,26 +82,27 @@ class SweepRun:
         self.folder = folder / sweep_id
         self.runs = folder.parent.parent
         self.warn = warn
-        self._is_away = self._warned = False
+        self._is_unreachable = self._warned = False
         self._helper: threading.Thread | None = None
         self._latest_end = math.inf
 
     def open(self, *, command: str, description: str = "") -> str | None:
-        """Creates database, experiment and run, or reopens the run; mends what others left.
+        """Creates database, experiment and run, or reopens the run; closes stale runs.
 
-        What the server has missed of earlier runs follows in the background.
+        What the server has missed of earlier runs is sent in the background.
 
         Returns:
-            The run's id for tracking.parent_run_id; None where the server is away: then one line
-            warned, and `close` or `python -m src.sync` makes the run and gathers its children.
+            The id for tracking.parent_run_id. None if the server is unreachable: a warning is
+            shown, and `close` or `python -m src.sync` creates the run later and adds the sweep's
+            runs to it.
         """
-        assert is_held(writer_lock(self.folder)), "the caller holds the sweep's lock"
+        assert is_held(writer_lock(self.folder)), "the caller must hold the sweep's lock"
         uri, experiment = self.server.uri, self.experiment
 
         def act() -> None:
             begin_sweep(self.folder, uri, experiment, command=command, description=description)
             push(self.folder, self.server, over=False)
-            mend(self.server, experiment)
+            close_stale_runs(self.server, experiment)
 
         if not self._try(act, OPEN_SECONDS):
             return None
@@ -111,17 +112,17 @@ class SweepRun:
 
     def _state(self) -> State:
         state = read_state(state_file(self.folder, self.server.uri))
-        assert state is not None, "open comes first"
+        assert state is not None, "open() must be called first"
         return state
 
     def _catch_up(self) -> None:
         try:
             catch_up(self.runs, self.server, go_on=lambda: time.monotonic() < self._latest_end)
-        except Exception:  # the trouble of earlier runs is not this sweep's
+        except Exception:  # A problem with an earlier run must not concern this sweep.
             logger.info("mlflow: earlier runs", exc_info=True)
 
     def adopt(self, run_folder: Path) -> None:
-        """Gives a run that this sweep found finished to this parent."""
+        """Makes a run that had finished before the sweep a child of this run."""
         uri = self.server.uri
 
         def act() -> None:
@@ -130,10 +131,10 @@ class SweepRun:
                 if state.tags.get("sweep_id") != self.sweep_id:
                     state.tags["sweep_id"] = self.sweep_id
                     state.described = False
-            if not self._is_away:
+            if not self._is_unreachable:
                 push(run_folder, self.server, over=True)
 
-        self._try(act, CHILD_SECONDS)
+        self._try(act, RUN_SECONDS)
 
     def close(
         self,
@@ -143,13 +144,13 @@ class SweepRun:
         artifacts: Sequence[Path] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Logs headline figures, uploads files and folders under report/, and closes the run.
+        """Logs the sweep's metrics, uploads files and folders to report/, and closes the run.
 
         Args:
-            status: MLflow's: FINISHED, FAILED or KILLED.
-            metrics: by name; what is not finite is left out.
-            artifacts: files, or folders with all that is in them, which keep their names.
-            tags: such as status.
+            status: MLflow's status: FINISHED, FAILED or KILLED.
+            metrics: by name; non-finite values are left out.
+            artifacts: files, and folders with everything in them; they keep their names.
+            tags: by name.
         """
         assert status != RUNNING
         finite = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)}
@@ -164,17 +165,17 @@ class SweepRun:
             if self._helper is not None:
                 self._helper.join(CATCH_UP_SECONDS)
             push(self.folder, self.server, over=True)
-            # Children that ran while this run could not be made do not know it yet.
+            # Runs that trained while this parent could not be created are not below it yet.
             self._catch_up()
 
         self._try(act, CLOSE_SECONDS)
 
     def _try(self, action: Callable[[], Any], seconds: float) -> bool:
-        """Whether it was done in time; where it was not, one line warns, the first time."""
+        """Whether the action succeeded in time; the first failure shows a warning."""
         try:
             bounded(action, seconds)
-        except Exception as error:  # whatever goes wrong there, the sweep goes on
-            self._is_away = True
+        except Exception as error:  # Whatever goes wrong with tracking, the sweep continues.
+            self._is_unreachable = True
             if not self._warned:
                 self._warned = True
                 self.warn(f"{self.server.trouble(error)}; {LATER}")
@@ -182,12 +183,15 @@ class SweepRun:
         return True
 
 
-def close_child(folder: Path, status: str) -> None:
+def close_run(folder: Path, status: str) -> None:
     """Closes the MLflow run of a run folder whose process died without doing so.
 
-    A record that the process still wrote is believed before `status`, which is MLflow's KILLED or
-    FAILED. Does nothing where there is no MLflow run, it is closed already, or the folder has a
-    new writer. What a server that is away misses, src.sync brings.
+    Does nothing if there is no MLflow run, if it is closed already, or if another process writes to
+    the folder. If the server is unreachable, src.sync closes the run later.
+
+    Args:
+        folder: the run folder.
+        status: KILLED or FAILED. If the process still wrote a record, the record's status counts.
     """
     assert status in ("KILLED", "FAILED")
 
@@ -204,13 +208,16 @@ def close_child(folder: Path, status: str) -> None:
                 push(folder, Server(known.uri), over=True)
 
     try:
-        bounded(act, CHILD_SECONDS)
-    except Exception:  # the folder says what is to be sent
+        bounded(act, RUN_SECONDS)
+    except Exception:  # Nothing is lost: the state in the folder says what remains to be sent.
         logger.info("mlflow: %s", folder, exc_info=True)
 
 
 def bounded(action: Callable[[], Any], seconds: float) -> None:
-    """Waits so long for an action and no longer; raises what it raises, or TimeoutError."""
+    """Runs an action for at most `seconds`; raises what it raises, or TimeoutError.
+
+    On a time-out the action goes on in its thread, which cannot be stopped.
+    """
     raised: list[Exception] = []
 
     def act() -> None:

@@ -1,4 +1,4 @@
-"""Walks all run folders and brings into MLflow what it has missed of them."""
+"""Goes through all run folders and sends MLflow what it has missed."""
 
 from pathlib import Path
 
@@ -23,25 +23,25 @@ FAILURE = 1
 
 
 def sync(*, runs: Path, study: str | None, uri: str | None) -> int:
-    """Prints a line for everything that it brings, and what it came to.
+    """Sends what is missing; prints a line for each run or sweep, and a summary.
 
     Args:
         runs: the folder of all studies.
-        study: one of them; None: all.
+        study: the name of one study; None: all.
         uri: the server or database; None: for each run the one that it was meant for.
 
     Returns:
-        0; 1 where a server could not be reached or a folder not be read.
+        The exit code: 1 if a server could not be reached or a folder could not be read, else 0.
 
     Raises:
-        InputError: there is no such folder or study.
+        InputError: the folder or the study does not exist.
     """
     studies = _studies(runs, study)
     server = None if uri is None else Server(uri)
-    # Before anything is noted as meant for it: the address may be mistyped.
-    silence = None if server is None else server.silence()
-    if server is not None and silence is not None:
-        terminal.error(server.trouble(silence))
+    # Checked before any state is written for this server, because the address may be mistyped.
+    problem = None if server is None else server.connection_error()
+    if server is not None and problem is not None:
+        terminal.error(server.trouble(problem))
         return FAILURE
     walk = _Walk(server)
     for folder in studies:
@@ -60,91 +60,91 @@ def _studies(runs: Path, study: str | None) -> list[Path]:
         return list(found.values())
     if study not in found:
         raise InputError(
-            f"study={study}: no run of it lies in {runs};"
+            f"study={study}: {runs} holds no run of this study;"
             f" {nearest(study, found)}allowed: {', '.join(found) or 'none yet'}"
         )
     return [found[study]]
 
 
 class _Walk:
-    """Counts, and remembers which servers do not answer."""
+    """Sends folder by folder, counts them, and remembers which servers do not answer."""
 
     def __init__(self, server: Server | None) -> None:
         self.server = server
         self._servers: dict[str, Server] = {}
-        self._away: set[str] = set()
+        self._unreachable: set[str] = set()
         self._failed = False
-        self._brought = self._current = self._running = self._left = 0
+        self._num_sent = self._num_current = self._num_running = self._num_unsent = 0
 
     def visit(self, folder: Path) -> None:
-        """Brings what is missing of a run or a sweep, in each of its places."""
+        """Sends what is missing of a run or a sweep to each of its servers."""
         try:
-            # A lock is only tried where it matters: a run that starts just then would be refused.
+            # The lock is tried only if the run may be in progress, because a run that starts at
+            # that moment would find it taken.
             if _is_open(folder) and is_held(writer_lock(folder)):
-                self._running += not is_sweep(folder)
+                self._num_running += not is_sweep(folder)
                 return
-            uris = self._places(folder)
+            uris = self._servers_of(folder)
         except (InputError, OSError) as error:
             self._fail(str(error))
             return
-        news = [self._bring(folder, self._server(uri)) for uri in uris]
-        if any(new is None for new in news):
-            self._left += not is_sweep(folder)
-        elif not news:
+        sent = [self._send(folder, self._server(uri)) for uri in uris]
+        if any(each is None for each in sent):
+            self._num_unsent += not is_sweep(folder)
+        elif not sent:
             return
-        elif any(news):
-            self._brought += not is_sweep(folder)
+        elif any(sent):
+            self._num_sent += not is_sweep(folder)
         else:
-            self._current += not is_sweep(folder)
+            self._num_current += not is_sweep(folder)
 
     def end(self) -> int:
-        """Says what it came to; returns the exit code."""
-        said = [f"{self._brought} run{'' if self._brought == 1 else 's'} brought up to date"]
-        said.append(f"{self._current} {'was' if self._current == 1 else 'were'}")
-        if self._left:
-            said.append(f"{self._left} could not be")
-        if self._running:
-            said.append(f"{self._running} in progress")
-        terminal.say(", ".join(said))
+        """Prints the summary; returns the exit code."""
+        items = [f"{self._num_sent} run{'' if self._num_sent == 1 else 's'} brought up to date"]
+        items.append(f"{self._num_current} already up to date")
+        if self._num_unsent:
+            items.append(f"{self._num_unsent} not sent")
+        if self._num_running:
+            items.append(f"{self._num_running} in progress")
+        terminal.say(", ".join(items))
         return FAILURE if self._failed else 0
 
     def _server(self, uri: str) -> Server:
         return self._servers.setdefault(uri, Server(uri))
 
-    def _places(self, folder: Path) -> list[str]:
-        """The servers to which a folder belongs."""
+    def _servers_of(self, folder: Path) -> list[str]:
+        """The addresses of the servers to which a folder is to be sent."""
         if self.server is not None:
             uri = self.server.uri
             return [] if ensure_state(folder, uri) is None else [uri]
         states = [state for file in state_files(folder) if (state := read_state(file)) is not None]
         if states or is_sweep(folder):
-            # Whether a run of another machine goes on cannot be told from here.
-            ours = [s.uri for s in states if s.tags.get("host") == host() or _has_ended(folder)]
-            return ours
-        # Killed before it had begun to be mirrored.
+            # Without a record, only the machine of a run can know whether it is still in progress.
+            return [s.uri for s in states if s.tags.get("host") == host() or _has_ended(folder)]
+        # The run was killed before mirroring began, so that it has no state yet.
         tracking = (RunFolder(folder).read_config() or {}).get("tracking", {})
         if not tracking.get("mlflow"):
             return []
         return [Server(tracking["uri"] or default_uri()).uri]
 
-    def _bring(self, folder: Path, server: Server) -> bool | None:
-        """Whether anything was missing; None where it could not be brought."""
-        if server.uri in self._away:
+    def _send(self, folder: Path, server: Server) -> bool | None:
+        """Whether anything was sent; None if that failed."""
+        if server.uri in self._unreachable:
             return None
         try:
-            news = push(folder, server, over=True)
-        except Exception as error:  # of whatever kind, the other folders are to be tried
+            pushed = push(folder, server, over=True)
+        except Exception as error:  # The other folders must be tried in any case.
             if isinstance(error, InputError):
                 self._fail(str(error))
-            elif server.silence() is None:
+            elif server.connection_error() is None:
                 self._fail(f"{folder}: {server.trouble(error)}")
             else:
-                self._away.add(server.uri)
+                self._unreachable.add(server.uri)
                 self._fail(server.trouble(error))
             return None
-        if news:
-            terminal.say(f"{folder}: {news}")
-        return bool(news)
+        if pushed:
+            terminal.say(f"{folder}: {pushed}")
+        return bool(pushed)
 
     def _fail(self, line: str) -> None:
         self._failed = True
@@ -152,7 +152,7 @@ class _Walk:
 
 
 def _is_open(folder: Path) -> bool:
-    """Whether the process of a run may still be there, as far as its states tell."""
+    """Whether the process of a run may still be running, as far as its states tell."""
     files = state_files(folder)
     return not files or any(is_behind(folder, file) for file in files)
 

@@ -129,13 +129,13 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: rewritten(CONFIG, arguments(f"model={{target:'{CODE}'}}")),
         train.main,
         FORK,
-        "a group takes the name of an option",
+        "must be the name of an option",
     ),
     "fork, by a mapping that goes into an external model": (
         lambda: rewritten(CONFIG, arguments(*MAPPED)),
         train.main,
         FORK,
-        "a group takes the name of an option",
+        "must be the name of an option",
     ),
     "fork, by a group outside of conf/": (
         lambda: rewritten(CONFIG, arguments("preset=../../tmp/forged")),
@@ -228,7 +228,7 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: rewritten(LAST, lambda saved: arguments(*MAPPED)(saved["config"])),
         diagnose.main,
         ["checkpoint=run"],
-        "a group takes the name of an option",
+        "must be the name of an option",
     ),
     "diagnose, by a fork among the arguments": (
         lambda: (
@@ -279,7 +279,7 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: in_book("study.yaml", {"sweeps": [MAPPED], "short": []}),
         lab("reproduce"),
         ["paths.book=book", "plan=true"],
-        "a group takes the name of an option",
+        "must be the name of an option",
     ),
     "reproduce, by a launcher's shell commands": (
         lambda: in_book(

@@ -22,8 +22,8 @@ ABSURD = 10**12
 
 TRAIN = {
     f"study={LONG}": "has 300 characters, must have at most 255",
-    f"paths.runs={LONG}": "whose path the file system cannot take",
-    f"paths.runs={'/y' * 2100}": "whose path the file system cannot take",
+    f"paths.runs={LONG}": "is too long for the file system",
+    f"paths.runs={'/y' * 2100}": "is too long for the file system",
     "paths.runs=": "is empty",
     "paths.cache=": "is empty",
     "resume=": "is empty",
@@ -45,8 +45,8 @@ TRAIN = {
     "tracking.uri=sqlite:///": "must name a file",
     f"tracking.uri={DATABASE}": "nope/dir: no such folder",
     "tracking.uri=foo://me:hunter2@bar?token=hunter2": "tracking.uri=foo://bar: must be one of",
-    "stability=[clip03,clip03]": "stability=[clip03,clip03]: names an option twice",
-    "--multirun stability=[clip03,clip03]": "names an option twice",
+    "stability=[clip03,clip03]": "stability=[clip03,clip03]: names a remedy twice",
+    "--multirun stability=[clip03,clip03]": "names a remedy twice",
     f"--multirun seed=0,{HUGE}": "at most 64 bits",
     f"seed={LONGER}": "an integer of more than 64 bits",
     f"--multirun seed=0,{LONGER}": "an integer of more than 64 bits",
@@ -62,8 +62,8 @@ SIZES = (
 )
 TRAIN |= {f"{field}={ABSURD}": "must be at most" for field in SIZES}
 TRAIN |= {
-    "model.hidden_dim=300000 model.num_heads=3 model.num_layers=100": "GiB, and this machine has",
-    "recipe.batch_size=1000000 model.hidden_dim=999": "GiB, and this machine has",
+    "model.hidden_dim=300000 model.num_heads=3 model.num_layers=100": "GiB of memory, and this",
+    "recipe.batch_size=1000000 model.hidden_dim=999": "GiB of memory, and this",
 }
 DESCRIBE = {
     **{f"{field}={ABSURD}": "must be at most" for field in SIZES},
@@ -105,7 +105,7 @@ OTHERS = {
         "tracking.uri=foo://bar": "must be one of http://host:port",
         "tracking.uri=http://": "names no host",
         f"tracking.uri={DATABASE}": "no such folder",
-        "tracking=3": "a group takes the name of an option",
+        "tracking=3": "must be the name of an option",
         "paths.runs=": "is empty",
         "paths.runs=null": "must be a file or a folder",
         "study=../x": "may hold letters",

@@ -299,7 +299,7 @@ BAD = {
     "two outs": (["out=[a,b]"], "out=['a', 'b']: must be a path"),
     "here": (["out=."], "out=/"),
     "a long name": (["out=" + "x" * 300], "cannot be"),
-    "signed": (["+attention=mlha"], "+attention=mlha: fields are set as field=value"),
+    "signed": (["+attention=mlha"], "+attention=mlha: type fields as field=value"),
     "threads": (["threads=0"], "threads=0: must be at least 1"),
     "unknown": (["kv_latent=8"], "kv_latent: unknown field; did you mean kv_latent_dim?"),
     "section": (["attention.kv_latent_dim=8"], "attention.kv_latent_dim: unknown field"),

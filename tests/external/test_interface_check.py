@@ -48,7 +48,7 @@ def test_a_parameter_that_is_made_late_is_trained(pace):
 
 
 BAD = {
-    "model=external": ["model.target", "no value yet"],
+    "model=external": ["model.target", "has no value"],
     "model=external model.target=own_model": ["model.target=own_model", "package.module:callable"],
     "model=external model.target=no_such:build": ["no_such:build", "No module named 'no_such'"],
     "model=external model.target=own_model:missing": ["own_model:missing", "has no attribute"],
@@ -91,7 +91,7 @@ BAD = {
     "model=external model.target=[a]": ["model.target=[a]: must be text"],
     "model=external model.target=own_model:Bigram preset=crash": [
         "preset=crash",
-        "model.router_init_std, which model=external has not",
+        "model.router_init_std, which model=external lacks",
     ],
     "model=proxy model.kwargs.rows=3": ["model.kwargs.rows", "unknown field"],
     "attention=external": ["attention=external", "needs model=external"],

@@ -108,7 +108,7 @@ def test_replay_says_whether_a_change_would_have_averted_the_step(change, averte
     ("arguments", "parts"),
     [
         (["incident=nowhere"], ["incident=nowhere", "no such checkpoint"]),
-        ([], ["incident", "no value yet"]),
+        ([], ["incident", "has no value"]),
         (["+with.ffn.router.foo=1"], ["with.ffn", "foo"]),
         (["+with.ffn.top_k=99"], ["with.ffn.top_k=99", "from 1 to"]),
         (["+with.model.hidden_dim=48"], ["with", "shape"]),

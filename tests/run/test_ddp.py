@@ -153,11 +153,11 @@ def test_a_process_that_cannot_begin_is_named_with_its_log(tiny, capsys, monkeyp
     [
         (
             ["trainer.devices=2"],
-            "trainer.devices=2: must be 1; trainer=ddp trains one run on several",
+            "trainer.devices=2: must be 1; type trainer=ddp to train a run on several",
         ),
         ([DDP, "recipe.batch_size=3"], "trainer.devices=2: must divide recipe.batch_size=3"),
         ([DDP, "trainer.devices=0"], "trainer.devices=0: must be from 1 to"),
-        (["trainer=fsdp"], "trainer=fsdp: weights in shards are not offered, because a step that"),
+        (["trainer=fsdp"], "trainer=fsdp: sharded weights are not supported, because each"),
         (["trainer.strategy=zero"], "trainer.strategy=zero: must be one of single, ddp"),
     ],
 )

@@ -26,7 +26,7 @@ def test_samples_that_are_missing_are_made_again_and_are_the_same(study, tiny, c
     (folder / "samples.md").unlink()
     assert main(arguments) == 0
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
-    assert "more of its text" in capsys.readouterr().out
+    assert "more samples" in capsys.readouterr().out
 
 
 def test_samples_that_fail_leave_the_record_and_mlflow_alone(tiny, monkeypatch, capsys):

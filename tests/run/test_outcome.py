@@ -48,7 +48,7 @@ VERDICTS = {
     ),
     "failed by its first step": (
         a_record(bad=[1], skipped=0, steps=0, own_steps=0, status="failed", outcome=None),
-        "nothing was learnt: the only step was not finite"
+        "nothing was learned: the only step was not finite"
         " (non-finite loss from step 1: router underflow)",
     ),
     "without a recorder": (
@@ -61,21 +61,21 @@ VERDICTS = {
     ),
     "nothing learnt": (
         a_record(bad=ALL, outcome="collapsed"),
-        "nothing was learnt: all 10 steps were skipped"
+        "nothing was learned: all 10 steps were skipped"
         " (non-finite loss from step 1: router underflow)",
     ),
     "nothing learnt, nothing skipped": (
         a_record(bad=ALL, skipped=0, incident=None, outcome="collapsed"),
-        "nothing was learnt: all 10 steps were not finite (non-finite loss from step 1)",
+        "nothing was learned: all 10 steps were not finite (non-finite loss from step 1)",
     ),
     "one step": (
         a_record(bad=[1], steps=1, own_steps=1, outcome="stopped"),
-        "nothing was learnt: the only step was skipped"
+        "nothing was learned: the only step was skipped"
         " (non-finite loss from step 1: router underflow)",
     ),
     "branch": (
         a_record(bad=[3, 8, 9, 10], own_steps=3, outcome="collapsed"),
-        "nothing was learnt: all 3 steps were skipped"
+        "nothing was learned: all 3 steps were skipped"
         " (non-finite loss from step 8: router underflow)",
     ),
 }
@@ -114,7 +114,7 @@ def test_a_run_that_learnt_nothing_says_so_in_its_last_line_each_time(tiny, caps
     for _ in range(2):
         assert main(arguments) == 0
         last = last_lines(capsys.readouterr().out, 1)[0]
-        assert last.startswith("nothing was learnt: all 12 steps were skipped (non-finite loss")
+        assert last.startswith("nothing was learned: all 12 steps were skipped (non-finite loss")
         assert "from step 1: " in last
 
 
@@ -130,27 +130,27 @@ def test_a_collapsed_run_names_its_incident_page_and_command_and_shows_no_text(t
     assert lines[0] == f"first incident: {found['incident']['line']}"
     page = lines[1].removeprefix("its page: ")
     assert Path(page).is_file()
-    assert lines[2].startswith("to run it again: python -m src.replay incident=")
+    assert lines[2].startswith("to rerun it: python -m src.replay incident=")
     assert lines[3] == verdict(found)
     assert found["incident"]["cause"] in lines[3]
     assert WRITEUP[0] not in shown
-    assert "more of its text" not in shown
-    typed = shlex.split(lines[2].removeprefix("to run it again: "))
+    assert "more samples" not in shown
+    typed = shlex.split(lines[2].removeprefix("to rerun it: "))
     assert replay.main(typed[3:]) == 0
     assert "reproduced" in capsys.readouterr().out
 
 
 def test_the_command_of_an_incident_can_be_typed_where_its_folder_has_a_blank(tiny, capsys):
     assert main([*tiny, *FAILING, "paths.runs='my runs'"]) == 0
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("to run it again")]
-    typed = shlex.split(line.removeprefix("to run it again: "))
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("to rerun it")]
+    typed = shlex.split(line.removeprefix("to rerun it: "))
     assert replay.main(typed[3:]) == 0
 
 
 def test_a_clean_run_shows_its_text_and_nothing_of_incidents(tiny, capsys):
     train(tiny)
     shown = capsys.readouterr().out
-    assert "more of its text" in shown
+    assert "more samples" in shown
     assert "incident" not in shown
     assert "non-finite" not in shown
     assert last_lines(shown, 1)[0].startswith("run folder: ")

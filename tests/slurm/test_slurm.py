@@ -192,9 +192,9 @@ def test_shared_beginnings_several_processes_and_the_parent_run_are_as_on_one_ma
             ["trainer=ddp", "trainer.accelerator=gpu", "trainer.devices=2", *TOO_FEW],
             "hydra.launcher.gpus_per_node=1: must be at least trainer.devices=2",
         ),
-        ([], "trainer.accelerator=auto: what another node has cannot be seen from here"),
+        ([], "trainer.accelerator=auto: the devices of other nodes are not known here"),
         (["trainer=cpu", "hydra.launcher.partiton=x"], "hydra.launcher.partiton"),
-        (["trainer=cpu", "tracking=mlflow"], "mlflow.db: must be a server's address"),
+        (["trainer=cpu", "tracking=mlflow"], "mlflow.db: must be the address of a server"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_submitted(cluster, tmp_path, arguments, line):

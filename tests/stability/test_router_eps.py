@@ -23,5 +23,5 @@ def test_router_eps_averts_a_failure_that_comes_after_its_start(tiny):
 
 
 def test_it_needs_a_router():
-    with pytest.raises(InputError, match=r"router_eps: needs ffn.router, which ffn=mlp has not"):
+    with pytest.raises(InputError, match=r"router_eps: needs ffn.router, which ffn=mlp lacks"):
         compose("train", ["stability=router_eps", "ffn=mlp"])

@@ -24,5 +24,5 @@ def test_router_z_loss_acts_and_is_logged(tiny):
 
 
 def test_it_needs_a_router():
-    with pytest.raises(InputError, match=r"needs ffn.router.z_loss_weight, which ffn=mlp has not"):
+    with pytest.raises(InputError, match=r"needs ffn.router.z_loss_weight, which ffn=mlp lacks"):
         compose("train", ["ffn=mlp", "stability=router_z_loss"])

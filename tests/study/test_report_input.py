@@ -118,7 +118,7 @@ def test_the_command_shows_answer_table_and_paths(tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["study", "no value yet"]),
+        ([], ["study", "has no value"]),
         (["study=nothing"], ["study=nothing", "runs", "allowed: synthetic"]),
         (["study=null"], ["study=null"]),
         (["study=[a]"], ["study=", "text"]),
@@ -128,7 +128,7 @@ def test_the_command_shows_answer_table_and_paths(tmp_path, monkeypatch, capsys)
         (["study=synthetic", "paths.runs=nowhere"], ["study=synthetic", "nowhere", "none yet"]),
         (["study=synthetic", "paths=3"], ["paths=3", "wrong type"]),
         (["stduy=synthetic"], ["stduy", "unknown field"]),
-        (["-m", "study=synthetic"], ["--multirun", "src.train alone"]),
+        (["-m", "study=synthetic"], ["--multirun", "only with src.train"]),
     ],
 )
 def test_bad_input_gets_one_line_and_nothing_is_written(

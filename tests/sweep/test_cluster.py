@@ -39,11 +39,14 @@ def test_what_a_cluster_can_do_is_fine(argument):
         ("gpus_per_node=-1", "gpus_per_node=-1: must be at least 1"),
         ("cpus_per_task=0", "cpus_per_task=0: must be at least 1"),
         ("timeout_min=0", "timeout_min=0: must be at least 1"),
-        ("timeout_min=2", "signal_delay_s=120: must be above 0 and below the 120 s of timeout_min"),
+        (
+            "timeout_min=2",
+            "signal_delay_s=120: must be above 0 and below 120, the seconds of timeout_min",
+        ),
         ("signal_delay_s=0", "signal_delay_s=0: must be above 0"),
         ("nodes=2", "nodes=2: must be 1"),
         ("tasks_per_node=2", "tasks_per_node=2: must be 1"),
-        ("array_parallelism=8", "jobs at a time are n_jobs="),
+        ("array_parallelism=8", "type n_jobs="),
     ],
 )
 def test_what_would_break_a_job_is_refused(argument, says):
@@ -63,13 +66,13 @@ def test_a_device_must_be_named():
 
 @pytest.mark.parametrize("value", ["slurm", "null"])
 def test_a_launcher_is_chosen_with_a_slash(value):
-    with pytest.raises(InputError, match=f"hydra.launcher={value}: is chosen with a slash"):
+    with pytest.raises(InputError, match=f"hydra.launcher={value}: type hydra/launcher="):
         compose_settings([f"hydra.launcher={value}"])
 
 
 def test_without_slurm_there_is_one_line(monkeypatch):
     monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match="no sbatch is here"):
+    with pytest.raises(InputError, match="sbatch, which submits jobs, is not installed here"):
         check()
 
 
@@ -88,4 +91,4 @@ def test_jobs_on_several_nodes_share_no_file(uri, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(InputError) as error:
         check(tracking=replace(MLFLOW, uri=uri))
-    assert f"tracking.uri={uri or 'sqlite:///mlflow.db'}: must be a server's" in str(error.value)
+    assert f"tracking.uri={uri or 'sqlite:///mlflow.db'}: must be the address" in str(error.value)

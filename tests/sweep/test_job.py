@@ -3,7 +3,7 @@
 import json
 import time
 
-from src.sweep.job import Child, Job
+from src.sweep.job import Job, JobProcess
 
 
 def test_a_job_ends_after_it_began_though_the_clock_has_jumped_back(tmp_path, monkeypatch):
@@ -19,7 +19,7 @@ def test_a_job_ends_after_it_began_though_the_clock_has_jumped_back(tmp_path, mo
         owner=["host", 1],
         mlflow=False,
     )
-    child = Child(job)
+    child = JobProcess(job)
     child.status["started"] = time.time()
     monkeypatch.setattr(time, "time", lambda: child.status["started"] - 3600.0)
     child._end("finished", "")

@@ -224,17 +224,17 @@ def test_the_cost_of_a_compiled_run_counts_its_compilation(tmp_path, monkeypatch
 
 CASES = {
     "n_jobs=0": "n_jobs=0: must be an integer from 1",
-    "n_jobs=1,2": "n_jobs=1,2: a sweep takes one value of it",
-    "hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0: jobs at a time are n_jobs=",
-    "experiment=smoke,stability": "experiment=smoke,stability: a sweep takes one value of it",
-    "experiment=null": "experiment=null: leave it out",
+    "n_jobs=1,2": "n_jobs=1,2: must be a single value",
+    "hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0: type n_jobs=",
+    "experiment=smoke,stability": "experiment=smoke,stability: must be a single value",
+    "experiment=null": "experiment=null: must be the name of a file in conf/experiment",
     "stability=glob(nope*)": "stability=glob(nope*): matches no option",
-    "observe=ema": "observe=ema: must be {<option>: {<its fields>}}",
-    "fork=nowhere@3": "fork=nowhere@3: nowhere is no run folder",
-    "trainer.activation_checkpointing=true,false": "makes no other run, so a sweep has one value",
-    "trainer.devices=1,2": "makes no other run, so a sweep has one value",
+    "observe=ema": "observe=ema: must be {<remedy>: {<its fields>}}",
+    "fork=nowhere@3": "fork=nowhere@3: nowhere is not a run folder",
+    "trainer.activation_checkpointing=true,false": "does not distinguish runs, so a sweep takes",
+    "trainer.devices=1,2": "does not distinguish runs, so a sweep takes a single",
     "n_jobs=many": "n_jobs=many: must be an integer from 1",
-    "study=one,two": "study: a sweep has one, not 2",
+    "study=one,two": "study: must be the same for all runs of a sweep",
     "rerun=yess": "rerun=yess: must be true or false",
     "timeout=-1": "timeout=-1: must be seconds above 0, or null",
     "share_prefix=perhaps": "share_prefix=perhaps: must be true or false",
@@ -262,7 +262,7 @@ def test_jobs_with_more_threads_than_cores_are_warned_of(
     pace = [*PACE, "n_jobs=2", f"trainer.threads={threads}", "trainer=cpu"]
     assert main(["--multirun", *tiny, *pace, "seed=0,1", "plan=true"]) == 0
     printed = "".join(capsys.readouterr())
-    assert ("more than the 2 cores here" in " ".join(printed.split())) is is_warned
+    assert ("more than the 2 cores of this machine" in " ".join(printed.split())) is is_warned
 
 
 @pytest.mark.parametrize("argument", ["n_jobs=2", "experiment=smoke", "plan=true"])
@@ -276,14 +276,14 @@ def test_a_finished_baseline_without_the_right_state_is_no_start(tmp_path, monke
     made = plan("stability=warmdown", f"paths.cache={tmp_path}")
     base, arm = made.cells
     finished = {base.folder: True, arm.folder: False}
-    assert made.with_states_that_will_be({base.folder: False, arm.folder: False}) == made
-    assert made.with_states_that_will_be(finished).cells[1].start is None
+    assert made.without_missing_states({base.folder: False, arm.folder: False}) == made
+    assert made.without_missing_states(finished).cells[1].start is None
     state = base.folder / "checkpoints" / "state-12.key"
     state.parent.mkdir(parents=True)
     state.write_text("of other code")
-    assert made.with_states_that_will_be(finished).cells[1].start is None
+    assert made.without_missing_states(finished).cells[1].start is None
     state.write_text(base.key(12))
-    assert made.with_states_that_will_be(finished).cells[1].start is not None
+    assert made.without_missing_states(finished).cells[1].start is not None
 
 
 def test_rerun_is_read_as_true_in_any_spelling():
@@ -295,7 +295,7 @@ def test_a_fork_that_cannot_begin_is_refused_before_anything_is_written(tiny, ca
     base = made_run([*tiny, *PACE, "study=base", "save_at=[9]"])
     for fork, more, message in (
         (f"{base}@7", [], "no state is saved at that step (saved: 9)"),
-        (f"{base}@9", ["attention=gqa"], "the state does not fit"),
+        (f"{base}@9", ["attention=gqa"], "its state does not fit"),
     ):
         arguments = ["stability=shaken_full", "study=other", f"fork={fork}", *more]
         assert main(["--multirun", *tiny, *PACE, *arguments]) == 2
@@ -305,7 +305,7 @@ def test_a_fork_that_cannot_begin_is_refused_before_anything_is_written(tiny, ca
 
 def test_an_arm_that_ends_where_a_finished_baseline_has_no_loss_is_told(tiny, capsys):
     stop = ["stability=early_stop", "stability.early_stop.stop_frac=0.4", "study=base"]
-    told = "ends at step 9, where its baseline, which is finished, has not validated"
+    told = "it ends at step 9 and the finished baseline has not validated there"
     made_run([*tiny, *PACE, "study=base"])
     assert main(["--multirun", *tiny, *PACE, *stop, "plan=true"]) == 0
     assert told in capsys.readouterr().err.replace("\n", " ")

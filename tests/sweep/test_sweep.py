@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from src.sweep.job import Child, Job
+from src.sweep.job import Job, JobProcess
 from src.train import main
 from tests.runs import ROOT, metrics, record, start, train
 
@@ -209,7 +209,7 @@ def test_the_same_sweep_twice_at_once_is_refused(tiny):
     second = start("train", arguments, Path.cwd())
     _, err = second.communicate(timeout=WAIT_SECONDS)
     assert second.returncode == 2
-    assert "is running already" in err
+    assert "is already running" in err
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=WAIT_SECONDS)
     assert first.returncode == 143
@@ -259,20 +259,20 @@ def test_a_state_is_used_only_where_its_key_is_the_right_one(key, begins, tmp_pa
     checkpoints.mkdir(parents=True)
     if key is not None:
         (checkpoints / "state-7.key").write_text(key)
-    child = Child(job(tmp_path, start=[str(tmp_path / "base"), 7, "right"]))
+    child = JobProcess(job(tmp_path, start=[str(tmp_path / "base"), 7, "right"]))
     arguments = child._arguments()
     assert any(a.startswith("fork=") for a in arguments) is begins
-    assert ("from nothing" in child.status["reason"]) is not begins
+    assert ("started from step 0" in child.status["reason"]) is not begins
 
 
 def test_a_job_whose_sweep_has_ended_does_not_begin(tmp_path):
     (tmp_path / "stop").write_text("SIGTERM")
-    assert Child(job(tmp_path)).run() == "stopped"
+    assert JobProcess(job(tmp_path)).run() == "stopped"
     assert not (tmp_path / "run").exists()
 
 
 def test_a_job_tells_why_it_failed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert Child(job(tmp_path, arguments=["recipe.max_steps=0"])).run() == "failed"
+    assert JobProcess(job(tmp_path, arguments=["recipe.max_steps=0"])).run() == "failed"
     status = json.loads((tmp_path / "status.json").read_text())
     assert "recipe.max_steps=0: must be at least 1" in status["reason"]

@@ -195,7 +195,7 @@ def test_a_server_that_wants_a_password_gets_it(guarded, tmp_path, monkeypatch, 
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pl4nted w0rd")
     else:
         uri = secret
-    assert Server(take(uri)).silence() is None
+    assert Server(take(uri)).connection_error() is None
     assert (guarded.num_let_in, guarded.num_refused) == (1, 0)
 
 
@@ -282,7 +282,7 @@ def test_ui_gives_a_server_the_database_with_its_password_and_nobody_else(
     monkeypatch.chdir(tmp_path)
     started = []
     monkeypatch.setattr(ui.os, "execv", lambda *command: started.append(command))
-    monkeypatch.setattr(Server, "silence", lambda self: None)
+    monkeypatch.setattr(Server, "connection_error", lambda self: None)
     if way == "environment":
         monkeypatch.setenv(tracking_address.VARIABLE, DATABASE)
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")

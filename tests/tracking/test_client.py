@@ -16,7 +16,7 @@ def test_a_database_means_the_same_from_every_folder(tmp_path, monkeypatch):
 
 
 def test_a_reason_takes_one_line():
-    refused = Server("http://127.0.0.1:9").silence()
+    refused = Server("http://127.0.0.1:9").connection_error()
     assert one_line(refused) == "Connection refused"
     assert one_line(ValueError("a\nb")) == "a"
     assert one_line(ValueError()) == "ValueError"
@@ -28,7 +28,7 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        silent = Server(f"http://127.0.0.1:{listening.getsockname()[1]}").silence()
+        silent = Server(f"http://127.0.0.1:{listening.getsockname()[1]}").connection_error()
     assert one_line(silent) == "timed out"
 
 
@@ -38,7 +38,7 @@ def test_a_password_in_an_address_is_not_shown():
 
 
 def test_a_database_in_no_folder_is_an_error_at_once(tmp_path):
-    silence = Server(f"sqlite:///{tmp_path}/nowhere/x.db").silence()
+    silence = Server(f"sqlite:///{tmp_path}/nowhere/x.db").connection_error()
     assert one_line(silence) == f"{tmp_path}/nowhere: no such folder"
 
 

@@ -28,7 +28,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(place, template, monkeypatch):
     """The same; making a database takes no time, and no file changes by itself."""
-    monkeypatch.setattr(databases, "_make", lambda made: shutil.copy(template, made))
+    monkeypatch.setattr(databases, "_create", lambda made: shutil.copy(template, made))
     monkeypatch.setattr(databases, "STILL_SECONDS", 0.0)
     return place
 
@@ -53,10 +53,10 @@ def test_a_making_that_fails_half_way_leaves_nothing_in_the_way_of_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr(mlflow_database, "_upgrade_db", upgrade)
-        silence = Server(f"sqlite:///{place}").silence()
+        silence = Server(f"sqlite:///{place}").connection_error()
     assert one_line(silence).endswith(("No space left on device", "database or disk is full"))
     assert {file.name for file in place.parent.iterdir()} == {"mlflow.lock"}
-    assert Server(f"sqlite:///{place}").silence() is None
+    assert Server(f"sqlite:///{place}").connection_error() is None
     assert {file.name for file in place.parent.iterdir()} == {"mlflow.lock", "mlflow.db"}
 
 
@@ -75,13 +75,13 @@ def test_a_half_made_database_is_moved_aside_and_told_in_one_line(quick, capsys,
     size = quick.stat().st_size
     # SQLite would roll it back into the new database.
     quick.with_name("mlflow.db-journal").write_bytes(b"left by the one before")
-    assert Server(f"sqlite:///{quick}").silence() is None
+    assert Server(f"sqlite:///{quick}").connection_error() is None
     (aside,) = quick.parent.glob("mlflow.db.half-made-*")
     assert aside.stat().st_size == size
     err = capsys.readouterr().err
-    assert err.startswith(f"warning: {quick}: was only half made and holds no run; it is now")
+    assert err.startswith(f"warning: {quick}: is incomplete and holds no run; it was renamed to")
     assert err.count("\n") == 1
-    assert Server(f"sqlite:///{quick}").silence() is None
+    assert Server(f"sqlite:///{quick}").connection_error() is None
     assert capsys.readouterr().err == ""
 
 
@@ -91,7 +91,7 @@ def test_a_database_with_runs_or_of_another_program_stays_where_it_is(quick, cap
     for number, statements in enumerate((experiment, upgraded, ["create table songs (id)"])):
         database = quick.with_name(f"{number}.db")
         execute(database, *statements)
-        databases.ensure(database)
+        databases.ensure_database(database)
     assert not list(quick.parent.glob("*half-made*"))
     assert capsys.readouterr().err == ""
 
@@ -101,7 +101,7 @@ def test_a_database_that_another_program_is_making_is_waited_for(quick, monkeypa
     execute(quick, "create table experiments (id)")
     later = threading.Timer(0.5, execute, (quick, "insert into experiments values (0)"))
     later.start()
-    databases.ensure(quick)
+    databases.ensure_database(quick)
     later.join()
     assert not list(quick.parent.glob("*half-made*"))
 
@@ -113,10 +113,10 @@ def test_a_locked_database_is_told_soon_and_left_alone(quick, template, monkeypa
     with closing(sqlite3.connect(quick)) as other:
         other.execute("begin exclusive")
         begun = time.monotonic()
-        assert one_line(server.silence()) == "database is locked"
+        assert one_line(server.connection_error()) == "database is locked"
         assert time.monotonic() - begun < 10
     assert capfd.readouterr().err == ""
-    assert server.silence() is None
+    assert server.connection_error() is None
 
 
 def test_ui_makes_the_database_before_mlflow_s_server_does(quick, monkeypatch):
@@ -135,7 +135,7 @@ def test_ui_without_a_database_that_can_be_made_is_one_line(quick, monkeypatch, 
     def make(database):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(databases, "_make", make)
+    monkeypatch.setattr(databases, "_create", make)
     assert ui.main([]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"error: MLflow at sqlite:///{quick} cannot be reached or written")
@@ -164,7 +164,7 @@ for moment in range(12):
     place.parent.mkdir()
     child = os.fork()
     if child == 0:
-        Server(f"sqlite:///{place}").silence()
+        Server(f"sqlite:///{place}").connection_error()
         os._exit(1)
     while size(place.parent) < moment * whole // 13:
         time.sleep(0.001)
@@ -172,7 +172,7 @@ for moment in range(12):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, moment
     child = os.fork()
     if child == 0:
-        os._exit(int(Server(f"sqlite:///{place}").silence() is not None))
+        os._exit(int(Server(f"sqlite:///{place}").connection_error() is not None))
     print(moment, os.waitpid(child, 0)[1], flush=True)
 """
 

@@ -17,7 +17,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mirrors, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(mirrors, "MAX_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(mirrors, "mend", lambda *_: [])
+    monkeypatch.setattr(mirrors, "close_stale_runs", lambda *_: [])
     monkeypatch.setattr(mirrors, "catch_up", lambda *_, **__: None)
 
     def make(answer):
@@ -53,7 +53,7 @@ def test_a_server_that_comes_back_is_tried_until_it_answers_and_warned_of_once(r
     assert seen[-1] and not any(seen[:-1])
     assert mirror.warned == [
         "MLflow at http://127.0.0.1:9 cannot be reached or written (no);"
-        " nothing is lost: python -m src.sync brings the rest"
+        " nothing is lost: python -m src.sync sends the rest later"
     ]
 
 
@@ -80,7 +80,7 @@ def test_a_server_that_hangs_at_the_end_is_not_waited_for(run, monkeypatch):
     hanging.set()
     # Before the test's patches are gone.
     mirror._thread.join()
-    assert "did not take everything in time" in mirror.warned[0]
+    assert "did not accept everything in time" in mirror.warned[0]
 
 
 def test_trouble_with_earlier_runs_is_not_this_run_s(run, monkeypatch):

@@ -44,7 +44,7 @@ def test_a_server_stopped_in_the_middle_of_a_run_loses_no_metric(server, tmp_pat
     sync = start("sync", [], tmp_path)
     out, err = sync.communicate(timeout=PATIENCE_SECONDS)
     assert (sync.returncode, err) == (0, "")
-    assert out.endswith("1 run brought up to date, 0 were\n")
+    assert out.endswith("1 run brought up to date, 0 already up to date\n")
     assert points(server.database, name) == points_on_disk(folder)
     assert runs(server.database) == {name: "FINISHED"}
     assert tags(server.database, name)["outcome"] == "clean"

@@ -5,7 +5,7 @@ from src.tracking import labels
 from src.tracking.client import Server
 from src.tracking.new_state import begin
 from src.tracking.push import push
-from src.tracking.stale_runs import catch_up, mend
+from src.tracking.stale_runs import catch_up, close_stale_runs
 from tests.tracking.folders import (
     LINES,
     make_run,
@@ -35,15 +35,15 @@ def stale(server):
 
 
 def test_a_stale_run_is_killed_and_says_that_it_was_mended(server, database, stale):
-    assert mend(server, "a") == [name_of(stale)]
+    assert close_stale_runs(server, "a") == [name_of(stale)]
     assert runs(database) == {name_of(stale): "KILLED"}
     known = tags(database, name_of(stale))
     assert (known["status"], known["outcome"], known["mended"]) == ("killed", "killed", "true")
-    assert mend(server, "a") == []
+    assert close_stale_runs(server, "a") == []
 
 
 def test_a_resumed_run_is_mended_no_longer(server, database, stale):
-    mend(server, "a")
+    close_stale_runs(server, "a")
     begin(stale, server.uri, facts={}, parent_run_id=None)
     push(stale, server, over=False)
     assert runs(database) == {name_of(stale): "RUNNING"}
@@ -52,7 +52,7 @@ def test_a_resumed_run_is_mended_no_longer(server, database, stale):
 
 def test_a_run_whose_folder_is_locked_goes_on(server, database, stale):
     with filelock.FileLock(stale / ".lock"):
-        assert mend(server, "a") == []
+        assert close_stale_runs(server, "a") == []
     assert runs(database) == {name_of(stale): "RUNNING"}
 
 
@@ -62,19 +62,19 @@ def test_a_run_of_another_machine_is_left_alone(server, database, monkeypatch):
         folder = make_run("study=a", status=None)
         begin(folder, server.uri, facts={}, parent_run_id=None)
     push(folder, server, over=False)
-    assert mend(server, "a") == []
+    assert close_stale_runs(server, "a") == []
     assert runs(database) == {name_of(folder): "RUNNING"}
 
 
 def test_a_run_that_is_not_ours_is_left_alone(server, database):
     server.client.create_run(server.experiment_id("a"), run_name="by hand")
-    assert mend(server, "a") == []
+    assert close_stale_runs(server, "a") == []
     assert runs(database) == {"by hand": "RUNNING"}
 
 
 def test_a_run_without_its_folder_is_killed(server, database, stale):
     stale.rename(stale.with_name("seed-0.moved"))
-    mend(server, "a")
+    close_stale_runs(server, "a")
     assert runs(database) == {name_of(stale): "KILLED"}
 
 
@@ -82,12 +82,12 @@ def test_a_run_that_ended_while_the_server_was_away_is_what_its_record_says(
     server, database, stale
 ):
     write_record(stale, status="finished")
-    mend(server, "a")
+    close_stale_runs(server, "a")
     assert runs(database) == {name_of(stale): "FINISHED"}
 
 
 def test_other_studies_are_none_of_its_business(server, database, stale):
-    assert mend(server, "b") == []
+    assert close_stale_runs(server, "b") == []
     assert runs(database) == {name_of(stale): "RUNNING"}
 
 

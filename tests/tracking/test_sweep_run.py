@@ -9,7 +9,7 @@ from src.tracking.client import Server
 from src.tracking.labels import PARENT
 from src.tracking.new_state import begin
 from src.tracking.push import push
-from src.tracking.sweep_run import SweepRun, close_child, lock_file
+from src.tracking.sweep_run import SweepRun, close_run, lock_file
 from tests.tracking.folders import make_run, name_of, query, run_ids, runs, tags, write_record
 
 
@@ -144,14 +144,14 @@ def test_a_child_that_died_is_closed_for_it(server, database, status):
     begin(folder, server.uri, facts={}, parent_run_id=None)
     push(folder, server, over=False)
     with filelock.FileLock(folder / ".lock"):
-        close_child(folder, status)
+        close_run(folder, status)
         assert runs(database) == {name_of(folder): "RUNNING"}
-    close_child(folder, status)
+    close_run(folder, status)
     assert runs(database) == {name_of(folder): status}
     assert tags(database, name_of(folder))["status"] == status.lower()
     assert "mended" not in tags(database, name_of(folder))
     # Once known, it is not said otherwise.
-    close_child(folder, "FAILED" if status == "KILLED" else "KILLED")
+    close_run(folder, "FAILED" if status == "KILLED" else "KILLED")
     assert not push(folder, server, over=True)
     assert runs(database) == {name_of(folder): status}
 
@@ -161,14 +161,14 @@ def test_the_record_of_a_child_is_believed_first(server, database):
     begin(folder, server.uri, facts={}, parent_run_id=None)
     push(folder, server, over=False)
     write_record(folder, status="finished")
-    close_child(folder, "FAILED")
+    close_run(folder, "FAILED")
     assert runs(database) == {name_of(folder): "FINISHED"}
 
 
 def test_a_child_that_never_was_in_mlflow_is_left_alone(database, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = make_run("study=a", status=None)
-    close_child(folder, "KILLED")
+    close_run(folder, "KILLED")
     assert not (folder / "mlflow.json").exists()
 
 

@@ -44,13 +44,13 @@ def test_everything_missing_is_brought_and_said_once(uri, database, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out == [
         f"{one}: tags and params, {len(LINES)} lines of metrics, its end (FINISHED)",
-        "1 run brought up to date, 1 was",
+        "1 run brought up to date, 1 already up to date",
     ]
     assert runs(database) == {name_of(one): "FINISHED", name_of(two): "FAILED"}
     assert points(database, name_of(one)) == points_on_disk(one)
     assert not (local / "mlflow.json").exists()
     assert main([]) == 0
-    assert capsys.readouterr().out == "0 runs brought up to date, 2 were\n"
+    assert capsys.readouterr().out == "0 runs brought up to date, 2 already up to date\n"
 
 
 def test_one_study_alone(uri, database):
@@ -67,7 +67,7 @@ def test_records_without_mlflow_are_brought_to_the_place_that_is_typed(uri, data
     left = {"study": "a", "command": "-m seed=0,1", "status": "failed", "started": 1e9}
     sweep.with_name("s1.json").write_text(json.dumps({**left, "ended": 1e9 + 60}))
     assert main([f"tracking.uri={uri}"]) == 0
-    assert capsys.readouterr().out.endswith("2 runs brought up to date, 0 were\n")
+    assert capsys.readouterr().out.endswith("2 runs brought up to date, 0 already up to date\n")
     assert runs(database) == {
         "sweep s1": "FAILED",
         name_of(cells[0]): "FINISHED",
@@ -79,7 +79,7 @@ def test_records_without_mlflow_are_brought_to_the_place_that_is_typed(uri, data
     assert (known["git_sha"], known["version.torch"], known["seed"]) == ("f00d", "2.13.0", "1")
     # From now on it is where they belong.
     assert main([]) == 0
-    assert capsys.readouterr().out == "0 runs brought up to date, 2 were\n"
+    assert capsys.readouterr().out == "0 runs brought up to date, 2 already up to date\n"
 
 
 def test_a_run_in_progress_is_left_to_itself(uri, database, capsys):
@@ -88,7 +88,7 @@ def test_a_run_in_progress_is_left_to_itself(uri, database, capsys):
     with filelock.FileLock(folder / ".lock"):
         assert main([]) == 0
     assert runs(database) == {name_of(folder): "RUNNING"}
-    assert "0 were, 1 in progress" in capsys.readouterr().out
+    assert "0 already up to date, 1 in progress" in capsys.readouterr().out
 
 
 def test_a_killed_run_is_completed_and_closed(uri, database):
@@ -123,7 +123,7 @@ def test_a_server_that_is_away_is_one_line_and_exit_code_1(uri, database, capsys
     out, err = capsys.readouterr()
     assert err.startswith("error: MLflow at http://127.0.0.1:9 cannot be reached")
     assert err.count("\n") == 1
-    assert out.endswith("1 run brought up to date, 0 were, 2 could not be\n")
+    assert out.endswith("1 run brought up to date, 0 already up to date, 2 not sent\n")
     assert runs(database) == {name_of(here): "FINISHED"}
     assert all((folder / "mlflow.json").is_file() for folder in away)
 
@@ -147,8 +147,8 @@ def test_a_damaged_folder_keeps_no_other_from_being_brought(uri, database, capsy
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("study=c", "study=c: no run of it lies in runs; allowed: a"),
-        ("study=aa", "study=aa: no run of it lies in runs; did you mean a? allowed: a"),
+        ("study=c", "study=c: runs holds no run of this study; allowed: a"),
+        ("study=aa", "study=aa: runs holds no run of this study; did you mean a? allowed: a"),
         ("paths.runs=nowhere", "paths.runs=nowhere: no such folder"),
     ],
 )
@@ -162,4 +162,4 @@ def test_a_sweep_id_that_is_no_name_is_refused(uri, capsys):
     from src.train import main as train
 
     assert train(["tracking.sweep_id='../x'"]) == 2
-    assert "tracking.sweep_id=../x: may hold letters" in capsys.readouterr().err
+    assert "tracking.sweep_id=../x: may contain only letters" in capsys.readouterr().err

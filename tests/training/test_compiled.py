@@ -58,7 +58,7 @@ def test_auto_compiles_runs_that_are_long_enough():
 def test_without_a_compiler_it_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(InputError, match=r"finds no C\+\+ compiler g\+\+; CXX="):
+    with pytest.raises(InputError, match=r"needs the C\+\+ compiler g\+\+, which"):
         check_compiler(compiled=True, device="cpu")
     check_compiler(compiled=False, device="cpu")
     check_compiler(compiled=True, device="cuda")

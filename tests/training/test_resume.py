@@ -62,7 +62,7 @@ def test_a_finished_run_is_shown_again_and_not_trained(tiny, capsys):
     before = (folder / "metrics.jsonl").stat().st_mtime_ns, record(folder)
     assert main(tiny) == 0
     assert ((folder / "metrics.jsonl").stat().st_mtime_ns, record(folder)) == before
-    assert "is finished already" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
 
 
 def test_rerun_moves_the_old_folder_aside(tiny):
@@ -200,7 +200,7 @@ def test_a_run_that_the_guard_ended_stays_ended(tiny):
 def test_an_explicit_checkpoint_for_a_finished_run_is_refused(tiny, capsys):
     made(tiny)
     assert main([*tiny, "resume=nowhere.ckpt"]) == 2
-    assert "is finished already" in capsys.readouterr().err
+    assert "is already finished" in capsys.readouterr().err
 
 
 LONGER = [

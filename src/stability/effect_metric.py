@@ -1,4 +1,4 @@
-"""The figure of an option that acts by what it sets: read from the parts that it has changed."""
+"""A metric that shows that a remedy acted, read from what the remedy changed."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,13 @@ from nonfinite.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts
 
 
-class Figure(StepCallback):
+class EffectMetric(StepCallback):
     """Logs `stability/<name>` on logged steps.
 
     Args:
-        name: `<option>_<what it did>`.
-        read: the figure, from trainer and module as they are, not from the configuration.
+        name: `<remedy>_<what it did>`.
+        read: returns the value. It must read the trainer or the module, not the configuration:
+            otherwise the metric would not show that the remedy acted.
         run: facts about the run.
     """
 
@@ -27,21 +28,21 @@ class Figure(StepCallback):
         self.name, self.read, self.run = name, read, run
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Reads and logs."""
         if is_log_step(trainer, step, every=self.run.log_every):
             log(trainer, {f"stability/{self.name}": self.read(trainer, pl_module)}, step=step)
 
 
 def count_norms(module: nn.Module, *names: str) -> float:
-    """How many submodules of these names normalise, which those with a gain do."""
+    """The number of submodules of these names that normalise."""
+    # A norm that is switched off is an Identity, which has no gain.
     parts = (m for path, m in module.named_modules() if path.rpartition(".")[2] in names)
     return float(sum(any(True for _ in part.parameters()) for part in parts))
 
 
-def factor_figure(option: str, config: RemedyConfig, run: RunFacts) -> Figure:
-    """The factor that an option has put on the rate of the last step."""
-    return Figure(
-        f"{option}_factor",
+def lr_factor_metric(remedy: str, config: RemedyConfig, run: RunFacts) -> EffectMetric:
+    """Logs the factor that a remedy has put on the learning rate of the last step."""
+    return EffectMetric(
+        f"{remedy}_factor",
         lambda trainer, _: config.lr_factor(trainer.global_step - 1, run.max_steps),
         run,
     )
