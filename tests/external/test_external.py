@@ -105,7 +105,7 @@ def test_an_operation_of_a_compiled_model_is_named(pace):
     made = record(train(pace, *own("compiled")))
     assert made["guard"]["first_nonfinite_step"] == made["incident"]["step"] == 3
     assert made["incident"]["module"] == "model._orig_mod"
-    assert "torch.Tensor.div (forward) made" in made["incident"]["line"]
+    assert "torch.Tensor.div (forward) produced" in made["incident"]["line"]
 
 
 FAULTY = [

@@ -91,7 +91,7 @@ def test_where_all_is_finite_the_nearest_to_its_limit_comes_first(llama, capsys)
     assert own["doublings"] == pytest.approx(math.log2(own["limit"] / 1e12))
     assert len(answer(capsys, "checkpoint=w.pt", "batch=batch.npy", LLAMA, KWARGS)["nearest"]) == 10
     assert diagnose.main(["checkpoint=w.pt", "batch=batch.npy", LLAMA, KWARGS]) == 0
-    assert "nearest to their limits" in capsys.readouterr().out
+    assert "closest to their limits" in capsys.readouterr().out
 
 
 def test_a_narrower_type_is_nearer_to_its_limit(llama, capsys):
