@@ -39,7 +39,9 @@ LINES = "split(datum.label, '\\n')"
 """A label is broken where its text is."""
 
 
-def failures(points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]) -> alt.LayerChart:
+def failures(
+    points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]
+) -> alt.LayerChart | alt.FacetChart:
     """Non-finite batches of every run; at the right of a row how many seeds have one."""
     most = max(10.0, points["value"].max()) * 1.1
     ticks = [0, *(k * 10**e for e in range(7) for k in (1, 3) if k * 10**e <= most)]
@@ -60,7 +62,9 @@ def failures(points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]) -> a
     )
 
 
-def final_losses(points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]) -> alt.LayerChart:
+def final_losses(
+    points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]
+) -> alt.LayerChart | alt.FacetChart:
     """Final validation loss of every run; at the right of a row the mean of the clean ones."""
     low, high = points["value"].min(), points["value"].max()
     pad = 0.08 * (high - low) or 0.05
@@ -90,7 +94,7 @@ def _strips(
     shown: Sequence[alt.Tooltip],
     title: str,
     end_title: str,
-) -> alt.LayerChart:
+) -> alt.LayerChart | alt.FacetChart:
     """One row an arm, a point a run; beneath the points the mean and its interval."""
     points_height = min(8.0 * points["place"].nunique(), 64.0)
     height = max(40.0, points_height + 16, 14.0 * arms["row"].str.count("\n").max() + 22)
