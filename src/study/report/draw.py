@@ -86,7 +86,8 @@ def theme() -> alt.theme.ThemeConfig:
 @lru_cache
 def vega_script() -> Markup:
     """Vega, Vega-Lite and Vega-Embed in one script, for a page that loads nothing."""
-    bundle: str = vl_convert.javascript_bundle(None)
+    # The package's types lack the default of its argument.
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     # Inside a string of the bundle this would end the page's script element.
     return Markup(bundle.replace("</script", "<\\/script"))
 
