@@ -111,7 +111,7 @@ FORGED: dict[str, tuple[Callable[[], object], Callable, list[str], str]] = {
         lambda: rewritten(CONFIG, arguments(*NAMED)),
         train.main,
         FORK,
-        f"config.yaml names model.target={CODE}, and code that a file names is never run",
+        f"config.yaml holds model.target={CODE}; code that a file names is never run",
     ),
     "fork, by an argument that is forced": (
         lambda: rewritten(CONFIG, arguments("model=external", f"++model.target={CODE}")),

@@ -81,7 +81,7 @@ OTHERS = {
         f"run=x max_new_tokens={HUGE}": "at most 64 bits",
     },
     "report": {
-        "study=../x": "may hold letters",
+        "study=../x": "may hold only letters",
         f"study={LONG}": "has 300 characters",
         "study=a paths.runs=": "is empty",
         "study=a paths.runs=null": "must be a file or a folder",
@@ -108,7 +108,7 @@ OTHERS = {
         "tracking=3": "must be the name of an option",
         "paths.runs=": "is empty",
         "paths.runs=null": "must be a file or a folder",
-        "study=../x": "may hold letters",
+        "study=../x": "may hold only letters",
     },
     "ui": {
         "tracking.uri=foo://bar": "must be one of http://host:port",
@@ -116,11 +116,11 @@ OTHERS = {
         f"tracking.uri={DATABASE}": "no such folder",
         "paths.runs=": "is empty",
         "paths.runs=null": "must be a file or a folder",
-        "study=../x": "may hold letters",
+        "study=../x": "may hold only letters",
         f"port={HUGE}": "at most 64 bits",
     },
     "detect": {
-        "study=../x": "may hold letters",
+        "study=../x": "may hold only letters",
         f"study={'x' * 250}": "must have at most 255",
         "paths.runs=": "is empty",
         "paths.cache=null": "must be a file or a folder",
