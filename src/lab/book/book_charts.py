@@ -68,12 +68,12 @@ def run_chart(run: SingleRun) -> str:
     """
     curve = pd.DataFrame(run.curve, columns=["step", "loss", "nonfinite_batches"])
     first = run.first_nonfinite
-    steps = curve["step"]
+    max_steps = run.recipe.max_steps
     # What comes in the first fiftieth of a run would take the room of all the rest.
-    usual = curve.loc[steps >= steps.max() / 50, "loss"].max()
+    usual = curve.loc[curve["step"] >= max_steps / 50, "loss"].max()
     x = alt.X(
         "step:Q", title="step", axis=alt.Axis(format=",d", grid=False),
-        scale=alt.Scale(domain=[0, steps.max()], nice=False),
+        scale=alt.Scale(domain=[0, max_steps], nice=False),
     )  # fmt: skip
     curve = curve.assign(loss=curve["loss"].clip(upper=usual))
     base = alt.Chart(curve).encode(x=x)
