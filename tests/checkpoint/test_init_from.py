@@ -251,7 +251,10 @@ BAD = {
     "inner": (["init=run", "model.inner_dim=77"], "model.inner_dim=77: init=run determines this"),
     "tie": (["init=run", "model.tie_embeddings=false"], "init=run determines this; leave it out"),
     "sizes": (["init=run", "model.sizes.top_k=1"], "model.sizes.top_k=1: init=run determines this"),
-    "fork": (["fork=narrow@1"], "fork=narrow@1: narrow is a converted model, not a run; type init=narrow"),
+    "fork": (
+        ["fork=narrow@1"],
+        "fork=narrow@1: narrow is a converted model, not a run; type init=narrow",
+    ),
     "attention": (["init=narrow", "attention=gqa"], "attention=gqa: init=narrow has attention"),
     "ffn": (["init=exact", "ffn=moe"], "ffn=moe: init=exact has ffn=mlp; src.convert converts"),
     "model": (["init=narrow", "model=small"], "model=small: init=narrow determines this"),
