@@ -85,8 +85,8 @@ def test_the_router_is_drawn_from_its_own_stream():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inner_dim": 10}, "inner_dim=10: must divide the 24"),
-        ({"inner_dim": 48}, "inner_dim=48: must divide the 24"),
+        ({"inner_dim": 10}, "inner_dim=10: must divide the dense network's inner_dim=24"),
+        ({"inner_dim": 48}, "inner_dim=48: must divide the dense network's inner_dim=24"),
         ({"inner_dim": 12, "num_routed": 5}, "num_routed=5: must be a multiple of 2"),
         ({"inner_dim": 12, "num_routed": 6, "top_k": 3}, "top_k=3: must be a multiple of 2"),
     ],
