@@ -10,9 +10,10 @@ import pytest
 
 from src.common import number_format
 from src.study.analysis.analyse import analyse
+from src.study.analysis.expert_loads import all_loads, sampling_floor
 from src.study.report import chart_data, charts, draw
+from src.study.report.load_table import load_table
 from src.study.report.loss_over_run import elevenths_table, first_large_norm, nearest, validations
-from src.study.report.router_load import all_loads, load_table, sampling_floor
 from src.study.report.sections import CHARTS, Findings
 from src.study.report.table import MARK
 from tests.study import synthetic

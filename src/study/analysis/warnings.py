@@ -9,8 +9,7 @@ from src.stability import REMEDIES
 from src.study.analysis.endpoints import has_ended
 from src.study.analysis.results import ArmResult
 from src.study.analysis.stats import ALPHA
-from src.study.read.collect import Run, Study
-from src.study.read.flat import flat
+from src.study.read.collect import Run, Study, flat
 
 COMPARED = ("recipe", "attention", "ffn", "guard", "model", "data", "tokenizer")
 """Sections of config.yaml in which an arm is to equal its baseline, but for what its name says."""
