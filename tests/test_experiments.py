@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from statistics import fmean, median
 
+import pandas as pd
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
@@ -15,11 +16,10 @@ from src.lab.book.files import studies, study_named
 from src.lab.book.page import TEMPLATE, Book
 from src.lab.book.predictions import RIGHT, WRONG, predictions
 from src.lab.book.single import FIGURE, single_runs
-from src.study.analysis.analyse import arm_results
-from src.study.analysis.results import Analysis
-from src.study.analysis.rows import arm_rows
+from src.study.analysis.frames import arms_frame
 from src.study.read.collect import collect
-from src.study.report.make_report import read_csv, write_report
+from src.study.read.from_csv import read_frame
+from src.study.report.make_report import write_report
 from src.sweep.plan import make_plan
 from src.train import main as train
 from tests.runs import ROOT
@@ -75,21 +75,17 @@ def test_the_charts_of_a_page_are_those_of_its_results(study):
 
 @pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)
 def test_the_arms_of_a_study_are_those_of_its_runs(study):
-    results = arm_results(study.study)
-    analysis = Analysis(study=study.name, arms=results, answer=[], can_rank=True, warnings=[])
-    committed = read_csv(study.folder / "arms.csv")
-    for row, old in zip(arm_rows(study.study, analysis), committed, strict=True):
-        for key, value in row.items():
-            if isinstance(value, float):
-                # Another version of scipy rounds its quantiles otherwise.
-                assert float(old[key]) == pytest.approx(value, rel=1e-9, abs=1e-12), key
-            else:
-                assert old[key] == ("" if value is None else str(value)), key
+    measures = BOOK.measures(study.name)
+    made = arms_frame(study.study, measures.analysis).replace("", None)
+    # Another version of scipy rounds its quantiles otherwise.
+    pd.testing.assert_frame_equal(
+        read_frame(study.folder / "arms.csv"), made, rtol=1e-9, atol=1e-12, check_dtype=False
+    )
 
 
 @pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)
 def test_confirmatory_seeds_are_none_that_chose_a_setting(study):
-    assert min(int(row["seed"]) for row in study.rows) >= 1000
+    assert study.results["seed"].min() >= 1000
 
 
 @pytest.mark.parametrize("run", SINGLE, ids=lambda run: run.name)
@@ -133,7 +129,7 @@ def swept_variants(name):
 
 def sweeps_to_come(study):
     """How many sweeps of a study have no results yet: those are committed as they come."""
-    found = {row["variant"] for row in study.rows}
+    found = set(study.results["variant"])
     return sum(not variants & found for variants in swept_variants(study.name))
 
 
@@ -177,7 +173,7 @@ def test_the_sweeps_of_a_study_compose(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweeps = swept_variants(study.name)
     if study.has_results:
-        found = {row["variant"] for row in study.rows}
+        found = set(study.results["variant"])
         # A sweep has all its results or none yet.
         assert found == set().union(*(variants for variants in sweeps if variants & found))
 
@@ -203,12 +199,12 @@ def test_a_short_version_of_a_study_runs_and_can_be_judged(name, tmp_path, monke
     study = study_named(name)
     run_short(study, tmp_path / "book")
     book = Book(tmp_path / "book")
-    variants = {row["variant"] for row in book.measures(name).folder.rows}
+    variants = set(book.measures(name).folder.results["variant"])
     if study.has_results:
         # All its arms are arms of the whole study, but for the fields that shorten it.
-        assert len(variants) <= len({row["variant"] for row in study.rows})
+        assert len(variants) <= len(set(study.results["variant"]))
         short = {variant.split("@")[0] for variant in variants}
-        assert short == {row["variant"].split("@")[0] for row in study.rows}
+        assert short == {variant.split("@")[0] for variant in study.results["variant"]}
     for prediction in predictions(study.folder):
         # What it compares with another study's has no runs here; all else can be asked.
         if "other(" not in prediction.measure:

@@ -1,12 +1,13 @@
 """What a report writes a line a run is all that its statistics need."""
 
+import pandas as pd
 import pytest
 
 from src.study.analysis.analyse import analyse, arm_results
+from src.study.analysis.frames import arms_frame, runs_frame, spans
 from src.study.analysis.results import Analysis
-from src.study.analysis.rows import arm_rows, run_rows, spans
-from src.study.read.from_csv import rebuilt, steps_in
-from src.study.report.make_report import read_csv, write_report
+from src.study.read.from_csv import read_frame, rebuilt, steps_in, write_frame
+from src.study.report.make_report import write_report
 from tests.study import synthetic
 from tests.study.pages import ARMS
 from tests.study.synthetic import Arm
@@ -35,28 +36,42 @@ STUDIES = {
 def test_arms_of_the_lines_of_runs_are_those_of_the_runs(name, tmp_path):
     study = synthetic.study(tmp_path, arms=STUDIES[name], seeds=6)
     write_report(study, tmp_path / "out", show=False)
-    again = rebuilt(study.name, read_csv(tmp_path / "out" / "report.csv"))
+    again = rebuilt(study.name, read_frame(tmp_path / "out" / "report.csv"))
     results = arm_results(again)
     analysis = Analysis(study=study.name, arms=results, answer=[], can_rank=True, warnings=[])
-    assert arm_rows(again, analysis) == arm_rows(study, analyse(study))
+    pd.testing.assert_frame_equal(
+        arms_frame(again, analysis), arms_frame(study, analyse(study)), check_exact=True
+    )
 
 
 def test_a_line_that_was_changed_changes_the_arms(tmp_path):
     study = synthetic.study(tmp_path, arms=ARMS, seeds=6)
-    rows = [
-        {k: "" if v is None else str(v) for k, v in row.items()}
-        for row in run_rows(study, analyse(study))
-    ]
-    before = arm_results(rebuilt(study.name, rows))
-    victim = next(row for row in rows if row["label"] == "router_eps")
-    victim["nonfinite_steps"] = "300-310"
-    after = arm_results(rebuilt(study.name, rows))
+    runs = runs_frame(study, analyse(study))
+    before = arm_results(rebuilt(study.name, runs))
+    runs.loc[runs.index[runs["label"] == "router_eps"][0], "nonfinite_steps"] = "300-310"
+    after = arm_results(rebuilt(study.name, runs))
     assert before != after
 
 
 def test_a_line_names_the_fields_in_which_runs_of_the_study_differ(tmp_path):
     rates = {"recipe.learning_rate": 0.003, "recipe.betas": [0.9, 0.99]}
     study = synthetic.study(tmp_path, arms={"none": Arm(), "ema": Arm(config=rates)}, seeds=2)
-    found = {row["label"]: row["varied"] for row in run_rows(study, analyse(study))}
+    found = runs_frame(study, analyse(study)).drop_duplicates("label").set_index("label")["varied"]
     assert found["none"] == "learning_rate=0.0015 betas=[0.9,0.95]"
     assert found["ema"] == "learning_rate=0.003 betas=[0.9,0.99]"
+
+
+def test_a_frame_comes_back_from_its_file_bit_by_bit(tmp_path):
+    hashes = {"variant": ["0123", "1e5"], "code": ["5", None]}
+    values = {
+        "seed": [1000, 1001],
+        "loss": [0.1 + 0.2, None],
+        "first": [None, 300],
+        "p": [1.0, 2.0],
+    }
+    frame = pd.DataFrame(hashes | values, dtype=object)
+    write_frame(frame, tmp_path / "frame.csv")
+    again = read_frame(tmp_path / "frame.csv")
+    pd.testing.assert_frame_equal(again, frame, check_exact=True)
+    assert [type(value) for value in again["first"]] == [type(None), int]
+    assert (tmp_path / "frame.csv").read_text().splitlines()[2] == "1e5,,1001,,300,2.0"

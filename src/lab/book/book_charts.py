@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from src.common.errors import InputError
-from src.lab.book.measures import Measures
+from src.lab.book.page_words import Measures
 from src.lab.book.single import SingleRun
 from src.study.analysis.results import Analysis
 from src.study.report.draw import BLUE, MUTED, VERMILLION, DrawnChart

@@ -1,13 +1,14 @@
 """Results that were made again beside those of the book: bit by bit, else by statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 from scipy import stats as scipy_stats
 
 from src.study.analysis.analyse import arm_results
 from src.study.analysis.endpoints import by_seed, clean_loss, has_ended, seed_means
-from src.study.analysis.rows import Row
 from src.study.analysis.stats import ALPHA, fisher, holm
 from src.study.read.from_csv import rebuilt
 
@@ -36,26 +37,22 @@ class Comparison:
         return not self.missing and not self.apart
 
 
-def compare(name: str, committed: Sequence[Row], again: Sequence[Row]) -> Comparison:
+def compare(name: str, committed: pd.DataFrame, again: pd.DataFrame) -> Comparison:
     """Runs by variant, seed and repeat.
 
     Args:
         name: of the study.
-        committed: lines of the book's results.csv, as text.
+        committed: the book's results.csv.
         again: the same of the runs that were made anew.
     """
-    old = {_key(row): row for row in committed}
+    old = {_key(row): row for row in committed.to_dict("records")}
     ended = {
         (run.variant, run.seed, run.repeat) for run in rebuilt(name, again).runs if has_ended(run)
     }
     # What was run besides, such as further seeds, is no part of the comparison.
-    again = [
-        row
-        for row in again
-        if _key(row) in old
-        and (row["variant"], int(str(row["seed"])), int(str(row["repeat"]))) in ended
-    ]
-    new = {_key(row): row for row in again}
+    kept = [_key(row) in old and _key(row) in ended for row in again.to_dict("records")]
+    again = again[kept]
+    new = {_key(row): row for row in again.to_dict("records")}
     columns = {
         key: [c for c in row if c not in NOT_COMPARED and row[c] != new[key].get(c)]
         for key, row in old.items()
@@ -64,17 +61,17 @@ def compare(name: str, committed: Sequence[Row], again: Sequence[Row]) -> Compar
     return Comparison(
         num_runs=len(old),
         num_equal=sum(not each for each in columns.values()),
-        missing=["/".join(key) for key in old if key not in new],
+        missing=["/".join(map(str, key)) for key in old if key not in new],
         apart=_apart(name, committed, again) if any(columns.values()) else [],
         differing=sorted({column for each in columns.values() for column in each}),
     )
 
 
-def _key(row: Row) -> tuple[str, str, str]:
-    return str(row["variant"]), str(row["seed"]), str(row["repeat"])
+def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    return row["variant"], row["seed"], row["repeat"]
 
 
-def _apart(name: str, committed: Sequence[Row], again: Sequence[Row]) -> list[str]:
+def _apart(name: str, committed: pd.DataFrame, again: pd.DataFrame) -> list[str]:
     """Arms that another machine's rounding does not explain: Fisher and Welch, with Holm."""
     studies = rebuilt(name, committed), rebuilt(name, again)
     arms = [{arm.variant: arm for arm in arm_results(study)} for study in studies]

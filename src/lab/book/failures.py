@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from statistics import median
 
 from src.common import number_format
-from src.lab.book.chosen import Chosen, UndecidedError, of
+from src.lab.book.select_arms import StudyArms, UndecidedError, of
 from src.study.analysis.results import Estimate
 from src.study.read.collect import Run
 
 
-class Failures(Chosen):
+class Failures(StudyArms):
     """Counts of batches that were not finite.
 
     Seeds and batches are counted after the step from which an arm acts, on seeds that were finite
@@ -24,7 +24,7 @@ class Failures(Chosen):
 
     def num_runs(self) -> int:
         """Of all arms."""
-        return len(self.folder.rows)
+        return len(self.folder.results)
 
     def seeds(self, stability: str | None = None, **fields: str | None) -> int:
         """Seeds, summed over the arms."""
@@ -101,12 +101,10 @@ class Failures(Chosen):
 
     def peaked_before(self, stability: str | None = None, **fields: str | None) -> int:
         """Runs that failed and had their largest gradient norm before the first such batch."""
-        failed = [row for row in self.rows(stability, **fields) if row["first_nonfinite"]]
-        return sum(
-            int(str(row["grad_norm_max_step"])) < int(str(row["first_nonfinite"]))
-            for row in failed
-            if row["grad_norm_max_step"]
+        runs = self.results(stability, **fields).dropna(
+            subset=["first_nonfinite", "grad_norm_max_step"]
         )
+        return int((runs["grad_norm_max_step"] < runs["first_nonfinite"]).sum())
 
     def median_first(self, stability: str | None = None, **fields: str | None) -> float:
         """The median of the first ones."""
@@ -134,18 +132,7 @@ class Failures(Chosen):
 
     def num_runs_of(self, stability: str | None = None, **fields: str | None) -> int:
         """Runs of some arms."""
-        return len(self.rows(stability, **fields))
-
-    def tail_shares(
-        self, stability: str | None = None, *, frac: float, **fields: str | None
-    ) -> list[float]:
-        """Share of non-finite batches in the last part of each run that failed."""
-        found = []
-        for run in self._failed(stability, fields):
-            start = run.steps - round(frac * run.steps)
-            lost = sum(step > start for step in run.nonfinite_steps)
-            found.append(lost / (run.steps - start))
-        return sorted(found)
+        return len(self.results(stability, **fields))
 
     def shares_lost(
         self, stability: str | None = None, *, after: int, until: int, **fields: str | None
@@ -161,13 +148,10 @@ class Failures(Chosen):
         self, stability: str | None = None, *, sound: bool = False, **fields: str | None
     ) -> list[float]:
         """The largest gradient norm of each run, of each that stayed finite with `sound`."""
-        rows = self.rows(stability, **fields)
-        norms = [
-            float(str(row["grad_norm_max"]))
-            for row in rows
-            if row["grad_norm_max"] and not (sound and row["first_nonfinite"])
-        ]
-        return sorted(norms)
+        runs = self.results(stability, **fields)
+        if sound:
+            runs = runs[runs["first_nonfinite"].isna()]
+        return sorted(runs["grad_norm_max"].dropna())
 
     def greatest_grad_norm(self, stability: str | None = None, **fields: str | None) -> float:
         """The largest of any run."""

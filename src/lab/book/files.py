@@ -6,15 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from src.common.errors import InputError
 from src.common.override_grammar import file_arguments
 from src.config.schema import CONF
-from src.study.analysis.rows import Row
 from src.study.read.collect import Study
-from src.study.read.from_csv import rebuilt
-from src.study.report.make_report import read_csv
+from src.study.read.from_csv import read_frame, rebuilt
 
 BOOK = CONF.parent / "experiments"
 
@@ -41,9 +40,9 @@ class BookFolder:
         return (self.folder / RESULTS_FILE).is_file()
 
     @cached_property
-    def rows(self) -> list[Row]:
-        """results.csv, a row a run or a logged step, as text."""
-        return read_csv(self.folder / RESULTS_FILE)
+    def results(self) -> pd.DataFrame:
+        """results.csv, a row a run or a logged step."""
+        return read_frame(self.folder / RESULTS_FILE)
 
 
 class StudyFolder(BookFolder):
@@ -90,8 +89,8 @@ class StudyFolder(BookFolder):
             InputError: the file is damaged.
         """
         try:
-            study = rebuilt(self.name, self.rows)
-        except (KeyError, ValueError) as error:
+            study = rebuilt(self.name, self.results)
+        except (KeyError, TypeError, ValueError) as error:
             file = self.folder / RESULTS_FILE
             raise InputError(f"{file}: is damaged ({type(error).__name__}: {error})") from error
         if not study.runs:

@@ -1,16 +1,14 @@
 """Losses, loads and costs of a study's arms."""
 
 import math
-from collections.abc import Sequence
 from statistics import fmean
 
 from src.common import number_format as digits_of
-from src.lab.book.chosen import Chosen, UndecidedError, of
+from src.lab.book.select_arms import StudyArms, UndecidedError, of
 from src.study.analysis import rates
-from src.study.analysis.rows import Row
 
 
-class Losses(Chosen):
+class Losses(StudyArms):
     """What the arms reach, and what it takes."""
 
     def mean_loss(self, stability: str | None = None, **fields: str | None) -> float:
@@ -27,7 +25,7 @@ class Losses(Chosen):
 
     def cache_bytes(self, stability: str | None = None, **fields: str | None) -> str:
         """Bytes of the cache that a token takes in decoding, as text."""
-        return f"{int(str(self.rows(stability, **fields)[0]['cache_bytes_per_token'])):,}"
+        return f"{self.known('cache_bytes_per_token', stability, **fields)[0]:,}"
 
     def best_loss(self, options: str, **fields: str | None) -> float:
         """The lowest of the mean losses of several options."""
@@ -42,7 +40,7 @@ class Losses(Chosen):
 
         Of the averaged weights where an option evaluates those.
         """
-        return _mean(self.rows(stability, **fields), "nonfinite_frac")
+        return float(of(fmean, self.known("nonfinite_frac", stability, **fields)))
 
     def mean_spikes(self, stability: str | None = None, **fields: str | None) -> float:
         """Steps of a run that any definition calls a spike."""
@@ -50,21 +48,20 @@ class Losses(Chosen):
 
     def max_violation(self, stability: str | None = None, **fields: str | None) -> float:
         """MaxVio over the last quarter of the run, mean over layers and runs."""
-        return _mean(self.rows(stability, **fields), "max_violation")
+        return float(of(fmean, self.known("max_violation", stability, **fields)))
 
     def mean_train_loss(self, stability: str | None = None, **fields: str | None) -> float:
         """Training loss at the end, mean over the runs that have one."""
-        return _mean(self.rows(stability, **fields), "train_loss")
+        return float(of(fmean, self.known("train_loss", stability, **fields)))
 
     def greatest_train_loss(self, stability: str | None = None, **fields: str | None) -> float:
         """The same of the worst run; without bound where a run has none."""
-        rows = self.rows(stability, **fields)
-        return max(float(str(row["train_loss"] or math.inf)) for row in rows)
+        return float(self.results(stability, **fields)["train_loss"].fillna(math.inf).max())
 
     def overfitting(self, stability: str | None = None, **fields: str | None) -> float:
         """By how much the last validation loss is above the best one; the least of any run."""
-        rows = [row for row in self.rows(stability, **fields) if row["loss"] and row["best_loss"]]
-        return float(of(min, [float(str(r["loss"])) - float(str(r["best_loss"])) for r in rows]))
+        runs = self.results(stability, **fields).dropna(subset=["loss", "best_loss"])
+        return float(of(min, list(runs["loss"] - runs["best_loss"])))
 
     def sensitivity(self, stability: str) -> float:
         """LR sensitivity of an option (arXiv 2309.14322), mean over seeds."""
@@ -85,11 +82,7 @@ class Losses(Chosen):
 
     def core_hours(self) -> float:
         """What all runs took on one core each, without steps taken from another's state."""
-        rows = [row for row in self.folder.rows if row["seconds"]]
-        shares = [int(str(r["own_steps"])) / max(1, int(str(r["steps"]))) for r in rows]
-        seconds = [float(str(r["seconds"])) for r in rows]
-        return sum(t * s for t, s in zip(seconds, shares, strict=True)) / 3600
-
-
-def _mean(rows: Sequence[Row], column: str) -> float:
-    return float(of(fmean, [float(str(row[column])) for row in rows if row[column]]))
+        runs = self.folder.results.dropna(subset="seconds")
+        return (
+            float((runs["seconds"] * runs["own_steps"] / runs["steps"].clip(lower=1)).sum()) / 3600
+        )

@@ -12,13 +12,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from src.common import number_format
 from src.common.errors import InputError
 from src.lab.book import scale
-from src.lab.book.chosen import UndecidedError
 from src.lab.book.files import BOOK, STUDY_FILE, BookFolder, StudyFolder, studies
-from src.lab.book.measures import Measures
+from src.lab.book.page_words import Measures
 from src.lab.book.predictions import RIGHT, UNDECIDED, WRONG, predictions
+from src.lab.book.select_arms import UndecidedError
 from src.lab.book.single import single_runs
-from src.study.analysis.rows import arm_rows
-from src.study.report.cells import AnyRow
+from src.study.analysis.frames import arms_frame
 from src.study.report.summary import arms_table
 from src.study.report.table import escape_markdown
 
@@ -200,8 +199,8 @@ def _predictions_table(folder: Path, words: Mapping[str, Any]) -> str:
 
 def _arms_table(measures: Measures, columns: tuple[str, ...]) -> str:
     """Some columns of the report's first table, an arm a row."""
-    rows: list[AnyRow] = list(arm_rows(measures.folder.study, measures.analysis))
-    table = arms_table(rows, title="").only(("arm", *columns))
+    frame = arms_frame(measures.folder.study, measures.analysis)
+    table = arms_table(frame, title="").only(("arm", *columns))
     heads = " | ".join(column.name for column in table.columns)
     rule = "|".join("---" if column.is_text else "--:" for column in table.columns)
     body = [f"| {' | '.join(escape_markdown(c.plain) for c in row)} |" for row in table.rows]

@@ -9,7 +9,7 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from src.lab.book.chosen import UndecidedError
+from src.lab.book.select_arms import UndecidedError
 
 BOUNDS = {
     "at_least": lambda value, bound: value >= bound,
@@ -28,7 +28,7 @@ class Prediction:
 
     says: str
     measure: str
-    """An expression over src.lab.book.measures."""
+    """An expression over src.lab.book.page_words."""
     bound: str
     """One of BOUNDS."""
     value: Any

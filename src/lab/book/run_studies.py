@@ -17,7 +17,8 @@ from src.lab.book.single import FIGURE, SingleRun, bring, single_runs
 from src.run.resume import finished_record
 from src.study.analysis.endpoints import has_ended
 from src.study.read.collect import collect
-from src.study.report.make_report import read_csv, write_report
+from src.study.read.from_csv import read_frame
+from src.study.report.make_report import write_report
 from src.sweep.plan import make_plan
 from src.sweep.preview import Cost, Estimator
 from src.sweep.settings import MAX_JOBS
@@ -130,7 +131,7 @@ def _report(chosen: Sequence[StudyFolder], runs: Path, *, failed: Sequence[str])
         if not study.has_results:
             rows.append([study.name, "none in the book", "", ""])
             continue
-        found = compare(study.name, study.rows, read_csv(written.page.parent / "report.csv"))
+        found = compare(study.name, study.results, read_frame(written.page.parent / "report.csv"))
         agrees &= found.agrees
         rows.append([study.name, *_told(found)])
     terminal.table(

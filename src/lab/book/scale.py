@@ -12,7 +12,7 @@ from src.config.compose import compose
 from src.config.memory_estimate import Memory, predict_memory, run_hours, vocab_size
 from src.config.run_config import RunConfig
 from src.model.size import Size
-from src.study.analysis.rows import own_steps
+from src.study.analysis.frames import own_steps
 from src.study.read.collect import Study
 
 PRESET = "preset=writeup"

@@ -1,6 +1,5 @@
 """One run that is too large for a study over seeds: its curve and its incident, beside its page."""
 
-import csv
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
@@ -8,14 +7,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from src.common.errors import InputError, damaged
 from src.common.override_grammar import file_arguments
 from src.common.run_folder import read_json
 from src.config.compose import compose
-from src.lab.book.chosen import UndecidedError
 from src.lab.book.files import RESULTS_FILE, BookFolder
+from src.lab.book.select_arms import UndecidedError
 from src.study.read.collect import Run, collect
 from src.training.recipe import RecipeConfig
 
@@ -68,7 +68,10 @@ class SingleRun(BookFolder):
         if not self.has_results:
             raise UndecidedError(f"{self.name} has not been run")
         with damaged(self.folder / RESULTS_FILE, advice=ADVICE):
-            rows = [{k: float(str(v)) for k, v in row.items() if v} for row in self.rows]
+            rows = [
+                {name: float(value) for name, value in row.items() if value is not None}
+                for row in self.results.to_dict("records")
+            ]
             if not rows or not all("step" in row for row in rows):
                 raise ValueError("no steps")
             return rows
@@ -148,11 +151,10 @@ def bring(single: SingleRun, runs: Path) -> None:
             f"studies={single.name}: {study.folder} must hold one run, holds {len(study.runs)}"
         )
     (run,) = study.runs
-    with (single.folder / RESULTS_FILE).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["step", *COLUMNS, *LAYERS], lineterminator="\n")
-        writer.writeheader()
-        # Figures of gradients and activations come at steps of their own, too.
-        writer.writerows(_row(line) for line in run.lines if COLUMNS["step_seconds"] in line)
+    # Figures of gradients and activations come at steps of their own, too.
+    lines = [_row(line) for line in run.lines if COLUMNS["step_seconds"] in line]
+    curve = pd.DataFrame(lines, columns=["step", *COLUMNS, *LAYERS], dtype=object)
+    curve.to_csv(single.folder / RESULTS_FILE, index=False)
     (single.folder / INCIDENT).unlink(missing_ok=True)
     if (first := _first_nonfinite(run)) is not None:
         shutil.copyfile(first, single.folder / INCIDENT)

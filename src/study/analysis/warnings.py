@@ -10,8 +10,7 @@ from src.stability import REMEDIES
 from src.study.analysis.endpoints import has_ended
 from src.study.analysis.results import ArmResult
 from src.study.analysis.stats import ALPHA
-from src.study.read.collect import Run, Study
-from src.study.read.flat import flat
+from src.study.read.collect import Run, Study, flat
 
 
 def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:

@@ -1,7 +1,7 @@
 """Reads the run folders of a study."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -273,3 +273,20 @@ def _baseline_by_name(variant: str, variants: set[str]) -> str | None:
         and set(other.split("@")[1:]) <= set(fields)
     ]
     return max(candidates, key=lambda other: (other.count("@"), other), default=None)
+
+
+def flat(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
+    """Every field of some sections, as `recipe.betas`; a section that is missing has none."""
+    found: dict[str, Any] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(f"{name}.{key}", inner)
+        else:
+            found[name] = value
+
+    for section in sections:
+        if section in config:
+            walk(section, config[section])
+    return found

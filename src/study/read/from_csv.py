@@ -1,15 +1,60 @@
-"""A study again, out of the lines that its report has written, without its run folders."""
+"""Frames as CSV files and back, and a study again from the frame of its runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from src.study.analysis.rows import Row, frac_metric
+import pandas as pd
+
+from src.study.analysis.frames import Row, frac_metric
 from src.study.read.collect import Run, Study
 
 AXES = ("attention", "ffn", "model", "preset")
+
+TEXTS = (
+    "variant",
+    "label",
+    "varied",
+    "nonfinite_steps",
+    "spike_steps",
+    "validations",
+    "config_hash",
+    "git_sha",
+    "code",
+    "torch",
+)
+"""Columns that stay text where it looks like a number."""
+
+
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """A line a row, in full precision; what is not known is empty."""
+    frame.to_csv(path, index=False, lineterminator="\r\n")
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """The same again: whole numbers, numbers, texts, and None where a field is empty.
+
+    Raises:
+        ValueError: the file is no table.
+    """
+    texts = pd.read_csv(path, dtype=str, keep_default_na=False)
+    columns = {
+        name: [_value(text, is_text=name in TEXTS) for text in texts[name]] for name in texts
+    }
+    return pd.DataFrame(columns, dtype=object)
+
+
+def _value(text: str, *, is_text: bool) -> str | int | float | None:
+    if not text or is_text:
+        return text or None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,79 +66,76 @@ class RowRun(Run):
     @cached_property
     def lines(self) -> list[dict[str, float]]:
         """The validations alone."""
-        metric = str(self.row["loss_metric"])
+        metric = self.row["loss_metric"]
         found = []
-        for text in str(self.row["validations"]).split():
+        for text in (self.row["validations"] or "").split():
             step, loss, frac = text.split(":")
             line = {"step": float(step), frac_metric(metric): float(frac)}
             found.append(line | ({metric: float(loss)} if loss else {}))
         return found
 
 
-def rebuilt(name: str, rows: Sequence[Row]) -> Study:
-    """The study whose `run_rows` these are, as text; statistics of it are those of the original.
+def rebuilt(name: str, runs: pd.DataFrame) -> Study:
+    """The study whose frame of runs this is; statistics of it are those of the original.
 
     Args:
         name: of the study.
-        rows: as read_csv gives them.
+        runs: as `runs_frame` or `read_frame` gives it.
     """
+    rows = runs.to_dict("records")
     return Study(name=name, folder=Path(name), runs=[_run(row) for row in rows], sweeps=[])
 
 
-def steps_in(text: str) -> list[int]:
+def steps_in(text: str | None) -> list[int]:
     """What `spans` has written."""
-    ends = [[int(end) for end in span.split("-")] for span in text.split()]
+    ends = [[int(end) for end in span.split("-")] for span in (text or "").split()]
     return [step for span in ends for step in range(span[0], span[-1] + 1)]
 
 
 def _run(row: Row) -> RowRun:
-    stability = str(row["stability"])
+    stability = row["stability"]
     options = [] if stability == "none" else stability.split("-")
     config: dict[str, Any] = {
         "choices": {axis: row[axis] for axis in AXES},
         "stability": {option: {} for option in options},
         "recipe": {
-            "max_steps": int(str(row["max_steps"])),
-            "learning_rate": float(str(row["learning_rate"])),
+            "max_steps": int(row["max_steps"]),
+            "learning_rate": float(row["learning_rate"]),
         },
         "model": {},
         "guard": {"on_nonfinite": row["on_nonfinite"]},
     }
-    metric = str(row["loss_metric"])
+    metric = row["loss_metric"]
     final = {metric: "loss", frac_metric(metric): "nonfinite_frac", "train/loss": "train_loss"}
     record: dict[str, Any] = {
         "status": row["status"],
         "outcome": row["outcome"],
-        "steps": int(str(row["steps"])),
-        "own_steps": int(str(row["own_steps"])),
-        "acts_from": int(str(row["acts_from"])),
-        "vocab_size": _number(row, "vocab_size", int),
-        "guard": {"nonfinite_steps": steps_in(str(row["nonfinite_steps"]))},
-        "spikes": {"steps": steps_in(str(row["spike_steps"]))},
-        "final": {key: _number(row, column) for key, column in final.items() if row[column]},
-        "tokens": _number(row, "tokens", int),
-        "active_flops": _number(row, "active_flops"),
-        "wall_seconds": _number(row, "seconds"),
+        "steps": int(row["steps"]),
+        "own_steps": int(row["own_steps"]),
+        "acts_from": int(row["acts_from"]),
+        "vocab_size": row["vocab_size"],
+        "guard": {"nonfinite_steps": steps_in(row["nonfinite_steps"])},
+        "spikes": {"steps": steps_in(row["spike_steps"])},
+        "final": {key: row[column] for key, column in final.items() if row[column] is not None},
+        "tokens": row["tokens"],
+        "active_flops": row["active_flops"],
+        "wall_seconds": row["seconds"],
         "incident": _incident(row),
     }
     return RowRun(
         folder=Path(f"seed-{row['seed']}"),
-        variant=str(row["variant"]),
-        seed=int(str(row["seed"])),
-        repeat=int(str(row["repeat"])),
+        variant=row["variant"],
+        seed=int(row["seed"]),
+        repeat=int(row["repeat"]),
         config=config,
         record=record,
-        baseline=str(row["baseline"]) or None,
+        baseline=row["baseline"],
         row=row,
     )
 
 
-def _number(row: Row, column: str, kind: type = float) -> Any:
-    return kind(str(row[column])) if row[column] else None
-
-
 def _incident(row: Row) -> Mapping[str, Any] | None:
-    if not row["incident_step"]:
+    if row["incident_step"] is None:
         return None
     parts = ("step", "module", "cause")
     return {part: row[f"incident_{part}"] for part in parts}

@@ -12,12 +12,12 @@ from urllib.parse import quote
 import pandas as pd
 
 from src.common import number_format
+from src.study.analysis.expert_loads import LayerLoad
+from src.study.analysis.frames import frac_metric, role
 from src.study.analysis.rates import Family, final_loss
 from src.study.analysis.results import Analysis, ArmResult, Estimate
-from src.study.analysis.rows import frac_metric, role
 from src.study.read.collect import Run, Study
 from src.study.report.loss_over_run import Validation, curve_metric, validations
-from src.study.report.router_load import LayerLoad
 
 OUTCOMES = {
     "clean": "clean",

@@ -94,7 +94,7 @@ def _strips(
     shown: Sequence[alt.Tooltip],
     title: str,
     end_title: str,
-) -> alt.LayerChart | alt.FacetChart:
+) -> Any:
     """One row an arm, a point a run; beneath the points the mean and its interval."""
     points_height = min(8.0 * points["place"].nunique(), 64.0)
     height = max(40.0, points_height + 16, 14.0 * arms["row"].str.count("\n").max() + 22)
@@ -213,7 +213,8 @@ def learning_rates(points: pd.DataFrame) -> alt.FacetChart:
     ]
     title = "Final validation loss over learning rate, nats a token"
     first = points["panel"].iloc[0].replace("\n", "")
-    return _panels(layers, points, title=title, subtitle=f"grey: {first}")
+    grey = f"grey: {first}" if (points["part"] == "first").any() else ""
+    return _panels(layers, points, title=title, subtitle=grey)
 
 
 def _part(chart: alt.Chart, name: str) -> alt.Chart:

@@ -86,8 +86,7 @@ def theme() -> alt.theme.ThemeConfig:
 @lru_cache
 def vega_script() -> Markup:
     """Vega, Vega-Lite and Vega-Embed in one script, for a page that loads nothing."""
-    # The package's types lack the default of its argument.
-    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # Inside a string of the bundle this would end the page's script element.
     return Markup(bundle.replace("</script", "<\\/script"))
 

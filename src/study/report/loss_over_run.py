@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from src.common import number_format
+from src.study.analysis.frames import frac_metric
 from src.study.analysis.results import Analysis, ArmResult
-from src.study.analysis.rows import frac_metric
 from src.study.read.collect import Run, Study
 from src.study.report.table import MARK, MARK_REMARK, Cell, Column, Table, cell, marked
 

@@ -1,8 +1,7 @@
 """Writes the report of a study: a page, Markdown, CSV and the charts as files."""
 
-import csv
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from src.cli.field_checks import given_path
 from src.common import terminal
 from src.common.errors import InputError
 from src.study.analysis.analyse import analyse
-from src.study.analysis.rows import Row, headline
+from src.study.analysis.frames import headline
 from src.study.read.collect import Study, collect
+from src.study.read.from_csv import write_frame
 from src.study.report import study_page as page
 from src.study.report.sections import Findings
 from src.study.report.summary import SHORT
@@ -82,8 +82,8 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-        write_csv(folder / "report.csv", report.found.run_rows)
-        write_csv(folder / "arms.csv", report.found.arm_rows)
+        write_frame(report.found.runs, folder / "report.csv")
+        write_frame(report.found.arms, folder / "arms.csv")
     except OSError as error:
         raise InputError(f"out={folder}: cannot be written ({error.strerror})") from error
     names = ("report.html", "report.md", "report.csv", "arms.csv", "figures")
@@ -103,17 +103,3 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
         files=[folder / name for name in names],
         headline=headline(analysis),
     )
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A line a row, in full precision; what is not known is empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_csv(path: Path) -> list[Row]:
-    """The same again; every value is text."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))

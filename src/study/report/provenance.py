@@ -10,10 +10,9 @@ from typing import Any
 from src.common.number_format import NONE
 from src.common.tracking_address import masked
 from src.config.field_roles import role_of
+from src.study.analysis.frames import own_steps
 from src.study.analysis.results import Analysis
-from src.study.analysis.rows import own_steps
-from src.study.read.collect import Run, Study
-from src.study.read.flat import flat
+from src.study.read.collect import Run, Study, flat
 from src.study.report.table import Cell, Column, Table, cell, link_to
 
 

@@ -6,14 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from src.study.analysis import rates
+from src.study.analysis.expert_loads import all_loads
+from src.study.analysis.frames import arms_frame, runs_frame
 from src.study.analysis.results import Analysis
-from src.study.analysis.rows import Row, arm_rows, run_rows
 from src.study.read.collect import Study
 from src.study.report import chart_data, charts, provenance
 from src.study.report.counterfactuals import averted_table
+from src.study.report.load_table import load_table
 from src.study.report.loss_over_run import elevenths_table
-from src.study.report.router_load import all_loads, load_table
 from src.study.report.sample_texts import samples_table
 from src.study.report.saved_models import starts_table
 from src.study.report.summary import arms_table
@@ -48,14 +51,14 @@ class Findings:
         return rates.families(self.study)
 
     @cached_property
-    def arm_rows(self) -> list[Row]:
+    def arms(self) -> pd.DataFrame:
         """A row an arm."""
-        return arm_rows(self.study, self.analysis)
+        return arms_frame(self.study, self.analysis)
 
     @cached_property
-    def run_rows(self) -> list[Row]:
+    def runs(self) -> pd.DataFrame:
         """A row a run."""
-        return run_rows(self.study, self.analysis)
+        return runs_frame(self.study, self.analysis)
 
     @cached_property
     def setting(self) -> str:
@@ -140,7 +143,7 @@ def _router_loads(found: Findings) -> Any:
 
 
 def _comparisons(endpoints: Sequence[str]) -> Callable[[Findings, str], Table]:
-    return lambda f, title: comparisons_table(f.arm_rows, endpoints=endpoints, title=title)
+    return lambda f, title: comparisons_table(f.arms, endpoints=endpoints, title=title)
 
 
 def _causes(found: Findings) -> str:
@@ -158,9 +161,7 @@ SECTIONS = (
         " stroke at a point's height is the baseline with the same seed, counted from the same"
         " step. The bar beneath the points: mean and 95 % interval, of losses over clean seeds"
         " alone. Pale: failed before the arm could act.",
-        tables=[
-            TableOf("What happened, by arm", lambda f, title: arms_table(f.arm_rows, title=title))
-        ],
+        tables=[TableOf("What happened, by arm", lambda f, title: arms_table(f.arms, title=title))],
     ),
     Section(
         name="starts",
@@ -215,9 +216,7 @@ SECTIONS = (
         name="cost",
         heading="Loss at equal cost",
         tables=[
-            TableOf(
-                "Loss at equal cost", lambda f, title: equal_cost_table(f.arm_rows, title=title)
-            )
+            TableOf("Loss at equal cost", lambda f, title: equal_cost_table(f.arms, title=title))
         ],
     ),
     Section(
@@ -316,9 +315,7 @@ SECTIONS = (
         name="runs",
         heading="Every run",
         tables=[
-            TableOf(
-                "Every run", lambda f, title: runs_table(f.run_rows, title=title), "Every run", 24
-            )
+            TableOf("Every run", lambda f, title: runs_table(f.runs, title=title), "Every run", 24)
         ],
     ),
 )

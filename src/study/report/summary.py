@@ -1,19 +1,22 @@
 """The first table of a report: what happened, an arm a row."""
 
-from collections.abc import Sequence
+import pandas as pd
 
 from src.common import number_format
-from src.study.analysis.rows import OUTCOMES
-from src.study.report.cells import (
-    AnyRow,
+from src.study.analysis.frames import OUTCOMES
+from src.study.report.table import (
+    Cell,
+    Column,
+    Row,
+    Table,
     arm_cell,
+    cell,
     difference_cell,
     mark_remark,
+    marked,
     mean_cell,
     null_range,
-    number,
 )
-from src.study.report.table import Cell, Column, Table, cell, marked
 
 SHORT = (
     "arm",
@@ -67,7 +70,7 @@ ARM_COLUMNS = (
 )
 
 
-def arms_table(rows: Sequence[AnyRow], *, title: str) -> Table:
+def arms_table(frame: pd.DataFrame, *, title: str) -> Table:
     """What happened, an arm a row."""
     lines = [
         [
@@ -82,7 +85,7 @@ def arms_table(rows: Sequence[AnyRow], *, title: str) -> Table:
             mean_cell(row, "spikes", decimals=1),
             _cost(row),
         ]
-        for row in rows
+        for row in frame.to_dict("records")
     ]
     return Table(
         title=title,
@@ -92,23 +95,23 @@ def arms_table(rows: Sequence[AnyRow], *, title: str) -> Table:
     )
 
 
-def _seeds(row: AnyRow) -> Cell:
-    seeds, runs = (number(row, key) or 0 for key in ("num_seeds", "num_runs"))
+def _seeds(row: Row) -> Cell:
+    seeds, runs = (row[key] or 0 for key in ("num_seeds", "num_runs"))
     return cell(f"{seeds:.0f}", f"{runs:.0f} runs" if runs != seeds else "")
 
 
-def _outcomes(row: AnyRow) -> Cell:
-    counts = {name: int(number(row, f"runs_{name}") or 0) for name in OUTCOMES}
+def _outcomes(row: Row) -> Cell:
+    counts = {name: int(row[f"runs_{name}"] or 0) for name in OUTCOMES}
     shown = [f"{count}\N{NO-BREAK SPACE}{name}" for name, count in counts.items() if count]
     return Cell(", ".join(shown) or number_format.NONE)
 
 
-def _nonfinite(row: AnyRow) -> Cell:
+def _nonfinite(row: Row) -> Cell:
     def share(prefix: str) -> str:
-        events, total = number(row, f"{prefix}_seeds"), number(row, f"{prefix}_total")
+        events, total = row[f"{prefix}_seeds"], row[f"{prefix}_total"]
         return "" if events is None or total is None else f"{events:.0f} of {total:.0f}"
 
-    baseline, before = share("baseline_nonfinite"), number(row, "num_failed_before")
+    baseline, before = share("baseline_nonfinite"), row["num_failed_before"]
     return cell(
         share("nonfinite") or number_format.NONE,
         f"baseline {baseline}" if baseline else "",
@@ -116,27 +119,27 @@ def _nonfinite(row: AnyRow) -> Cell:
     )
 
 
-def _loss(row: AnyRow) -> Cell:
+def _loss(row: Row) -> Cell:
     mean = mean_cell(row, "loss", decimals=3)
     asides = list(mean.asides)
-    seeds, damaged = number(row, "loss_num_seeds"), number(row, "damaged_runs")
-    if seeds is not None and seeds != number(row, "num_seeds"):
+    seeds, damaged = row["loss_num_seeds"], row["damaged_runs"]
+    if seeds is not None and seeds != row["num_seeds"]:
         asides.append(f"{seeds:.0f} comparable")
     if damaged:
-        is_marked = bool(number(row, "marked_runs"))
-        others = marked(number_format.fixed(number(row, "damaged_loss")), nonfinite=is_marked)
+        is_marked = bool(row["marked_runs"])
+        others = marked(number_format.fixed(row["damaged_loss"]), nonfinite=is_marked)
         asides.append(f"{damaged:.0f} damaged: {others}")
     return cell(mean.text, *asides)
 
 
-def _difference(row: AnyRow, endpoint: str) -> Cell:
+def _difference(row: Row, endpoint: str) -> Cell:
     found, null = difference_cell(row, endpoint), null_range(row, endpoint)
     return cell(found.text, *found.asides, f"chance {null}" if null else "")
 
 
-def _cost(row: AnyRow) -> Cell:
-    seconds = number(row, "seconds")
+def _cost(row: Row) -> Cell:
+    seconds = row["seconds"]
     text = number_format.NONE if seconds is None else f"{number_format.fixed(seconds, 1)} s"
-    tokens = number_format.compact(number(row, "tokens"))
-    flops = number_format.compact(number(row, "active_flops"), "FLOP")
+    tokens = number_format.compact(row["tokens"])
+    flops = number_format.compact(row["active_flops"], "FLOP")
     return cell(text, f"{tokens} tokens", flops if flops != number_format.NONE else "")

@@ -3,14 +3,19 @@
 import html
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from src.common import terminal
+from src.common import number_format, terminal
+from src.study.analysis.frames import ENDPOINTS
 from src.study.read.collect import Study
+
+Row = Mapping[str, Any]
+"""Of the frame of runs or of arms."""
 
 MARK = "†"
 """Stands at every loss whose validation had windows without a finite loss."""
@@ -108,6 +113,42 @@ class Table:
 def cell(text: str, *asides: str, link: str = "") -> Cell:
     """A cell with those of the asides that are not empty."""
     return Cell(text, tuple(aside for aside in asides if aside), link)
+
+
+def arm_cell(row: Row) -> Cell:
+    """The arm's label, its part in the study, and when it acts."""
+    asides = [row["role"] or ""]
+    if row["acts_from"]:
+        asides.append(f"acts after step {row['acts_from']:,.0f}")
+    if row["censored_at"] is not None:
+        asides.append(f"trains to step {row['censored_at']:,.0f} only")
+    return cell(row["label"], *asides)
+
+
+def mean_cell(row: Row, name: str, *, decimals: int, signed: bool = False) -> Cell:
+    """A mean and its interval."""
+    mean, low, high = (row[f"{name}_{end}"] for end in ("mean", "low", "high"))
+    interval = number_format.between(low, high, decimals) if low != high else ""
+    shown = number_format.signed if signed else number_format.fixed
+    return cell(shown(mean, decimals), interval)
+
+
+def difference_cell(row: Row, endpoint: str) -> Cell:
+    """The difference to the baseline and its interval."""
+    decimals = ENDPOINTS[endpoint][1]
+    return mean_cell(row, f"{endpoint}_difference", decimals=decimals, signed=True)
+
+
+def null_range(row: Row, endpoint: str) -> str:
+    """What chance alone gave; empty without a null arm."""
+    low, high = (row[f"{endpoint}_null_{end}"] for end in ("low", "high"))
+    return number_format.between(low, high, ENDPOINTS[endpoint][1])
+
+
+def mark_remark(lines: Sequence[Sequence[Cell]]) -> list[str]:
+    """The meaning of the mark, where any of the cells has it."""
+    has_mark = any(MARK in each.plain for line in lines for each in line)
+    return [MARK_REMARK] if has_mark else []
 
 
 def link_to(file: Path, folder: Path) -> str:

@@ -2,18 +2,23 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from src.common import number_format
 from src.study.analysis.endpoints import AXES
-from src.study.analysis.rows import ENDPOINTS
-from src.study.report.cells import (
-    AnyRow,
+from src.study.analysis.frames import ENDPOINTS
+from src.study.report.table import (
+    Cell,
+    Column,
+    Row,
+    Table,
     arm_cell,
+    cell,
     difference_cell,
     mark_remark,
+    marked,
     null_range,
-    number,
 )
-from src.study.report.table import Cell, Column, Table, cell, marked
 
 COMPARISON_COLUMNS = (
     Column(name="arm", is_text=True),
@@ -40,33 +45,33 @@ PRIMARY, SECONDARY = ("nonfinite", "loss"), ("nonfinite_batches", "first_nonfini
 """Endpoints that are shown at once, and those that are folded away."""
 
 
-def comparisons_table(rows: Sequence[AnyRow], *, endpoints: Sequence[str], title: str) -> Table:
+def comparisons_table(frame: pd.DataFrame, *, endpoints: Sequence[str], title: str) -> Table:
     """Every arm against its baseline."""
     lines = [
         [
             arm_cell(row),
             Cell(ENDPOINTS[endpoint][0]),
-            Cell(number_format.fixed(number(row, f"{endpoint}_difference_num_seeds"), 0)),
+            Cell(number_format.fixed(row[f"{endpoint}_difference_num_seeds"], 0)),
             difference_cell(row, endpoint),
             Cell(null_range(row, endpoint) or number_format.NONE),
-            Cell(number_format.p_value(number(row, f"{endpoint}_p_value"))),
-            Cell(number_format.p_value(number(row, f"{endpoint}_smallest_p"))),
+            Cell(number_format.p_value(row[f"{endpoint}_p_value"])),
+            Cell(number_format.p_value(row[f"{endpoint}_smallest_p"])),
             _smallest_effect(row, endpoint),
             Cell(str(row[f"{endpoint}_verdict"])),
         ]
-        for row in rows
+        for row in frame.to_dict("records")
         for endpoint in endpoints
         if row[f"{endpoint}_verdict"]
     ]
     return Table(title=title, columns=COMPARISON_COLUMNS, rows=lines)
 
 
-def _smallest_effect(row: AnyRow, endpoint: str) -> Cell:
-    effect = number(row, f"{endpoint}_smallest_effect")
+def _smallest_effect(row: Row, endpoint: str) -> Cell:
+    effect = row[f"{endpoint}_smallest_effect"]
     return Cell("none" if effect is None else number_format.fixed(effect, ENDPOINTS[endpoint][1]))
 
 
-def equal_cost_table(rows: Sequence[AnyRow], *, title: str) -> Table:
+def equal_cost_table(frame: pd.DataFrame, *, title: str) -> Table:
     """The loss where every arm has cost the same."""
     names = {
         "steps": "equal steps",
@@ -77,17 +82,17 @@ def equal_cost_table(rows: Sequence[AnyRow], *, title: str) -> Table:
     axes = [
         axis
         for axis in AXES
-        if any(number(row, f"loss_at_equal_{axis}") is not None for row in rows)
+        if any(row[f"loss_at_equal_{axis}"] is not None for row in frame.to_dict("records"))
     ]
     lines = []
-    for row in rows if axes else ():
+    for row in frame.to_dict("records") if axes else ():
         cells = [arm_cell(row)]
         for axis in axes:
-            difference = number(row, f"loss_difference_at_equal_{axis}")
+            difference = row[f"loss_difference_at_equal_{axis}"]
             aside = (
                 "" if difference is None else f"{number_format.signed(difference)} to the baseline"
             )
-            cells.append(cell(number_format.fixed(number(row, f"loss_at_equal_{axis}")), aside))
+            cells.append(cell(number_format.fixed(row[f"loss_at_equal_{axis}"]), aside))
         lines.append(cells)
     return Table(
         title=title,
@@ -117,16 +122,14 @@ RUN_COLUMNS = (
 )
 
 
-def runs_table(rows: Sequence[AnyRow], *, title: str) -> Table:
+def runs_table(frame: pd.DataFrame, *, title: str) -> Table:
     """A run a row."""
     lines = []
-    for row in rows:
+    for row in frame.to_dict("records"):
         lines.append(
             [
                 Cell(str(row["label"])),
-                cell(
-                    _whole(row, "seed"), f"repeat {row['repeat']}" if number(row, "repeat") else ""
-                ),
+                cell(_whole(row, "seed"), f"repeat {row['repeat']}" if row["repeat"] else ""),
                 Cell(str(row["outcome"])),
                 cell(
                     _whole(row, "steps"),
@@ -135,12 +138,12 @@ def runs_table(rows: Sequence[AnyRow], *, title: str) -> Table:
                 cell(_whole(row, "nonfinite_batches"), _at(row, "first_nonfinite")),
                 Cell(_whole(row, "spikes")),
                 cell(
-                    number_format.fixed(number(row, "grad_norm_max"), 1),
+                    number_format.fixed(row["grad_norm_max"], 1),
                     _at(row, "grad_norm_max_step"),
                 ),
                 _marked_loss(row, "loss", "nonfinite_frac", ""),
                 _marked_loss(row, "best_loss", "best_nonfinite_frac", _at(row, "best_step")),
-                Cell(number_format.fixed(number(row, "seconds"), 1)),
+                Cell(number_format.fixed(row["seconds"], 1)),
                 cell(
                     str(row["incident_cause"] or number_format.NONE),
                     str(row["incident_module"] or ""),
@@ -155,16 +158,16 @@ def runs_table(rows: Sequence[AnyRow], *, title: str) -> Table:
     )
 
 
-def _whole(row: AnyRow, key: str) -> str:
-    return number_format.fixed(number(row, key), 0)
+def _whole(row: Row, key: str) -> str:
+    return number_format.fixed(row[key], 0)
 
 
-def _at(row: AnyRow, key: str) -> str:
-    step = number(row, key)
+def _at(row: Row, key: str) -> str:
+    step = row[key]
     return "" if step is None else f"step {step:,.0f}"
 
 
-def _marked_loss(row: AnyRow, loss: str, frac: str, aside: str) -> Cell:
-    share = number(row, frac) or 0.0
-    text = marked(number_format.fixed(number(row, loss)), nonfinite=share > 0)
+def _marked_loss(row: Row, loss: str, frac: str, aside: str) -> Cell:
+    share = row[frac] or 0.0
+    text = marked(number_format.fixed(row[loss]), nonfinite=share > 0)
     return cell(text, aside, f"{share:.0%} non-finite" if share > 0 else "")

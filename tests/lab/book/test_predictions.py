@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from src.lab.book.measures import Measures
+from src.lab.book.page_words import Measures
 from src.lab.book.predictions import RIGHT, UNDECIDED, WRONG, predictions
 from tests.lab.book.folders import study_folder
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from src.lab.book.chosen import UndecidedError
+from src.lab.book.select_arms import UndecidedError
 from src.lab.book.single import FIGURE, SingleRun
 from tests.conftest import PACE
 from tests.runs import lab, metrics, train

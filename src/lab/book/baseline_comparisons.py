@@ -1,17 +1,19 @@
-"""Arms of a study against their baselines: what is told from chance, and what could have been."""
+"""Arms against their baselines: what differs significantly, and what a study could have found."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from src.common import number_format
-from src.lab.book.chosen import Chosen, UndecidedError
+from src.lab.book.select_arms import StudyArms, UndecidedError
+from src.study.analysis import stats
 from src.study.analysis.analyse import controls_not_found
 from src.study.analysis.arms import arms_of
-from src.study.analysis.results import Comparison, Estimate
+from src.study.analysis.results import Comparison, Estimate, Proportion
 from src.study.analysis.stats import ALPHA
 
 
-class Compared(Chosen):
+class BaselineComparisons(StudyArms):
     """Differences, paired by seed, with what chance alone gives beside them."""
 
     def can_rank(self) -> bool:
@@ -111,3 +113,41 @@ class Compared(Chosen):
         """From the least to the greatest difference that chance gave single runs of all seeds."""
         low, high = self._null_range(stability, endpoint)
         return high - low
+
+    def null_spread(self, stability: str, endpoint: str) -> float:
+        """Standard deviation over seeds of a null arm's paired differences, of single runs.
+
+        Raises:
+            UndecidedError: fewer than two seeds have one.
+        """
+        variant = self.one(stability).variant
+        (arm,) = (arm for arm in arms_of(self.folder.study) if arm.variant == variant)
+        pairs = arm.pairs(endpoint).values()
+        repeats = max((len(pair.arm) for pair in pairs), default=0)
+        differences = [
+            [pair.arm[i] - fmean(pair.baseline) for pair in pairs if len(pair.arm) > i]
+            for i in range(repeats)
+        ]
+        spreads = [stdev(each) for each in differences if len(each) > 1]
+        if not spreads:
+            raise UndecidedError(f"{stability} has no two seeds with {endpoint}")
+        return fmean(spreads)
+
+    def visible(self, stability: str, endpoint: str, *, num_seeds: int) -> float:
+        """The smallest mean difference that so many seeds find 8 times of 10, one arm alone."""
+        effect = stats.smallest_standardized_effect(num_seeds)
+        if effect is None:
+            raise UndecidedError(f"{num_seeds} seeds can find nothing")
+        return effect * self.null_spread(stability, endpoint)
+
+    def smallest_fall(self, *, num_seeds: int, num_arms: int) -> int:
+        """How many fewer of so many seeds must fail to be called, where all fail untreated.
+
+        No other arm of the study is significant: beside one that is, Holm asks for less.
+        """
+        everything = Proportion(events=num_seeds, total=num_seeds)
+        others = (1.0,) * (num_arms - 1)
+        share = stats.smallest_share(everything, num_seeds=num_seeds, others=others)
+        if share is None:
+            raise UndecidedError(f"{num_seeds} seeds can find nothing beside {num_arms} arms")
+        return round(share * num_seeds)

@@ -1,7 +1,7 @@
 import pytest
 
-from src.lab.book.chosen import UndecidedError
-from src.lab.book.measures import Measures
+from src.lab.book.page_words import Measures
+from src.lab.book.select_arms import UndecidedError
 from src.study.analysis.analyse import analyse
 from tests.lab.book.folders import study_folder
 from tests.study.synthetic import Arm
@@ -104,7 +104,6 @@ def test_counts_of_an_arm_that_acts_late_leave_out_what_came_before_and_runs_tha
     assert m.first("shaken") == [100, 100, 300, 250]
     assert m.failed_by(250, "shaken") == 3 and m.failed_by(99, "shaken") == 0
     assert m.first("ema") == [] and m.num_runs_of("none") == 6
-    assert m.tail_shares("none", frac=0.5) == [0, 1 / 220, 1 / 220]
     assert m.shares_lost("none", after=99, until=299) == [0, 0, 2 / 200]
     assert m.shares_lost("none", after=100, until=300) == [1 / 200] * 3
 

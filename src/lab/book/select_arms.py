@@ -1,4 +1,4 @@
-"""The arms of a study, chosen by option and by what their names say.
+"""The arms of a study, selected by option and by what their names say.
 
 `chosen('none')`, `chosen(attention='gqa', num_kv_heads='1')`; `scale=None` are arms whose name has
 no such field.
@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
+
 from src.config import variant_name
 from src.lab.book.files import StudyFolder
 from src.study.analysis.analyse import arm_results
 from src.study.analysis.endpoints import has_ended
 from src.study.analysis.results import Analysis, ArmResult
-from src.study.analysis.rows import Row
 from src.study.read.collect import Run
 
 
@@ -21,7 +22,7 @@ class UndecidedError(ValueError):
     """There is no run, or none that stayed finite, of which something could be said."""
 
 
-class Chosen:
+class StudyArms:
     """What one study has.
 
     Args:
@@ -77,8 +78,9 @@ class Chosen:
 
     def fields_of(self, arm: ArmResult) -> dict[str, str]:
         """Its axes, the fields that its variant's name says, and those that vary in the study."""
-        row = next(row for row in self.folder.rows if row["variant"] == arm.variant)
-        varied = [text.partition("=") for text in str(row["varied"]).split()]
+        results = self.folder.results
+        (row, *_) = results[results["variant"] == arm.variant].to_dict("records")
+        varied = [text.partition("=") for text in (row["varied"] or "").split()]
         pieces = [piece.partition("-") for piece in variant_name.fields_of(arm.variant)[1:]]
         found = {name: value for name, _, value in [*varied, *pieces]}
         return found | self.folder.study.of(arm.variant)[0].axes
@@ -91,14 +93,14 @@ class Chosen:
         """The runs of one arm that have."""
         return [run for run in self.folder.study.of(arm.variant) if has_ended(run)]
 
-    def rows(self, stability: str | None = None, **fields: str | None) -> list[Row]:
+    def results(self, stability: str | None = None, **fields: str | None) -> pd.DataFrame:
         """Their lines in results.csv, of runs that have ended."""
-        keys = {(r.variant, r.seed, r.repeat) for r in self.runs(stability, **fields)}
-        return [
-            row
-            for row in self.folder.rows
-            if (row["variant"], int(str(row["seed"])), int(str(row["repeat"]))) in keys
-        ]
+        keys = [(r.variant, r.seed, r.repeat) for r in self.runs(stability, **fields)]
+        return self.folder.results.set_index(["variant", "seed", "repeat"], drop=False).loc[keys]
+
+    def known(self, column: str, stability: str | None = None, **fields: str | None) -> list[float]:
+        """What a column holds of those runs of which it is known."""
+        return list(self.results(stability, **fields)[column].dropna())
 
 
 def _fits(has: Mapping[str, str], wanted: Mapping[str, str | None]) -> bool:

@@ -1,19 +1,19 @@
-"""The figures of every arm as one flat row each, for CSV, notebooks and the tables."""
+"""A study as two frames, of its runs and of its arms: for CSV files, tables and notebooks."""
 
 import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
 from src.common import number_format
 from src.study.analysis.endpoints import AXES, clean_loss
+from src.study.analysis.expert_loads import layer_loads
 from src.study.analysis.results import Analysis, ArmResult, Estimate, Proportion
-from src.study.read.collect import Run, Study
-from src.study.read.flat import flat
-from src.study.report.router_load import layer_loads
+from src.study.read.collect import Run, Study, flat
 
-Value = str | int | float | None
-Row = dict[str, Value]
+Row = dict[str, Any]
 
 ENDPOINTS = {
     "nonfinite": ("non-finite seeds, share", 2),
@@ -30,9 +30,11 @@ VARIED_SECTIONS = ("recipe", "attention", "ffn", "model", "data")
 OUTCOMES = ("clean", "intermittent", "collapsed", "stopped", "failed", "killed", "unfinished")
 
 
-def arm_rows(study: Study, analysis: Analysis) -> list[Row]:
-    """A row an arm, in the order of the analysis."""
-    return [_arm_row(arm, study.of(arm.variant)) for arm in analysis.arms]
+def arms_frame(study: Study, analysis: Analysis) -> pd.DataFrame:
+    """A row an arm, in the order of the analysis; what is not known is None."""
+    # Of objects: a column of counts stays one of counts where some are not known.
+    rows = [_arm_row(arm, study.of(arm.variant)) for arm in analysis.arms]
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _arm_row(arm: ArmResult, runs: Sequence[Run]) -> Row:
@@ -109,10 +111,11 @@ def _comparison(arm: ArmResult, endpoint: str) -> Row:
     return row
 
 
-def run_rows(study: Study, analysis: Analysis) -> list[Row]:
-    """A row a run: all that the tables are made of."""
+def runs_frame(study: Study, analysis: Analysis) -> pd.DataFrame:
+    """A row a run, of which a study can be made again (`from_csv`); what is not known is None."""
     varied = _varied(study.runs)
-    return [_run_row(run, arm, varied) for arm in analysis.arms for run in study.of(arm.variant)]
+    rows = [_run_row(run, arm, varied) for arm in analysis.arms for run in study.of(arm.variant)]
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _varied(runs: Sequence[Run]) -> list[str]:

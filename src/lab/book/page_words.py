@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from src.lab.book.compared import Compared
+from src.lab.book.baseline_comparisons import BaselineComparisons
 from src.lab.book.failures import Failures
 from src.lab.book.files import StudyFolder
-from src.lab.book.floors import Floors
 from src.lab.book.losses import Losses
 
 
-class Measures(Failures, Compared, Losses, Floors):
+class Measures(Failures, BaselineComparisons, Losses):
     """What one study shows.
 
     Args:
