@@ -59,8 +59,8 @@ ROLES: dict[str, Role] = {
     # A branch may have a different router: the parts of its state that fit are restored.
     "ffn.router": Role(set_by=("model", "preset", "init")),
     "model": Role(must_match=True, set_by=("preset", "init")),
-    # Sizes of parts that the model does not have change nothing.
-    "model.sizes": _RECORDED_ONLY,
+    # The hash has the sizes that parts use from these parts; the others change nothing.
+    "model.sizes": Role(hashed="no"),
     "model.source": Role(typed=False, must_match=True),
     "tokenizer": Role(hashed="content", must_match=True, set_by=("preset", "init")),
     "data": Role(hashed="content", must_match=True, set_by=("preset",)),

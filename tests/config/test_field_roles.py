@@ -40,6 +40,8 @@ def test_a_field_has_the_role_of_its_section_unless_it_has_its_own():
         ("recipe.checkpoint_every=7", False, False),
         ("trainer.threads=2", True, True),
         ("watch.routers_every=3", False, False),
+        ("model.sizes.kv_latent_dim=16", True, True),
+        ("model.sizes.writeup_bias_rate=9.0", False, True),
         ("seed=3", True, False),
         ("study=other", False, False),
     ],

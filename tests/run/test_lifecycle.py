@@ -138,7 +138,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(
         assert code == 1
         assert error.startswith("error: ") and error.count("\n") == 1
         assert f"{study.name}/{whole.parent.name}/seed-0: cannot be used (" in error
-        assert "MB of its disk are free); the same command goes on" in error
+        assert "MB of its disk are free); the same command continues" in error
     assert main(arguments) == 0
     assert_same_run(whole, study / whole.parent.name / "seed-0")
     assert (study / whole.parent.name / "seed-0" / "samples.md").is_file()

@@ -233,8 +233,8 @@ def test_a_state_that_two_states_of_the_code_have_trained_has_the_key_of_neither
         (["fork=nowhere"], r"fork=nowhere: must be <run folder>@<step>"),
         (["fork={base}@7"], r"@7: no state is saved at that step \(saved: 15\)"),
         (["fork={base}@15", "seed=4"], r"seed is 0 in that run and 4 here"),
-        (["fork={base}@15", "stability=qk_norm"], r"attention.qk_norm was False there"),
-        (["fork={base}@15", "recipe.max_steps=30"], r"recipe.max_steps was 22 there"),
+        (["fork={base}@15", "stability=qk_norm"], r"attention.qk_norm is False in that run"),
+        (["fork={base}@15", "recipe.max_steps=30"], r"recipe.max_steps is 22 in that run"),
         (["fork={base}@15", "stability=early_stop"], r"must be before step 14, the run's last"),
         (["fork={base}@15", "stability=ema"], r"stability=ema must observe from the first step"),
         (["fork={base}@15", "resume=never"], r"resume=never: fork= starts from a state of its own"),
@@ -246,7 +246,7 @@ def test_a_state_that_two_states_of_the_code_have_trained_has_the_key_of_neither
         (["observe=ema"], r"observe=ema: must be"),
         (["observe=[1,2]"], r"observe=.*: must be"),
         (["observe={ema:{decay:a,horizon_frac:null}}"], r"observe.ema: .*'a'"),
-        (["stability=ema", EMA], r"observe=ema: stability=ema is on already"),
+        (["stability=ema", EMA], r"observe=ema: stability=ema is already on"),
     ],
 )
 def test_bad_forks_are_one_line(more, message, tiny, capsys):

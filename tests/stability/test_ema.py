@@ -99,7 +99,7 @@ def test_the_ramp_of_the_library_is_what_the_option_file_says():
     first = next(n for n in range(8_900, 9_100) if decay(n) >= 0.999 - 1e-7)
     comment = (ROOT / "conf" / "stability" / "ema.yaml").read_text()
     assert f"{decay(440):.3f} at 440" in comment
-    assert f"from update {first:,} on" in comment
+    assert f"update {first:,}." in comment
     matched = EmaConfig(decay=None, horizon_frac=1 / 11).decay_for(440)
     assert 0 < decay(440) - matched < 0.006
 

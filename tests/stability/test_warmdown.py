@@ -43,4 +43,4 @@ def test_on_the_published_code_the_option_replaces_a_schedule_and_so_raises_the_
     claims = (ROOT / "experiments" / "CLAIMS.md").read_text()
     assert f"to {option / published:.1f} times what it was at step 6,365" in claims
     comment = (ROOT / "conf" / "stability" / "warmdown.yaml").read_text()
-    assert round(option / published, 1) == 2.0 and "about twice at step 6365" in comment
+    assert round(option / published, 1) == 2.0 and "about twofold at step 6365" in comment

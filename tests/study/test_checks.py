@@ -131,7 +131,7 @@ def test_a_field_that_differs_without_being_named_is_told():
 
     assert found == [
         "zclip: differs from its baseline in more than it says:"
-        " recipe.learning_rate (0.003 against 0.0015), ffn.router.norm_eps (1e-09 against 0.0)"
+        " ffn.router.norm_eps (1e-09 against 0.0), recipe.learning_rate (0.003 against 0.0015)"
     ]
 
 
