@@ -92,14 +92,14 @@ def test_every_link_of_the_contents_leads_somewhere(full):
     assert inner == anchors
 
 
-def test_two_hundred_runs_take_less_than_twenty_seconds(tmp_path):
+def test_two_hundred_runs_take_less_than_a_minute(tmp_path):
     arms = {"none": Arm(num_failing=6)}
     arms |= {f"clip{i:02}": Arm(num_failing=i % 7, batches=100) for i in range(33)}
     study = synthetic.study(tmp_path, arms)
     assert len(study.runs) == 204
     before = time.monotonic()
     _, page = report(study.folder, tmp_path)
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - before < 60
     assert len(page.table("What happened")) == 34
 
 
