@@ -282,6 +282,6 @@ def test_signals_save_a_checkpoint_and_write_the_record(number, code, tmp_path):
     process.send_signal(number)
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, out + err
-    assert "the same command continues" in out
+    assert "to continue, run the same command" in out
     assert record(folder)["status"] == "killed"
     assert last_checkpoint(folder)["global_step"] == record(folder)["steps"] < 200
