@@ -134,7 +134,10 @@ def test_a_folder_that_is_being_written_is_left_alone(tiny, capsys):
 DAMAGE = {
     "config.yaml": [("", "is damaged"), ("a: [", "is damaged"), (None, "is missing")],
     "record.json": [("", "is damaged"), ("{}", "is damaged"), ('{"status":', "is damaged")],
-    "metrics.jsonl": [('{"step": 1}\n{"st\n{"step": 3}\n', "is damaged"), (None, "has no lines up to the step")],
+    "metrics.jsonl": [
+        ('{"step": 1}\n{"st\n{"step": 3}\n', "is damaged"),
+        (None, "has no lines up to the step"),
+    ],
     "checkpoints/last.ckpt": [(None, "is missing; resume=")],
 }
 
