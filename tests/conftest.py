@@ -73,7 +73,7 @@ def template(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _what_is_composed_twice_is_kept():
-    """Composing is a third of a tiny run, and Hydra would read conf/ anew each time."""
+    """Composing is a third of a tiny run, and Hydra would read conf/ again each time."""
     read, compose = ConfigRepository.load_config, hydra.compose
     files, composed = {}, {}
 
