@@ -98,7 +98,7 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), dtype=np.uint8)
 
     def decode(self, ids: list[int]) -> str:
-        """See Tokenizer; invalid UTF-8 becomes the replacement character."""
+        """The text of ids; invalid UTF-8 becomes the replacement character."""
         return bytes(ids).decode(errors="replace")
 
     def token_bytes(self) -> np.ndarray:

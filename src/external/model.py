@@ -156,7 +156,7 @@ class ExternalModel(Architecture):
         return notes
 
     def measure(self, *, vocab_size: int, averaged_weights: bool = False) -> Size:
-        """See Architecture; builds the model and runs it once to count FLOPs."""
+        """Builds the model and runs it once to count FLOPs."""
         model = self.build(
             vocab_size=vocab_size, generator_for=lambda _: torch.Generator().manual_seed(0)
         )

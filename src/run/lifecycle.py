@@ -136,7 +136,7 @@ def _check_start(job: Job) -> None:
 def _start(job: Job) -> tuple[dict[str, Any] | None, Path | None]:
     """Prepares the folder; returns the saved state to continue from and its file.
 
-    Both are None if the run starts at step 0.
+    A run that starts at step 0 has neither: both are None.
     """
     config, folder = job.config, job.folder
     if config.fork is not None and folder.read_config() is None:

@@ -60,7 +60,7 @@ def test_a_report_comes_of_what_there_is(arms, seeds, tmp_path):
     files, page = report(study, tmp_path)
     assert len(page.table("What happened")) == len(study.variants)
     assert len(page.table("Every run")) == len(study.runs)
-    # Vega's own words are none of the study's; what the charts are drawn from stays.
+    # Drops Vega's own code, and keeps the data from which the charts are drawn.
     source = re.sub(r"<script>.*?</script>", "", page.source, flags=re.S)
     assert not re.search(r"\b(?:nan|NaN|None)\b", source.replace("first NaN", ""))
     for drawing in files.page.parent.glob("figures/*.svg"):
@@ -92,14 +92,14 @@ def test_every_link_of_the_contents_leads_somewhere(full):
     assert inner == anchors
 
 
-def test_two_hundred_runs_take_less_than_a_minute(tmp_path):
+def test_two_hundred_runs_take_less_than_twenty_seconds(tmp_path):
     arms = {"none": Arm(num_failing=6)}
     arms |= {f"clip{i:02}": Arm(num_failing=i % 7, batches=100) for i in range(33)}
     study = synthetic.study(tmp_path, arms)
     assert len(study.runs) == 204
     before = time.monotonic()
     _, page = report(study.folder, tmp_path)
-    assert time.monotonic() - before < 60
+    assert time.monotonic() - before < 20
     assert len(page.table("What happened")) == 34
 
 
