@@ -1,30 +1,14 @@
-"""Instruments, guard and recorder: Lightning callbacks for any LightningModule; see README.md here.
+"""Finds the operation that made a training step non-finite, in any PyTorch training loop.
 
-Instruments read and never change what they watch.
+    from nonfinite import watch
+    watch(model, optimizer)
+
+It needs torch alone. `nonfinite.lightning` and `nonfinite.transformers` hold the same as callbacks.
 """
 
-from nonfinite.activations import ActivationWatch
-from nonfinite.config import GuardConfig
-from nonfinite.early_warning import EarlyWarning, Thresholds
 from nonfinite.expose_router import expose_router
-from nonfinite.gradients import GradientWatch
-from nonfinite.guard import StepGuard
-from nonfinite.recorder import IncidentRecorder
-from nonfinite.routers import RouterWatch
-from nonfinite.spikes import SpikeWatch
-from nonfinite.tracer import Finding, trace
+from nonfinite.finding import Finding
+from nonfinite.tracer import trace
+from nonfinite.watch import Watch, watch
 
-__all__ = [
-    "ActivationWatch",
-    "EarlyWarning",
-    "Finding",
-    "GradientWatch",
-    "GuardConfig",
-    "IncidentRecorder",
-    "RouterWatch",
-    "SpikeWatch",
-    "StepGuard",
-    "Thresholds",
-    "expose_router",
-    "trace",
-]
+__all__ = ["Finding", "Watch", "expose_router", "trace", "watch"]

@@ -1,14 +1,20 @@
-"""From a finding to a cause: an ordered table of rules, and the line that explains it."""
+"""From what is known about a failed step to its cause: an ordered table of rules."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nonfinite.limits import FLOAT32_MAX
-from nonfinite.tracer import INPUT, LOSS, NORM, Finding
+from nonfinite import mechanisms as how
+from nonfinite.finding import INPUT, LOSS, NORM, Finding
+from nonfinite.update_check import UpdateFault
 
 UNKNOWN = "unknown"
+WEIGHTS = "non-finite weights"
+BATCH = "bad batch"
+SPIKE = "spike"
+NOT_REPRODUCED = "not reproduced"
+OUTSIDE_LOSS = "loss outside the model"
 
 LOOKED_AT = ("train/loss", "val/loss", "grad/norm")
 """Logged metrics that the rules use."""
@@ -19,18 +25,15 @@ EXPLODED = 1e3
 DIVERGED = 1e6
 """A logit, the loss of a token, or a gradient norm above this value means divergence."""
 
-LONGEST_SUM = 2**14
-"""The largest number of products that an attention score may be the sum of."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """The facts that the rules use."""
 
     finding: Finding | None
-    """The finding; None if the rerun of the step was finite."""
-    loss_finite: bool
-    """Whether the loss of the original step was finite."""
+    """The finding; None if the rerun of the step was finite, or if there was no rerun."""
+    failed: bool = True
+    """Whether loss or gradient of the original step were not finite."""
     router: Mapping[str, float]
     """`router_stats` of the module in the finding if it is a router; else empty."""
     second_moment_finite: bool
@@ -39,6 +42,10 @@ class Evidence:
     """The largest finite weight."""
     last: Mapping[str, float]
     """The latest logged values of the metrics in LOOKED_AT."""
+    update: UpdateFault | None = None
+    """What went wrong between the gradient and the weights, if it did."""
+    why_finite: str | None = None
+    """What differs between the step and its rerun, or why there was no rerun, as a sentence."""
 
 
 def _router_underflow(evidence: Evidence) -> bool:
@@ -47,90 +54,133 @@ def _router_underflow(evidence: Evidence) -> bool:
     return evidence.router.get("topk_sum_min", 1.0) == 0.0 and math.isfinite(logit)
 
 
-def _second_moment(evidence: Evidence) -> bool:
-    return not evidence.second_moment_finite
+def _in(phase: str) -> Callable[[Evidence], bool]:
+    return lambda evidence: evidence.finding is not None and evidence.finding.phase == phase
 
 
-def _guard_failure(evidence: Evidence) -> bool:
-    return evidence.finding is not None and evidence.finding.phase == "weights"
-
-
-def _bad_batch(evidence: Evidence) -> bool:
-    return evidence.finding is not None and evidence.finding.phase == "batch"
-
-
-def _exploding_weights(evidence: Evidence) -> bool:
-    return evidence.weight_absmax > EXPLODED
-
-
-def _float16_overflow(evidence: Evidence) -> bool:
-    finding = evidence.finding
-    return finding is not None and _made_in_forward(finding) and finding.dtype == "float16"
-
-
-def _masked_row(evidence: Evidence) -> bool:
-    """A softmax over a row whose entries are all masked with -inf."""
-    finding = evidence.finding
-    return (
-        finding is not None
-        and finding.phase == "forward"
-        and finding.input_absmax is None
-        and finding.operation.endswith("softmax")
+def _made_by(*mechanisms: str) -> Callable[[Evidence], bool]:
+    return lambda evidence: (
+        evidence.finding is not None and evidence.finding.mechanism in mechanisms
     )
 
 
+def _updated(evidence: Evidence, cause: str) -> bool:
+    return evidence.update is not None and evidence.update.cause == cause
+
+
 def _attention_overflow(evidence: Evidence) -> bool:
-    """Inputs so large that a sum of products of two of them can overflow."""
+    """An overflow in attention, of scores or of what is computed from them."""
     finding = evidence.finding
-    if finding is None or finding.phase != "forward" or finding.input_absmax is None:
-        return False
-    overflows = finding.input_absmax**2 * LONGEST_SUM > FLOAT32_MAX
-    return overflows and "attn" in _places(finding)
+    overflows = _made_by(how.OVERFLOW)(evidence) and _in("forward")(evidence)
+    return overflows and finding is not None and "attn" in _places(finding)
 
 
 def _exploding_gradient(evidence: Evidence) -> bool:
     """Finite gradients that became too large for an operation, or for their own norm."""
     finding = evidence.finding
-    if finding is None or finding.phase != "backward":
+    if finding is None or finding.phase != "backward" or finding.mechanism == how.WRITTEN:
         return False
     grown = max(finding.input_absmax or 0.0, evidence.last.get("grad/norm", 0.0)) > DIVERGED
     return grown or finding.operation.startswith(NORM)
 
 
 def _output_divergence(evidence: Evidence) -> bool:
-    """A failure in the output head, or in the loss on huge finite logits."""
+    """An overflow in the output head, or in the loss, from huge finite logits."""
     finding = evidence.finding
-    if finding is None or not _made_in_forward(finding):
+    if finding is None or finding.phase != "forward" or finding.mechanism != how.OVERFLOW:
         return False
     in_loss = finding.module == "" and (finding.input_absmax or 0.0) > DIVERGED
     return in_loss or "head" in _places(finding)
 
 
 def _bad_gradient(evidence: Evidence) -> bool:
-    return evidence.finding is not None and evidence.finding.phase == "backward"
+    """A non-finite gradient that a hook or a user's backward pass wrote."""
+    finding = evidence.finding
+    written = finding is not None and (
+        finding.mechanism == how.WRITTEN or finding.operation.startswith("gradient of")
+    )
+    return written and _in("backward")(evidence)
 
 
-def _overfitting(evidence: Evidence) -> bool:
-    train, val = evidence.last.get("train/loss"), evidence.last.get("val/loss")
-    no_operation = evidence.finding is None and evidence.loss_finite
-    return no_operation and train is not None and val is not None and val > 2 * train + 1
-
-
-RULES: list[tuple[str, Callable[[Evidence], bool]]] = [
+RULES: tuple[tuple[str, Callable[[Evidence], bool]], ...] = (
+    ("learning rate not finite", lambda e: _updated(e, "learning rate not finite")),
+    (
+        "gradient changed before the update",
+        lambda e: _updated(e, "gradient changed before the update"),
+    ),
+    ("optimizer update", lambda e: _updated(e, "optimizer update")),
     ("router underflow", _router_underflow),
-    ("optimizer second moment", _second_moment),
-    ("guard failure", _guard_failure),
-    ("bad batch", _bad_batch),
-    ("exploding weights", _exploding_weights),
-    ("float16 overflow", _float16_overflow),
-    ("fully masked row", _masked_row),
+    ("optimizer second moment", lambda evidence: not evidence.second_moment_finite),
+    (WEIGHTS, _in("weights")),
+    (BATCH, _in("batch")),
+    *(
+        (name, _made_by(name))
+        for name in (
+            how.ZERO,
+            how.LOG,
+            how.EDGE,
+            how.DOMAIN,
+            how.ZERO_INF,
+            how.INF_INF,
+            how.MASKED,
+            how.NO_LABEL,
+            how.CTC,
+            how.EMPTY,
+            how.ONE,
+            how.TINY,
+        )
+    ),
+    ("exploding weights", lambda e: e.finding is not None and e.weight_absmax > EXPLODED),
+    (how.HALF, _made_by(how.HALF)),
+    (how.EXP, _made_by(how.EXP)),
     ("attention overflow", _attention_overflow),
     ("output divergence", _output_divergence),
     ("exploding gradient", _exploding_gradient),
+    (how.OVERFLOW, _made_by(how.OVERFLOW)),
     ("bad gradient", _bad_gradient),
-    ("overfitting rather than instability", _overfitting),
-]
-"""The first rule that holds is the cause. A non-finite weight means that the guard failed."""
+    (how.WRITTEN, _made_by(how.WRITTEN)),
+    (OUTSIDE_LOSS, _in("loss")),
+    (NOT_REPRODUCED, lambda evidence: evidence.finding is None and evidence.failed),
+)
+"""The first rule that holds is the cause."""
+
+ADVICE = {
+    "learning rate not finite": "check the schedule: a warm-up or decay over 0 steps divides by 0",
+    "gradient changed before the update": "look at your clipping: dividing by a norm of 0 gives NaN;"
+    " add an epsilon, or use torch.nn.utils.clip_grad_norm_",
+    "optimizer update": "keep the weights in float32, or raise the optimizer's eps until the dtype of"
+    " the weights can hold it (1e-4 in float16)",
+    "router underflow": "add an epsilon to the sum of scores, and keep the bias out of the scores",
+    "optimizer second moment": "go back to an earlier checkpoint, and clip the gradient",
+    WEIGHTS: "use an earlier checkpoint: the damage was done in an earlier step",
+    BATCH: "check this sample where it is loaded or computed; drop it, or mask it before the loss",
+    how.ZERO: "add an epsilon to the divisor, or leave out the rows where it is 0",
+    how.TINY: "raise the epsilon of the divisor",
+    how.LOG: "clamp the operand away from 0, or compute in the log domain (log_softmax, logsigmoid)",
+    how.EDGE: "add an epsilon inside the function or clamp its operand off the edge; masking its"
+    " result afterwards does not help",
+    how.DOMAIN: "clamp the operand to the function's domain",
+    how.ZERO_INF: "use masked_fill or where in place of multiplying by an infinity",
+    how.INF_INF: "use a large finite number in place of the infinity",
+    how.MASKED: "let every row see one key (itself), or set the rows that see none to 0",
+    how.NO_LABEL: "skip batches without a valid label, or divide by max(count, 1)",
+    how.CTC: "drop samples whose target is longer than their input, or set zero_infinity=True",
+    how.EMPTY: "skip the mean if nothing was selected, or divide by max(count, 1)",
+    how.ONE: "use correction=0, or skip groups of one element",
+    "exploding weights": "lower the learning rate, or clip the gradient; use an earlier checkpoint",
+    how.HALF: "compute this operation in float32 or bfloat16",
+    how.EXP: "subtract the maximum first, clamp the operand, or work with logarithms",
+    "attention overflow": "normalise queries and keys (QK-norm), or lower the learning rate",
+    "output divergence": "add a z-loss, or lower the learning rate",
+    "exploding gradient": "clip the gradient, or lower the learning rate",
+    how.OVERFLOW: "scale the operands down, or normalise them",
+    "bad gradient": "look at the hook or the custom backward function at this place",
+    how.WRITTEN: "follow the written value to the loss: something there does not mask it",
+    OUTSIDE_LOSS: "pass loss_of= to examine the loss too",
+    NOT_REPRODUCED: "run again with the guard on; if it comes back, compare the conditions",
+    SPIKE: "look at the named rows; clip the gradient",
+}
+"""What usually helps, by cause."""
 
 
 def cause(evidence: Evidence) -> str:
@@ -138,10 +188,33 @@ def cause(evidence: Evidence) -> str:
     return next((name for name, holds in RULES if holds(evidence)), UNKNOWN)
 
 
-def _made_in_forward(finding: Finding) -> bool:
-    """Whether the finding names the operation of the forward pass that produced the values."""
-    seen = not finding.operation.startswith(INPUT) and finding.operation != LOSS
-    return seen and finding.phase == "forward"
+def explanation(evidence: Evidence, cause: str) -> str:
+    """One or two sentences on the cause, with the operand that did it."""
+    finding = evidence.finding
+    if evidence.update is not None:
+        return evidence.update.explanation
+    if finding is None:
+        return evidence.why_finite or "The rerun of the step was finite; what differs is unknown."
+    if cause == WEIGHTS:
+        return (
+            f"{finding.place} was not finite before this step: the weights were damaged earlier,"
+            " and nothing in this step is to blame."
+        )
+    if cause == BATCH:
+        share = f"{finding.num_nonfinite} of {finding.num_elements}"
+        row = f", the first in row {finding.positions[0][0]}" if finding.positions[0] else ""
+        return f"{finding.operation} came in with {share} non-finite elements{row}."
+    if cause == OUTSIDE_LOSS:
+        return (
+            "The model's outputs are finite, and the gradient that came back to them is not: the"
+            " loss, which is computed outside the model, made it."
+        )
+    if finding.detail is not None:
+        return f"{finding.detail[0].upper()}{finding.detail[1:]}."
+    size = (
+        "" if finding.input_absmax is None else f" from operands up to {finding.input_absmax:.3g}"
+    )
+    return f"{finding.place} gave a non-finite result{size}; the operands do not say how."
 
 
 def _places(finding: Finding) -> set[str]:
@@ -164,7 +237,7 @@ def describe(finding: Finding | None, router: Mapping[str, float], drift: float 
         drift: change of the router's mean bias per step, if known.
     """
     if finding is None:
-        return "the rerun of the step is finite, so the model's arithmetic did not cause it"
+        return "not reproduced: the rerun of the step is finite"
     where = finding.module or "the top-level module"
     if router.get("topk_sum_min", 1.0) == 0.0:
         line = f"{where}: {_zero_sums(router)} score sum of exactly 0 (0/0)"
@@ -175,24 +248,21 @@ def describe(finding: Finding | None, router: Mapping[str, float], drift: float 
             line += f", {'falling' if drift < 0 else 'rising'} {abs(drift):.4f} a step"
         return line
     share = f"{finding.num_nonfinite} of {finding.num_elements}"
-    if finding.phase == "batch":
-        return f"{finding.operation}: {share} elements were not finite before the step"
-    if finding.phase == "weights":
-        return f"{where}: {share} elements of {finding.operation} were not finite before the step"
+    if finding.phase in ("batch", "weights"):
+        place = finding.operation if finding.phase == "batch" else f"{where}: {finding.operation}"
+        return f"{place}: {share} elements were not finite before the step"
+    if finding.phase == "loss":
+        return f"the gradient that the loss sent to {finding.operation} is not finite"
     if finding.operation.startswith(INPUT):
         return (
-            f"{where}: {finding.operation} already contains {finding.num_nonfinite} NaN/Inf values"
-            f" (of {finding.num_elements}), produced by an operation that the tracer cannot see"
+            f"{finding.place} holds {finding.num_nonfinite} NaN or infinite values of"
+            f" {finding.num_elements}, which no operation of the step made"
         )
     if finding.operation == LOSS:
         return "the loss is not finite, because of an operation that the tracer cannot see"
-    inputs = (
-        "" if finding.input_absmax is None else f" from inputs up to {finding.input_absmax:.3g}"
-    )
-    return (
-        f"{where}: {finding.operation} ({finding.phase}) produced {share} non-finite elements"
-        f"{inputs}"
-    )
+    size = finding.input_absmax
+    inputs = "" if size is None else f" from inputs up to {size:.3g}"
+    return f"{finding.place} ({finding.phase}) produced {share} non-finite elements{inputs}"
 
 
 def _zero_sums(router: Mapping[str, float]) -> str:

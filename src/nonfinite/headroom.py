@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
-from nonfinite.activations import corner_scores, is_attention
-from nonfinite.tracer import Finding, Tracer, tensors_in, trace
+from nonfinite.attention_scores import corner_scores, is_attention
+from nonfinite.finding import Finding
+from nonfinite.finite_checks import tensors_in
+from nonfinite.tracer import Tracer, trace
 
 DIVISIONS = {
     "div": 1,
@@ -49,23 +51,25 @@ class HeadroomTracer(Tracer):
         super().__init__(root)
         self.nearest: dict[tuple[str, str], Headroom] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the function as the tracer does, and measures the headroom of its results."""
-        name = getattr(func, "__name__", str(func))
+    def before_function(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Measures divisors and attention scores."""
         if is_attention(func):
-            scores = corner_scores(*args, **(kwargs or {}))
+            scores = corner_scores(*args, **kwargs)
             if scores is not None:
                 self.keep_large("attention logits", self.module, scores)
+        name = getattr(func, "__name__", str(func))
         place = DIVISIONS.get(name)
         if place is not None and place < len(args) and isinstance(args[place], Tensor):
             self._keep_small(name, args[place])
-        result = super().__torch_function__(func, types, args, kwargs)
+
+    def after_function(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Measures results against the largest number of their dtype."""
+        name = getattr(func, "__name__", str(func))
         left = _doublings_left(tensors_in((args, kwargs)))
         for tensor in tensors_in(result):
             # A function that only moves or copies numbers brings none of them closer to a limit.
             if _doublings_left([tensor]) < left:
                 self.keep_large(f"result of {resolve_name(func) or name}", self.module, tensor)
-        return result
 
     def keep(self, headroom: Headroom) -> None:
         """Keeps a headroom if it is the smallest of its module and quantity."""

@@ -1,100 +1,17 @@
-"""Reruns a step with its original inputs, and restores the module's state afterwards."""
+"""Runs code on a module, and restores the module's state and all random state afterwards."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from nonfinite.snapshot import Snapshot, host_states, set_host_states
 
-AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Dtype of autocast for each precision, by Lightning's names, in which a step can be rerun."""
-
-LOGS = ("log", "log_dict")
-"""Methods by which a LightningModule logs."""
-
 Routers = list[tuple[str, Any]]
 """Path and module of each router."""
-
-
-def rerun_loss(
-    task: nn.Module,
-    entry: Mapping[str, Any],
-    precision: Callable[[], AbstractContextManager[Any]],
-    *,
-    accumulate: int,
-) -> Callable[[], Tensor | None]:
-    """Restores the state before a recorded batch; returns a function that reruns its forward pass.
-
-    Args:
-        task: has `training_step(batch, batch_idx)`, which returns the loss or a dict with it.
-        entry: a batch and the state before it, as the recorder keeps them.
-        precision: the context of the training step.
-        accumulate: micro-batches of the step.
-
-    Returns:
-        A function that returns the loss divided by `accumulate`, or None if there is no loss.
-    """
-    torch.set_rng_state(entry["rng"])
-    if "host_rng" in entry:
-        set_host_states(entry["host_rng"])
-    # A step recorded on a GPU may be rerun without one.
-    if entry["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(entry["cuda_rng"])
-    with torch.no_grad():
-        for name, value in entry["router_state"].items():
-            _tensor_at(task, name).copy_(value)
-
-    def loss_of() -> Tensor | None:
-        step = cast(Any, task).training_step
-        # Lightning allows a training_step without batch_idx.
-        given = (entry["batch"], entry["batch_idx"])[: len(inspect.signature(step).parameters)]
-        with precision(), _muted(task):
-            output = step(*given)
-        loss: Tensor | None = output["loss"] if isinstance(output, dict) else output
-        # Without accumulation there is no division, which the tracer would see as the model's.
-        return loss if loss is None or accumulate == 1 else loss / accumulate
-
-    return loss_of
-
-
-@contextmanager
-def _muted(task: nn.Module) -> Iterator[None]:
-    """Inside, logging does nothing, because the original step has logged already."""
-    modules = [m for m in task.modules() if isinstance(m, pl.LightningModule)]
-    own = [{name: vars(m)[name] for name in LOGS if name in vars(m)} for m in modules]
-    trainer = getattr(task, "_trainer", None)
-    loggers = [] if trainer is None else trainer.loggers
-    for module in modules:
-        vars(module).update(dict.fromkeys(LOGS, _discard))
-    if trainer is not None:
-        trainer.loggers = [DummyLogger() for _ in loggers]
-    try:
-        yield
-    finally:
-        if trainer is not None:
-            trainer.loggers = loggers
-        for module, kept in zip(modules, own, strict=True):
-            for name in LOGS:
-                del vars(module)[name]
-            vars(module).update(kept)
-
-
-def _discard(*_: Any, **__: Any) -> None:
-    """Replaces `log` and `log_dict`."""
-
-
-def autocast_for(precision: str, device: str = "cpu") -> AbstractContextManager[Any]:
-    """The context of a training step in a precision of AUTOCAST."""
-    dtype = AUTOCAST[precision]
-    return nullcontext() if dtype is None else torch.autocast(device, dtype)
-
 
 _watched = ContextVar("watched", default=False)
 
@@ -114,6 +31,50 @@ def is_watched() -> bool:
     return _watched.get()
 
 
+class Consumed(RuntimeError):
+    """A rerun would have used up something that cannot be put back."""
+
+
+class _Untouchable:
+    """Stands for an iterator or a queue of a module during a rerun; using it ends the rerun."""
+
+    def __init__(self, name: str) -> None:
+        object.__setattr__(self, "_name", name)
+
+    def __getattr__(self, name: str) -> Any:
+        raise Consumed(object.__getattribute__(self, "_name"))
+
+    def __iter__(self) -> Any:
+        raise Consumed(object.__getattribute__(self, "_name"))
+
+    __next__ = __iter__
+
+
+def _is_consumable(value: Any) -> bool:
+    """Whether reading from a value uses it up: an iterator, an open file, or a queue."""
+    if isinstance(value, nn.Module | Tensor | type):
+        return False
+    is_queue = type(value).__module__.split(".")[0] in ("queue", "_queue", "multiprocessing")
+    return hasattr(type(value), "__next__") or (is_queue and hasattr(value, "get"))
+
+
+@contextmanager
+def untouched_iterators(module: nn.Module) -> Iterator[None]:
+    """Inside, using an iterator that a module holds raises `Consumed` instead of advancing it."""
+    hidden = []
+    for path, inner in module.named_modules():
+        for name, value in list(vars(inner).items()):
+            if _is_consumable(value):
+                hidden.append((inner, name, value))
+                place = f"{path}.{name}" if path else f"self.{name}"
+                vars(inner)[name] = _Untouchable(place)
+    try:
+        yield
+    finally:
+        for inner, name, value in hidden:
+            vars(inner)[name] = value
+
+
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Restores gradients, buffers, router biases, attributes and random state afterwards.
@@ -129,7 +90,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     for parameter in module.parameters():
         parameter.grad = None
     try:
-        with torch.compiler.set_stance("force_eager"), watched():
+        with torch.compiler.set_stance("force_eager"), watched(), untouched_iterators(module):
             yield
     finally:
         set_host_states(host_rng)
@@ -139,7 +100,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         snapshot.restore()
         with torch.no_grad():
             for name, value in routers.items():
-                _tensor_at(module, name).copy_(value)
+                tensor_at(module, name).copy_(value)
         for name, parameter in module.named_parameters():
             # A parameter that the step itself created had no gradient before.
             parameter.grad = gradients.get(name)
@@ -165,6 +126,6 @@ def router_stats_at(task: nn.Module, path: str) -> dict[str, float]:
     return dict(next((r.router_stats() for p, r in routers_of(task) if p == path), {}))
 
 
-def _tensor_at(task: nn.Module, name: str) -> Tensor:
+def tensor_at(task: nn.Module, name: str) -> Tensor:
     path, _, field = name.rpartition(".")
     return cast(Tensor, getattr(task.get_submodule(path), field))

@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+try:
+    import numpy as np
+except ImportError:  # torch runs without it
+    np = None  # type: ignore[assignment]
 
 CONTAINERS = (list, deque, set, dict, OrderedDict, defaultdict, Counter)
 """Containers whose content is restored; subclasses are not, because they may behave differently."""
@@ -22,8 +26,9 @@ TABLES = frozenset(vars(nn.Module()))
 def digest_of(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes; equal for tensors that are bitwise equal."""
     dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
-    content = dense.resolve_conj().contiguous().cpu().view(-1).view(torch.uint8)
-    return hashlib.sha256(content.numpy().tobytes()).hexdigest()
+    content = dense.resolve_conj().resolve_neg().contiguous().cpu().view(-1).view(torch.uint8)
+    raw = content.numpy().tobytes() if np is not None else bytes(content.tolist())
+    return hashlib.sha256(raw).hexdigest()
 
 
 class Snapshot:
@@ -52,7 +57,7 @@ class Snapshot:
             return
         if isinstance(value, Tensor):
             self._refill.append(_refill_tensor(value))
-        elif isinstance(value, np.ndarray) and value.flags.writeable:
+        elif _is_array(value) and value.flags.writeable:
             self._refill.append(_refill_array(value))
         elif type(value) in CONTAINERS:
             self._refill.append(_refill_container(value))
@@ -94,6 +99,10 @@ def _refill_tensor(tensor: Tensor) -> Callable[[], None]:
     return refill
 
 
+def _is_array(value: Any) -> bool:
+    return np is not None and isinstance(value, np.ndarray)
+
+
 def _copy(tensor: Tensor, content: Tensor) -> None:
     tensor.copy_(content)
 
@@ -108,7 +117,7 @@ def _memory(tensor: Tensor) -> Tensor:
     return memory.set_(tensor.untyped_storage())[first * size : (first + last + 1) * size]
 
 
-def _refill_array(array: np.ndarray) -> Callable[[], None]:
+def _refill_array(array: Any) -> Callable[[], None]:
     content = array.copy()
 
     def refill() -> None:
@@ -153,7 +162,7 @@ def _comparable(value: Any) -> Any:
         return None
     if isinstance(value, Tensor):
         return str(value.dtype), tuple(value.shape), digest_of(value)
-    if isinstance(value, np.ndarray):
+    if _is_array(value):
         return str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
     if type(value) in (dict, OrderedDict, defaultdict, Counter):
         return tuple((_comparable(key), _comparable(entry)) for key, entry in value.items())
@@ -165,17 +174,33 @@ def _comparable(value: Any) -> Any:
     return repr(value) if isinstance(value, bool | int | float | str) else None
 
 
+def raw_host_states() -> Any:
+    """States of Python's and NumPy's global generators, as they are."""
+    return random.getstate(), None if np is None else np.random.get_state()
+
+
+def set_raw_host_states(states: Any) -> None:
+    """Restores both generators from `raw_host_states`."""
+    random.setstate(states[0])
+    if states[1] is not None:
+        np.random.set_state(states[1])
+
+
 def host_states() -> dict[str, Any]:
     """States of Python's and NumPy's global generators, as plain values that a file may hold."""
-    state: Any = np.random.get_state()
-    kind, keys, *rest = state
     version, numbers, gauss = random.getstate()
-    return {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest]}
+    states: dict[str, Any] = {"python": [version, list(numbers), gauss]}
+    if np is not None:
+        state: Any = np.random.get_state()
+        kind, keys, *rest = state
+        states["numpy"] = [kind, keys.tolist(), *rest]
+    return states
 
 
 def set_host_states(states: Mapping[str, Any]) -> None:
     """Restores both generators from `host_states`."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    if np is not None and "numpy" in states:
+        kind, keys, *rest = states["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

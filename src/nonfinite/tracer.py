@@ -1,120 +1,121 @@
-"""The tracer: finds the first operation of a step that produced non-finite values."""
+"""The tracer: finds the operation that made the non-finite values of a loss or of its gradients.
+
+It watches every operation below autograd, in the forward pass, in recomputed blocks, and in the
+backward pass, and keeps for each piece of memory where its non-finite values come from. Only an
+origin that reaches the loss or a gradient becomes the finding, so that masks and values that are
+merely logged do no harm.
+"""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nonfinite.snapshot import digest_of
-
-MAX_POSITIONS = 10
-
-NORM = "norm of the gradient of"
-"""Prefix of a finding's operation if all gradient entries are finite but their norm is not."""
-
-INPUT = "input of"
-"""Prefix of a finding's operation if its input holds a NaN that no traced operation produced."""
-
-LOSS = "loss"
-"""A finding's operation if nothing but the loss is known to be non-finite."""
-
-_MAY_PUT_INFINITIES = (
-    "masked_fill",
-    "masked_fill_",
-    "fill_",
-    "full_like",
-    "where",
-    "new_full",
-    "new_tensor",
-    "__setitem__",
+from nonfinite.batches import first_nonfinite, tensors_of
+from nonfinite.finding import INPUT, LOSS, NORM, Finding, found
+from nonfinite.finite_checks import (
+    absmax,
+    all_finite,
+    any_nan,
+    holds_numbers,
+    is_invalid,
+    is_mask,
+    tensors_in,
 )
-"""Functions that may write infinities on purpose, because masks are made of them."""
+from nonfinite.mechanisms import WRITTEN, Call, explain
+from nonfinite.source_lines import Source, of_running_code, of_traceback
 
-_FRESH = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-"""Functions whose result is uninitialised memory, which may hold anything."""
+_FRESH = (
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "empty_permuted",
+)
+"""Operations whose result is uninitialised memory, which may hold anything."""
 
-_WRITE_OVER = ("fill_", "zero_", "copy_")
-"""Functions that overwrite their first argument without reading it."""
+_WRITES = ("fill", "masked_fill", "full", "full_like", "new_full", "scalar_tensor", "where")
+_WRITES += ("index_put", "_index_put_impl", "_local_scalar_dense", "lift_fresh", "lift_fresh_copy")
+_WRITES += ("masked_scatter", "copy", "constant_pad_nd", "index_fill", "scatter", "detach", "alias")
+"""Operations that compute nothing: a non-finite value in their result was written on purpose."""
+
+MADE, MEANT, READ = "made", "meant", "read"
+"""Origins: an operation on finite values; a value that was written; a value from outside."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """The first non-finite value of a step, and what produced it."""
+class _Origin:
+    """Where the non-finite values in a piece of memory come from."""
 
-    phase: str
-    """weights or batch (non-finite before anything ran), forward, or backward."""
+    kind: str
+    order: int
+    finding: Finding
+
+
+class _Names(TorchFunctionMode):
+    """Keeps the name of the outermost torch function that the user's code is calling."""
+
+    def __init__(self, tracer: "Tracer") -> None:
+        super().__init__()
+        self.tracer = tracer
+        self.running: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = resolve_name(func) or getattr(func, "__name__", str(func))
+        kwargs = kwargs or {}
+        self.running.append(name)
+        try:
+            with torch._C._DisableTorchDispatch():
+                self.tracer.before_function(func, args, kwargs)
+            result = func(*args, **kwargs)
+            with torch._C._DisableTorchDispatch():
+                self.tracer.after_function(func, args, kwargs, result)
+        finally:
+            self.running.pop()
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """The operation of a backward pass whose result exceeds its operands by the largest factor."""
+
+    factor: float
     module: str
-    """Path of the module that ran the operation or owns the weight."""
     operation: str
-    """Function or autograd node, name of a weight, or place in a batch."""
-    shape: list[int]
-    """Shape of the non-finite tensor."""
-    num_elements: int
-    num_nonfinite: int
-    positions: list[list[int]]
-    """Indices of the first ten non-finite elements."""
-    input_absmax: float | None
-    """Largest absolute value of the inputs; None if unknown or not finite."""
-    dtype: str
-    """Dtype of the non-finite tensor, such as float32."""
-    digest: str
-    """SHA-256 of the tensor's bytes."""
+    source: Source | None
 
 
-def is_same(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:
-    """Whether a rerun produced the recorded finding, bitwise.
+class Tracer(TorchDispatchMode):
+    """Watches the operations of a module's forward and backward pass; see the module's docstring.
 
     Args:
-        finding: the rerun's finding; None if it was finite.
-        recorded: the recorded finding's fields; None if the step was finite.
-    """
-    same = finding is None or recorded is None or finding.digest == recorded["digest"]
-    return same and is_alike(finding, recorded)
-
-
-def is_alike(finding: Finding | None, recorded: Mapping[str, Any] | None) -> bool:
-    """Whether module and operation are those of the recorded finding; values may differ."""
-    if finding is None or recorded is None:
-        return finding is None and recorded is None
-    return (finding.module, finding.operation) == (recorded["module"], recorded["operation"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """Facts about the tensors that go into a function."""
-
-    finite: bool
-    """Whether they are all finite."""
-    has_nan: bool
-    nan_input: Tensor | None
-    """The first that holds a NaN, except one that the function changes in place."""
-    may_be_infinite: bool
-    """Whether an infinity in the result may be a mask."""
-    absmax: float | None
-
-
-class Tracer(TorchFunctionMode):
-    """Watches every torch function in a module's forward and backward pass.
-
-    The finding is the first operation that produces non-finite values from finite ones. Three other
-    things may be intended and harmless: a NaN that is written on purpose, a NaN that was produced
-    where the tracer cannot see, and a non-finite batch. The first of these becomes the finding only
-    if the loss or a gradient turns out to be non-finite.
+        root: the module that owns the weights.
+        measures_growth: also keeps the operation at which gradients grow most.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    supports_higher_order_operators = True
+
+    def __init__(self, root: nn.Module, *, measures_growth: bool = False) -> None:
         super().__init__()
-        self.root = root
+        self.root, self.measures_growth = root, measures_growth
         self.finding: Finding | None = None
-        self._batch: Finding | None = None
-        self._suspected: Finding | None = None
+        self.growth: Growth | None = None
+        self._names = _Names(self)
         self._path = [""]
-        self._owners: dict[Any, str] = {}
+        self._paths: dict[int, str] = {}
+        self._origins: dict[int, _Origin] = {}
+        self._batch: Finding | None = None
+        self._num_origins = 0
+        # Memory whose address is in use must not be freed and given to another tensor.
+        self._kept: list[Any] = []
         self._handles: list[Any] = []
 
     @property
@@ -123,18 +124,31 @@ class Tracer(TorchFunctionMode):
         return self._path[-1]
 
     @contextlib.contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Inside, hooks tell the tracer which module is running; they are removed afterwards."""
+    def watching(self) -> Iterator[None]:
+        """Inside, the tracer sees every operation, and knows which module is running."""
         for path, module in self.root.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(path)))
             # always_call: a module that raises must not leave its path behind.
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
         try:
-            yield
+            with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+                warnings.simplefilter("ignore")
+                # Each node of the graph then keeps the traceback of its forward call.
+                torch.autograd.set_detect_anomaly(True, check_nan=False)
+                with self._names, self:
+                    yield
         finally:
+            torch.autograd.set_detect_anomaly(*anomaly)
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()
+
+    def before_function(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Called before each torch function; for tracers that measure more."""
+
+    def after_function(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Called after each torch function; for tracers that measure more."""
 
     def _enter(self, path: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any) -> None:
@@ -144,153 +158,298 @@ class Tracer(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         path = self._path.pop()
-        # Graph nodes that no torch function created, such as those of an autograd.Function, are
-        # attributed to the module that returns them.
+        # Nodes that no operation below autograd created, such as those of an autograd.Function,
+        # are attributed to the module that returns them.
         for tensor in tensors_in(output):
             if tensor.grad_fn is not None:
-                self._owners.setdefault(tensor.grad_fn, path)
+                self._paths.setdefault(tensor.grad_fn._sequence_nr(), path)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the function, and compares its inputs with its results."""
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", str(func))
-        watched = self.finding is None and name not in _FRESH
-        inputs = _inspect_inputs(name, args, kwargs) if watched else None
+        schema = getattr(func, "_schema", None)
+        name = getattr(schema, "name", str(func)).rpartition("::")[2].rstrip("_")
+        if torch._C._current_autograd_node() is None:
+            self._paths.setdefault(torch.autograd._get_sequence_nr() - 1, self.module)
+        before = _kept_operands(schema, args)
         result = func(*args, **kwargs)
-        # __setitem__ returns nothing, so its first argument is checked.
-        for tensor in tensors_in(args[:1] if name == "__setitem__" else result):
-            if tensor.grad_fn is not None:
-                self._owners[tensor.grad_fn] = self.module
-            if inputs is not None and self.finding is None:
-                self._compare(inputs, resolve_name(func) or name, tensor)
+        if self.finding is None:
+            self._look(name, before, kwargs, tensors_in(args), result)
         return result
 
-    def _compare(self, inputs: _Inputs, operation: str, tensor: Tensor) -> None:
-        """Checks one result of a function against its inputs."""
-        if inputs.finite and not inputs.may_be_infinite:
-            if not _all_finite([tensor]):
-                self.finding = _found("forward", self.module, operation, tensor, inputs.absmax)
-        elif not _any_nan([tensor]):
+    def _look(
+        self, name: str, args: Any, kwargs: Any, originals: list[Tensor], result: Any
+    ) -> None:
+        """Updates the origin of every result of an operation."""
+        operands = tensors_in((args, kwargs))
+        shared = {_memory(tensor) for tensor in originals}
+        for tensor in tensors_in(result):
+            memory = _memory(tensor)
+            if not holds_numbers(tensor) or name in _FRESH:
+                self._origins.pop(memory, None)
+            elif all_finite([tensor]):
+                covers = tensor.numel() * tensor.element_size() >= _num_bytes(tensor)
+                if memory not in shared or covers:
+                    self._origins.pop(memory, None)
+                if self.measures_growth and torch._C._current_autograd_node() is not None:
+                    self._measure(operands, tensor)
+            else:
+                self._origins[memory] = self._origin_of(name, args, kwargs, operands, tensor)
+                self._kept.append(tensor.detach())
+
+    def _origin_of(
+        self, name: str, args: Any, kwargs: Any, operands: list[Tensor], tensor: Tensor
+    ) -> _Origin:
+        """Where a non-finite result comes from."""
+        bad = [operand for operand in operands if not all_finite([operand])]
+        nans = [operand for operand in bad if any_nan([operand])]
+        if nans or (bad and not any_nan([tensor])):
+            return self._inherited(nans or bad, name)
+        if bad:
+            # NaN out of infinities. Infinities of a mask are no fault, but a NaN made of them is.
+            known = [self._origins.get(_memory(operand)) for operand in bad]
+            first = [origin for origin in known if origin is not None and origin.kind != MEANT]
+            if first:
+                return min(first, key=lambda origin: origin.order)
+        written = _nonfinite_numbers((args, kwargs))
+        is_nan = any_nan([tensor])
+        copies = any_nan([torch.tensor(written)]) if written and is_nan else True
+        if not bad and copies and (name in _WRITES or (written and not is_nan)):
+            return self._written(name, args, kwargs, tensor)
+        if name.startswith("log") and operands and _is_binary(operands[0]):
+            # The logarithm of a mask of zeros and ones is an additive mask.
+            return self._written(name, args, kwargs, tensor)
+        return self._new(MADE, self._seen(name, args, kwargs, tensor))
+
+    def _written(self, name: str, args: Any, kwargs: Any, tensor: Tensor) -> _Origin:
+        """The origin of a value that the code wrote, such as a mask's infinity."""
+        finding = self._seen(name, args, kwargs, tensor, explained=False)
+        detail = f"{name} wrote it, so it was meant, but it reached the loss or a gradient"
+        return self._new(MEANT, replace(finding, mechanism=WRITTEN, detail=detail))
+
+    def _inherited(self, bad: list[Tensor], name: str) -> _Origin:
+        known = [self._origins.get(_memory(operand)) for operand in bad]
+        origins = [origin for origin in known if origin is not None]
+        if origins:
+            return min(origins, key=lambda origin: origin.order)
+        if not any_nan(bad):
+            finding = found("forward", self.module, f"{INPUT} {self._operation(name)}", bad[0])
+            return self._new(MEANT, finding)
+        finding = found(
+            self._phase(),
+            self._module_of_operation(),
+            f"{INPUT} {self._operation(name)}",
+            bad[0],
+            source=self._source(),
+        )
+        return self._new(READ, finding)
+
+    def _new(self, kind: str, finding: Finding) -> _Origin:
+        self._num_origins += 1
+        return _Origin(kind=kind, order=self._num_origins, finding=finding)
+
+    def _seen(
+        self, name: str, args: Any, kwargs: Any, tensor: Tensor, *, explained: bool = True
+    ) -> Finding:
+        """The finding of an operation that made, or wrote, a non-finite value."""
+        operands = tensors_in((args, kwargs))
+        finite = bool(operands) and all_finite(operands)
+        operation, node = self._operation(name), _derivative()
+        said = None
+        if explained:
+            function = self._names.running[-1] if self._names.running else ""
+            call = Call(
+                name=name, args=args, kwargs=kwargs, result=tensor, node=node, function=function
+            )
+            said = explain(call)
+        inside = None if _plain(operation) in (name, f"_{name}") else name
+        return found(
+            self._phase(),
+            self._module_of_operation(),
+            operation,
+            tensor,
+            input_absmax=absmax(operands) if finite else None,
+            inside=inside,
+            source=self._source(),
+            mechanism=None if said is None else said[0],
+            detail=None if said is None else said[1],
+        )
+
+    def _phase(self) -> str:
+        return "forward" if _derivative() is None else "backward"
+
+    def _operation(self, name: str) -> str:
+        node = torch._C._current_autograd_node()
+        if _derivative() is not None and node is not None:
+            variable = getattr(node, "variable", None)
+            if variable is None:
+                return str(node.name())
+            return f"gradient of {self._name_of(variable).rpartition('.')[2]}"
+        return self._names.running[-1] if self._names.running else f"aten.{name}"
+
+    def _module_of_operation(self) -> str:
+        node = torch._C._current_autograd_node()
+        if _derivative() is None or node is None:
+            return self.module
+        if hasattr(node, "variable"):
+            return self._name_of(node.variable).rpartition(".")[0]
+        return self._paths.get(node._sequence_nr(), "")
+
+    def _name_of(self, parameter: Tensor) -> str:
+        named = self.root.named_parameters(remove_duplicate=False)
+        return next((name for name, known in named if known is parameter), "a tensor")
+
+    def _source(self) -> Source | None:
+        node = torch._C._current_autograd_node()
+        running = of_running_code(trace_forward_and_backward.__code__)
+        if _derivative() is None or node is None:
+            return running
+        # A backward pass that the user wrote is running code; others have only their forward call.
+        if not re.search(r"Backward\d+$", node.name()) and running is not None:
+            return running
+        lines = (node.metadata or {}).get("traceback_", [])
+        return of_traceback(lines)
+
+    def _measure(self, operands: list[Tensor], result: Tensor) -> None:
+        sizes = [size for size in (absmax([t]) for t in operands if holds_numbers(t)) if size > 0]
+        size = absmax([result])
+        if not sizes or _derivative() is None:
             return
-        elif not inputs.finite and not inputs.has_nan and not inputs.may_be_infinite:
-            # An infinite input may be a mask, but a NaN computed from it is not.
-            made = _found("forward", self.module, operation, tensor, None)
-            self.finding = self._batch or made
-        elif self._suspected is None and not inputs.has_nan:
-            self._suspected = _found("forward", self.module, operation, tensor, inputs.absmax)
-        elif self._suspected is None and inputs.nan_input is not None:
-            operation = f"{INPUT} {operation}"
-            self._suspected = _found("forward", self.module, operation, inputs.nan_input, None)
-
-    def watch_backward(self, loss: Tensor) -> None:
-        """Hooks every node of the loss's graph; attributes each to the module that created it."""
-        todo = [(loss.grad_fn, "")]
-        seen = set()
-        while todo:
-            node, consumer = todo.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            owner = self._owners.get(node, consumer)
-            self._handles.append(node.register_hook(self._backward_hook(owner, node)))
-            todo += [(inner, owner) for inner, _ in node.next_functions]
-
-    def _backward_hook(self, owner: str, node: Any) -> Callable[..., None]:
-        def hook(grad_inputs: Any, grad_outputs: Any) -> None:
-            if self.finding is not None or not _all_finite(tensors_in(grad_outputs)):
-                return
-            for gradient in tensors_in(grad_inputs):
-                if not _all_finite([gradient]):
-                    absmax = _absmax(tensors_in(grad_outputs))
-                    made = _found("backward", owner, node.name(), gradient, absmax)
-                    self.finding = self._batch or made
-                    return
-
-        return hook
+        factor = size / min(sizes)
+        if factor > 1 and (self.growth is None or factor > self.growth.factor):
+            self.growth = Growth(
+                factor=factor,
+                module=self._module_of_operation(),
+                operation=self._operation("operation"),
+                source=self._source(),
+            )
 
     def check_weights(self) -> None:
         """Finds a parameter or buffer that is invalid before anything has run."""
-        tensors: list[tuple[str, Tensor]] = []
-        tensors += [(n, p) for n, p in self.root.named_parameters() if is_invalid(p)]
-        tensors += [(n, b) for n, b in self.root.named_buffers() if is_invalid(b)]
-        if tensors:
-            name, tensor = tensors[0]
+        named: list[tuple[str, Tensor]] = [*self.root.named_parameters()]
+        named += [*self.root.named_buffers()]
+        invalid = [(name, tensor) for name, tensor in named if is_invalid(tensor)]
+        if invalid:
+            name, tensor = invalid[0]
             module, _, field = name.rpartition(".")
-            self.finding = _found("weights", module, field, tensor, None)
+            self.finding = found("weights", module, field, tensor)
+        for _, tensor in named:
+            if not all_finite([tensor]):
+                self._bring(tensor, MEANT, found("weights", "", "a mask", tensor))
 
     def check_batch(self, batch: Any) -> None:
         """Keeps the first tensor of a batch that is not finite, unless it is a mask."""
-        tree = dict(batch) if isinstance(batch, Mapping) else batch
-        for place, leaf in tree_flatten_with_path(tree)[0]:
-            if isinstance(leaf, Tensor) and not _all_finite([leaf]) and not _is_mask(leaf):
-                self._batch = _found("batch", "", f"batch{keystr(place)}", leaf, None)
-                return
+        first = first_nonfinite(batch)
+        if first is not None:
+            self._batch = found("batch", "", first[0], first[1])
+        for _, tensor in tensors_of(batch):
+            if holds_numbers(tensor) and not all_finite([tensor]):
+                kind = MEANT if is_mask(tensor) else READ
+                self._bring(tensor, kind, self._batch or found("batch", "", "a mask", tensor))
+
+    def _bring(self, tensor: Tensor, kind: str, finding: Finding) -> None:
+        """Keeps the origin of a tensor from before the trace."""
+        self._kept.append(tensor)
+        self._origins[_memory(tensor)] = _Origin(kind=kind, order=0, finding=finding)
+
+    def _chosen(self, origin: _Origin) -> Finding:
+        """The finding for an origin: what was read from outside is the batch's, if that is bad."""
+        if origin.kind == READ and self._batch is not None:
+            return self._batch
+        return origin.finding
 
     def check_loss(self, loss: Tensor) -> None:
-        """Chooses the finding if the loss is non-finite but no operation was seen to cause it."""
-        if self.finding is None and not _all_finite([loss]):
-            self.finding = self._batch or self._suspected or _found("forward", "", LOSS, loss, None)
+        """Chooses the finding if the loss is not finite."""
+        if self.finding is None and not all_finite([loss]):
+            origin = self._origins.get(_memory(loss))
+            if origin is not None:
+                self.finding = self._chosen(origin)
+            else:
+                self.finding = self._batch or found("forward", "", LOSS, loss)
 
     def check_gradients(self) -> None:
-        """Finds a non-finite gradient that no traced operation produced, or a non-finite norm.
+        """Chooses the finding if a gradient, or the norm of all, is not finite.
 
         The norm of finite gradients can overflow, because squares above 1.8e19 are infinite.
         """
-        for name, parameter in self.root.named_parameters():
-            gradient = parameter.grad
-            if self.finding is None and gradient is not None and not _all_finite([gradient]):
-                module, _, field = name.rpartition(".")
-                made = _found("backward", module, f"gradient of {field}", gradient, None)
-                self.finding = self._batch or made
-        self._check_norm()
-
-    def _check_norm(self) -> None:
-        """Checks the norm over all gradients, as the guard does; names the largest gradient."""
-        gradients = [(n, p.grad) for n, p in self.root.named_parameters() if p.grad is not None]
-        if self.finding is not None or not gradients:
+        if self.finding is not None:
             return
-        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in gradients])
-        if not _all_finite([norm]):
-            name, largest = max(gradients, key=lambda entry: _absmax([entry[1]]))
+        named = [(n, p.grad) for n, p in self.root.named_parameters() if p.grad is not None]
+        bad = [(name, gradient) for name, gradient in named if not all_finite([gradient])]
+        origins = [self._origins.get(_memory(gradient)) for _, gradient in bad]
+        known = [origin for origin in origins if origin is not None]
+        if known:
+            self.finding = self._chosen(min(known, key=lambda origin: origin.order))
+        elif bad:
+            module, _, field = bad[0][0].rpartition(".")
+            made = found("backward", module, f"gradient of {field}", bad[0][1])
+            self.finding = self._batch or made
+        elif named:
+            self._check_norm(named)
+
+    def _check_norm(self, named: list[tuple[str, Tensor]]) -> None:
+        """Checks the norm over all gradients, as the guard does; names the largest gradient."""
+        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
+        if not all_finite([norm]):
+            name, largest = max(named, key=lambda entry: absmax([entry[1]]))
             module, _, field = name.rpartition(".")
-            operation = f"{NORM} {field}"
-            self.finding = _found("backward", module, operation, norm, _absmax([largest]))
+            size = absmax([largest])
+            self.finding = found("backward", module, f"{NORM} {field}", norm, input_absmax=size)
 
 
-def _inspect_inputs(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Inputs:
-    """Facts about the inputs of the function with this name."""
-    tensors = tensors_in((args[1:] if name in _WRITE_OVER else args, kwargs))
-    finite = _all_finite(tensors)
-    has_nan = not finite and _any_nan(tensors)
-    in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-    read = tensors_in((args[1:] if in_place else args, kwargs)) if has_nan else []
-    return _Inputs(
-        finite=finite,
-        has_nan=has_nan,
-        nan_input=next((tensor for tensor in read if _any_nan([tensor])), None),
-        # A function without tensor inputs creates a constant, which may be a mask.
-        may_be_infinite=name in _MAY_PUT_INFINITIES or not tensors,
-        absmax=_absmax(tensors) if finite and tensors else None,
-    )
+def _derivative() -> str | None:
+    """The node that is computing a derivative; None in a forward pass, recomputed ones included."""
+    node = torch._C._current_autograd_node()
+    # A recomputed block runs with gradients enabled, a derivative only if it is differentiated too.
+    return None if node is None or torch.is_grad_enabled() else str(node.name())
 
 
-def _found(
-    phase: str, module: str, operation: str, tensor: Tensor, absmax: float | None
-) -> Finding:
-    tensor = tensor.detach()
-    bad = ~tensor.isfinite()
-    return Finding(
-        phase=phase,
-        module=module,
-        operation=operation,
-        shape=list(tensor.shape),
-        num_elements=tensor.numel(),
-        num_nonfinite=int(bad.sum()),
-        positions=bad.nonzero()[:MAX_POSITIONS].tolist(),
-        input_absmax=absmax,
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        digest=digest_of(tensor),
-    )
+def _plain(operation: str) -> str:
+    return operation.rpartition(".")[2].rstrip("_").removesuffix("Backward0").lower()
+
+
+def _kept_operands(schema: Any, args: Any) -> list[Any]:
+    """The operands, with copies of those that the operation is about to change."""
+    kept = list(args)
+    for place, argument in enumerate(getattr(schema, "arguments", ())[: len(kept)]):
+        changes = argument.alias_info is not None and argument.alias_info.is_write
+        if changes and isinstance(kept[place], Tensor) and not kept[place].is_meta:
+            kept[place] = _Copies.of(kept[place])
+    return kept
+
+
+class _Copies:
+    """Copies of tensors that remember whose memory they copy."""
+
+    @staticmethod
+    def of(tensor: Tensor) -> Tensor:
+        copy = tensor.detach().clone()
+        copy._copied_memory = _memory(tensor)  # type: ignore[attr-defined]
+        return copy
+
+
+def _memory(tensor: Tensor) -> int:
+    """Identifies the memory of a tensor, which its views share."""
+    copied: int | None = getattr(tensor, "_copied_memory", None)
+    if copied is not None:
+        return copied
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes() if tensor.layout == torch.strided else 0
+
+
+def _nonfinite_numbers(tree: Any) -> list[float]:
+    """The NaN and infinite numbers among the plain arguments of an operation."""
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    numbers = [leaf for leaf in leaves if isinstance(leaf, float)]
+    return [number for number in numbers if number != number or abs(number) == float("inf")]
+
+
+def _is_binary(tensor: Tensor) -> bool:
+    return bool(((tensor == 0) | (tensor == 1)).all()) and tensor.numel() > 1
 
 
 def trace(
@@ -300,7 +459,7 @@ def trace(
     *,
     batch: Any = None,
 ) -> Finding | None:
-    """Runs forward and backward once; returns the first non-finite value and what produced it.
+    """Runs forward and backward once; returns the origin of non-finite values in loss or gradients.
 
     Args:
         root: the module that owns the weights; it keeps the gradients of the pass.
@@ -308,57 +467,46 @@ def trace(
         tracer: the tracer to use; None: a new one.
         batch: input of the forward pass; None if unknown. A tensor in it with NaN or infinities,
             unless it is an additive mask of 0 and -inf, is the finding if the step is non-finite
-            and no operation produced that from finite values.
+            because of it.
 
     Returns:
-        The finding; None if the loss and all gradients are finite.
+        The finding, which prints as a sentence; None if the loss and all gradients are finite.
     """
     tracer = tracer or Tracer(root)
     tracer.check_weights()
     if tracer.finding is not None:
         return tracer.finding
     tracer.check_batch(batch)
-    with tracer.hooked():
-        # Compiled code would hide its operations.
-        with tracer, torch.compiler.set_stance("force_eager"):
-            loss = loss_of()
-        if loss is not None:
-            tracer.check_loss(loss)
-        # The backward pass runs outside the function mode: torch functions there belong to users'
-        # hooks, and the nodes of the graph have hooks of their own.
-        if tracer.finding is None and loss is not None:
-            tracer.watch_backward(loss)
-            loss.backward()
-            tracer.check_gradients()
+    trace_forward_and_backward(tracer, loss_of)
     return tracer.finding
 
 
-def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors in nested containers."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def trace_forward_and_backward(
+    tracer: Tracer,
+    forward: Callable[[], Any],
+    backward: Callable[[Any], None] | None = None,
+) -> None:
+    """Runs both passes under the tracer; frames above this function are never named.
 
-
-def is_invalid(weight: Tensor) -> bool:
-    """Whether a parameter or buffer holds NaN, or infinities if it is trained.
-
-    Infinities in an untrained tensor may be a mask.
+    Args:
+        tracer: it gets the finding.
+        forward: runs the forward pass; returns the loss, or what `backward` takes.
+        backward: runs the backward pass and checks its result; None: that of the loss.
     """
-    return not _all_finite([weight]) if weight.requires_grad else _any_nan([weight])
+    with tracer.watching():
+        result = forward()
+        if backward is not None:
+            backward(result)
+        elif result is not None:
+            with torch._C._DisableTorchDispatch():
+                tracer.check_loss(result)
+            if tracer.finding is None:
+                torch.autograd.backward([result])
+                with torch._C._DisableTorchDispatch():
+                    tracer.check_gradients()
 
 
-def _is_mask(tensor: Tensor) -> bool:
-    """Whether a tensor is an additive mask, which holds only 0 and -inf."""
-    return bool(((tensor == 0) | (tensor == -torch.inf)).all())
-
-
-def _all_finite(tensors: list[Tensor]) -> bool:
-    return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point() and t.numel())
-
-
-def _any_nan(tensors: list[Tensor]) -> bool:
-    return any(bool(t.isnan().any()) for t in tensors if t.is_floating_point())
-
-
-def _absmax(tensors: list[Tensor]) -> float:
-    values = [t.detach().abs().max().item() for t in tensors if t.is_floating_point() and t.numel()]
-    return float(max(values, default=0.0))
+def as_recorded(finding: Finding) -> dict[str, Any]:
+    """The finding as plain values for a file."""
+    source = None if finding.source is None else vars(finding.source)
+    return {**vars(finding), "source": source}

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from nonfinite.causes import Evidence, cause, describe
+from nonfinite.finding import Finding, is_alike, is_same
 from nonfinite.headroom import Headroom, headroom_of
-from nonfinite.recorder import weight_absmax
-from nonfinite.rerun import rerun_loss, router_stats_at
-from nonfinite.tracer import Finding, is_alike, is_same
+from nonfinite.lightning.rerun_step import rerun_loss
+from nonfinite.recording import weight_absmax
+from nonfinite.rerun import router_stats_at
+from nonfinite.tracer import as_recorded
 from src.checkpoint.validate import recorded_device
 from src.cli.field_checks import choice, given_path, number
 from src.common import terminal
@@ -132,7 +134,7 @@ def _answer(
         "finite": finding is None,
         "line": "all values are finite" if finding is None else describe(finding, router, None),
         "cause": None if finding is None else cause(evidence),
-        "finding": None if finding is None else asdict(finding),
+        "finding": None if finding is None else as_recorded(finding),
         "recorded": state.saved["incident"]["line"] if state.is_incident else None,
         "reproduced": is_same(finding, state.recorded) if state.is_incident else None,
         "alike": is_alike(finding, state.recorded) if state.is_incident else None,

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nonfinite.rerun import AUTOCAST, autocast_for
+from nonfinite.lightning.rerun_step import AUTOCAST, autocast_for
 from src.checkpoint.match_names import load_weights, named_tensors
 from src.checkpoint.rebuild import empty_model, parts_of
 from src.checkpoint.validate import STATE, check_state, is_external, is_incident, is_run

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from lightning.fabric.utilities import move_data_to_device
 
 from nonfinite.causes import describe
 from nonfinite.config import GuardConfig
-from nonfinite.guard import StepGuard
-from nonfinite.rerun import autocast_for, rerun_loss, router_stats_at
-from nonfinite.tracer import Finding, is_alike, is_same, trace
+from nonfinite.finding import Finding, is_alike, is_same
+from nonfinite.lightning.guard import StepGuard
+from nonfinite.lightning.rerun_step import autocast_for, rerun_loss
+from nonfinite.rerun import router_stats_at
+from nonfinite.tracer import as_recorded, trace
 from src.checkpoint.rebuild import (
     empty_model,
     restore_parts,
@@ -72,7 +73,7 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
         "recorded_on": recorded_device(state),
         "run_on": device.type,
         "averted": finding is None and recorded["finding"] is not None,
-        "finding": None if finding is None else asdict(finding),
+        "finding": None if finding is None else as_recorded(finding),
     }
     if form == "json":
         print(json.dumps(answer))

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from nonfinite import (
+from nonfinite.lightning import (
     ActivationWatch,
     EarlyWarning,
     GradientWatch,
@@ -15,7 +15,7 @@ from nonfinite import (
     RouterWatch,
     SpikeWatch,
 )
-from nonfinite.guard import StepGuard
+from nonfinite.lightning.guard import StepGuard
 from src.common import terminal
 from src.common.run_folder import RunFolder
 from src.config.fork import Fork

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from nonfinite.tracer import is_invalid
+from nonfinite.finite_checks import is_invalid
 from src.common import record as records
 from src.common import terminal
 from src.common.environment import device_facts, git_facts, versions

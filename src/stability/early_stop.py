@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 
-from nonfinite.step_callback import StepCallback, log
+from nonfinite.lightning.step_callback import StepCallback, log
 from src.stability.base import RemedyConfig, RunFacts, check_frac
 
 

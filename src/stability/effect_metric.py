@@ -5,7 +5,7 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 from torch import nn
 
-from nonfinite.step_callback import StepCallback, is_log_step, log
+from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts
 
 

@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 from torch import nn
 from torch_ema import ExponentialMovingAverage
 
-from nonfinite.guard import StepGuard
-from nonfinite.step_callback import StepCallback, is_log_step, log
+from nonfinite.lightning.guard import StepGuard
+from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts, check_frac
 
 

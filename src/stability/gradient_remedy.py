@@ -6,8 +6,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from nonfinite.guard import StepGuard
-from nonfinite.step_callback import StepCallback, is_log_step, log
+from nonfinite.lightning.guard import StepGuard
+from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RunFacts
 
 

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 
-from nonfinite.step_callback import StepCallback, is_log_step, log
+from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RunFacts
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from nonfinite.guard import StepGuard
-from nonfinite.spikes import SpikeScore
-from nonfinite.step_callback import StepCallback, is_log_step, log
+from nonfinite.lightning.guard import StepGuard
+from nonfinite.lightning.spikes import SpikeScore
+from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts, check_positive
 
 

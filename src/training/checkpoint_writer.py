@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from nonfinite.step_callback import StepCallback
+from nonfinite.lightning.step_callback import StepCallback
 from src.common import storage
 from src.training.validation import Validation
 

@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from nonfinite.step_callback import StepCallback, is_log_step, log
+from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.training.task import LanguageModelTask
 
 

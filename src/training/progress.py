@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import lightning.pytorch as pl
 
-from nonfinite.guard import StepGuard
-from nonfinite.step_callback import StepCallback
+from nonfinite.lightning.guard import StepGuard
+from nonfinite.lightning.step_callback import StepCallback
 from src.common import terminal
 
 

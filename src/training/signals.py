@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from nonfinite.step_callback import StepCallback
+from nonfinite.lightning.step_callback import StepCallback
 
 
 class Interrupt(StepCallback):

@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from nonfinite.guard import StepGuard
+from nonfinite.lightning.guard import StepGuard
 from nonfinite.snapshot import host_states, set_host_states
 from src.data.batches import Batch
 from src.training.loss import cross_entropy, losses

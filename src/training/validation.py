@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from nonfinite.step_callback import StepCallback, log
+from nonfinite.lightning.step_callback import StepCallback, log
 from src.data.batches import Batch
 from src.training.task import LanguageModelTask
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nonfinite import ActivationWatch
+from nonfinite.lightning import ActivationWatch
 from tests.builders import ATTENTION_CASES, transformer
 from tests.training.harness import Harness, logged_by, recipe_config
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nonfinite import IncidentRecorder
-from nonfinite.guard import StepGuard
+from nonfinite.lightning import IncidentRecorder
+from nonfinite.lightning.guard import StepGuard
 from tests.builders import VOCAB
 from tests.runs import assert_same_tree
 from tests.training.harness import Harness, guard_config, recipe_config

@@ -8,7 +8,7 @@ import pytest
 
 from nonfinite import causes
 from nonfinite.causes import RULES, UNKNOWN, Evidence, cause, describe
-from nonfinite.tracer import Finding
+from nonfinite.finding import Finding
 
 FORWARD = Finding(
     phase="forward",

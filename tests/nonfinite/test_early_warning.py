@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 
-from nonfinite import EarlyWarning, StepGuard, Thresholds
 from nonfinite.config import ON_ALARM
-from nonfinite.early_warning import drift_of
+from nonfinite.lightning import EarlyWarning, StepGuard, Thresholds
+from nonfinite.lightning.early_warning import drift_of
+from nonfinite.lightning.step_callback import log
 from nonfinite.limits import LIMITS, limit_of
-from nonfinite.step_callback import log
 from src.train import main
 from tests.conftest import PACE
 from tests.runs import assert_same_run, metrics, record, stop_after, train

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
-from nonfinite import (
+from nonfinite.lightning import (
     ActivationWatch,
     EarlyWarning,
     GradientWatch,

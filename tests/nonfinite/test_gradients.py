@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from transformers.optimization import Adafactor
 
-from nonfinite import GradientWatch
-from nonfinite.gradients import group_of
+from nonfinite.lightning import GradientWatch
+from nonfinite.lightning.gradients import group_of
 from tests.runs import metrics, train
 from tests.training.harness import Harness, Poison, logged_by, recipe_config
 
@@ -86,7 +86,7 @@ def test_it_is_logged_at_its_interval(tiny):
 
 def test_of_a_large_tensor_a_sample_gives_the_ratio(monkeypatch):
     _, whole = fitted(max_steps=2)
-    monkeypatch.setattr("nonfinite.gradients.MAX_SAMPLED", 16)
+    monkeypatch.setattr("nonfinite.lightning.gradients.MAX_SAMPLED", 16)
     _, sampled = fitted(max_steps=2)
     for name in ("update/attention/ratio", "update/embedding/ratio"):
         assert sampled[2][name] != whole[2][name]

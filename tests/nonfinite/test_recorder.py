@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nonfinite import IncidentRecorder
+from nonfinite.lightning import IncidentRecorder
 from src.report import main
 from tests.runs import metrics, record, train
 
@@ -115,7 +115,7 @@ def test_a_recorder_that_fails_says_so_and_the_run_goes_on(tiny, monkeypatch, ca
     def full(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr("nonfinite.recorder.trace", full)
+    monkeypatch.setattr("nonfinite.lightning.recorder.trace", full)
     folder = train(tiny, *FAILING)
     assert record(folder)["steps"] == 12
     assert record(folder)["incident"]["cause"] == "unknown"
@@ -131,9 +131,9 @@ def test_what_cannot_be_written_beside_it_does_not_erase_the_diagnosis(
 
     with monkeypatch.context() as patch:
         if broken == "write_page":
-            patch.setattr("nonfinite.recorder.write_page", fails)
+            patch.setattr("nonfinite.lightning.recorder.write_page", fails)
         else:
-            patch.setattr("nonfinite.recorder.torch.save", fails)
+            patch.setattr("nonfinite.lightning.recorder.torch.save", fails)
             # Checkpoints are saved by the same function, and are not what fails here.
             patch.setattr("src.training.checkpoint_writer.save", lambda trainer, path: path.touch())
         folder = train(tiny, *FAILING)

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from nonfinite import ActivationWatch, GradientWatch, RouterWatch, SpikeWatch
+from nonfinite.lightning import ActivationWatch, GradientWatch, RouterWatch, SpikeWatch
 from tests.runs import assert_same_tree, metrics, record, train
 from tests.training.harness import Harness, recipe_config
 

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from nonfinite.spikes import SpikeScore, SpikeWatch
+from nonfinite.lightning.spikes import SpikeScore, SpikeWatch
 from tests.training.harness import Harness, Poison, recipe_config
 
 

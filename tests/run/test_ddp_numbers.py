@@ -14,7 +14,7 @@ SCRIPT = textwrap.dedent(
     import torch, torch.multiprocessing as mp
     import lightning.pytorch as pl
     from src.data.batches import TrainBatches
-    from nonfinite.guard import StepGuard
+    from nonfinite.lightning.guard import StepGuard
     from src.training.task import LanguageModelTask
     from tests.builders import transformer
     from tests.training.harness import TEXT, guard_config, recipe_config

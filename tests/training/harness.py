@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
 from nonfinite.config import GuardConfig
-from nonfinite.guard import StepGuard
+from nonfinite.lightning.guard import StepGuard
 from src.data.batches import TrainBatches
 from src.training.recipe import RecipeConfig
 from src.training.task import LanguageModelTask

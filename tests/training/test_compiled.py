@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from nonfinite import ActivationWatch
+from nonfinite.lightning import ActivationWatch
 from src.common.errors import InputError
 from src.config.compile_choice import check_compiler
 from src.config.compose import compose

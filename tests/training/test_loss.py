@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nonfinite import ActivationWatch
+from nonfinite.lightning import ActivationWatch
 from nonfinite.rerun import undisturbed, watched
 from src.training import loss
 from src.training.loss import cross_entropy, linear_cross_entropy

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from nonfinite.early_warning import Thresholds
+from nonfinite.lightning.early_warning import Thresholds
 from src.cli.field_checks import given_path, number
 from src.common import terminal
 from src.common.errors import InputError

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nonfinite.early_warning import Thresholds
+from nonfinite.lightning.early_warning import Thresholds
 from src.lab.detector.cases import STEPS
 from src.lab.detector.verdict import Verdict, first_alarm
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from nonfinite.causes import UNKNOWN
-from nonfinite.early_warning import EarlyWarning, Thresholds
+from nonfinite.lightning.early_warning import EarlyWarning, Thresholds
 from nonfinite.limits import limit_of
 from src.common.run_folder import RunFolder, read_metrics
 from src.lab.detector.cases import STEPS, Case

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nonfinite.causes import RULES
-from nonfinite.early_warning import Thresholds
+from nonfinite.lightning.early_warning import Thresholds
 from src.common.override_grammar import quote_free_text
 from src.config.compose import compose
 from src.lab.detector import run_detector

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nonfinite.config import check_interval
-from nonfinite.guard import StepGuard
-from nonfinite.step_callback import StepCallback, is_log_step, log
+from nonfinite.lightning.guard import StepGuard
+from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 
 GROUPS = (
     ("latents", ("q_down", "kv_down", "q_up", "k_up", "v_up", "k_rope", "latent_norm")),

@@ -7,7 +7,7 @@ import torch
 from torch.distributed import ReduceOp
 
 from nonfinite.config import check_interval
-from nonfinite.step_callback import StepCallback, is_log_step, log
+from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 
 UNLOGGED = ("num_zero_sums", "num_tokens", "top_k")
 """Statistics that an incident's line needs, but that are not logged."""

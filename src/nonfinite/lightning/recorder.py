@@ -1,12 +1,9 @@
 """The incident recorder: reruns a non-finite step under the tracer, and saves what it finds."""
 
-import json
 import logging
 import math
-import shlex
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +11,28 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from nonfinite.causes import LOOKED_AT, UNKNOWN, Evidence, cause, describe, supporting_values
-from nonfinite.guard import StepGuard
-from nonfinite.incident_files import json_safe, unreadable_type, with_plain_values, write_page
-from nonfinite.rerun import (
-    Routers,
-    rerun_loss,
-    router_state,
-    router_stats_at,
-    routers_of,
-    undisturbed,
+from nonfinite.causes import LOOKED_AT, Evidence
+from nonfinite.finding import Finding
+from nonfinite.incident_files import json_safe, with_plain_values
+from nonfinite.lightning.guard import StepGuard
+from nonfinite.lightning.rerun_step import rerun_loss
+from nonfinite.lightning.step_callback import StepCallback
+from nonfinite.recording import (
+    Rerun,
+    largest_gradients,
+    lines_of,
+    make_incident,
+    make_spike,
+    run_again,
+    save,
+    second_moment_finite,
+    unrecorded,
+    weight_absmax,
 )
+from nonfinite.rerun import Routers, router_state, routers_of, undisturbed
 from nonfinite.snapshot import host_states
-from nonfinite.step_callback import StepCallback
-from nonfinite.tracer import Finding, trace
+from nonfinite.spike_rule import guilty_row, is_spike, num_rows, with_rows
+from nonfinite.tracer import Tracer, trace
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +41,6 @@ OVERRIDABLE = ("norm_eps", "bias_frozen")
 
 RING = 256
 """Number of last steps whose metrics are kept for the page."""
-SPIKE_NORM, SPIKE_RATIO, SPIKE_WINDOW = 100.0, 5.0, 128
-"""A large spike exceeds an absolute gradient norm, and a multiple of the running median."""
 
 
 class IncidentRecorder(StepCallback):
@@ -101,13 +104,19 @@ class IncidentRecorder(StepCallback):
                     "host_rng": host_states(),
                     "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
                     "router_state": router_state(self._routers),
+                    "buffers": self._guard(trainer).buffers_before[-1],
                 }
             )
 
-    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Adds the step to the ring."""
+    @staticmethod
+    def _guard(trainer: pl.Trainer) -> StepGuard:
         guard = StepGuard.of(trainer)
         assert guard is not None
+        return guard
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Adds the step to the ring."""
+        guard = self._guard(trainer)
         assert guard.loss is not None
         assert guard.grad_norm is not None
         loss, norm = torch.stack((guard.loss, guard.grad_norm)).tolist()
@@ -126,9 +135,11 @@ class IncidentRecorder(StepCallback):
         step = trainer.global_step + 1
         if not finite and self.incident is None:
             self.incident = self._try_record(trainer, pl_module, optimizer, step, "non-finite")
-        elif finite and self.spike_step is None and self._is_spike(_grad_norm(trainer)):
-            self.spike_step = step
-            self._try_record(trainer, pl_module, optimizer, step, "spike")
+        elif finite and self.spike_step is None:
+            norms = [entry["grad_norm"] for entry in self.ring]
+            if is_spike(_grad_norm(trainer), norms):
+                self.spike_step = step
+                self._try_record(trainer, pl_module, optimizer, step, "spike")
 
     def _try_record(
         self,
@@ -143,55 +154,49 @@ class IncidentRecorder(StepCallback):
         With several processes, each reruns its own batches, and the first one that finds something
         saves the incident. All processes return it, or None if there is nothing to record.
         """
-        found: Exception | tuple[Finding | None, dict[str, float]]
+        found: Exception | Rerun
         try:
-            found = self._rerun(trainer, task)
+            found = self._rerun(trainer, task, kind)
         except Exception as error:
             found = error
-        has_finding = isinstance(found, tuple) and found[0] is not None
+        has_finding = isinstance(found, Rerun) and found.finding is not None
         writer = _first_rank_with_finding(trainer, has_finding)
         incident = None
         if trainer.global_rank == writer:
             try:
                 if isinstance(found, Exception):
                     raise found
-                incident = self._record(trainer, task, optimizer, step, kind, *found)
+                incident = self._record(trainer, task, optimizer, step, kind, found)
             except Exception as error:
                 logger.exception("the incident could not be recorded")
-                incident = _unrecorded(step, kind, error)
+                incident = unrecorded(step, kind, error)
         if trainer.world_size > 1:
             incident = trainer.strategy.broadcast(incident, src=writer)
         if incident is None:
             return None
-        lines = [incident["line"], *incident.pop("remarks", ())]
+        lines = [*lines_of(incident), *incident.pop("remarks", ())]
         if trainer.is_global_zero:
             for line in lines:
                 self.say(line)
         return incident
 
-    def _is_spike(self, norm: float) -> bool:
-        norms = sorted(e["grad_norm"] for e in list(self.ring)[-SPIKE_WINDOW:])
-        norms = [value for value in norms if math.isfinite(value)]
-        if norm <= SPIKE_NORM or len(norms) < SPIKE_WINDOW // 2:
-            return False
-        return norm > SPIKE_RATIO * norms[len(norms) // 2]
+    def _rerun(self, trainer: pl.Trainer, task: pl.LightningModule, kind: str) -> Rerun:
+        """Reruns the step, unless its update is to blame, which comes after all that is rerun."""
+        if self._guard(trainer).fault is not None:
+            return Rerun(router={})
+        passes = [self._pass(trainer, entry) for entry in self._batches]
+        return run_again(task, passes, measures_growth=kind == "spike")
 
-    def _rerun(
-        self, trainer: pl.Trainer, task: pl.LightningModule
-    ) -> tuple[Finding | None, dict[str, float]]:
-        """The finding of the step, and the router's statistics if its module is a router."""
-        finding: Finding | None = None
-        router: dict[str, float] = {}
-        precision = trainer.precision_plugin.train_step_context
-        with undisturbed(task):
-            for entry in self._batches:
-                loss_of = rerun_loss(task, entry, precision, accumulate=len(self._batches))
-                finding = trace(task, loss_of, batch=entry["batch"])
-                if finding is not None:
-                    if finding.phase == "forward":
-                        router = router_stats_at(task, finding.module)
-                    break
-        return finding, router
+    def _pass(
+        self, trainer: pl.Trainer, entry: Mapping[str, Any]
+    ) -> Callable[[nn.Module, Tracer], Finding | None]:
+        precision, accumulate = trainer.precision_plugin.train_step_context, len(self._batches)
+
+        def run(task: nn.Module, tracer: Tracer) -> Finding | None:
+            loss_of = rerun_loss(task, entry, precision, accumulate=accumulate)
+            return trace(task, loss_of, tracer, batch=entry["batch"])
+
+        return run
 
     def _record(
         self,
@@ -200,72 +205,76 @@ class IncidentRecorder(StepCallback):
         optimizer: torch.optim.Optimizer,
         step: int,
         kind: str,
-        finding: Finding | None,
-        router: dict[str, float],
+        rerun: Rerun,
     ) -> dict[str, Any] | None:
-        if kind == "non-finite" and finding is None and _scales_loss(trainer):
+        guard = self._guard(trainer)
+        nothing = rerun.finding is None and guard.fault is None
+        if kind == "non-finite" and nothing and _scales_loss(trainer):
             return None
-        guard = StepGuard.of(trainer)
-        assert guard is not None
         assert guard.loss is not None
-        evidence = Evidence(
-            finding=finding,
-            loss_finite=bool(guard.loss.isfinite()),
-            router=router,
-            second_moment_finite=_second_moment_finite(optimizer),
-            weight_absmax=weight_absmax(task),
-            last=self.latest,
-        )
-        line = describe(finding, router, self._drift(task, finding))
         if kind == "spike":
-            line = f"gradient norm {_grad_norm(trainer):.1f} is a large spike"
-        incident: dict[str, Any] = {
-            "step": step,
-            "kind": kind,
-            "module": finding.module if finding is not None else None,
-            "cause": cause(evidence) if kind == "non-finite" else "spike",
-            "line": f"step {step}: {line}",
-            "finding": None if finding is None else asdict(finding),
-            "figures": supporting_values(finding, router),
-            "largest_gradients": _largest_gradients(task),
-        }
-        return {**incident, "remarks": self._save(trainer, task, incident)}
-
-    def _save(
-        self, trainer: pl.Trainer, task: pl.LightningModule, incident: dict[str, Any]
-    ) -> list[str]:
-        """Saves the incident; returns a line for each file that could not be saved.
-
-        Errors are only reported, because the finding goes into the run's record in any case.
-        """
-        step, folder = incident["step"], self.folder / f"step-{incident['step']}"
-        try:
-            unsafe = self._write(trainer, task, incident, folder)
-        except Exception as error:
-            logger.exception("the incident could not be saved")
-            return [
-                f"step {step}: cannot be rerun later: its state could not be saved"
-                f" ({type(error).__name__}: {error})"
-            ]
-        remarks = []
-        if unsafe is not None:
-            remarks = [
-                f"step {step}: cannot be rerun later: its state holds a {unsafe}, and only tensors"
-                " and plain values can be read back"
-            ]
-        repeat = None
-        if unsafe is None:
-            repeat = self.repeat.replace("{folder}", shlex.quote(str(folder)))
-        try:
-            write_page(folder / "incident.html", incident, list(self.ring), repeat=repeat)
-        except Exception as error:
-            logger.exception("the page of the incident could not be written")
-            remarks.append(
-                f"step {step}: the page could not be written ({type(error).__name__}: {error})"
+            incident = make_spike(
+                step,
+                _grad_norm(trainer),
+                rerun,
+                row=self._guilty_row(trainer, task),
+                largest_gradients=largest_gradients(task),
             )
-        return remarks
+        else:
+            evidence = Evidence(
+                finding=rerun.finding,
+                router=rerun.router,
+                second_moment_finite=guard.fault is not None or second_moment_finite(optimizer),
+                weight_absmax=weight_absmax(task),
+                last=self.latest,
+                update=guard.fault,
+                why_finite=rerun.why_finite,
+            )
+            incident = make_incident(
+                step,
+                evidence,
+                rerun,
+                drift=self._drift(rerun.finding),
+                largest_gradients=largest_gradients(task),
+            )
+        remarks = save(
+            self.folder / f"step-{step}",
+            incident,
+            self._state(trainer, task),
+            list(self.ring),
+            command=self.repeat,
+        )
+        return {**incident, "remarks": remarks}
 
-    def _drift(self, task: pl.LightningModule, finding: Finding | None) -> float | None:
+    def _guilty_row(self, trainer: pl.Trainer, task: pl.LightningModule) -> dict[str, Any] | None:
+        """The row without which there is no spike, in a step of one micro-batch."""
+        if len(self._batches) != 1 or trainer.world_size > 1:
+            return None
+        entry = self._batches[0]
+        total = num_rows(entry["batch"])
+        if total is None:
+            return None
+
+        def norm_of(rows: Sequence[int]) -> float:
+            some = {**entry, "batch": with_rows(entry["batch"], rows, total)}
+            precision = trainer.precision_plugin.train_step_context
+            for parameter in task.parameters():
+                parameter.grad = None
+            loss = rerun_loss(task, some, precision, accumulate=1)()
+            if loss is None:
+                return math.nan
+            loss.backward()
+            gradients = [p.grad for p in task.parameters() if p.grad is not None]
+            return float(torch.nn.utils.get_total_norm(gradients))
+
+        try:
+            with undisturbed(task):
+                return guilty_row(total, norm_of)
+        # A training step need not accept other numbers of rows.
+        except Exception:
+            return None
+
+    def _drift(self, finding: Finding | None) -> float | None:
         """Change of the mean bias per step of the finding's router, over the last steps."""
         if finding is None or len(self.ring) < 2:
             return None
@@ -276,21 +285,10 @@ class IncidentRecorder(StepCallback):
         (first, start), (last, end) = series[max(0, len(series) - 32)], series[-1]
         return (end - start) / (last - first)
 
-    def _write(
-        self,
-        trainer: pl.Trainer,
-        task: pl.LightningModule,
-        incident: dict[str, Any],
-        folder: Path,
-    ) -> str | None:
-        """Saves the incident and its state; returns the type that cannot be read back, if any."""
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(json_safe(incident), indent=2, allow_nan=False)
-        (folder / "incident.part").write_text(text + "\n", encoding="utf-8")
-        (folder / "incident.part").rename(folder / "incident.json")
-        state = {
+    def _state(self, trainer: pl.Trainer, task: pl.LightningModule) -> dict[str, Any]:
+        """What is needed to run the step again."""
+        return {
             **self.extras,
-            "incident": json_safe(incident),
             "state_dict": task.state_dict(),
             "batches": [{**e, "batch": with_plain_values(e["batch"])} for e in self._batches],
             "precision": str(trainer.precision_plugin.precision),
@@ -305,10 +303,6 @@ class IncidentRecorder(StepCallback):
                 for path, router in self._routers
             },
         }
-        torch.save(state, folder / "state.part")
-        unsafe = unreadable_type(folder / "state.part")
-        (folder / "state.part").rename(folder / "state.pt")
-        return unsafe
 
     def state_dict(self) -> dict[str, Any]:
         """What has been recorded, and the metrics of the last steps."""
@@ -323,12 +317,6 @@ class IncidentRecorder(StepCallback):
         self.incident, self.spike_step = state_dict["incident"], state_dict["spike_step"]
         self.ring = deque(state_dict["ring"], maxlen=RING)
         self.latest = dict(state_dict["latest"])
-
-
-def _unrecorded(step: int, kind: str, error: Exception) -> dict[str, Any]:
-    """An incident that could not be recorded."""
-    line = f"step {step}: {kind}; it could not be recorded ({type(error).__name__}: {error})"
-    return {"step": step, "kind": kind, "module": None, "cause": UNKNOWN, "line": line}
 
 
 def _first_rank_with_finding(trainer: pl.Trainer, has_finding: bool) -> int:
@@ -353,25 +341,6 @@ def _router_means(routers: Routers) -> dict[str, float]:
         return {}
     values = torch.stack(tuple(known.values())).tolist()
     return {f"bias_mean/{path}": v for path, v in zip(known, values, strict=True)}
-
-
-def _second_moment_finite(optimizer: torch.optim.Optimizer) -> bool:
-    moments = [s["exp_avg_sq"] for s in optimizer.state.values() if "exp_avg_sq" in s]
-    return all(bool(moment.isfinite().all()) for moment in moments)
-
-
-def weight_absmax(task: nn.Module) -> float:
-    """The largest finite absolute value of all weights; 0 if there is none."""
-    sizes = [parameter.detach().abs() for parameter in task.parameters()]
-    largest = [torch.where(size.isfinite(), size, 0.0).max() for size in sizes if size.numel()]
-    return torch.stack(largest).max().item() if largest else 0.0
-
-
-def _largest_gradients(task: nn.Module) -> dict[str, float | None]:
-    """The five parameters with the largest gradient norms; non-finite norms come first."""
-    norms = {n: p.grad.norm().item() for n, p in task.named_parameters() if p.grad is not None}
-    ranked = sorted(norms, key=lambda n: norms[n] if math.isfinite(norms[n]) else math.inf)
-    return {name: norms[name] for name in ranked[::-1][:5]}
 
 
 def _grad_norm(trainer: pl.Trainer) -> float:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nonfinite.config import check_interval
-from nonfinite.guard import StepGuard
-from nonfinite.step_callback import StepCallback, is_log_step, log
+from nonfinite.lightning.guard import StepGuard
+from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 
 DEFINITIONS = {"": (6.0, 128), "_1000": (7.0, 1000)}
 """Standard deviations and window by the metric's suffix; those of OLMo-core and of OLMo 2."""

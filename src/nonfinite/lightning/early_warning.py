@@ -9,9 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from nonfinite.guard import StepGuard
+from nonfinite.lightning.guard import StepGuard
+from nonfinite.lightning.step_callback import StepCallback
 from nonfinite.limits import Limit, limit_of
-from nonfinite.step_callback import StepCallback
 
 
 @dataclass(frozen=True, kw_only=True)

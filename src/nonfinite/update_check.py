@@ -1,0 +1,142 @@
+"""Checks between the gradient and the weights: the rate, the gradient that is applied, the result."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nonfinite.finite_checks import all_finite
+
+EPSILONS = ("eps", "epsilon")
+"""Names under which optimizers keep the number that they add to a divisor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateFault:
+    """What went wrong in the update of a step whose gradient was finite."""
+
+    cause: str
+    operation: str
+    """The optimizer, or what changed the gradient."""
+    explanation: str
+    parameter: str | None = None
+    """The first parameter that is not finite."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+class UpdateCheck:
+    """Checks one optimizer's steps.
+
+    Args:
+        optimizer: the optimizer.
+        names: the path of each parameter, by its `id`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
+        self.optimizer, self.names = optimizer, names
+        self._seen: dict[int, int] = {}
+
+    @property
+    def name(self) -> str:
+        """The optimizer's class."""
+        return type(self.optimizer).__name__
+
+    def rate_fault(self) -> UpdateFault | None:
+        """A learning rate that is NaN or infinite; must be called before the update."""
+        for number, group in enumerate(self.optimizer.param_groups):
+            rate = group.get("lr")
+            if rate is not None and not math.isfinite(float(rate)):
+                return UpdateFault(
+                    cause="learning rate not finite",
+                    operation=f"{self.name}, learning rate of group {number}",
+                    explanation=f"The learning rate of {self.name}'s group {number} is {float(rate)}"
+                    " before the update; loss and gradient are finite.",
+                    figures={"lr": float(rate)},
+                )
+        return None
+
+    def remember_gradients(self) -> None:
+        """Keeps which gradients were measured, to notice later changes at no cost."""
+        self._seen = {id(p): _version(p.grad) for p in self._parameters() if p.grad is not None}
+
+    def gradients_changed(self) -> bool:
+        """Whether a gradient was changed or replaced since they were measured."""
+        return any(
+            p.grad is not None and self._seen.get(id(p)) != _version(p.grad)
+            for p in self._parameters()
+        )
+
+    def applied_fault(self, *, gradients: bool) -> UpdateFault | None:
+        """A non-finite gradient or weight; called when the update has been applied, or just before.
+
+        Args:
+            gradients: whether something that may divide by 0 changed the gradients since they
+                were found to be finite.
+        """
+        if gradients:
+            for parameter in self._parameters():
+                if parameter.grad is not None and not all_finite([parameter.grad]):
+                    return self._changed(parameter)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if self._is_at_risk(group, parameter) and not all_finite([parameter]):
+                    return self._broken(group, parameter)
+        return None
+
+    def _parameters(self) -> Iterable[nn.Parameter]:
+        return (p for group in self.optimizer.param_groups for p in group["params"])
+
+    def _is_at_risk(self, group: Mapping[str, Any], parameter: nn.Parameter) -> bool:
+        """Whether the update could divide by 0, so that its result must be looked at.
+
+        torch's optimizers give finite weights for a finite gradient and rate, unless their epsilon
+        is 0 in the dtype of the weights. Of others, nothing is known.
+        """
+        if not type(self.optimizer).__module__.startswith("torch.optim"):
+            return True
+        epsilons = [group[name] for name in EPSILONS if isinstance(group.get(name), float)]
+        return any(torch.tensor(eps, dtype=parameter.dtype).item() == 0.0 for eps in epsilons)
+
+    def _changed(self, parameter: nn.Parameter) -> UpdateFault:
+        name = self.names.get(id(parameter), "a parameter")
+        return UpdateFault(
+            cause="gradient changed before the update",
+            operation=f"gradient clipping, or what else changed the gradient of {name}",
+            explanation=f"The gradient of {name} was finite after the backward pass, and was not"
+            f" when {self.name} applied it: clipping, or what else changes gradients in between,"
+            " made it so.",
+            parameter=name,
+        )
+
+    def _broken(self, group: Mapping[str, Any], parameter: nn.Parameter) -> UpdateFault:
+        name = self.names.get(id(parameter), "a parameter")
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        figures = {"dtype": dtype, "lr": float(group.get("lr", math.nan))}
+        figures |= {key: group[key] for key in EPSILONS if isinstance(group.get(key), float)}
+        why = "It is not one of torch's optimizers; look for a division by 0 in its step."
+        eps = next((group[key] for key in EPSILONS if isinstance(group.get(key), float)), None)
+        if eps is not None and torch.tensor(eps, dtype=parameter.dtype).item() == 0.0:
+            why = (
+                f"Its eps {eps:.3g} is 0 in {dtype}, so it divides 0 by 0 where the gradient is 0."
+            )
+        bad = int((~parameter.detach().isfinite()).sum())
+        return UpdateFault(
+            cause="optimizer update",
+            operation=f"{self.name} step",
+            explanation=f"The update of {self.name} made {bad} of {parameter.numel()} elements of"
+            f" {name} non-finite from a finite gradient and rate. {why}",
+            parameter=name,
+            figures=figures,
+        )
+
+
+def _version(gradient: Tensor) -> int:
+    return hash((id(gradient), gradient._version))
+
+
+def names_of(module: nn.Module) -> dict[int, str]:
+    """The path of each parameter of a module, by its `id`."""
+    return {id(parameter): name for name, parameter in module.named_parameters()}
