@@ -3,8 +3,11 @@
     from nonfinite import watch
     watch(model, optimizer)
 
-It needs torch alone. `nonfinite.lightning` and `nonfinite.transformers` hold the same as callbacks.
+It needs torch alone. `nonfinite.lightning` and `nonfinite.transformers` hold callbacks; those for
+Lightning can be imported from here too, and are loaded only then.
 """
+
+from typing import Any
 
 from nonfinite.expose_router import expose_router
 from nonfinite.finding import Finding
@@ -12,3 +15,13 @@ from nonfinite.tracer import trace
 from nonfinite.watch import Watch, watch
 
 __all__ = ["Finding", "Watch", "expose_router", "trace", "watch"]
+
+
+def __getattr__(name: str) -> Any:
+    """A callback of `nonfinite.lightning`."""
+    if not name.startswith("_"):
+        from nonfinite import lightning
+
+        if name in lightning.__all__:
+            return getattr(lightning, name)
+    raise AttributeError(f"module 'nonfinite' has no attribute {name!r}")

@@ -146,17 +146,17 @@ RULES: tuple[tuple[str, Callable[[Evidence], bool]], ...] = (
 
 ADVICE = {
     "learning rate not finite": "check the schedule: a warm-up or decay over 0 steps divides by 0",
-    "gradient changed before the update": "look at your clipping: dividing by a norm of 0 gives NaN;"
+    "gradient changed before the update": "look at your clipping: dividing by a norm of 0 is NaN;"
     " add an epsilon, or use torch.nn.utils.clip_grad_norm_",
-    "optimizer update": "keep the weights in float32, or raise the optimizer's eps until the dtype of"
-    " the weights can hold it (1e-4 in float16)",
+    "optimizer update": "keep the weights in float32, or raise eps until their dtype can hold it"
+    " (1e-4 in float16)",
     "router underflow": "add an epsilon to the sum of scores, and keep the bias out of the scores",
     "optimizer second moment": "go back to an earlier checkpoint, and clip the gradient",
     WEIGHTS: "use an earlier checkpoint: the damage was done in an earlier step",
     BATCH: "check this sample where it is loaded or computed; drop it, or mask it before the loss",
     how.ZERO: "add an epsilon to the divisor, or leave out the rows where it is 0",
     how.TINY: "raise the epsilon of the divisor",
-    how.LOG: "clamp the operand away from 0, or compute in the log domain (log_softmax, logsigmoid)",
+    how.LOG: "clamp the operand away from 0, or use log_softmax or logsigmoid",
     how.EDGE: "add an epsilon inside the function or clamp its operand off the edge; masking its"
     " result afterwards does not help",
     how.DOMAIN: "clamp the operand to the function's domain",
@@ -177,7 +177,8 @@ ADVICE = {
     "bad gradient": "look at the hook or the custom backward function at this place",
     how.WRITTEN: "follow the written value to the loss: something there does not mask it",
     OUTSIDE_LOSS: "pass loss_of= to examine the loss too",
-    NOT_REPRODUCED: "run again with the guard on; if it comes back, compare the conditions",
+    NOT_REPRODUCED: "run with the same seed again; if it fails at another step, suspect what is"
+    " outside the model",
     SPIKE: "look at the named rows; clip the gradient",
 }
 """What usually helps, by cause."""
@@ -211,10 +212,9 @@ def explanation(evidence: Evidence, cause: str) -> str:
         )
     if finding.detail is not None:
         return f"{finding.detail[0].upper()}{finding.detail[1:]}."
-    size = (
-        "" if finding.input_absmax is None else f" from operands up to {finding.input_absmax:.3g}"
-    )
-    return f"{finding.place} gave a non-finite result{size}; the operands do not say how."
+    size = finding.input_absmax
+    operands = "" if size is None else f" from operands up to {size:.3g}"
+    return f"{finding.place} gave a non-finite result{operands}; the operands do not say how."
 
 
 def _places(finding: Finding) -> set[str]:

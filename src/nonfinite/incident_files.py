@@ -141,7 +141,8 @@ def with_plain_values(batch: Any) -> Any:
         if not batch.shape:
             return batch.item()
         try:
-            return torch.tensor(batch)
+            # Copied, because tensors have no negative strides.
+            return torch.as_tensor(batch.copy())
         # An array of text, of objects, or of a dtype that tensors do not have.
         except (TypeError, ValueError):
             return batch

@@ -75,7 +75,7 @@ Rule = Callable[[Call], Explanation | None]
 
 
 def explain(call: Call) -> Explanation | None:
-    """The mechanism and a sentence about the operand; None if the operands do not single one out."""
+    """The mechanism and a sentence about the operand; None if the operands do not say."""
     try:
         rule = RULES.get(call.name)
         said = None if rule is None else rule(call)
@@ -192,18 +192,16 @@ def _pow(call: Call) -> Explanation | None:
 
 
 def _exp(call: Call) -> Explanation | None:
-    value = call.there(call.args[-1] if call.name == "pow" else call.args[0])
+    place = -1 if call.name == "pow" else 0
+    value = torch.as_tensor(call.there(call.args[place]), dtype=torch.float64)
     # e^x, 2^x and sinh(x) overflow at operands of the size of the exponent's range.
     limit = 0.4 * math.log2(_largest(call))
-    if call.node is None or not call.is_derivative or "Exp" in (call.node or ""):
-        if bool((value > limit).all()) or (call.name == "sinh" and bool((value.abs() > 9).all())):
-            largest = f"{value.max().item():.4g}"
-            return EXP, f"the operand of {call.name} is {largest}; {call.name} overflows above" + (
-                f" {math.log(_largest(call)):.1f}"
-                if call.name in ("exp", "expm1")
-                else " its range"
-            )
-    return None
+    size = value.abs() if call.name in ("sinh", "cosh") else value
+    if not bool((size > limit).all()):
+        return None
+    above = f"; it overflows above {math.log(_largest(call)):.1f}"
+    largest = f"the operand of {call.name} is {size.max().item():.4g}"
+    return EXP, largest + (above if call.name in ("exp", "expm1") else "")
 
 
 def _product(call: Call) -> Explanation | None:

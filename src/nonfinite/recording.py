@@ -26,7 +26,7 @@ from nonfinite.causes import (
 )
 from nonfinite.finding import Finding, is_alike, is_same
 from nonfinite.incident_files import json_safe, unreadable_type, write_page
-from nonfinite.rerun import Consumed, router_stats_at, undisturbed
+from nonfinite.rerun import ConsumedError, router_stats_at, undisturbed
 from nonfinite.tracer import Growth, Tracer, as_recorded
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def run_again(module: nn.Module, passes: Sequence[Pass], *, measures_growth: boo
             for parameter in module.parameters():
                 parameter.grad = None
             second, _ = _all_passes(module, passes)
-    except Consumed as used:
+    except ConsumedError as used:
         return Rerun(
             router={},
             why_finite=f"The step was not run again: it draws from {used}, and a rerun would take"

@@ -31,7 +31,7 @@ def is_watched() -> bool:
     return _watched.get()
 
 
-class Consumed(RuntimeError):
+class ConsumedError(RuntimeError):
     """A rerun would have used up something that cannot be put back."""
 
 
@@ -42,10 +42,10 @@ class _Untouchable:
         object.__setattr__(self, "_name", name)
 
     def __getattr__(self, name: str) -> Any:
-        raise Consumed(object.__getattribute__(self, "_name"))
+        raise ConsumedError(object.__getattribute__(self, "_name"))
 
     def __iter__(self) -> Any:
-        raise Consumed(object.__getattribute__(self, "_name"))
+        raise ConsumedError(object.__getattribute__(self, "_name"))
 
     __next__ = __iter__
 
@@ -60,7 +60,7 @@ def _is_consumable(value: Any) -> bool:
 
 @contextmanager
 def untouched_iterators(module: nn.Module) -> Iterator[None]:
-    """Inside, using an iterator that a module holds raises `Consumed` instead of advancing it."""
+    """Inside, using an iterator that a module holds raises `ConsumedError`."""
     hidden = []
     for path, inner in module.named_modules():
         for name, value in list(vars(inner).items()):

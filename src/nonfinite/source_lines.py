@@ -89,7 +89,9 @@ def of_traceback(lines: Sequence[str]) -> Source | None:
 
 def _rank(file: str) -> str | None:
     """user, framework, or None for a file whose lines are never named."""
-    if file.startswith((OURS, TORCH)) or (file.startswith("<") and "ipython" not in file):
+    if file in ("<string>", "<stdin>") or "ipython" in file:
+        return "user"
+    if file.startswith((OURS, TORCH, "<")):
         return None
     if INSTALLED.search(file) is None:
         return None if file.startswith(STANDARD) else "user"

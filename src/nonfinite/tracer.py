@@ -11,14 +11,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nonfinite.batches import first_nonfinite, tensors_of
+from nonfinite.batch_tensors import first_nonfinite, tensors_of
 from nonfinite.finding import INPUT, LOSS, NORM, Finding, found
 from nonfinite.finite_checks import (
     absmax,
@@ -32,19 +32,30 @@ from nonfinite.finite_checks import (
 from nonfinite.mechanisms import WRITTEN, Call, explain
 from nonfinite.source_lines import Source, of_running_code, of_traceback
 
-_FRESH = (
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "empty_permuted",
+_FRESH = frozenset(
+    ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 )
 """Operations whose result is uninitialised memory, which may hold anything."""
 
-_WRITES = ("fill", "masked_fill", "full", "full_like", "new_full", "scalar_tensor", "where")
-_WRITES += ("index_put", "_index_put_impl", "_local_scalar_dense", "lift_fresh", "lift_fresh_copy")
-_WRITES += ("masked_scatter", "copy", "constant_pad_nd", "index_fill", "scatter", "detach", "alias")
+_WRITES = frozenset(
+    [
+        "fill",
+        "masked_fill",
+        "full",
+        "full_like",
+        "new_full",
+        "scalar_tensor",
+        "where",
+        "index_put",
+        "_index_put_impl",
+        "index_fill",
+        "masked_scatter",
+        "scatter",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "constant_pad_nd",
+    ]
+)
 """Operations that compute nothing: a non-finite value in their result was written on purpose."""
 
 MADE, MEANT, READ = "made", "meant", "read"
@@ -306,7 +317,7 @@ class Tracer(TorchDispatchMode):
         # A backward pass that the user wrote is running code; others have only their forward call.
         if not re.search(r"Backward\d+$", node.name()) and running is not None:
             return running
-        lines = (node.metadata or {}).get("traceback_", [])
+        lines = cast(Any, node).metadata.get("traceback_", [])
         return of_traceback(lines)
 
     def _measure(self, operands: list[Tensor], result: Tensor) -> None:
@@ -449,7 +460,8 @@ def _nonfinite_numbers(tree: Any) -> list[float]:
 
 
 def _is_binary(tensor: Tensor) -> bool:
-    return bool(((tensor == 0) | (tensor == 1)).all()) and tensor.numel() > 1
+    zero, one = tensor == 0, tensor == 1
+    return bool((zero | one).all()) and bool(zero.any()) and bool(one.any())
 
 
 def trace(

@@ -1,4 +1,4 @@
-"""Checks between the gradient and the weights: the rate, the gradient that is applied, the result."""
+"""Checks between gradient and weights: the rate, the gradient that is applied, the result."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -52,8 +52,8 @@ class UpdateCheck:
                 return UpdateFault(
                     cause="learning rate not finite",
                     operation=f"{self.name}, learning rate of group {number}",
-                    explanation=f"The learning rate of {self.name}'s group {number} is {float(rate)}"
-                    " before the update; loss and gradient are finite.",
+                    explanation=f"The learning rate of {self.name}'s group {number} is"
+                    f" {float(rate)} before the update; loss and gradient are finite.",
                     figures={"lr": float(rate)},
                 )
         return None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nonfinite.batches import tensors_of
+from nonfinite.batch_tensors import tensors_of
 from nonfinite.buffers import BufferCopies, Copies, put_back
 from nonfinite.causes import Evidence
 from nonfinite.finding import Finding, found
@@ -66,6 +66,8 @@ class _Call:
     training: bool
     gradients: dict[int, Tensor] = field(default_factory=dict)
     """The gradient that came back to each output, by the output's place."""
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    """The sum of each output, on its device, which tells whether the output was finite."""
 
 
 class Watch:
@@ -169,11 +171,13 @@ class Watch:
         call = self._calls[-1]
         for place, (_, tensor) in enumerate(tensors_of(output)):
             if tensor.requires_grad:
+                call.sums[place] = tensor.detach().sum()
                 tensor.register_hook(_keeper(call, place))
 
     def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Looks at the gradient; with a closure, after the closure has computed it."""
-        closure = kwargs.get("closure", args[0] if args else None)
+        # The first argument is the optimizer itself.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._check(optimizer)
             return None
@@ -183,7 +187,7 @@ class Watch:
             self._check(optimizer)
             return loss
 
-        return (), {**kwargs, "closure": checked}
+        return args[:1], {**kwargs, "closure": checked}
 
     def _check(self, optimizer: torch.optim.Optimizer) -> None:
         """Decides what happens to a step.
@@ -386,8 +390,9 @@ def _backward(
         if bad:
             for tensor in outputs:
                 tracer.check_loss(tensor)
-            place = "the model's output"
-            tracer.finding = tracer.finding or found("loss", "", place, bad[0])
+            if tracer.finding is None and all_finite(list(call.sums.values())):
+                tracer.finding = found("loss", "", "the model's output", bad[0])
+            # Otherwise the step's own outputs were not finite, and the rerun's are.
             return
     if is_distributed:
         # Backward passes of a distributed module would wait for the other processes.
@@ -419,6 +424,7 @@ def _saved(call: _Call) -> dict[str, Any]:
         "autocast": [list(entry) for entry in call.autocast],
         "training": call.training,
         "gradients": dict(call.gradients),
+        "sums": dict(call.sums),
     }
 
 
@@ -434,6 +440,7 @@ def loaded(saved: dict[str, Any]) -> _Call:
         autocast=tuple((device, dtype) for device, dtype in saved["autocast"]),
         training=saved["training"],
         gradients=saved["gradients"],
+        sums=saved["sums"],
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nonfinite.causes import Evidence, cause, describe
+from nonfinite.causes import ADVICE, Evidence, cause, describe, explanation
 from nonfinite.finding import Finding, is_alike, is_same
 from nonfinite.headroom import Headroom, headroom_of
 from nonfinite.lightning.rerun_step import rerun_loss
@@ -124,16 +124,20 @@ def _answer(
 ) -> dict[str, Any]:
     evidence = Evidence(
         finding=finding,
-        loss_finite=finding is None,
+        failed=finding is not None,
         router=router,
         second_moment_finite=all(bool(m.isfinite().all()) for m in state.second_moments()),
         weight_absmax=weight_absmax(state.task),
         last={},
     )
+    name = None if finding is None else cause(evidence)
     return {
         "finite": finding is None,
         "line": "all values are finite" if finding is None else describe(finding, router, None),
-        "cause": None if finding is None else cause(evidence),
+        "source": None if finding is None else as_recorded(finding)["source"],
+        "cause": name,
+        "explanation": None if name is None else explanation(evidence, name),
+        "advice": None if name is None else ADVICE.get(name),
         "finding": None if finding is None else as_recorded(finding),
         "recorded": state.saved["incident"]["line"] if state.is_incident else None,
         "reproduced": is_same(finding, state.recorded) if state.is_incident else None,
@@ -154,7 +158,13 @@ def _show(state: SavedState, answer: Mapping[str, Any]) -> None:
             how = f"same operation, but other values than recorded on {answer['recorded_on']}"
         terminal.warn(f"{how}: {answer['recorded']}")
     if not answer["finite"]:
-        terminal.say(f"cause: {answer['cause']}")
+        source = answer["source"]
+        if source is not None:
+            code = " ".join(source["code"].split())
+            terminal.say(f"at {source['file']}:{source['line']}: {code}")
+        terminal.say(f"cause: {answer['cause']}. {answer['explanation']}")
+        if answer["advice"] is not None:
+            terminal.say(f"what usually helps: {answer['advice']}")
         return
     rows = [
         [

@@ -44,7 +44,6 @@ IMPORTS = (
     "src.sweep.server",
     "src.cli.command_line",
     "src.run.lifecycle",
-    "matplotlib.backends.backend_svg",
 )
 """Modules that every training process needs; the fork server imports them once, in this order."""
 

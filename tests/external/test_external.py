@@ -211,7 +211,7 @@ def test_a_nan_planted_in_a_llama_of_transformers_is_found(pace, monkeypatch, ca
     incident = record(folder)["incident"]
     assert incident["step"] == 1
     assert incident["module"] == f"model.{name.removesuffix('.weight')}"
-    assert incident["cause"] == "guard failure"
+    assert incident["cause"] == "non-finite weights"
     assert record(folder)["outcome"] == "collapsed"
     capsys.readouterr()
     place = folder / "incidents" / "step-1"

@@ -91,14 +91,19 @@ def plants(prefix: str, attention: str, head: str, projection: str):
     """(plant, place, phase, module that must be named, cause)."""
     weight = f"{prefix}.layers.1.{projection}.weight"
     return [
-        (nan_in_a_weight, weight, "weights", f"{prefix}.layers.1.{projection}", "guard failure"),
+        (
+            nan_in_a_weight,
+            weight,
+            "weights",
+            f"{prefix}.layers.1.{projection}",
+            "non-finite weights",
+        ),
         (
             inf_out_of,
             f"{prefix}.layers.0.{attention}",
             "forward",
             f"{prefix}.layers.0.{attention}",
-            # Divided by 0: nothing of attention's own arithmetic has overflowed.
-            "unknown",
+            "division by zero",
         ),
         (nan_gradient, weight, "backward", f"{prefix}.layers.1.{projection}", "bad gradient"),
         (exploding, f"{head}.weight", "forward", head, "exploding weights"),
@@ -121,7 +126,8 @@ def test_planted_failures_in_a_foreign_model_are_found(
 ):
     watch, _ = fit_foreign(tmp_path, lambda root: plant(root, place))
     check(watch, phase, module, cause)
-    assert len(watch.say) == 1
+    assert [line.split(":")[0].strip() for line in watch.say][-1] == "next"
+    assert f"  cause: {cause}. " in "\n".join(watch.say)
     assert (tmp_path / "incidents" / "step-1" / "incident.html").is_file()
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from nonfinite import causes
-from nonfinite.causes import RULES, UNKNOWN, Evidence, cause, describe
+from nonfinite import mechanisms as how
+from nonfinite.causes import ADVICE, RULES, UNKNOWN, Evidence, cause, describe
 from nonfinite.finding import Finding
+from nonfinite.update_check import UpdateFault
 
 FORWARD = Finding(
     phase="forward",
@@ -22,14 +24,7 @@ FORWARD = Finding(
     dtype="float32",
     digest="",
 )
-SOUND = Evidence(
-    finding=FORWARD,
-    loss_finite=True,
-    router={},
-    second_moment_finite=True,
-    weight_absmax=1.0,
-    last={},
-)
+SOUND = Evidence(finding=FORWARD, router={}, second_moment_finite=True, weight_absmax=1.0, last={})
 SDPA = "torch.nn.functional.scaled_dot_product_attention"
 ATTENTION = replace(FORWARD, module="model.layers.0.self_attn", operation=SDPA)
 
@@ -38,44 +33,62 @@ def with_finding(finding: Finding | None, **changes) -> Evidence:
     return replace(SOUND, finding=finding, **changes)
 
 
-CASES = {
+def made_by(mechanism: str, **changes) -> Evidence:
+    return with_finding(replace(FORWARD, mechanism=mechanism), **changes)
+
+
+def faulty_update(name: str) -> Evidence:
+    fault = UpdateFault(cause=name, operation="Adam step", explanation="Because.")
+    return with_finding(None, update=fault)
+
+
+UPDATES = ("learning rate not finite", "gradient changed before the update", "optimizer update")
+BEFORE = {
+    **{name: faulty_update(name) for name in UPDATES},
     "router underflow": with_finding(FORWARD, router={"topk_sum_min": 0.0}),
     "optimizer second moment": with_finding(FORWARD, second_moment_finite=False),
-    "guard failure": with_finding(replace(FORWARD, phase="weights")),
+    "non-finite weights": with_finding(replace(FORWARD, phase="weights")),
     "bad batch": with_finding(replace(FORWARD, phase="batch", module="", operation="batch[0]")),
-    "exploding weights": with_finding(FORWARD, weight_absmax=1e7),
-    "float16 overflow": with_finding(replace(FORWARD, dtype="float16")),
-    "fully masked row": with_finding(
-        replace(ATTENTION, operation="torch.softmax", input_absmax=None)
+}
+PLAIN = (how.ZERO, how.LOG, how.EDGE, how.DOMAIN, how.ZERO_INF, how.INF_INF, how.MASKED)
+PLAIN += (how.NO_LABEL, how.CTC, how.EMPTY, how.ONE, how.TINY)
+AFTER = {
+    "exploding weights": made_by(how.OVERFLOW, weight_absmax=1e7),
+    how.HALF: made_by(how.HALF),
+    how.EXP: made_by(how.EXP),
+    "attention overflow": with_finding(replace(ATTENTION, mechanism=how.OVERFLOW)),
+    "output divergence": with_finding(
+        replace(FORWARD, module="model.lm_head", mechanism=how.OVERFLOW)
     ),
-    "attention overflow": with_finding(replace(ATTENTION, input_absmax=1e19)),
-    "output divergence": with_finding(replace(FORWARD, module="model.lm_head")),
     "exploding gradient": with_finding(
         replace(FORWARD, phase="backward", operation="norm of the gradient of weight")
     ),
-    "bad gradient": with_finding(replace(FORWARD, phase="backward")),
-    "overfitting rather than instability": with_finding(
-        None, last={"train/loss": 0.2, "val/loss": 4.0}
-    ),
+    how.OVERFLOW: made_by(how.OVERFLOW),
+    "bad gradient": with_finding(replace(FORWARD, phase="backward", mechanism=how.WRITTEN)),
+    how.WRITTEN: made_by(how.WRITTEN),
+    "loss outside the model": with_finding(replace(FORWARD, phase="loss")),
+    "not reproduced": with_finding(None, why_finite="It was not run again."),
 }
+CASES = {**BEFORE, **{name: made_by(name, weight_absmax=1e7) for name in PLAIN}, **AFTER}
 
 
-def test_every_rule_has_a_case():
+def test_every_rule_has_a_case_and_advice():
     assert list(CASES) == [name for name, _ in RULES]
+    assert set(ADVICE) == {*CASES, "spike"}
 
 
-def test_a_backward_operation_that_large_gradients_overflow_is_no_bad_gradient():
+def test_a_backward_operation_on_large_gradients_is_an_exploding_gradient():
     grown = replace(FORWARD, phase="backward", input_absmax=1e12)
     assert cause(with_finding(grown)) == "exploding gradient"
     small = replace(grown, input_absmax=0.3)
-    assert cause(with_finding(small)) == "bad gradient"
+    assert cause(with_finding(small)) == UNKNOWN
     assert cause(with_finding(small, last={"grad/norm": 1e12})) == "exploding gradient"
 
 
-def test_a_loss_that_overflows_on_logits_that_diverged_is_an_output_that_did():
+def test_a_loss_that_overflows_on_logits_that_diverged_is_output_divergence():
     loss = replace(FORWARD, module="", operation="torch.Tensor.mean", input_absmax=1e30)
-    assert cause(with_finding(loss)) == "output divergence"
-    assert cause(with_finding(replace(loss, input_absmax=3.0))) == UNKNOWN
+    assert cause(with_finding(replace(loss, mechanism=how.OVERFLOW))) == "output divergence"
+    assert cause(with_finding(loss)) == UNKNOWN
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -87,12 +100,11 @@ def test_each_cause_is_told_by_its_evidence(name):
     "evidence",
     [
         SOUND,
-        # Small numbers: whatever made it infinite, it was no overflow of scores.
+        # The operands were too small for an overflow of scores.
         with_finding(ATTENTION),
-        with_finding(None, last={"train/loss": 2.0, "val/loss": 2.1}),
         with_finding(replace(FORWARD, input_absmax=None)),
-        # What is not finite is no overfitting, even where running it again was.
-        with_finding(None, last={"train/loss": 0.2, "val/loss": 4.0}, loss_finite=False),
+        # A dtype is no evidence by itself.
+        with_finding(replace(FORWARD, dtype="float16")),
         # Scores of infinite logits are 0 without any underflow.
         with_finding(FORWARD, router={"topk_sum_min": 0.0, "picked_logit_min": -math.inf}),
         # A NaN that was put into the loss, or came into it, is no divergence of the output.
@@ -110,8 +122,7 @@ def test_what_was_not_finite_before_any_operation_is_described_as_that():
     assert line == "batch['x']: 1 of 6 elements were not finite before the step"
     taken = describe(replace(FORWARD, operation="input of torch.Tensor.mul"), {}, None)
     assert (
-        "model.layers.0.mlp: input of torch.Tensor.mul already contains 1 NaN/Inf values (of 6)"
-        in taken
+        "model.layers.0.mlp: input of torch.Tensor.mul holds 1 NaN or infinite values of 6" in taken
     )
     assert "cannot see" in describe(replace(FORWARD, operation="loss"), {}, None)
 

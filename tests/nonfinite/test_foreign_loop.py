@@ -14,6 +14,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
+from nonfinite import expose_router
 from nonfinite.lightning import (
     ActivationWatch,
     EarlyWarning,
@@ -23,7 +24,6 @@ from nonfinite.lightning import (
     SpikeWatch,
     StepGuard,
     Thresholds,
-    expose_router,
 )
 from src import diagnose
 from tests.training.harness import guard_config

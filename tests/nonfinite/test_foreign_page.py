@@ -8,11 +8,12 @@ import sys
 import pytest
 
 import nonfinite
+import nonfinite.lightning
 import src.stability
 from tests.runs import ROOT
 
 PAGE = (ROOT / "src" / "nonfinite" / "README.md").read_text()
-(EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+TRAINER, EXAMPLE, SMALLEST = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 LATER = """
 import sys
@@ -21,8 +22,9 @@ print("loaded", sorted({"hydra", "omegaconf", "mlflow", "src.model"} & set(sys.m
 
 
 def run(code: str, folder) -> str:
+    (folder / "main.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "main.py"],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
@@ -40,7 +42,8 @@ def test_the_example_runs_as_it_stands_and_finds_what_goes_wrong(tmp_path):
     assert "loaded []" in said
     incident = json.loads((tmp_path / "incidents" / "step-51" / "incident.json").read_text())
     assert incident["module"] == ""
-    assert incident["cause"] == "unknown"
+    assert incident["cause"] == "division by zero"
+    assert incident["source"]["code"].startswith("x = x / (x - x)")
     (command,) = re.findall(r"`python -m (src.diagnose [^`]*)`", PAGE)
     (tmp_path / "your").mkdir()
     (tmp_path / "your" / "module.py").write_text(EXAMPLE)
@@ -65,7 +68,7 @@ def test_importing_it_costs_neither_hydra_nor_mlflow_nor_our_model(tmp_path):
     assert said.splitlines() == ["loaded []"] * 2
 
 
-@pytest.mark.parametrize("module", [nonfinite, src.stability])
+@pytest.mark.parametrize("module", [nonfinite, nonfinite.lightning, src.stability])
 def test_the_page_lists_all_that_is_public(module):
     _, _, section = PAGE.partition(f"| from `{module.__name__}` | |\n")
     table = section.partition("\n\n")[0]

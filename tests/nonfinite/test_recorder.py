@@ -131,7 +131,7 @@ def test_what_cannot_be_written_beside_it_does_not_erase_the_diagnosis(
 
     with monkeypatch.context() as patch:
         if broken == "write_page":
-            patch.setattr("nonfinite.lightning.recorder.write_page", fails)
+            patch.setattr("nonfinite.recording.write_page", fails)
         else:
             patch.setattr("nonfinite.lightning.recorder.torch.save", fails)
             # Checkpoints are saved by the same function, and are not what fails here.
@@ -150,10 +150,9 @@ def test_what_cannot_be_written_beside_it_does_not_erase_the_diagnosis(
     assert "router underflow" in (folder.parents[1] / "report" / "report.csv").read_text()
 
 
-def test_without_matplotlib_the_page_is_written_without_curves(tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_without_altair_the_page_is_written_without_curves(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "altair", None)
     folder = train(tiny, *FAILING)
     (page,) = folder.glob("incidents/step-*/incident.html")
-    assert "Install matplotlib" in page.read_text()
+    assert "Install altair" in page.read_text()
     assert record(folder)["incident"]["line"].split(":")[0] in page.read_text()

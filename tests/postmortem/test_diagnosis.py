@@ -63,7 +63,7 @@ def test_a_nan_in_the_weights_of_somebody_elses_model_is_found(form, llama, caps
     found = answer(capsys, f"checkpoint={form}", "batch=batch.npy", LLAMA, KWARGS)
     assert found["finding"]["module"] == f"model.{DOWN.removesuffix('.weight')}"
     assert found["finding"]["phase"] == "weights"
-    assert found["cause"] == "guard failure"
+    assert found["cause"] == "non-finite weights"
 
 
 def test_an_operation_is_named_where_the_weights_are_finite(llama, capsys):

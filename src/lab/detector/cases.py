@@ -143,7 +143,7 @@ CASES = (
         arguments=_planted("nan_weight"),
         kind="sudden",
         place=LLAMA + r"\.0\.self_attn\.o_proj: weight",
-        cause="guard failure",
+        cause="non-finite weights",
     ),
     Case(
         name="bad batch",

@@ -106,7 +106,7 @@ class StepGuard(StepCallback):
         """Stops a resumed run again if the guard had ended it.
 
         Raises:
-            ValueError: the trainer does not have exactly one optimizer under automatic optimization.
+            ValueError: the trainer does not have one optimizer under automatic optimization.
         """
         super().on_train_start(trainer, pl_module)
         automatic, num = pl_module.automatic_optimization, len(trainer.optimizers)
