@@ -26,6 +26,10 @@ DIVERGED = 1e6
 """A logit, the loss of a token, or a gradient norm above this value means divergence."""
 
 
+REDUCTIONS = ("mean", "sum", "cross_entropy", "log_softmax", "logsumexp")
+"""Functions that losses end with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """The facts that the rules use."""
@@ -89,7 +93,9 @@ def _output_divergence(evidence: Evidence) -> bool:
     finding = evidence.finding
     if finding is None or finding.phase != "forward" or finding.mechanism != how.OVERFLOW:
         return False
-    in_loss = finding.module == "" and (finding.input_absmax or 0.0) > DIVERGED
+    name = finding.operation.rpartition(".")[2]
+    is_large = (finding.input_absmax or 0.0) > DIVERGED
+    in_loss = finding.module == "" and is_large and (name in REDUCTIONS or "loss" in name)
     return in_loss or "head" in _places(finding)
 
 

@@ -38,23 +38,9 @@ _FRESH = frozenset(
 """Operations whose result is uninitialised memory, which may hold anything."""
 
 _WRITES = frozenset(
-    [
-        "fill",
-        "masked_fill",
-        "full",
-        "full_like",
-        "new_full",
-        "scalar_tensor",
-        "where",
-        "index_put",
-        "_index_put_impl",
-        "index_fill",
-        "masked_scatter",
-        "scatter",
-        "lift_fresh",
-        "lift_fresh_copy",
-        "constant_pad_nd",
-    ]
+    ("fill", "masked_fill", "full", "full_like", "new_full", "scalar_tensor", "where")
+) | frozenset(
+    ("index_put", "_index_put_impl", "index_fill", "masked_scatter", "scatter", "lift_fresh")
 )
 """Operations that compute nothing: a non-finite value in their result was written on purpose."""
 
@@ -214,7 +200,12 @@ class Tracer(TorchDispatchMode):
         bad = [operand for operand in operands if not all_finite([operand])]
         nans = [operand for operand in bad if any_nan([operand])]
         if nans or (bad and not any_nan([tensor])):
-            return self._inherited(nans or bad, name)
+            read = nans or bad
+            known = any(_memory(operand) in self._origins for operand in read)
+            if not known and all(operand.dim() == 0 for operand in read):
+                # A number in the code, such as that of x[i] = nan, comes as a tensor.
+                return self._written(name, args, kwargs, tensor)
+            return self._inherited(read, name)
         if bad:
             # NaN out of infinities. Infinities of a mask are no fault, but a NaN made of them is.
             known = [self._origins.get(_memory(operand)) for operand in bad]

@@ -493,7 +493,9 @@ def watch(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: is a {type(model).__name__}; must be a torch.nn.Module")
-    optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    optimizers: list[Any] = [optimizer]
+    if isinstance(optimizer, list | tuple):
+        optimizers = list(optimizer)
     for entry in optimizers:
         if not isinstance(entry, torch.optim.Optimizer):
             raise TypeError(f"optimizer: is a {type(entry).__name__}; must be a torch optimizer")
