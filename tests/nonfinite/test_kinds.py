@@ -115,8 +115,10 @@ def softmax_of_a_hidden_row(x):
     return x.masked_fill(torch.ones(4, dtype=torch.bool), -math.inf).softmax(-1)
 
 
-def logsumexp_of_a_hidden_row(x):
-    return x.masked_fill(torch.ones(4, dtype=torch.bool), -math.inf).logsumexp(-1).exp()
+def log_softmax_of_a_hidden_row(x):
+    return (
+        x.masked_fill(torch.ones(4, dtype=torch.bool), -math.inf).log_softmax(-1)
+    )
 
 
 def no_label(x):
@@ -223,7 +225,7 @@ KINDS = [
     (zero_times_infinity, how.ZERO_INF, 'float("-inf")'),
     (two_masks, how.INF_INF, "hidden - hidden"),
     (softmax_of_a_hidden_row, how.MASKED, ".softmax(-1)"),
-    (logsumexp_of_a_hidden_row, how.MASKED, ".logsumexp(-1)"),
+    (log_softmax_of_a_hidden_row, how.MASKED, ".log_softmax(-1)"),
     (no_label, how.NO_LABEL, "F.cross_entropy"),
     (no_label_with_smoothing, how.NO_LABEL, "F.cross_entropy"),
     (no_weight, how.NO_LABEL, "F.cross_entropy"),
