@@ -12,7 +12,7 @@ from src.cli import interrupt
 from src.cli.hydra_errors import GRAMMAR_HINT, readable
 from src.common import storage, terminal
 from src.common.errors import InputError
-from src.common.override_grammar import parse_all, quote_free_text
+from src.common.override_grammar import join_braces, parse_all, quote_free_text
 from src.common.tracking_address import masked, take_typed
 from src.config.compose import compose
 from src.config.hydra_compose import compose_plain
@@ -120,7 +120,7 @@ def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[s
         flags = [argument for argument in typed if argument.startswith("-")]
         if flags:
             raise InputError(f"{flags[0]}: unknown flag; {GRAMMAR_HINT}")
-        arguments = [quote_free_text(argument) for argument in typed]
+        arguments = [quote_free_text(argument) for argument in join_braces(typed)]
         return act(arguments, multirun)
     except InputError as error:
         # Masked, because an address may have been typed for any field.

@@ -58,6 +58,11 @@ SWEPT_TEXT = ("init",)
 OPEN = {"model=external": "model.kwargs"}
 """Fields that accept any key below them, by the group choice that has them."""
 
+MAPPINGS = ("kwargs", "model.kwargs")
+"""Fields whose value is a mapping in braces."""
+
+_ENTRY = re.compile(r"[A-Za-z_]\w*:")
+
 TARGET = "model.target"
 """The field that names code to import and call."""
 
@@ -112,6 +117,24 @@ def _expand_home(key: str, value: str) -> str:
     if value.startswith(_HYDRA_SYNTAX) or key in SWEPT_TEXT:
         return _HOME.sub(home, value)
     return _HOME.sub(home, value, count=1) if _HOME.match(value) else value
+
+
+def join_braces(arguments: Sequence[str]) -> list[str]:
+    """Puts together what a shell took apart: bash makes two arguments of kwargs={a:1,b:2}.
+
+    They arrive as kwargs=a:1 kwargs=b:2, which is not valid otherwise.
+    """
+    joined: list[str] = []
+    parts: dict[str, list[str]] = {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in MAPPINGS or not _ENTRY.match(value):
+            joined.append(argument)
+            continue
+        if key not in parts:
+            joined.append(key)
+        parts.setdefault(key, []).append(value)
+    return [f"{a}={{{','.join(parts[a])}}}" if a in parts else a for a in joined]
 
 
 def allow_new_names(arguments: Sequence[str]) -> list[str]:

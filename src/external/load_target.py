@@ -100,7 +100,16 @@ def call(
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"{field}={target}: returned a module without trainable parameters")
+    # A module with a training step of its own handles its own outputs.
+    if not hasattr(model, "training_step"):
+        model.register_forward_hook(_logits_alone)
     return model
+
+
+def _logits_alone(module: nn.Module, args: Any, output: Any) -> Any:
+    """The logits of an output that has them as a field, as those of transformers do."""
+    logits = getattr(output, "logits", None)
+    return logits if isinstance(logits, torch.Tensor) else output
 
 
 def source_hash(target: str, *, field: str) -> str:

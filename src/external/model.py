@@ -1,13 +1,14 @@
 """External models: `model=external model.target=package.module:callable`.
 
 The callable returns an `nn.Module` on the CPU, in float32, that maps token ids (B, T) to logits
-(B, T, V); the logits at position t depend on tokens 0 .. t only. It is called with `model.kwargs`,
+(B, T, V), or to an object with these as `logits`, such as a model of transformers does; the logits
+at position t depend on tokens 0 .. t only. It is called with `model.kwargs`,
 and with `vocab_size` and `max_seq_len` if it has parameters of these names. Random initialisation
 follows the run's seed through the global generators of torch, NumPy and Python.
 
-Two things about state: a skipped step does not undo what the forward pass itself changes, such as
-BatchNorm's running statistics; and state that must survive from step to step has to be a persistent
-buffer, because a resumed run restores nothing else.
+Two things about state: a skipped step takes back what the forward pass changed in buffers, such as
+BatchNorm's running statistics, only where they became non-finite; and state that must survive from
+step to step has to be a persistent buffer, because a resumed run restores nothing else.
 
 The module may have any of these methods:
 

@@ -154,11 +154,11 @@ ADVICE = {
     "learning rate not finite": "check the schedule: a warm-up or decay over 0 steps divides by 0",
     "gradient changed before the update": "look at your clipping: dividing by a norm of 0 is NaN;"
     " add an epsilon, or use torch.nn.utils.clip_grad_norm_",
-    "optimizer update": "keep the weights in float32, or raise eps until their dtype can hold it"
-    " (1e-4 in float16)",
+    "optimizer update": "give the optimizer's divisor an epsilon that the weights' dtype can hold"
+    " (1e-4 in float16), or keep the weights in float32",
     "router underflow": "add an epsilon to the sum of scores, and keep the bias out of the scores",
     "optimizer second moment": "go back to an earlier checkpoint, and clip the gradient",
-    WEIGHTS: "use an earlier checkpoint: the damage was done in an earlier step",
+    WEIGHTS: "use an earlier checkpoint, and find the step that did the damage",
     BATCH: "check this sample where it is loaded or computed; drop it, or mask it before the loss",
     how.ZERO: "add an epsilon to the divisor, or leave out the rows where it is 0",
     how.TINY: "raise the epsilon of the divisor",
@@ -185,7 +185,7 @@ ADVICE = {
     OUTSIDE_LOSS: "pass loss_of= to examine the loss too",
     NOT_REPRODUCED: "run with the same seed again; if it fails at another step, suspect what is"
     " outside the model",
-    SPIKE: "look at the named rows; clip the gradient",
+    SPIKE: "look at this batch; clip the gradient, or lower the learning rate",
 }
 """What usually helps, by cause."""
 
@@ -204,8 +204,8 @@ def explanation(evidence: Evidence, cause: str) -> str:
         return evidence.why_finite or "The rerun of the step was finite; what differs is unknown."
     if cause == WEIGHTS:
         return (
-            f"{finding.place} was not finite before this step: the weights were damaged earlier,"
-            " and nothing in this step is to blame."
+            f"{finding.operation} of {finding.module or 'the top-level module'} was not finite"
+            " before this step: it was damaged in an earlier one."
         )
     if cause == BATCH:
         share = f"{finding.num_nonfinite} of {finding.num_elements}"
@@ -215,6 +215,11 @@ def explanation(evidence: Evidence, cause: str) -> str:
         return (
             "The model's outputs are finite, and the gradient that came back to them is not: the"
             " loss, which is computed outside the model, made it."
+        )
+    if cause == "exploding weights":
+        return (
+            f"The largest weight is {evidence.weight_absmax:.3g}, and {finding.place} overflows"
+            " with such weights."
         )
     if finding.detail is not None:
         return f"{finding.detail[0].upper()}{finding.detail[1:]}."

@@ -71,6 +71,12 @@ class Call:
         return self.node is not None and re.search(r"Backward\d+$", self.node) is not None
 
 
+POINTS = {"sqrt": "0", "pow": "0", "norm": "0", "acos": "1 or -1", "asin": "1 or -1"}
+"""Operands at which derivatives are infinite."""
+
+COMPUTED_WRITES = ("logdet",)
+"""Functions in which torch writes an infinity that it computed."""
+
 Rule = Callable[[Call], Explanation | None]
 
 
@@ -79,7 +85,7 @@ def explain(call: Call) -> Explanation | None:
     try:
         rule = RULES.get(call.name)
         said = None if rule is None else rule(call)
-        said = said or _overflow(call)
+        said = said or _empty(call) or _overflow(call)
     # Operands of an unknown kind must not hide the finding itself.
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return None
@@ -99,15 +105,12 @@ def _in_derivative(call: Call, said: Explanation) -> Explanation:
     if said[0] in (ZERO, LOG, DOMAIN, TINY, ZERO_INF) and plain not in ("div", "reciprocal"):
         if plain in ("eigh", "svd", "eig", "qr"):
             return EDGE, f"the derivative of {plain} is infinite for repeated or zero values"
-        return EDGE, f"the derivative of {plain} is infinite at its operand{_point(plain)}"
+        if plain in POINTS:
+            return EDGE, f"the derivative of {plain} is infinite at its operand {POINTS[plain]}"
+        return EDGE, f"the derivative of {plain} divides by 0 at its operand"
     if said[0] == ZERO:
         return ZERO, f"the derivative of {plain} divides by 0, even if its result is not used"
     return said
-
-
-def _point(operation: str) -> str:
-    points = {"sqrt": " 0", "pow": " 0", "norm": " 0", "acos": " 1 or -1", "asin": " 1 or -1"}
-    return points.get(operation, "")
 
 
 def _first(values: Tensor, holds: Tensor) -> str:
@@ -176,7 +179,8 @@ def _bounded(low: float, high: float) -> Rule:
             return DOMAIN, f"the operand of {call.name} is {_first(value, out)}"
         edge = (value == low) | (value == high)
         if bool(edge.any()):
-            return DOMAIN, f"{call.name} is infinite at its operand {_first(value, edge)}"
+            at = _first(value, edge)
+            return DOMAIN, f"the operand of {call.name} is {at}, where it is infinite"
         return None
 
     return rule
@@ -214,7 +218,7 @@ def _product(call: Call) -> Explanation | None:
 def _sum(call: Call) -> Explanation | None:
     operands = [*call.args, *call.kwargs.values()]
     if any_nan([call.result]) and any(_has_infinity(value) for value in operands):
-        return INF_INF, f"infinities of opposite sign meet for {_count(call)}"
+        return INF_INF, f"two infinities cancel, which is undefined, for {_count(call)}"
     return None
 
 
@@ -224,6 +228,22 @@ def _has_infinity(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(_has_infinity(entry) for entry in value)
     return isinstance(value, float) and math.isinf(value)
+
+
+def _empty(call: Call) -> Explanation | None:
+    """A mean, or a loss with one, over no element."""
+    operands = [t for t in tensors_in((list(call.args), call.kwargs)) if t.is_floating_point()]
+    if not operands or operands[0].numel() or not any_nan([call.result]):
+        return None
+    return EMPTY, f"the mean is over no element (shape {list(operands[0].shape)})"
+
+
+def _pole(call: Call) -> Explanation | None:
+    value = call.there(call.args[0])
+    pole = (value <= 0) & (value == value.round())
+    if not bool(pole.any()):
+        return None
+    return DOMAIN, f"the operand of {call.name} is {_first(value, pole)}, where it is infinite"
 
 
 def _softmax(call: Call) -> Explanation | None:
@@ -314,14 +334,19 @@ def _overflow(call: Call) -> Explanation | None:
         return None
     limit, size = _largest(call), max(absmax([t]) for t in numbers)
     longest = max(2, max(t.shape[-1] if t.dim() else 1 for t in numbers))
+    if call.name in ("sum", "mean", "cumsum"):
+        longest = max(2, numbers[0].numel())
     terms = size if call.name in ("_to_copy", "copy", "add", "sub") else max(size, size**2)
     scalars = [abs(float(v)) for v in call.args if isinstance(v, int | float)]
     if terms * longest * max([1.0, *scalars]) <= limit:
         return None
+    what = f"operands up to {size:.4g} give"
+    if call.name in ("sum", "mean", "cumsum"):
+        what = f"the sum over {numbers[0].numel()} elements up to {size:.4g} gives"
     if call.result.dtype == torch.float16:
-        return HALF, f"operands up to {size:.4g} give more than 65504, the largest float16"
+        return HALF, f"{what} more than 65504, the largest float16"
     name = str(call.result.dtype).removeprefix("torch.")
-    return OVERFLOW, f"operands up to {size:.4g} give more than {limit:.3g}, the largest {name}"
+    return OVERFLOW, f"{what} more than {limit:.3g}, the largest {name}"
 
 
 def _named(rule: Rule, *names: str) -> dict[str, Rule]:
@@ -353,6 +378,7 @@ RULES: dict[str, Rule] = {
     **_named(_std, "std", "var", "std_mean", "var_mean"),
     **_named(_normalisation, "native_layer_norm", "native_group_norm", "native_batch_norm"),
     **_named(_normalisation, "_fused_rms_norm", "_native_batch_norm_legit"),
-    **_named(_determinant, "_linalg_slogdet", "linalg_slogdet"),
+    **_named(_determinant, "_linalg_slogdet", "linalg_slogdet", "scalar_tensor"),
+    **_named(_pole, "lgamma", "digamma"),
 }
 """The rule of each operation; an operation without one is only checked for overflow."""

@@ -160,7 +160,7 @@ def make_incident(
     name = cause(evidence)
     line = describe(finding, rerun.router, drift)
     if update is not None:
-        line = f"{update.operation}: {update.explanation}"
+        line = update.summary
     elif finding is None and rerun.reproduced is None:
         line = "not reproduced: the step was not run again"
     figures = supporting_values(finding, rerun.router)
@@ -204,7 +204,9 @@ def make_spike(
     text += f" {parameter}."
     if growth is not None:
         where = growth.module or "the top-level module"
-        text += f" Gradients grow most, {growth.factor:.2g} times, at {where}: {growth.operation}."
+        text += (
+            f" The gradient grows most in {growth.operation} of {where}: {growth.factor:.2g} times."
+        )
     if row is not None:
         text += f" Without row {row['row']} of the batch the norm is {row['norm_without']:.3g}."
     source = None if growth is None or growth.source is None else vars(growth.source)
@@ -222,7 +224,7 @@ def make_spike(
         "reruns": None,
         "on_cpu": None,
         "next": None,
-        "line": f"step {step}: gradient norm {norm:.1f} is a large spike, largest in {parameter}",
+        "line": f"step {step}: gradient norm {norm:.4g} is a large spike, largest in {parameter}",
         "finding": None,
         "figures": {"grad_norm": norm, **(row or {})},
         "largest_gradients": dict(largest_gradients),

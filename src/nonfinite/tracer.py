@@ -29,7 +29,7 @@ from nonfinite.finite_checks import (
     is_mask,
     tensors_in,
 )
-from nonfinite.mechanisms import WRITTEN, Call, explain
+from nonfinite.mechanisms import COMPUTED_WRITES, WRITTEN, Call, explain
 from nonfinite.source_lines import Source, of_running_code, of_traceback
 
 _FRESH = frozenset(
@@ -64,6 +64,10 @@ class _Names(TorchFunctionMode):
         super().__init__()
         self.tracer = tracer
         self.running: list[str] = []
+
+    def runs(self, *names: str) -> bool:
+        """Whether the function is one of these, given without its module."""
+        return bool(self.running) and self.running[-1].rpartition(".")[2] in names
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = resolve_name(func) or getattr(func, "__name__", str(func))
@@ -215,7 +219,8 @@ class Tracer(TorchDispatchMode):
         written = _nonfinite_numbers((args, kwargs))
         is_nan = any_nan([tensor])
         copies = any_nan([torch.tensor(written)]) if written and is_nan else True
-        if not bad and copies and (name in _WRITES or (written and not is_nan)):
+        is_written = name in _WRITES or (bool(written) and not is_nan)
+        if not bad and copies and is_written and not self._names.runs(*COMPUTED_WRITES):
             return self._written(name, args, kwargs, tensor)
         if name.startswith("log") and operands and _is_binary(operands[0]):
             # The logarithm of a mask of zeros and ones is an additive mask.
@@ -225,7 +230,7 @@ class Tracer(TorchDispatchMode):
     def _written(self, name: str, args: Any, kwargs: Any, tensor: Tensor) -> _Origin:
         """The origin of a value that the code wrote, such as a mask's infinity."""
         finding = self._seen(name, args, kwargs, tensor, explained=False)
-        detail = f"{name} wrote it, so it was meant, but it reached the loss or a gradient"
+        detail = f"it was written by {name}, so it was meant, but reached the loss or a gradient"
         return self._new(MEANT, replace(finding, mechanism=WRITTEN, detail=detail))
 
     def _inherited(self, bad: list[Tensor], name: str) -> _Origin:
@@ -269,7 +274,7 @@ class Tracer(TorchDispatchMode):
             self._module_of_operation(),
             operation,
             tensor,
-            input_absmax=absmax(operands) if finite else None,
+            input_absmax=absmax(operands) if finite and operands[0].numel() else None,
             inside=inside,
             source=self._source(),
             mechanism=None if said is None else said[0],
@@ -451,6 +456,8 @@ def _nonfinite_numbers(tree: Any) -> list[float]:
 
 
 def _is_binary(tensor: Tensor) -> bool:
+    if tensor.requires_grad:
+        return False
     zero, one = tensor == 0, tensor == 1
     return bool((zero | one).all()) and bool(zero.any()) and bool(one.any())
 

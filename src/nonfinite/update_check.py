@@ -21,6 +21,8 @@ class UpdateFault:
     cause: str
     operation: str
     """The optimizer, or what changed the gradient."""
+    summary: str
+    """A few words for the incident's line."""
     explanation: str
     parameter: str | None = None
     """The first parameter that is not finite."""
@@ -52,6 +54,7 @@ class UpdateCheck:
                 return UpdateFault(
                     cause="learning rate not finite",
                     operation=f"{self.name}, learning rate of group {number}",
+                    summary=f"the learning rate of {self.name} is {float(rate)}",
                     explanation=f"The learning rate of {self.name}'s group {number} is"
                     f" {float(rate)} before the update; loss and gradient are finite.",
                     figures={"lr": float(rate)},
@@ -105,6 +108,7 @@ class UpdateCheck:
         return UpdateFault(
             cause="gradient changed before the update",
             operation=f"gradient clipping, or what else changed the gradient of {name}",
+            summary=f"the gradient of {name} was changed to a non-finite one before the update",
             explanation=f"The gradient of {name} was finite after the backward pass, and was not"
             f" when {self.name} applied it: clipping, or what else changes gradients in between,"
             " made it so.",
@@ -126,6 +130,7 @@ class UpdateCheck:
         return UpdateFault(
             cause="optimizer update",
             operation=f"{self.name} step",
+            summary=f"the update of {self.name} made {name} non-finite",
             explanation=f"The update of {self.name} made {bad} of {parameter.numel()} elements of"
             f" {name} non-finite from a finite gradient and rate. {why}",
             parameter=name,

@@ -38,7 +38,9 @@ def made_by(mechanism: str, **changes) -> Evidence:
 
 
 def faulty_update(name: str) -> Evidence:
-    fault = UpdateFault(cause=name, operation="Adam step", explanation="Because.")
+    fault = UpdateFault(
+        cause=name, operation="Adam step", summary="Adam did", explanation="Because."
+    )
     return with_finding(None, update=fault)
 
 

@@ -116,9 +116,7 @@ def softmax_of_a_hidden_row(x):
 
 
 def log_softmax_of_a_hidden_row(x):
-    return (
-        x.masked_fill(torch.ones(4, dtype=torch.bool), -math.inf).log_softmax(-1)
-    )
+    return x.masked_fill(torch.ones(4, dtype=torch.bool), -math.inf).log_softmax(-1)
 
 
 def no_label(x):
