@@ -21,9 +21,11 @@ SHARE = 0.5
 
 def is_spike(norm: float, earlier: Sequence[float]) -> bool:
     """Whether a gradient norm is far above those of the steps before it."""
-    known = sorted(value for value in earlier[-WINDOW:] if math.isfinite(value))
-    if not known or not math.isfinite(norm):
+    known = [value for value in earlier[-WINDOW:] if math.isfinite(value)]
+    # Most norms are not even far above the smallest, so that nothing need be sorted.
+    if not known or not math.isfinite(norm) or norm <= LATE[1] * min(known):
         return False
+    known.sort()
     median = known[len(known) // 2]
     return any(len(known) >= least and norm > times * median for least, times in (EARLY, LATE))
 

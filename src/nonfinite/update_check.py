@@ -1,5 +1,6 @@
 """Checks between gradient and weights: the rate, the gradient that is applied, the result."""
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class UpdateCheck:
         if not type(self.optimizer).__module__.startswith("torch.optim"):
             return True
         epsilons = [group[name] for name in EPSILONS if isinstance(group.get(name), float)]
-        return any(torch.tensor(eps, dtype=parameter.dtype).item() == 0.0 for eps in epsilons)
+        return any(_is_zero(eps, parameter.dtype) for eps in epsilons)
 
     def _changed(self, parameter: nn.Parameter) -> UpdateFault:
         name = self.names.get(id(parameter), "a parameter")
@@ -122,7 +123,7 @@ class UpdateCheck:
         figures |= {key: group[key] for key in EPSILONS if isinstance(group.get(key), float)}
         why = "It is not one of torch's optimizers; look for a division by 0 in its step."
         eps = next((group[key] for key in EPSILONS if isinstance(group.get(key), float)), None)
-        if eps is not None and torch.tensor(eps, dtype=parameter.dtype).item() == 0.0:
+        if eps is not None and _is_zero(eps, parameter.dtype):
             why = (
                 f"Its eps {eps:.3g} is 0 in {dtype}, so it divides 0 by 0 where the gradient is 0."
             )
@@ -136,6 +137,12 @@ class UpdateCheck:
             parameter=name,
             figures=figures,
         )
+
+
+@functools.cache
+def _is_zero(eps: float, dtype: torch.dtype) -> bool:
+    """Whether a number is 0 in a dtype."""
+    return torch.tensor(eps, dtype=dtype).item() == 0.0
 
 
 def _version(gradient: Tensor) -> int:
