@@ -188,7 +188,7 @@ def _p(value: float) -> str:
 
 
 def _predictions_table(folder: Path, words: Mapping[str, Any]) -> str:
-    lines = ["| predicted before the runs | wanted | found | |", "|---|---|--:|---|"]
+    lines = ["| prediction, written before the runs | expected | measured | |", "|---|---|--:|---|"]
     for prediction in predictions(folder):
         found = prediction.found(words)
         shown = number_format.NONE if found is None else f"{found:.4g}"
