@@ -105,7 +105,7 @@ def test_a_report_is_made_of_the_other_runs_and_names_the_damaged_one(
         page = Path("runs/synthetic/report/report.md").read_text().replace("\\", "")
         # A log that ends too early is told by the record of a run, and a synthetic one keeps none.
         if name != "metrics.jsonl" or damage in ("not UTF-8", "a list", "zeros"):
-            left_out = f"{study.runs[1].name}: left out, because"
+            left_out = f"{study.runs[1].name}: left out:"
             assert left_out in " ".join(text.split())
             assert left_out in page
         file.write_bytes(kept)
@@ -116,7 +116,9 @@ def test_where_all_runs_are_damaged_one_is_named(tmp_path):
     study = synthetic.study(tmp_path, {"none": Arm()}, seeds=2)
     for run in study.runs:
         (run.folder / "record.json").write_text("{")
-    with pytest.raises(DamagedError, match=r"no run of it can be read; .*record.json: is damaged"):
+    with pytest.raises(
+        DamagedError, match=r"none of its runs can be read; .*record.json: is damaged"
+    ):
         collect(tmp_path / "runs", "synthetic")
 
 

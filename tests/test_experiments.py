@@ -56,7 +56,7 @@ def test_every_study_says_how_it_is_repeated_and_has_its_results(study):
 @pytest.mark.parametrize("template", BOOK.templates(), ids=lambda file: file.parent.name)
 def test_the_numbers_of_a_page_are_those_of_its_results(template):
     page = BOOK.target(template)
-    assert page.read_text() == BOOK.page(template), "python -m src.lab book writes it anew"
+    assert page.read_text() == BOOK.page(template), "python -m src.lab book writes it again"
 
 
 def test_the_chart_of_the_front_page_is_that_of_its_results():

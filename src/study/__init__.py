@@ -1,1 +1,1 @@
-"""From many records to statistics, figures and one report. Reads run folders and nothing else."""
+"""From many records to statistics, charts and one report. Reads only run folders."""

@@ -138,17 +138,17 @@ OTHERS = {
     },
     "reproduce": {
         "paths.book=/nope": "paths.book=/nope: no such folder",
-        "paths.book=.": "holds no study",
+        "paths.book=.": "has no study",
         "paths.book=": "is empty",
         "paths.runs=": "is empty",
         f"n_jobs={ABSURD} plan=true": "must be at most",
-        "studies=../x": "must be of",
+        "studies=../x": "must be one of",
     },
     "book": {
         "paths.book=/nope": "paths.book=/nope: no such folder",
         "paths.book=": "is empty",
         "paths.runs=": "is empty",
-        "studies=../x": "must be of",
+        "studies=../x": "must be one of",
     },
 }
 CASES = [

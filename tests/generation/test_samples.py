@@ -71,7 +71,7 @@ def test_the_report_shows_one_text_an_arm_and_the_way_to_all(tmp_path):
         (run.folder / "samples.md").write_text(text)
     files = write_report(study, tmp_path / "out", show=False)
     page = Page(files.page)
-    rows = page.table("What the models write")
+    rows = page.table("Text samples")
     assert [row[0] for row in rows] == ["none", "warmdown"]
     assert all(row[2] == "Once <b> / upon 0" for row in rows)
     links = [

@@ -10,7 +10,7 @@ from src.study.analysis.analyse import analyse
 from src.study.analysis.arms import arms_of
 from src.study.analysis.compare_arms import comparisons
 from src.study.analysis.results import Proportion
-from src.study.analysis.verdicts import CANNOT_TELL
+from src.study.analysis.verdicts import INCONCLUSIVE
 from src.study.read.collect import Study
 from tests.study import synthetic
 from tests.study.remedies import FAILS, REMEDIES, START, arm, everything_said
@@ -21,58 +21,59 @@ def test_a_known_cure_is_found_with_six_seeds_after_holm():
     analysis = analyse(synthetic.in_memory(REMEDIES))
 
     primary = arm(analysis, "router_eps").comparisons["nonfinite"]
-    # router_eps, clip03, fp32, noise and warmdown; the null arm and the censored one are apart.
+    # router_eps, clip03, fp32, noise and warmdown, without the A/A control and the censored arm.
     assert primary.p_value == pytest.approx(5 * 2 / 924)
     assert primary.detected and primary.smallest_p == primary.p_value
     assert primary.difference.mean == -1.0
-    assert primary.verdict == "fewer seeds fail: 0 of 6 seeds against 6 of 6, p = 0.011"
+    assert primary.verdict == "fewer seeds fail: 0 of 6, baseline 6 of 6, p = 0.011"
     detected = [each.label for each in analysis.arms if "nonfinite" in each.comparisons]
     detected = [name for name in detected if arm(analysis, name).comparisons["nonfinite"].detected]
     assert detected == ["router_eps"]
     assert analysis.can_rank
 
 
-def test_the_answer_says_what_fails_what_prevents_it_and_what_cannot_be_told():
+def test_the_answer_says_what_fails_what_prevents_it_and_what_is_inconclusive():
     sentences = analyse(synthetic.in_memory(REMEDIES)).answer
 
     assert sentences[0] == (
         "With mlha and moe_writeup_add at preset stress: 6 of 6 seeds go non-finite, first at step"
         " 258 to 390."
     )
-    assert (
-        sentences[1] == "This is prevented by router_eps (0 of 6 seeds against 6 of 6), p = 0.011."
+    assert sentences[1] == (
+        "Significantly fewer seeds fail with router_eps (0 of 6, baseline 6 of 6), p = 0.011."
     )
-    assert sentences[2].startswith("This design cannot tell")
+    assert sentences[2].startswith("Inconclusive")
     assert "warmdown (3 of 6)" in sentences[2] and "router_eps" not in sentences[2]
-    assert "by chance alone 5 of 6 (shaken) seeds fail" in sentences[2]
-    assert "early_stop after step 280; zeros there are exposure, not effect" in sentences[3]
+    assert "; A/A control: shaken (5 of 6)" in sentences[2]
+    assert "early_stop after step 280; zero failures there only reflect fewer" in sentences[3]
     assert sentences[4:] == [
-        "With 0 clean seeds of the baseline to pair with, loss by itself: router_eps 2.107."
+        "Unpaired loss, because the baseline has 0 clean seeds: router_eps 2.107."
     ]
 
 
-def test_a_weak_effect_at_three_seeds_cannot_be_told():
+def test_a_weak_effect_at_three_seeds_is_inconclusive():
     arms = {"none": Arm(num_failing=3), "router_eps": Arm(), "clip03": Arm(num_failing=1)}
 
     analysis = analyse(synthetic.in_memory(arms, seeds=3))
 
     for label in ("router_eps", "clip03"):
         for comparison in arm(analysis, label).comparisons.values():
-            assert comparison.verdict.startswith(CANNOT_TELL) and not comparison.detected
+            assert comparison.verdict.startswith(INCONCLUSIVE) and not comparison.detected
             assert comparison.smallest_effect is None
     primary = arm(analysis, "router_eps").comparisons["nonfinite"]
     assert primary.smallest_p == pytest.approx(2 * 0.1)
-    assert "cannot go below p = 0.200" in primary.verdict
+    assert "p cannot be below 0.200" in primary.verdict
     batches = arm(analysis, "router_eps").comparisons["nonfinite_batches"]
-    assert batches.smallest_p == 0.25 and "cannot go below p = 0.250" in batches.verdict
+    assert batches.smallest_p == 0.25 and "p cannot be below 0.250" in batches.verdict
     assert analysis.answer[0].startswith("This study cannot rank remedies")
+    assert analysis.answer[0].endswith(" Run at least 4 seeds.")
 
 
 def test_no_effect_is_never_said():
     for seeds in (1, 2, 3, 6):
         said = everything_said(analyse(synthetic.in_memory(REMEDIES, seeds=seeds)))
         assert "no effect" not in said.lower()
-        assert CANNOT_TELL in said
+        assert INCONCLUSIVE in said
 
 
 def test_null_studies_are_not_found_more_often_than_they_should_be():
@@ -158,8 +159,8 @@ def test_zeros_of_early_stop_are_exposure():
     assert found.num_failed_before == 1
     assert found.nonfinite == found.baseline_nonfinite == Proportion(events=0, total=5)
     assert primary.p_value is None and not primary.detected
-    assert primary.verdict.startswith(f"{CANNOT_TELL}: censored")
-    assert "exposure, not effect (5 of 5 seeds of its baseline fail" in primary.verdict
+    assert primary.verdict.startswith(f"{INCONCLUSIVE}: censored")
+    assert "not an effect of the remedy (5 of 5 seeds of the baseline fail" in primary.verdict
 
 
 def test_what_the_guard_raised_out_of_is_an_event_and_no_early_stop():
@@ -186,7 +187,7 @@ def test_an_option_beside_early_stop_is_compared_up_to_the_stop():
     found = arm(analyse(synthetic.in_memory(arms)), "early_stop-warmdown")
 
     assert found.baseline_nonfinite == Proportion(events=4, total=6)
-    assert "up to step 280, after which it does not train" in found.comparisons["nonfinite"].verdict
+    assert "up to step 280, where training ends" in found.comparisons["nonfinite"].verdict
 
 
 def test_an_arm_that_ends_early_reaches_no_equal_cost_by_any_clock():
@@ -206,7 +207,7 @@ def test_early_stop_is_compared_in_loss_at_its_own_last_step():
     # The synthetic curve is that of the baseline: at equal steps there is nothing between them.
     assert found.comparisons["loss"].difference.mean == pytest.approx(0, abs=1e-12)
     assert found.comparisons["loss"].verdict.endswith(
-        "at step 280, its last, it is its baseline still"
+        "up to step 280, its last, the arm is identical to its baseline"
     )
     assert found.loss.mean > arm(analyse(synthetic.in_memory(arms)), "none").loss.mean
 
@@ -220,7 +221,7 @@ def test_ema_is_compared_by_the_loss_of_averaged_weights_alone():
     assert found.comparisons["loss"].difference.mean == pytest.approx(-0.02)
     assert found.comparisons["loss"].p_value == 2 / 64
     primary = found.comparisons["nonfinite"]
-    assert primary.p_value is None and "trains bitwise as its baseline" in primary.verdict
+    assert primary.p_value is None and "trains bitwise identically" in primary.verdict
 
 
 def test_repeats_of_a_seed_are_one_vote():
@@ -278,8 +279,8 @@ def test_fewer_than_two_clean_seeds_give_no_difference_of_losses():
     loss = arm(analyse(synthetic.in_memory(arms)), "zclip").comparisons["loss"]
 
     assert loss.difference is None and loss.p_value is None
-    stated = "both are clean, and have a loss at its last step, on 1 of 6 seeds"
-    assert loss.verdict == f"{CANNOT_TELL}: {stated}"
+    stated = "arm and baseline are both clean, with a loss at the arm's last step, on 1 of 6 seeds"
+    assert loss.verdict == f"{INCONCLUSIVE}: {stated}"
 
 
 def test_a_loss_over_the_windows_that_are_left_is_marked_and_not_compared():

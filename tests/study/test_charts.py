@@ -13,7 +13,12 @@ from src.study.analysis.analyse import analyse
 from src.study.analysis.expert_loads import all_loads, sampling_floor
 from src.study.report import chart_data, charts, draw
 from src.study.report.load_table import load_table
-from src.study.report.loss_over_run import elevenths_table, first_large_norm, nearest, validations
+from src.study.report.loss_over_run import (
+    first_large_norm,
+    loss_over_run_table,
+    nearest,
+    validations,
+)
 from src.study.report.sections import CHARTS, Findings
 from src.study.report.table import MARK
 from tests.study import synthetic
@@ -86,8 +91,8 @@ def test_outcomes_differ_in_shape_and_not_in_colour_alone():
 
 def test_a_long_label_is_broken_before_a_field_and_loses_nothing():
     label = "noise@learning_rate-0.003@weight_decay-0.1@scale-gradient_rms"
-    lines = chart_data.wrapped(label, "null arm", "").split("\n")
-    assert "".join(lines[:-1]) == label and lines[-1] == "null arm"
+    lines = chart_data.wrapped(label, "A/A control", "").split("\n")
+    assert "".join(lines[:-1]) == label and lines[-1] == "A/A control"
     assert all(line.startswith("@") for line in lines[1:-1])
     assert max(map(len, lines)) <= chart_data.LABEL_WIDTH
     assert chart_data.wrapped("short") == "short"
@@ -143,7 +148,7 @@ def test_a_loss_that_blew_up_does_not_flatten_the_others():
 
 def test_elevenths_are_means_of_the_nearest_validations():
     study = synthetic.in_memory({"none": Arm(loss=(2.0, 2.2))}, seeds=2)
-    (row,) = elevenths_table(study, analyse(study), title="").rows
+    (row,) = loss_over_run_table(study, analyse(study), title="").rows
     expected = [sum(run.curve("val/loss")[k][1] for run in study.runs) / 2 for k in range(11)]
     assert [cell.text for cell in row[1:12]] == [f"{value:.3f}" for value in expected]
     assert row[12].text == "best 2.100 at step 440"
@@ -157,11 +162,11 @@ def test_elevenths_are_marked_and_noted_as_in_the_write_up():
             line["spike/norm_over_100"] = 2.0
             run.record["spikes"] |= {"norm_over_100": 2}
 
-    none, stopped = elevenths_table(with_lines(study, spike), analyse(study), title="").rows
+    none, stopped = loss_over_run_table(with_lines(study, spike), analyse(study), title="").rows
     assert [MARK in cell.text for cell in none[1:12]] == [False] * 7 + [True] * 4
     notes = none[12].text.split("; ")
     assert notes[0].endswith("at step 280")
-    assert notes[1:] == ["norm over 100 by step 240 (seed 1)", "first NaN in step 300 (seed 0)"]
+    assert notes[1:] == ["norm above 100 by step 240 (seed 1)", "first NaN at step 300 (seed 0)"]
     assert [cell.text for cell in stopped[8:12]] == [number_format.NONE] * 4
     assert stopped[7].text != number_format.NONE
 
@@ -234,7 +239,7 @@ def test_loads_are_those_of_the_last_quarter():
     ]
     layers = chart_data.router_loads(arms)
     assert list(layers["high"]) == [0.5, 0.5]
-    assert set(layers["panel"]) == {"none\ngreatest MaxVio 0.25"}
+    assert set(layers["panel"]) == {"none\nhighest MaxVio 0.25"}
 
 
 def test_models_without_experts_have_no_loads():

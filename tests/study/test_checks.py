@@ -42,8 +42,8 @@ def test_a_study_of_remedies_without_controls_is_told_so():
 def test_seeds_that_only_one_side_has_are_listed():
     found = warnings(CONTROLS | {"clip03": Arm(seeds=[0, 1, 2, 9])})
 
-    assert "clip03: seeds 3, 4, 5 of its baseline not run" in found
-    assert "clip03: seed 9 not run in its baseline, so in no comparison" in found
+    assert "clip03: seeds 3, 4, 5 missing, but run in its baseline" in found
+    assert "clip03: seed 9 not compared, because not run in its baseline" in found
 
 
 def test_an_arm_whose_baseline_is_not_there_is_named():
@@ -56,7 +56,7 @@ def test_an_arm_whose_baseline_is_not_there_is_named():
 def test_runs_that_have_not_ended_are_listed(status):
     found = warnings(CONTROLS | {"clip03": Arm(status=status)}, seeds=2)
 
-    assert f"clip03: {status}, so in no comparison: seed-0, seed-1" in found
+    assert f"clip03: not compared, because {status}: seed-0, seed-1" in found
 
 
 def test_runs_that_the_guard_stopped_have_lower_bounds_for_counts():
@@ -74,9 +74,9 @@ def test_seeds_that_failed_early_are_told_once_for_all_arms_that_start_there():
         "ema": Arm(nonfinite=early, acts_from=440),
     }
 
-    (told,) = [each for each in warnings(arms) if "non-finite on" in each]
+    (warning,) = [each for each in warnings(arms) if "seeds failed by step" in each]
 
-    assert told.startswith("router_eps, shaken: non-finite on")
+    assert warning.startswith("router_eps, shaken: 1 of 6 seeds failed by step 240")
 
 
 def test_mixed_code_libraries_and_devices_are_told():
@@ -86,7 +86,7 @@ def test_mixed_code_libraries_and_devices_are_told():
         in analyse(recorded(study, 3, git_sha="abc", code="d" * 16)).warnings
     )
     assert (
-        "runs of 2 commits (0123456789, abc), with the same code in all"
+        "runs of 2 commits (0123456789, abc), all with the same code"
         in analyse(recorded(study, 3, git_sha="abc")).warnings
     )
     assert (
@@ -108,11 +108,11 @@ def test_metrics_that_are_cut_are_named_and_so_is_a_run_trained_by_two_states_of
     study = synthetic.in_memory(CONTROLS, seeds=2)
     study.runs[1].__dict__["lines"] = study.runs[1].lines[:3]
     study.runs[0].__dict__["lines"] = []
-    (cut,) = [line for line in analyse(study).warnings if "is cut" in line]
-    assert cut.startswith("none: metrics.jsonl is cut")
+    (cut,) = [line for line in analyse(study).warnings if "is truncated" in line]
+    assert cut.startswith("none: metrics.jsonl is truncated")
     assert cut.endswith("seed-0 (to step 0 of 440), seed-1 (to step 80 of 440)")
     mixed = analyse(recorded(synthetic.in_memory(CONTROLS), 3, code="c" * 16 + "+d"))
-    assert "runs of 2 states of the code: it was changed between them" in mixed.warnings
+    assert "runs of 2 versions of the code: it was changed between runs" in mixed.warnings
 
 
 def test_of_runs_that_tell_no_code_nothing_is_said_of_it():
@@ -130,8 +130,8 @@ def test_a_field_that_differs_without_being_named_is_told():
     found = warnings(CONTROLS | {"zclip": odd})
 
     assert found == [
-        "zclip: differs from its baseline in more than it says:"
-        " ffn.router.norm_eps (1e-09 against 0.0), recipe.learning_rate (0.003 against 0.0015)"
+        "zclip: also differs from its baseline in ffn.router.norm_eps (1e-09, baseline 0.0),"
+        " recipe.learning_rate (0.003, baseline 0.0015)"
     ]
 
 

@@ -1,24 +1,24 @@
-"""Null arms are the yardstick, and known-good arms the proof that a study can see."""
+"""A/A controls give the range of chance; positive controls show that a study can detect effects."""
 
 import pytest
 
 from src.study.analysis.analyse import analyse
-from src.study.analysis.verdicts import CANNOT_TELL
+from src.study.analysis.verdicts import INCONCLUSIVE
 from tests.study import synthetic
 from tests.study.remedies import FAILS, REMEDIES, SHAKEN, START, arm, everything_said
 from tests.study.synthetic import Arm
 
 
-def test_the_range_of_the_null_arm_stands_beside_every_difference():
+def test_every_difference_has_the_range_of_the_aa_control():
     found = arm(analyse(synthetic.in_memory(REMEDIES)), "warmdown")
 
-    assert found.null_arm == "shaken"
+    assert found.aa_control == "shaken"
     # Shaken has 1, 2, 0, 1, 1, 1 non-finite batches where the baseline has 2, 1, 3, 1, 2, 1.
-    assert found.comparisons["nonfinite_batches"].null_range == (-3, 1)
-    assert found.comparisons["nonfinite"].null_range == pytest.approx((-1 / 6, -1 / 6))
+    assert found.comparisons["nonfinite_batches"].aa_range == (-3, 1)
+    assert found.comparisons["nonfinite"].aa_range == pytest.approx((-1 / 6, -1 / 6))
 
 
-def test_repeats_of_the_null_arm_widen_its_range():
+def test_repeats_of_the_aa_control_widen_its_range():
     null = Arm(
         nonfinite=[steps for each in FAILS for steps in (each, [])], acts_from=START, repeats=2
     )
@@ -26,20 +26,20 @@ def test_repeats_of_the_null_arm_widen_its_range():
 
     found = arm(analyse(synthetic.in_memory(arms)), "fp32")
 
-    assert found.comparisons["nonfinite"].null_range == (-1, 0)
+    assert found.comparisons["nonfinite"].aa_range == (-1, 0)
 
 
-def test_the_range_of_the_null_arm_is_that_of_single_runs_inside_the_arms_own_window():
+def test_the_range_of_the_aa_control_is_that_of_single_runs_inside_the_arms_own_window():
     null = Arm(spikes=[[100, 200], [100, 200, 300, 400, 420]], acts_from=START, repeats=2)
     arms = {"none": Arm(), "shaken": null, "zclip": Arm(), "warmdown": Arm(acts_from=START)}
 
     analysis = analyse(synthetic.in_memory(arms))
 
-    assert arm(analysis, "zclip").comparisons["spikes"].null_range == (2, 5)
-    assert arm(analysis, "warmdown").comparisons["spikes"].null_range == (0, 3)
+    assert arm(analysis, "zclip").comparisons["spikes"].aa_range == (2, 5)
+    assert arm(analysis, "warmdown").comparisons["spikes"].aa_range == (0, 3)
 
 
-def test_the_null_arm_stands_in_with_the_seeds_that_the_arms_own_window_has():
+def test_the_aa_control_counts_the_seeds_at_risk_in_the_arms_own_window():
     arms = {
         "none": Arm(nonfinite=[[100], [], [], [], [], []]),
         "shaken": Arm(nonfinite=[[100, 300, 301], [], [], [], [], []], acts_from=START),
@@ -49,11 +49,11 @@ def test_the_null_arm_stands_in_with_the_seeds_that_the_arms_own_window_has():
 
     analysis = analyse(synthetic.in_memory(arms))
 
-    assert arm(analysis, "zclip").comparisons["nonfinite_batches"].null_range == (0, 2)
-    assert arm(analysis, "warmdown").comparisons["nonfinite_batches"].null_range == (0, 0)
+    assert arm(analysis, "zclip").comparisons["nonfinite_batches"].aa_range == (0, 2)
+    assert arm(analysis, "warmdown").comparisons["nonfinite_batches"].aa_range == (0, 0)
 
 
-def test_a_null_arm_of_another_baseline_is_no_yardstick():
+def test_an_aa_control_of_another_baseline_is_not_used():
     arms = {
         "none": Arm(),
         "shaken": Arm(acts_from=START),
@@ -64,27 +64,27 @@ def test_a_null_arm_of_another_baseline_is_no_yardstick():
 
     analysis = analyse(synthetic.in_memory(arms))
 
-    assert arm(analysis, "moe_writeup_add+clip03").null_arm == "moe_writeup_add+shaken"
+    assert arm(analysis, "moe_writeup_add+clip03").aa_control == "moe_writeup_add+shaken"
 
 
-def test_the_null_arm_that_starts_nearest_is_taken():
+def test_the_aa_control_that_starts_nearest_is_taken():
     arms = REMEDIES | {"shaken_full": Arm(nonfinite=SHAKEN)}
 
     analysis = analyse(synthetic.in_memory(arms))
 
-    assert arm(analysis, "clip03").null_arm == "shaken_full"
-    assert arm(analysis, "warmdown").null_arm == "shaken"
-    assert arm(analysis, "none").null_arm is None
+    assert arm(analysis, "clip03").aa_control == "shaken_full"
+    assert arm(analysis, "warmdown").aa_control == "shaken"
+    assert arm(analysis, "none").aa_control is None
 
 
-def test_a_null_arm_is_never_a_finding_and_costs_the_others_nothing():
+def test_an_aa_control_is_never_a_finding_and_costs_the_others_nothing():
     clean = {"none": Arm(num_failing=6), "shaken": Arm(), "shaken_full": Arm(), "router_eps": Arm()}
 
     analysis = analyse(synthetic.in_memory(clean))
 
     null = arm(analysis, "shaken").comparisons["nonfinite"]
     assert null.p_value == pytest.approx(2 * 2 / 924) and not null.detected
-    assert null.verdict.startswith("chance alone: ")
+    assert null.verdict.startswith("A/A control: ")
     told = "shaken is an A/A control and is significantly different in nonfinite"
     assert any(told in warning for warning in analysis.warnings)
     cure = arm(analysis, "router_eps").comparisons["nonfinite"]
@@ -92,25 +92,25 @@ def test_a_null_arm_is_never_a_finding_and_costs_the_others_nothing():
     assert "shaken" not in analysis.answer[1]
 
 
-def test_without_the_known_good_arm_found_no_remedy_can_be_ranked():
+def test_if_the_positive_control_is_not_detected_no_remedy_can_be_ranked():
     arms = REMEDIES | {"router_eps": Arm(nonfinite=SHAKEN, acts_from=START)}
 
     analysis = analyse(synthetic.in_memory(arms))
 
     assert not analysis.can_rank
     assert analysis.answer[0] == (
-        "This study cannot rank remedies: what is known to work was not found, router_eps"
-        " (5 of 6 seeds against 6 of 6, p = 1.000)."
+        "This study cannot rank remedies: it does not detect the effect of its positive control"
+        " router_eps (5 of 6 seeds fail, baseline 6 of 6, p = 1.000)."
     )
 
 
-def test_one_positive_control_that_is_found_is_enough():
+def test_one_detected_positive_control_is_enough():
     arms = REMEDIES | {"router_freeze": Arm(nonfinite=SHAKEN, acts_from=START)}
 
     analysis = analyse(synthetic.in_memory(arms))
 
     assert analysis.can_rank
-    assert [each.label for each in analysis.arms if each.is_known_good] == [
+    assert [each.label for each in analysis.arms if each.is_positive_control] == [
         "router_eps",
         "router_freeze",
     ]
@@ -120,20 +120,20 @@ def test_where_nothing_fails_nothing_can_be_prevented():
     primary = arm(analyse(synthetic.in_memory({"none": Arm(), "zclip": Arm()})), "zclip")
 
     verdict = primary.comparisons["nonfinite"].verdict
-    assert verdict.startswith(CANNOT_TELL) and "nothing could be prevented" in verdict
+    assert verdict.startswith(INCONCLUSIVE) and "nothing could be prevented" in verdict
 
 
-def test_a_known_good_arm_that_makes_it_worse_is_not_found():
+def test_a_positive_control_that_adds_failures_is_not_detected():
     arms = {"none": Arm(), "router_eps": Arm(num_failing=6)}
 
     analysis = analyse(synthetic.in_memory(arms))
 
     assert arm(analysis, "router_eps").comparisons["nonfinite"].detected
     assert not analysis.can_rank
-    assert "made worse by router_eps (6 of 6 seeds against 0 of 6)" in analysis.answer[2]
+    assert "more seeds fail with router_eps (6 of 6, baseline 0 of 6)" in analysis.answer[2]
 
 
-def test_a_study_without_a_known_good_arm_says_so_and_ranks():
+def test_a_study_without_a_positive_control_says_so_and_ranks():
     arms = {name: each for name, each in REMEDIES.items() if name != "router_eps"}
 
     analysis = analyse(synthetic.in_memory(arms))
@@ -143,7 +143,7 @@ def test_a_study_without_a_known_good_arm_says_so_and_ranks():
     assert "no positive control" not in everything_said(analyse(synthetic.in_memory(REMEDIES)))
 
 
-def test_of_two_baselines_the_one_without_the_known_good_found_is_named():
+def test_of_two_baselines_the_one_without_a_detected_positive_control_is_named():
     arms = {
         "none": Arm(num_failing=6),
         "router_eps": Arm(),

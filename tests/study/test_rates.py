@@ -86,7 +86,7 @@ def test_the_table_says_where_seeds_fail_and_why_there_is_no_figure(tmp_path):
     assert row[1].split("|")[1] == "0.002 to 0.1"
     assert row[2] == "1 of 2, 0 of 2, 0 of 2"
     assert row[3:5] == ["0.01", "2.100"]
-    assert row[5] == f"{NONE}|rates are not evenly spaced in the logarithm"
+    assert row[5] == f"{NONE}|rates are not evenly spaced on a log scale"
 
 
 def test_a_best_rate_at_the_end_of_the_grid_and_a_rate_that_has_not_ended_are_said(tmp_path):
@@ -94,7 +94,7 @@ def test_a_best_rate_at_the_end_of_the_grid_and_a_rate_that_has_not_ended_are_sa
     _, page = report(synthetic.study(tmp_path, arms, seeds=2), tmp_path)
     (row,) = page.table("Learning rates")
     assert row[3] == "0.001|at the end of the grid"
-    assert row[5] == f"{NONE}|no run of some rate has ended"
+    assert row[5] == f"{NONE}|some rate has no run that has ended"
 
 
 def test_where_no_rate_has_a_loss_none_is_best(tmp_path):

@@ -55,10 +55,10 @@ def test_every_arm_is_in_the_first_table_with_its_outcomes(full):
     rows = {row[0].split("|")[0]: row for row in page.table("What happened")}
     assert list(rows) == list(ARMS)
     assert rows["none"][2] == "6\N{NO-BREAK SPACE}intermittent"
-    assert rows["router_eps"][0] == "router_eps|known good"
+    assert rows["router_eps"][0] == "router_eps|positive control"
     assert rows["router_eps"][3] == "0 of 6|baseline 6 of 6"
-    assert rows["shaken"][0] == "shaken|null arm|acts after step 240"
-    assert "trains to step 280 only" in rows["early_stop"][0]
+    assert rows["shaken"][0] == "shaken|A/A control|acts after step 240"
+    assert "trains only to step 280" in rows["early_stop"][0]
 
 
 def test_the_title_of_every_table_names_router_and_preset(full):
@@ -72,7 +72,7 @@ def test_the_title_of_every_table_names_router_and_preset(full):
     assert all("ffn moe\\_writeup\\_add, preset stress" in title for title in titles)
 
 
-def test_every_difference_stands_beside_what_chance_gave(full):
+def test_every_difference_has_the_range_of_the_aa_control(full):
     study, _, page = full
     arms = {arm.label: arm for arm in analyse(study).arms}
     rows = [*page.table("Failures and loss"), *page.table("Other endpoints")]
@@ -83,11 +83,11 @@ def test_every_difference_stands_beside_what_chance_gave(full):
     for row in rows:
         found = arms[row[0].split("|")[0]].comparisons.get(endpoints.get(row[1], ""))
         if found is not None:
-            assert (row[4] == NONE) == (found.null_range is None)
+            assert (row[4] == NONE) == (found.aa_range is None)
             assert (row[6] == NONE) == (found.smallest_p is None)
             assert (row[7] == "none") == (found.smallest_effect is None)
             assert row[8] == found.verdict
-            checked += found.null_range is not None and found.smallest_p is not None
+            checked += found.aa_range is not None and found.smallest_p is not None
     assert checked >= 4
 
 
@@ -112,7 +112,7 @@ def test_nothing_is_marked_where_all_is_finite(tmp_path):
 def test_steps_that_were_shared_are_counted(full):
     _, files, page = full
     # Six seeds each: 240 of shaken and of warmdown, 280 of early_stop.
-    said = "4,560 of 12,240 steps were not trained anew"
+    said = "4,560 of 12,240 steps are shared with a baseline"
     assert said in page.source
     assert said in files.page.with_suffix(".md").read_text()
 
@@ -121,7 +121,7 @@ def test_differences_in_configuration_are_named_and_nothing_else(tmp_path):
     arms = {"none": Arm(), "clip03": Arm(config={"recipe.clip_norm": 0.3, "paths.cache": "x"})}
     _, page = report(synthetic.study(tmp_path, arms, seeds=1), tmp_path)
     assert page.table("Differences") == [
-        ["clip03|against none", "recipe.clip_norm", "1.0", "0.3"],
+        ["clip03|baseline none", "recipe.clip_norm", "1.0", "0.3"],
     ]
 
 

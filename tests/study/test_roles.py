@@ -33,7 +33,7 @@ def test_a_remedy_of_ones_own_that_stops_is_compared_up_to_its_end():
     found = arm(analysis_of("plateau", ends, failing=0), "plateau")
     assert found.censored_at == 280
     verdict = found.comparisons["loss"].verdict
-    assert verdict.endswith("at step 280, its last, it is its baseline still")
+    assert verdict.endswith("up to step 280, its last, the arm is identical to its baseline")
     # Without the role an early end is no reason to compare less.
     other = Arm(acts_from=280, steps=280, record=roles("plateau"))
     assert arm(analysis_of("plateau", other, failing=0), "plateau").censored_at is None
@@ -42,7 +42,7 @@ def test_a_remedy_of_ones_own_that_stops_is_compared_up_to_its_end():
 def test_a_control_of_ones_own_shows_what_chance_does():
     own = Arm(num_failing=5, record=roles("jitter", role="aa_control"))
     found = analysis_of("jitter", own)
-    assert arm(found, "jitter").is_null
+    assert arm(found, "jitter").is_aa_control
     assert not any("no A/A control" in warning for warning in found.warnings)
 
 

@@ -132,7 +132,7 @@ def test_lr_sensitivity_caps_a_loss_above_the_initial_one():
 def test_lr_sensitivity_refuses_a_grid_that_is_not_logarithmic():
     stats.lr_sensitivity({3e-4: 2.0, 1e-3: 2.0, 3e-3: 2.0}, initial_loss=4.0)
 
-    with pytest.raises(ValueError, match="evenly spaced in the logarithm"):
+    with pytest.raises(ValueError, match="evenly spaced on a log scale"):
         stats.lr_sensitivity({1e-3: 2.0, 2e-3: 2.0, 3e-3: 2.0}, initial_loss=4.0)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from src.study.analysis.analyse import analyse
 from src.study.analysis.results import Proportion
-from src.study.analysis.verdicts import CANNOT_TELL
+from src.study.analysis.verdicts import INCONCLUSIVE
 from tests.study import synthetic
 from tests.study.remedies import REMEDIES, arm
 from tests.study.synthetic import Arm
@@ -49,16 +49,16 @@ def test_an_architecture_study_answers_in_losses():
         "mlha+mlp",
         "gqa+moe_writeup_add",
     ]
-    (losses,) = [s for s in analysis.answer if s.startswith("Loss against the baseline")]
+    (losses,) = [s for s in analysis.answer if s.startswith("Loss minus the baseline's")]
     assert "mlha+mlp +0.197" in losses and "gqa" not in losses
 
 
 def test_an_endpoint_found_beside_the_primary_one_is_named():
     arms = {"none": Arm(num_failing=6, batches=40), "zclip": Arm(num_failing=6, batches=4)}
 
-    (told,) = [s for s in analyse(synthetic.in_memory(arms)).answer if "cannot tell whether" in s]
+    (said,) = [s for s in analyse(synthetic.in_memory(arms)).answer if "Inconclusive" in s]
 
-    assert "p = 1.000; fewer non-finite batches with zclip, p = 0.031; fewer spikes with" in told
+    assert "p = 1.000; fewer non-finite batches with zclip, p = 0.031; fewer spikes with" in said
 
 
 def test_baselines_come_first_then_the_order_of_the_sweep():
@@ -125,7 +125,7 @@ def test_runs_that_have_not_ended_are_counted_and_not_compared():
     for label in ("router_eps", "clip03", "zclip"):
         found = arm(analysis, label)
         assert found.num_seeds == 0 and found.nonfinite.total == 0
-        assert found.comparisons["nonfinite"].verdict.startswith(CANNOT_TELL)
+        assert found.comparisons["nonfinite"].verdict.startswith(INCONCLUSIVE)
     assert math.isnan(arm(analysis, "clip03").tokens)
     assert not analysis.can_rank
 

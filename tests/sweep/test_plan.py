@@ -179,7 +179,7 @@ def test_every_experiment_says_what_it_asks_and_costs(name):
     assert commands.get(name, f"make reproduce STUDIES={name}") in text
 
 
-def test_the_stability_study_has_the_writeups_options_the_null_arms_and_the_known_good_one():
+def test_the_stability_study_has_the_writeups_options_the_aa_controls_and_the_positive_control():
     made = make_plan("train", ["experiment=stability"])
     arms = {cell.config.variant.stability for cell in made.cells}
     writeup = {"clip03", "clip05", "clip_value", "early_stop", "warmdown", "noise", "ema"}

@@ -1,1 +1,1 @@
-"""The laboratory book: studies in experiments/, what was predicted of them, and what they show."""
+"""The laboratory book: the studies in experiments/, their predictions and their results."""

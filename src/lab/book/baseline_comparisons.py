@@ -1,4 +1,4 @@
-"""Arms against their baselines: what differs significantly, and what a study could have found."""
+"""Arms compared with their baselines: significant differences, and detectable effects."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -7,48 +7,48 @@ from typing import Any
 from src.common import number_format
 from src.lab.book.select_arms import StudyArms, UndecidedError
 from src.study.analysis import stats
-from src.study.analysis.analyse import controls_not_found
+from src.study.analysis.analyse import undetected_controls
 from src.study.analysis.arms import arms_of
 from src.study.analysis.results import Comparison, Estimate, Proportion
 from src.study.analysis.stats import ALPHA
 
 
 class BaselineComparisons(StudyArms):
-    """Differences, paired by seed, with what chance alone gives beside them."""
+    """Differences from the baseline, paired by seed, and the range of the A/A controls."""
 
     def can_rank(self) -> bool:
-        """Whether the study found its positive control, if it has one; see Analysis."""
+        """Whether the study detects the effect of its positive control, if it has one."""
         # The statistics of a large study take seconds, so they are computed only where needed.
         has_control = any(
             arm.baseline is not None and arm.runs[0].is_positive_control
             for arm in arms_of(self.folder.study)
         )
-        return not has_control or not controls_not_found(
-            [arm for arm in self.arms if arm.is_known_good and arm.baseline is not None]
+        return not has_control or not undetected_controls(
+            [arm for arm in self.arms if arm.is_positive_control and arm.baseline is not None]
         )
 
     def _comparison(self, stability: str, endpoint: str, fields: Mapping[str, Any]) -> Comparison:
         arm = self.one(stability, **fields)
         if endpoint not in arm.comparisons:
-            raise UndecidedError(f"{arm.label} is compared with nothing")
+            raise UndecidedError(f"{arm.label} has no baseline")
         return arm.comparisons[endpoint]
 
     def detected(self, stability: str, endpoint: str = "nonfinite", **fields: str | None) -> int:
-        """1 where the arm is told from chance as lower than its baseline."""
+        """1 if the arm is significantly lower than its baseline."""
         found = self._comparison(stability, endpoint, fields)
         return int(found.detected and found.difference is not None and found.difference.mean < 0)
 
     def better(self, stability: str, **fields: str | None) -> int:
-        """1 where its loss is lower, beyond chance."""
+        """1 if its loss is significantly lower."""
         return self.detected(stability, "loss", **fields)
 
     def worse(self, stability: str, **fields: str | None) -> int:
-        """1 where its loss is higher, beyond chance."""
+        """1 if its loss is significantly higher."""
         found = self._comparison(stability, "loss", fields)
         return int(found.detected and found.difference is not None and found.difference.mean > 0)
 
     def fewer_detected(self, except_for: Sequence[str] = ()) -> int:
-        """Arms whose failing seeds are fewer than their baseline's, beyond chance."""
+        """The number of arms with significantly fewer failing seeds than their baseline."""
         return sum(
             arm.comparisons["nonfinite"].detected
             and arm.nonfinite.events < (arm.baseline_nonfinite or arm.nonfinite).events
@@ -57,8 +57,8 @@ class BaselineComparisons(StudyArms):
         )
 
     def null_detected(self) -> int:
-        """Endpoints in which a null arm stands out."""
-        found = [c for arm in self.arms if arm.is_null for c in arm.comparisons.values()]
+        """The number of endpoints in which an A/A control is significantly different."""
+        found = [c for arm in self.arms if arm.is_aa_control for c in arm.comparisons.values()]
         return sum(c.p_value is not None and c.p_value <= ALPHA for c in found)
 
     def difference(self, stability: str, endpoint: str, **fields: str | None) -> float:
@@ -72,17 +72,17 @@ class BaselineComparisons(StudyArms):
         return found
 
     def p_value(self, stability: str, endpoint: str = "nonfinite", **fields: str | None) -> float:
-        """Adjusted over the arms of the study."""
+        """P value, adjusted over the arms of the study."""
         found = self._comparison(stability, endpoint, fields).p_value
         if found is None:
             raise UndecidedError(f"{endpoint} of {stability} could not be tested")
         return found
 
     def smallest_effect(self, stability: str, endpoint: str, **fields: str | None) -> float:
-        """See Comparison."""
+        """Minimum detectable effect; for failing seeds, the smallest significant decrease."""
         found = self._comparison(stability, endpoint, fields).smallest_effect
         if found is None:
-            raise UndecidedError(f"no effect of {stability} on {endpoint} could be found")
+            raise UndecidedError(f"no effect of {stability} on {endpoint} could be significant")
         return found
 
     def share_interval(self, stability: str, **fields: str | None) -> str:
@@ -91,18 +91,18 @@ class BaselineComparisons(StudyArms):
         low, high = (number_format.signed(end, 2) for end in (found.low, found.high))
         return f"{number_format.signed(found.mean, 2)} ({low} to {high})"
 
-    def _null_range(self, stability: str, endpoint: str) -> tuple[float, float]:
-        found = self._comparison(stability, endpoint, {}).null_range
+    def _aa_range(self, stability: str, endpoint: str) -> tuple[float, float]:
+        found = self._comparison(stability, endpoint, {}).aa_range
         if found is None:
-            raise UndecidedError(f"{stability} has no range of chance")
+            raise UndecidedError(f"{stability} has no A/A control")
         return found
 
     def greatest_shift(self, stability: str, endpoint: str = "nonfinite_batches") -> float:
-        """The furthest that chance has moved a single run from its baseline."""
-        return max(map(abs, self._null_range(stability, endpoint)))
+        """The largest difference of a single run of the A/A control from its baseline."""
+        return max(map(abs, self._aa_range(stability, endpoint)))
 
     def most_called(self, stability: str, **fields: str | None) -> int:
-        """With how many failing seeds at most it would have been told from chance."""
+        """The largest number of failing seeds at which the arm would have been significant."""
         arm = self.one(stability, **fields)
         share = self.smallest_effect(stability, "nonfinite", **fields)
         untreated = arm.baseline_nonfinite
@@ -110,15 +110,15 @@ class BaselineComparisons(StudyArms):
         return round((untreated.events / untreated.total - share) * arm.nonfinite.total)
 
     def null_width(self, stability: str, endpoint: str = "nonfinite_batches") -> float:
-        """From the least to the greatest difference that chance gave single runs of all seeds."""
-        low, high = self._null_range(stability, endpoint)
+        """Width of the A/A control's range: largest minus smallest difference of single runs."""
+        low, high = self._aa_range(stability, endpoint)
         return high - low
 
     def null_spread(self, stability: str, endpoint: str) -> float:
-        """Standard deviation over seeds of a null arm's paired differences, of single runs.
+        """Standard deviation over seeds of an A/A control's paired differences, of single runs.
 
         Raises:
-            UndecidedError: fewer than two seeds have one.
+            UndecidedError: fewer than two seeds have a difference.
         """
         variant = self.one(stability).variant
         (arm,) = (arm for arm in arms_of(self.folder.study) if arm.variant == variant)
@@ -130,24 +130,24 @@ class BaselineComparisons(StudyArms):
         ]
         spreads = [stdev(each) for each in differences if len(each) > 1]
         if not spreads:
-            raise UndecidedError(f"{stability} has no two seeds with {endpoint}")
+            raise UndecidedError(f"{stability} has fewer than two seeds with {endpoint}")
         return fmean(spreads)
 
     def visible(self, stability: str, endpoint: str, *, num_seeds: int) -> float:
-        """The smallest mean difference that so many seeds find 8 times of 10, one arm alone."""
+        """Minimum detectable effect of one arm with this number of seeds, with 80 % power."""
         effect = stats.smallest_standardized_effect(num_seeds)
         if effect is None:
-            raise UndecidedError(f"{num_seeds} seeds can find nothing")
+            raise UndecidedError(f"{num_seeds} seeds cannot detect any effect")
         return effect * self.null_spread(stability, endpoint)
 
     def smallest_fall(self, *, num_seeds: int, num_arms: int) -> int:
-        """How many fewer of so many seeds must fail to be called, where all fail untreated.
+        """How many fewer seeds must fail to be significant, if all baseline seeds fail.
 
-        No other arm of the study is significant: beside one that is, Holm asks for less.
+        Assumes that no other arm of the study is significant: beside one, Holm requires less.
         """
         everything = Proportion(events=num_seeds, total=num_seeds)
         others = (1.0,) * (num_arms - 1)
         share = stats.smallest_share(everything, num_seeds=num_seeds, others=others)
         if share is None:
-            raise UndecidedError(f"{num_seeds} seeds can find nothing beside {num_arms} arms")
+            raise UndecidedError(f"{num_seeds} seeds cannot detect any effect in {num_arms} arms")
         return round(share * num_seeds)

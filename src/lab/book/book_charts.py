@@ -1,4 +1,4 @@
-"""The charts of the book's pages, drawn from the results that lie beside them."""
+"""The charts of the book's pages, drawn from the results in the same folder."""
 
 import re
 from collections.abc import Mapping
@@ -16,41 +16,41 @@ from src.study.report.draw import BLUE, MUTED, VERMILLION, DrawnChart
 from src.study.report.sections import CHARTS, Findings
 
 FRONT_STUDY = "stability"
-"""The headline study, whose chart the project's front page shows."""
+"""The main study; the project's front page shows its chart."""
 
 FRONT_CHART = "figures/front.svg"
-"""Below experiments/."""
+"""The path of that chart below experiments/."""
 
 FRONT_ARMS = {
     "none": "as published",
     "clip03": "clip to 0.3",
-    "warmdown": "rate warmdown",
+    "warmdown": "LR warmdown",
     "noise": "gradient noise",
-    "lower_lr": "lower rate",
-    "shaken_full": "chance alone",
+    "lower_lr": "lower LR",
+    "shaken_full": "perturbed by 1e-7",
     "router_eps": "epsilon in gate",
 }
-"""Options that tell its story, and what they are called there."""
+"""The arms that the front page shows, and their names there."""
 
 
 def study_charts(measures: Measures, page: Path) -> Mapping[str, str]:
-    """The SVG files that a page of one study shows, by name.
+    """The SVG files that a study's page shows, by name.
 
     Raises:
-        InputError: it shows one that its results do not give.
+        InputError: the page shows a chart that cannot be drawn from its results.
     """
     names = re.findall(r"\(figures/([\w-]+)\.svg\)", page.read_text(encoding="utf-8"))
     drawn = {}
     for name in names:
         chart = CHARTS[name](_findings(measures, measures.analysis)) if name in CHARTS else None
         if chart is None:
-            raise InputError(f"{page}: shows figures/{name}.svg, which its results do not give")
+            raise InputError(f"{page}: shows figures/{name}.svg, which its results cannot give")
         drawn[f"{name}.svg"] = DrawnChart(chart).svg
     return drawn
 
 
 def front_chart(measures: Measures) -> str:
-    """Non-finite batches of every seed, of a few arms under plain names."""
+    """Non-finite batches of every seed, for a few arms under plain names."""
     arms = [replace(measures.one(name), label=label) for name, label in FRONT_ARMS.items()]
     found = _findings(measures, replace(measures.analysis, arms=arms))
     return DrawnChart(CHARTS["failures"](found)).svg
@@ -62,14 +62,14 @@ def _findings(measures: Measures, analysis: Analysis) -> Findings:
 
 
 def run_chart(run: SingleRun) -> str:
-    """Training loss of one large run, and how many batches were lost up to each step.
+    """Training loss of one large run, and the cumulative number of non-finite batches.
 
-    A line marks the first batch that was not finite.
+    A line marks the first non-finite batch.
     """
     curve = pd.DataFrame(run.curve, columns=["step", "loss", "nonfinite_batches"])
     first = run.first_nonfinite
     max_steps = run.recipe.max_steps
-    # What comes in the first fiftieth of a run would take the room of all the rest.
+    # The high losses of the first 2 % of a run would flatten all others, so they are capped.
     usual = curve.loc[curve["step"] >= max_steps / 50, "loss"].max()
     x = alt.X(
         "step:Q", title="step", axis=alt.Axis(format=",d", grid=False),
@@ -78,7 +78,7 @@ def run_chart(run: SingleRun) -> str:
     curve = curve.assign(loss=curve["loss"].clip(upper=usual))
     base = alt.Chart(curve).encode(x=x)
     loss = base.mark_line(strokeWidth=1.8, color=BLUE).encode(
-        y=alt.Y("loss:Q", title="nats a token", axis=alt.Axis(tickCount=5))
+        y=alt.Y("loss:Q", title="nats per token", axis=alt.Axis(tickCount=5))
     )
     lost = base.mark_line(strokeWidth=1.8, color=VERMILLION).encode(
         y=alt.Y("nonfinite_batches:Q", title="batches", axis=alt.Axis(tickCount=4))

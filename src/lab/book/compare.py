@@ -1,4 +1,4 @@
-"""Results that were made again beside those of the book: bit by bit, else by statistics."""
+"""Compares rerun results with those of the book: bitwise, and by statistics if they differ."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,46 +13,46 @@ from src.study.analysis.stats import ALPHA, fisher, holm
 from src.study.read.from_csv import rebuilt
 
 NOT_COMPARED = ("seconds", "git_sha", "code", "torch", "device", "label", "varied")
-"""Columns that may differ where the same arithmetic was done: of the machine, or of other runs."""
+"""Columns that may differ between equal runs: they depend on the machine or on other runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One study, made again."""
+    """The comparison of one study with its rerun."""
 
     num_runs: int
-    """Of the book."""
+    """The number of runs in the book."""
     num_equal: int
-    """Of these, bitwise the same in every figure."""
+    """How many of them are bitwise equal in every value."""
     missing: list[str]
-    """Of these, not there again, or not finished."""
-    apart: list[str]
-    """Arms whose failing seeds or losses are told apart, after Holm over all arms."""
+    """The runs of the book that were not rerun or have not ended."""
+    different_arms: list[str]
+    """Arms whose failing seeds or losses differ significantly, after Holm over all arms."""
     differing: list[str]
     """Columns in which some run differs."""
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing is missing and no arm is told apart."""
-        return not self.missing and not self.apart
+        """Whether no run is missing and no arm differs significantly."""
+        return not self.missing and not self.different_arms
 
 
-def compare(name: str, committed: pd.DataFrame, again: pd.DataFrame) -> Comparison:
-    """Runs by variant, seed and repeat.
+def compare(name: str, committed: pd.DataFrame, rerun: pd.DataFrame) -> Comparison:
+    """Compares runs by variant, seed and repeat.
 
     Args:
-        name: of the study.
+        name: the study's name.
         committed: the book's results.csv.
-        again: the same of the runs that were made anew.
+        rerun: the same frame from the rerun.
     """
     old = {_key(row): row for row in committed.to_dict("records")}
     ended = {
-        (run.variant, run.seed, run.repeat) for run in rebuilt(name, again).runs if has_ended(run)
+        (run.variant, run.seed, run.repeat) for run in rebuilt(name, rerun).runs if has_ended(run)
     }
-    # What was run besides, such as further seeds, is no part of the comparison.
-    kept = [_key(row) in old and _key(row) in ended for row in again.to_dict("records")]
-    again = again[kept]
-    new = {_key(row): row for row in again.to_dict("records")}
+    # Runs that the book does not have, such as further seeds, are not compared.
+    kept = [_key(row) in old and _key(row) in ended for row in rerun.to_dict("records")]
+    rerun = rerun[kept]
+    new = {_key(row): row for row in rerun.to_dict("records")}
     columns = {
         key: [c for c in row if c not in NOT_COMPARED and row[c] != new[key].get(c)]
         for key, row in old.items()
@@ -62,7 +62,7 @@ def compare(name: str, committed: pd.DataFrame, again: pd.DataFrame) -> Comparis
         num_runs=len(old),
         num_equal=sum(not each for each in columns.values()),
         missing=["/".join(map(str, key)) for key in old if key not in new],
-        apart=_apart(name, committed, again) if any(columns.values()) else [],
+        different_arms=_different_arms(name, committed, rerun) if any(columns.values()) else [],
         differing=sorted({column for each in columns.values() for column in each}),
     )
 
@@ -71,14 +71,14 @@ def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
     return row["variant"], row["seed"], row["repeat"]
 
 
-def _apart(name: str, committed: pd.DataFrame, again: pd.DataFrame) -> list[str]:
-    """Arms that another machine's rounding does not explain: Fisher and Welch, with Holm."""
-    studies = rebuilt(name, committed), rebuilt(name, again)
+def _different_arms(name: str, committed: pd.DataFrame, rerun: pd.DataFrame) -> list[str]:
+    """Arms that differ by more than rounding explains: Fisher and Welch, with Holm."""
+    studies = rebuilt(name, committed), rebuilt(name, rerun)
     arms = [{arm.variant: arm for arm in arm_results(study)} for study in studies]
     p_values: dict[tuple[str, str], float] = {}
     for variant in arms[0].keys() & arms[1].keys():
         one, two = (each[variant] for each in arms)
-        # What is the same, or has no seed, is no test and costs the others no power.
+        # Equal values and empty arms are not tested, so they cost the others no power.
         if one.nonfinite != two.nonfinite and one.nonfinite.total and two.nonfinite.total:
             p_values[one.label, "failing seeds"] = fisher(one.nonfinite, two.nonfinite)
         losses = [

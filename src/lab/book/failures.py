@@ -1,57 +1,57 @@
-"""What failed in a study: seeds, batches, first steps, incidents."""
+"""The failures of a study: seeds, batches, first steps, incidents."""
 
 from collections.abc import Mapping
 from statistics import median
 
 from src.common import number_format
-from src.lab.book.select_arms import StudyArms, UndecidedError, of
+from src.lab.book.select_arms import StudyArms, UndecidedError, statistic
 from src.study.analysis.results import Estimate
 from src.study.read.collect import Run
 
 
 class Failures(StudyArms):
-    """Counts of batches that were not finite.
+    """Counts of failures.
 
-    Seeds and batches are counted after the step from which an arm acts, on seeds that were finite
-    until then; first steps, spikes and outcomes are of whole runs. Runs that have not ended count
-    nowhere.
+    Seeds and batches are counted after the arm begins to act, on seeds that were finite until
+    then. First steps, spikes and outcomes are those of whole runs. Runs that have not ended are not
+    counted.
     """
 
     @property
     def steps(self) -> int:
-        """Planned steps of a run; the greatest where they differ."""
+        """The planned number of steps of a run; the largest if they differ."""
         return max(run.max_steps for run in self.folder.study.runs)
 
     def num_runs(self) -> int:
-        """Of all arms."""
+        """The number of runs of all arms."""
         return len(self.folder.results)
 
     def seeds(self, stability: str | None = None, **fields: str | None) -> int:
-        """Seeds, summed over the arms."""
+        """The number of seeds, summed over the arms."""
         return sum(arm.num_seeds for arm in self.chosen(stability, **fields))
 
     def seeds_at_risk(self, stability: str | None = None, **fields: str | None) -> int:
-        """Those that were finite until the arm acts."""
+        """The number of seeds that were finite until the arm begins to act."""
         return sum(arm.nonfinite.total for arm in self.chosen(stability, **fields))
 
     def failing(self, stability: str | None = None, **fields: str | None) -> int:
-        """Seeds that go non-finite after the arm begins to act, summed over the arms."""
+        """The number of seeds that fail after the arm begins to act, summed over the arms."""
         return sum(arm.nonfinite.events for arm in self.chosen(stability, **fields))
 
     def failing_untreated(self, stability: str, **fields: str | None) -> int:
-        """Seeds of its baseline that go non-finite while the arm acts."""
+        """The number of baseline seeds that fail after the arm begins to act."""
         found = self.one(stability, **fields).baseline_nonfinite
         if found is None:
-            raise UndecidedError(f"{stability} is compared with nothing")
+            raise UndecidedError(f"{stability} has no baseline")
         return found.events
 
     def sum_failing(self) -> int:
-        """Runs of all arms with a non-finite batch at any step."""
+        """The number of runs, of all arms, with a non-finite batch at any step."""
         return sum(bool(run.nonfinite_steps) for arm in self.arms for run in self.ended(arm))
 
     def least_failing(self) -> int:
-        """Of the arm that has fewest, of those with a seed at risk."""
-        return int(of(min, [a.nonfinite.events for a in self.arms if a.nonfinite.total]))
+        """The smallest number of failing seeds of any arm with a seed at risk."""
+        return int(statistic(min, [a.nonfinite.events for a in self.arms if a.nonfinite.total]))
 
     def batches(self, stability: str | None = None, **fields: str | None) -> list[int]:
         """Non-finite batches of each run after the arm begins to act."""
@@ -63,28 +63,28 @@ class Failures(StudyArms):
         ]
 
     def mean_batches(self, stability: str | None = None, **fields: str | None) -> float:
-        """The mean over seeds."""
+        """Non-finite batches after the arm begins to act, mean over seeds."""
         return self._batches(stability, fields).mean
 
     def _batches(self, stability: str | None, fields: Mapping[str, str | None]) -> Estimate:
         found = self.one(stability, **fields).nonfinite_batches
         if found is None:
-            raise UndecidedError(f"no seed of {stability or fields} was finite until it acts")
+            raise UndecidedError(f"no seed of {stability or fields} was finite until the arm acts")
         return found
 
     def first(self, stability: str | None = None, **fields: str | None) -> list[int]:
-        """The first non-finite step of every run that has one."""
+        """The first non-finite step of every failing run."""
         return [min(run.nonfinite_steps) for run in self._failed(stability, fields)]
 
     def _failed(self, stability: str | None, fields: Mapping[str, str | None]) -> list[Run]:
         return [run for run in self.runs(stability, **fields) if run.nonfinite_steps]
 
     def failed_by(self, step: int, stability: str | None = None, **fields: str | None) -> int:
-        """Runs that were non-finite at or before a step."""
+        """The number of runs that failed at or before a step."""
         return sum(first <= step for first in self.first(stability, **fields))
 
     def failing_or_marked(self, stability: str | None = None, **fields: str | None) -> int:
-        """Runs with a non-finite batch, or a validation window without a finite loss, ever."""
+        """The number of runs with any non-finite batch or non-finite validation window."""
         runs = self.runs(stability, **fields)
         marked = [
             any(line[key] > 0 for line in run.lines for key in line if key.endswith("_frac"))
@@ -93,51 +93,51 @@ class Failures(StudyArms):
         return sum(bool(run.nonfinite_steps) or m for run, m in zip(runs, marked, strict=True))
 
     def spiked_before(self, stability: str | None = None, **fields: str | None) -> int:
-        """Runs that failed and had a spike before their first non-finite batch."""
+        """The number of failing runs with a spike before their first non-finite batch."""
         return sum(
             any(step < min(run.nonfinite_steps) for step in run.spike_steps)
             for run in self._failed(stability, fields)
         )
 
     def peaked_before(self, stability: str | None = None, **fields: str | None) -> int:
-        """Runs that failed and had their largest gradient norm before the first such batch."""
+        """The number of failing runs whose largest gradient norm came before the failure."""
         runs = self.results(stability, **fields).dropna(
             subset=["first_nonfinite", "grad_norm_max_step"]
         )
         return int((runs["grad_norm_max_step"] < runs["first_nonfinite"]).sum())
 
     def median_first(self, stability: str | None = None, **fields: str | None) -> float:
-        """The median of the first ones."""
-        return float(of(median, self.first(stability, **fields)))
+        """The median first non-finite step."""
+        return float(statistic(median, self.first(stability, **fields)))
 
     def least_first(self, stability: str | None = None, **fields: str | None) -> int:
-        """The earliest of them."""
-        return int(of(min, self.first(stability, **fields)))
+        """The earliest first non-finite step."""
+        return int(statistic(min, self.first(stability, **fields)))
 
     def greatest_miss(self, step: float, **fields: str | None) -> float:
-        """How far the first non-finite step is from a step, at most, in steps."""
-        return float(of(max, [abs(first - step) for first in self.first(**fields)]))
+        """The largest distance of a first non-finite step from a given step."""
+        return float(statistic(max, [abs(first - step) for first in self.first(**fields)]))
 
     def lost_after_first(self, stability: str | None = None, **fields: str | None) -> float:
-        """Share of the steps from the first non-finite one on that are non-finite."""
+        """The share of non-finite steps from the first one on."""
         runs = self._failed(stability, fields)
         left = sum(run.steps - min(run.nonfinite_steps) + 1 for run in runs)
         if not left:
-            raise UndecidedError("no run is non-finite")
+            raise UndecidedError("no run failed")
         return sum(len(run.nonfinite_steps) for run in runs) / left
 
     def outcomes(self, stability: str, outcome: str, **fields: str | None) -> int:
-        """Runs of one outcome: clean, intermittent, collapsed, stopped."""
+        """The number of runs with an outcome: clean, intermittent, collapsed, stopped."""
         return sum(arm.outcomes.get(outcome, 0) for arm in self.chosen(stability, **fields))
 
     def num_runs_of(self, stability: str | None = None, **fields: str | None) -> int:
-        """Runs of some arms."""
+        """The number of runs of some arms."""
         return len(self.results(stability, **fields))
 
     def shares_lost(
         self, stability: str | None = None, *, after: int, until: int, **fields: str | None
     ) -> list[float]:
-        """Share of non-finite batches between two steps, of each run that ever failed."""
+        """The share of non-finite batches between two steps, for each failing run."""
         found = [
             sum(after < step <= until for step in run.nonfinite_steps) / (until - after)
             for run in self._failed(stability, fields)
@@ -147,19 +147,19 @@ class Failures(StudyArms):
     def grad_norms(
         self, stability: str | None = None, *, sound: bool = False, **fields: str | None
     ) -> list[float]:
-        """The largest gradient norm of each run, of each that stayed finite with `sound`."""
+        """The largest gradient norm of each run; with `sound`, only of runs that stayed finite."""
         runs = self.results(stability, **fields)
         if sound:
             runs = runs[runs["first_nonfinite"].isna()]
         return sorted(runs["grad_norm_max"].dropna())
 
     def greatest_grad_norm(self, stability: str | None = None, **fields: str | None) -> float:
-        """The largest of any run."""
-        return float(of(max, self.grad_norms(stability, sound=False, **fields)))
+        """The largest gradient norm of any run."""
+        return float(statistic(max, self.grad_norms(stability, sound=False, **fields)))
 
     def incidents(self, cause: str | None = None, module: str | None = None) -> int:
-        """Distinct first incidents of that cause, in a module whose path ends so."""
-        # Arms that share a beginning, or train as another does, share what happens there.
+        """The number of distinct first incidents with a cause and a module name."""
+        # Arms that share steps, or train identically, share their incidents.
         found = {
             (run.seed, incident["step"], incident["module"], incident["cause"])
             for run in self.folder.study.runs
@@ -172,7 +172,7 @@ class Failures(StudyArms):
         )
 
     def batches_interval(self, stability: str | None = None, **fields: str | None) -> str:
-        """Non-finite batches of a run, mean over seeds with its 95 % interval, as text."""
+        """Non-finite batches per run, mean over seeds with its 95 % interval, as text."""
         found = self._batches(stability, fields)
         if found.low == found.high:
             return number_format.fixed(found.mean, 0)

@@ -1,4 +1,4 @@
-"""The folder of a study in experiments/: what is run for it, what was predicted, what came out."""
+"""The folder of a study in experiments/: its plan, its predictions and its results."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,46 +25,48 @@ RESULTS_FILE = "results.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class BookFolder:
-    """What the book has of a study, or of one large run."""
+    """The folder of a study, or of one large run."""
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """Of the study or the run, which is that of its folder."""
+        """The name of the study or run, which is the folder's name."""
         return self.folder.name
 
     @property
     def has_results(self) -> bool:
-        """Whether anything of it has been run."""
+        """Whether it has been run."""
         return (self.folder / RESULTS_FILE).is_file()
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """results.csv, a row a run or a logged step."""
+        """The content of results.csv, one row per run or per logged step."""
         return read_frame(self.folder / RESULTS_FILE)
 
 
 class StudyFolder(BookFolder):
-    """One study of the book."""
+    """The folder of a study."""
 
     @cached_property
     def plan(self) -> Mapping[str, Any]:
-        """study.yaml: sweeps, each a list of overrides, and `short`, what makes a run of seconds.
+        """The content of study.yaml: `sweeps`, lists of overrides, and `short`.
+
+        `short` is a list of overrides that shorten a run to seconds.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the file is damaged.
         """
         file = self.folder / STUDY_FILE
         try:
             plan = yaml.safe_load(file.read_text(encoding="utf-8"))
             sweeps, short = plan["sweeps"], plan["short"]
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
-            raise InputError(f"{file}: must hold sweeps and short ({error})") from error
+            raise InputError(f"{file}: must have sweeps and short ({error})") from error
         lists = [short, *(sweeps if isinstance(sweeps, list) else [None])]
         if not sweeps or not all(isinstance(each, list) for each in lists):
             raise InputError(
-                f"{file}: sweeps must be lists of overrides, one at least; short a list"
+                f"{file}: sweeps must be one or more lists of overrides, and short a list"
             )
         return {
             "sweeps": [file_arguments(list(map(str, sweep)), where=str(file)) for sweep in sweeps],
@@ -72,18 +74,18 @@ class StudyFolder(BookFolder):
         }
 
     def sweeps(self, *, short: bool = False) -> list[list[str]]:
-        """The arguments of `python -m src.train --multirun`, sweep by sweep.
+        """The arguments of `python -m src.train --multirun`, for each sweep.
 
         Args:
-            short: two seeds of a few steps.
+            short: run only two seeds of a few steps.
         """
+        # The last of two values for a field wins.
         last = [*(self.plan["short"] if short else []), f"study={self.name}"]
-        # What is typed last wins.
         return [_joined(sweep, last) for sweep in self.plan["sweeps"]]
 
     @cached_property
     def study(self) -> Study:
-        """The study, out of results.csv.
+        """The study, rebuilt from results.csv.
 
         Raises:
             InputError: the file is damaged.
@@ -94,29 +96,29 @@ class StudyFolder(BookFolder):
             file = self.folder / RESULTS_FILE
             raise InputError(f"{file}: is damaged ({type(error).__name__}: {error})") from error
         if not study.runs:
-            raise InputError(f"{self.folder / RESULTS_FILE}: holds no run")
+            raise InputError(f"{self.folder / RESULTS_FILE}: has no runs")
         return study
 
 
 def _joined(sweep: list[str], last: list[str]) -> list[str]:
-    """A field once, as `last` has it where both have it."""
+    """Both lists, without the fields of the first that the last overrides."""
     typed = {argument.partition("=")[0] for argument in last}
     return [*(a for a in sweep if a.partition("=")[0] not in typed), *last]
 
 
 def studies(book: Path = BOOK) -> Iterator[StudyFolder]:
-    """Those that are made of sweeps, by name."""
+    """The studies that consist of sweeps, in order of names."""
     for file in sorted(book.glob(f"*/{STUDY_FILE}")):
         yield StudyFolder(folder=file.parent)
 
 
 def study_named(name: str, book: Path = BOOK) -> StudyFolder:
-    """One of them.
+    """The study with a name.
 
     Raises:
         InputError: there is no such study.
     """
     known = {study.name: study for study in studies(book)}
     if name not in known:
-        raise InputError(f"studies={name}: must be of {', '.join(known)}")
+        raise InputError(f"studies={name}: must be one of {', '.join(known)}")
     return known[name]

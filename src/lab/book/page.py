@@ -1,4 +1,4 @@
-"""Pages of the book: `<name>.md.jinja` and the figures of its results make `<name>.md`."""
+"""Pages of the book: renders `<name>.md.jinja` with the study's results to `<name>.md`."""
 
 import re
 import textwrap
@@ -24,13 +24,13 @@ from src.study.report.table import escape_markdown
 TEMPLATE = ".jinja"
 
 FRONT = f"front.md{TEMPLATE}"
-"""The template of what the project's README shows between two marks."""
+"""The template of the project README's part between the marks BEGIN and END."""
 
 NEEDS = re.compile(r"\{# needs: (.*) #\}")
-"""The first line of a page that is computed from the runs of other studies."""
+"""The first line of a template that needs the results of other studies."""
 
 WIDTH = 120
-"""Letters of a line."""
+"""Characters in a line."""
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -38,7 +38,7 @@ MARKS = {RIGHT: "right", WRONG: "**wrong**", UNDECIDED: "undecided"}
 
 
 class Book:
-    """All studies that have results, and the pages that speak of them.
+    """All studies that have results, and the pages about them.
 
     Args:
         folder: experiments/.
@@ -50,10 +50,10 @@ class Book:
         self._measures: dict[str, Measures] = {}
 
     def measures(self, name: str) -> Measures:
-        """Of one study.
+        """The measures of one study.
 
         Raises:
-            UndecidedError: it has not been run.
+            UndecidedError: the study has not been run.
         """
         if name not in self._measures:
             study = StudyFolder(folder=self.folder / name)
@@ -63,7 +63,7 @@ class Book:
         return self._measures[name]
 
     def words(self, name: str) -> dict[str, Any]:
-        """What predictions and the page of a study may say."""
+        """The names that a study's predictions and page may use."""
         measures = self.measures(name)
         return measures.words() | {
             "predictions_table": lambda: _predictions_table(
@@ -73,12 +73,12 @@ class Book:
         }
 
     def templates(self) -> list[Path]:
-        """All pages that can be made: what they are computed from has been run."""
+        """The templates of all pages for which the needed studies have been run."""
         found = sorted(self.folder.rglob(f"*.md{TEMPLATE}"))
-        return [file for file in found if self._is_told(file)]
+        return [file for file in found if self._can_render(file)]
 
-    def _is_told(self, file: Path) -> bool:
-        """Whether its own study, and those that its first line says it needs, have been run."""
+    def _can_render(self, file: Path) -> bool:
+        """Whether its own study, and those that its first line names, have been run."""
         name = file.parent.name
         needed = [name] if name in self.runs or (file.parent / STUDY_FILE).is_file() else []
         first = file.read_text(encoding="utf-8").partition("\n")[0]
@@ -87,37 +87,37 @@ class Book:
         return all(BookFolder(folder=self.folder / name).has_results for name in needed)
 
     def _link(self, name: str, place: Path) -> str:
-        """To a study's page, where it has one, with a mark where the study cannot rank remedies."""
+        """A link to a study's page, with a note if the study cannot rank remedies."""
         page = self.folder / name / "README.md"
         template = page.with_name(page.name + TEMPLATE)
-        if not (self._is_told(template) if template.is_file() else page.is_file()):
+        if not (self._can_render(template) if template.is_file() else page.is_file()):
             return f"{name} (not run yet)"
         up = "" if place == self.folder else "../"
         return f"[{name}]({up}{name}/README.md){self._rank_note(name)}"
 
     def _rank_note(self, name: str) -> str:
-        """Says that a study with a positive control has not found it; else nothing."""
+        """A note if the study does not detect the effect of its positive control; else empty."""
         study = StudyFolder(folder=self.folder / name)
         is_run = study.has_results and (study.folder / STUDY_FILE).is_file()
         return "" if not is_run or self.measures(name).can_rank() else " (cannot rank remedies)"
 
     def _score(self, name: str) -> Mapping[str, int]:
-        """Predictions by what became of them."""
+        """The number of predictions by verdict."""
         words = self.runs[name].words if name in self.runs else self.measures(name).words()
         verdicts = [p.verdict(words) for p in predictions(self.folder / name)]
         return {mark: verdicts.count(mark) for mark in MARKS}
 
     def target(self, template: Path) -> Path:
-        """The page that a template is for."""
+        """The page that a template makes."""
         if template.name == FRONT:
             return self.folder.parent / "README.md"
         return template.with_name(template.name.removesuffix(TEMPLATE))
 
     def page(self, template: Path) -> str:
-        """The text of a page; of the project's README, with its results anew.
+        """The text of a page. For the front page, the project's README with new results.
 
         Raises:
-            InputError: it asks for what its results do not say.
+            InputError: the template asks for something that the results do not give.
         """
         words: dict[str, Any] = {
             "study": self.measures,
@@ -142,7 +142,7 @@ class Book:
         try:
             text = _environment().from_string(template.read_text(encoding="utf-8")).render(words)
         except Exception as error:
-            # Whatever goes wrong in an expression: a page says which, in one line.
+            # An expression may fail in any way. The error names the template, in one line.
             raise InputError(f"{template}: {type(error).__name__}: {error}") from error
         text = _wrapped(text)
         if template.name != FRONT:
@@ -152,7 +152,7 @@ class Book:
         before, begin, rest = whole.partition(BEGIN)
         old, end, after = rest.partition(END)
         if not begin or not end or BEGIN in old + after or END in after:
-            raise InputError(f"{page}: must hold {BEGIN} and {END}, once and in this order")
+            raise InputError(f"{page}: must contain {BEGIN} and {END}, once and in this order")
         return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
@@ -170,7 +170,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _wrapped(text: str) -> str:
-    """Paragraphs in lines of one length again, whatever their figures take."""
+    """Rewraps paragraphs, whose line lengths change when numbers are filled in."""
     blocks = text.split("\n\n")
     return "\n\n".join(
         textwrap.fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
@@ -188,7 +188,7 @@ def _p(value: float) -> str:
 
 
 def _predictions_table(folder: Path, words: Mapping[str, Any]) -> str:
-    lines = ["| predicted before the runs | wanted | found | |", "|---|---|--:|---|"]
+    lines = ["| prediction, written before the runs | expected | measured | |", "|---|---|--:|---|"]
     for prediction in predictions(folder):
         found = prediction.found(words)
         shown = number_format.NONE if found is None else f"{found:.4g}"
@@ -198,7 +198,7 @@ def _predictions_table(folder: Path, words: Mapping[str, Any]) -> str:
 
 
 def _arms_table(measures: Measures, columns: tuple[str, ...]) -> str:
-    """Some columns of the report's first table, an arm a row."""
+    """Some columns of the report's first table, one row per arm."""
     frame = arms_frame(measures.folder.study, measures.analysis)
     table = arms_table(frame, title="").only(("arm", *columns))
     heads = " | ".join(column.name for column in table.columns)

@@ -1,4 +1,4 @@
-"""The words in which predictions and pages speak of a study's results."""
+"""The names by which predictions and pages use a study's results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +10,11 @@ from src.lab.book.losses import Losses
 
 
 class Measures(Failures, BaselineComparisons, Losses):
-    """What one study shows.
+    """The measures of one study.
 
     Args:
-        folder: of the study, which has results.csv.
-        others: gives another study's, by name.
+        folder: the study's folder, which has results.csv.
+        others: gives the measures of another study by its name.
     """
 
     def __init__(self, folder: StudyFolder, others: Callable[[str], "Measures"]) -> None:
@@ -22,7 +22,7 @@ class Measures(Failures, BaselineComparisons, Losses):
         self.others = others
 
     def words(self) -> dict[str, Any]:
-        """Every public method by its name, and what else pages and predictions may call."""
+        """All public methods by name, and a few other names for pages and predictions."""
         names = [name for name in dir(self) if not name.startswith("_") and name != "words"]
         found = {name: getattr(self, name) for name in names}
         measures = {name: value for name, value in found.items() if callable(value)}

@@ -1,4 +1,4 @@
-"""Predictions that were written down before a study was run, and what became of them."""
+"""Predictions that were written before a study was run, and their verdicts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ RIGHT, WRONG, UNDECIDED = "right", "wrong", "undecided"
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One sentence, and how it is held against the results."""
+    """A sentence, and how to check it against the results."""
 
     says: str
     measure: str
@@ -39,10 +39,10 @@ class Prediction:
         return f"{self.bound.replace('_', ' ')} {shown}".replace("within ", "")
 
     def found(self, words: Mapping[str, Any]) -> float | None:
-        """What the study shows; None where it says nothing of it.
+        """The measured value; None if the study's results do not give it.
 
         Raises:
-            ValueError: the expression is none.
+            ValueError: the expression is not valid.
         """
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
         try:
@@ -60,17 +60,17 @@ class Prediction:
 
 
 def predictions(folder: Path) -> list[Prediction]:
-    """Those of a study.
+    """The predictions of a study.
 
     Raises:
-        ValueError: one has not a sentence, a measure and one bound.
+        ValueError: a prediction lacks a sentence or a measure, or has not exactly one bound.
     """
     entries = yaml.safe_load((folder / "predictions.yaml").read_text(encoding="utf-8"))
     found = []
     for entry in entries:
         bounds = [name for name in entry if name in BOUNDS]
         if len(bounds) != 1 or set(entry) != {"says", "measure", *bounds}:
-            raise ValueError(f"{folder}: {entry} must have says, measure, one of {list(BOUNDS)}")
+            raise ValueError(f"{folder}: {entry} must have says, measure and one of {list(BOUNDS)}")
         found.append(
             Prediction(
                 says=entry["says"],

@@ -1,4 +1,4 @@
-"""The commands of the book: what they run, compare and write."""
+"""The commands `reproduce` and `book` of `python -m src.lab`."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from src.lab.book import book_charts
 from src.lab.book.compare import Comparison, compare
 from src.lab.book.files import BOOK, STUDY_FILE, StudyFolder, studies, study_named
 from src.lab.book.page import TEMPLATE, Book
-from src.lab.book.single import FIGURE, SingleRun, bring, single_runs
+from src.lab.book.single import FIGURE, SingleRun, import_run, single_runs
 from src.run.resume import finished_record
 from src.study.analysis.endpoints import has_ended
 from src.study.read.collect import collect
@@ -25,10 +25,10 @@ from src.sweep.settings import MAX_JOBS
 
 
 def reproduce(given: Mapping[str, Any]) -> int:
-    """Runs studies again and compares them with the book; returns the exit code.
+    """Reruns studies and compares them with the book; returns the exit code.
 
     Raises:
-        InputError: a field is bad.
+        InputError: a field has a bad value.
     """
     n_jobs = number(given, "n_jobs", int, least=1, most=MAX_JOBS)
     if not isinstance(given["plan"], bool):
@@ -36,13 +36,13 @@ def reproduce(given: Mapping[str, Any]) -> int:
     paths = _paths(given)
     chosen = _chosen(given["studies"], _book(paths))
     for study in chosen:
-        # What cannot be compared is said now, and not after hours.
+        # Reads the book's results now, so that a damaged file is not found after hours.
         _ = study.study if study.has_results else None
     places = [f"paths.{name}='{paths[name]}'" for name in ("runs", "cache")]
     settings = [f"n_jobs={n_jobs}", "tracking=local", *places]
     sweeps = {study.name: [[*s, *settings] for s in study.sweeps()] for study in chosen}
     terminal.say(f"composing the runs of {len(sweeps)} studies: up to a minute")
-    num_runs = _say_cost(sweeps, n_jobs=n_jobs)
+    num_runs = _print_cost(sweeps, n_jobs=n_jobs)
     if given["plan"]:
         return command_line.OK
     failed = []
@@ -50,29 +50,29 @@ def reproduce(given: Mapping[str, Any]) -> int:
         for sweep in each:
             code = _train(sweep)
             if code > command_line.BAD_INPUT:
-                terminal.say("stopped; the same command goes on from here")
+                terminal.say("stopped; the same command continues from here")
                 return code
             failed += [name] if code else []
-    terminal.say(f"{num_runs} runs were to be made; all others were in {paths['runs']} already")
+    terminal.say(f"{num_runs} runs were needed; the others were already in {paths['runs']}")
     return _report(chosen, Path(str(paths["runs"])), failed=failed)
 
 
 def _train(arguments: Sequence[str]) -> int:
-    # Not above: the command's own imports are in it.
+    # Imported here, because it imports all that training needs.
     from src.sweep.runner import train
 
     return train(["--multirun", *arguments])
 
 
 def _paths(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Folders; the book alone may be null.
+    """The folders; only the book may be null.
 
     Raises:
-        InputError: one is none.
+        InputError: a value is not a folder.
     """
     paths = given["paths"]
     if not isinstance(paths, Mapping):
-        raise InputError(f"paths={paths}: has the wrong type; paths.runs is a folder")
+        raise InputError(f"paths={paths}: has the wrong type; set paths.runs to a folder")
     for name, place in paths.items():
         if not (isinstance(place, str) and place) and (name, place) != ("book", None):
             raise InputError(f"paths.{name}={shown(place)}: must be a folder")
@@ -90,31 +90,33 @@ def _chosen(value: Any, book: Path) -> list[StudyFolder]:
     if value is None:
         found = list(studies(book))
         if not found:
-            raise InputError(f"paths.book={book}: holds no study (<name>/{STUDY_FILE})")
+            raise InputError(f"paths.book={book}: has no study (<name>/{STUDY_FILE})")
         return found
     names = value if isinstance(value, list) else [value]
     if single := single_runs(book).keys() & set(map(str, names)):
-        raise InputError(f"studies={single.pop()}: is one large run; its page has its command")
+        raise InputError(f"studies={single.pop()}: is a single large run; see its page")
     if not names:
-        raise InputError("studies=[]: names none; null is all of them")
+        raise InputError("studies=[]: is empty; null means all studies")
     return [study_named(str(name), book) for name in names]
 
 
-def _say_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> int:
-    """Shows it; returns how many runs are to be made."""
+def _print_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> int:
+    """Prints the cost of the missing runs; returns their number."""
     rows, whole = [], Cost()
     for name, each in sweeps.items():
         cost, estimator = Cost(), Estimator()
-        # A baseline is in several sweeps.
+        # By folder, because several sweeps may contain the same baseline.
         cells = {cell.folder: cell for sweep in each for cell in make_plan("train", sweep).cells}
         for cell in cells.values():
             if finished_record(cell.config, cell.config.config_hash()) is None:
                 cost.add(estimator.cost(cell))
         whole.add(cost)
         rows.append([name, str(cost.runs), f"{cost.steps:,}", _time(cost, n_jobs)])
-    terminal.table("to be done", ["study", "runs", "steps", f"time with n_jobs={n_jobs}"], rows)
+    terminal.table("runs to make", ["study", "runs", "steps", f"time with n_jobs={n_jobs}"], rows)
     time = _time(whole, n_jobs)
-    terminal.say(f"{whole.runs} runs, {time} in all; Ctrl-C stops, and the same command goes on")
+    terminal.say(
+        f"{whole.runs} runs, {time} in total; Ctrl-C stops, and the same command continues"
+    )
     return whole.runs
 
 
@@ -129,53 +131,53 @@ def _report(chosen: Sequence[StudyFolder], runs: Path, *, failed: Sequence[str])
     for study in chosen:
         written = write_report(collect(runs, study.name), show=False)
         if not study.has_results:
-            rows.append([study.name, "none in the book", "", ""])
+            rows.append([study.name, "not in the book", "", ""])
             continue
         found = compare(study.name, study.results, read_frame(written.page.parent / "report.csv"))
         agrees &= found.agrees
-        rows.append([study.name, *_told(found)])
+        rows.append([study.name, *_comparison_cells(found)])
     terminal.table(
-        "the book beside what was run here",
-        ["study", "runs bitwise equal", "differing columns", "arms told apart"],
+        "the book compared with the runs here",
+        ["study", "runs bitwise equal", "differing columns", "significantly different arms"],
         rows,
     )
     terminal.say(
-        "On the machine and with the versions of a study's page every figure but the seconds is to"
-        " be bitwise equal; elsewhere last bits differ, a chaotic failure comes at other steps, and"
-        " no arm is to be told apart (Fisher and Welch, with Holm, p above 0.05: only large changes"
-        " are, with ten seeds)."
+        "On the same machine with the same versions, every value except the seconds should be"
+        " bitwise equal. On others rounding differs and chaotic failures come at other steps, but"
+        " no arm should differ significantly (Fisher's and Welch's tests with Holm's correction at"
+        " 0.05; with ten seeds they detect only large changes)."
     )
     for name in dict.fromkeys(failed):
         terminal.error(f"{name}: some runs failed")
     return command_line.OK if agrees else command_line.FAILURE
 
 
-def _told(found: Comparison) -> list[str]:
+def _comparison_cells(found: Comparison) -> list[str]:
     missing = f", {len(found.missing)} not run" if found.missing else ""
     return [
         f"{found.num_equal} of {found.num_runs}{missing}",
         ", ".join(found.differing[:4]) + (" ..." if len(found.differing) > 4 else ""),
-        ", ".join(found.apart) or "none",
+        ", ".join(found.different_arms) or "none",
     ]
 
 
 def write_book(given: Mapping[str, Any]) -> int:
-    """Brings the runs of studies into the book and makes its pages anew; returns the exit code.
+    """Imports the runs of studies into the book and renders its pages; returns the exit code.
 
     Raises:
-        InputError: a study has no runs, or a page asks for what is not there.
+        InputError: a study has no runs, or a page asks for something its results do not give.
     """
     paths = _paths(given)
     runs, folder = Path(str(paths["runs"])), _book(paths)
-    swept, single = _to_bring(given["studies"], folder)
+    swept, single = _to_import(given["studies"], folder)
     for study in swept:
-        _bring(study, runs)
+        _import_study(study, runs)
         terminal.say(f"{study.folder}: results.csv, arms.csv")
     for run in single:
-        bring(run, runs)
-        terminal.say(f"{run.folder}: results.csv, incident.json where there was one")
+        import_run(run, runs)
+        terminal.say(f"{run.folder}: results.csv, and incident.json if there was an incident")
     book = Book(folder)
-    # All of them first: where one asks for what is not there, none is written.
+    # Renders all pages before it writes any: if one fails, none is written.
     texts = {book.target(template): book.page(template) for template in book.templates()}
     for study in studies(folder):
         template = study.folder / f"README.md{TEMPLATE}"
@@ -195,23 +197,23 @@ def write_book(given: Mapping[str, Any]) -> int:
     return command_line.OK
 
 
-def _to_bring(value: Any, folder: Path) -> tuple[list[StudyFolder], list[SingleRun]]:
-    """Those that the field `studies` names; null names none."""
+def _to_import(value: Any, folder: Path) -> tuple[list[StudyFolder], list[SingleRun]]:
+    """The studies and single runs that the field `studies` names; none if it is null."""
     if value is None:
         return [], []
     names = [str(name) for name in (value if isinstance(value, list) else [value])]
     known = single_runs(folder)
     single = [known[name] for name in names if name in known]
     swept = [name for name in names if name not in known]
-    # No names at all are told as those of studies are.
+    # An empty list gets the same error as for studies.
     return _chosen(swept, folder) if swept or not single else [], single
 
 
-def _bring(study: StudyFolder, runs: Path) -> None:
-    """results.csv and arms.csv."""
+def _import_study(study: StudyFolder, runs: Path) -> None:
+    """Copies results.csv and arms.csv into the book."""
     found = collect(runs, study.name)
     if found.damages:
-        # A report can do without a run, a page of the book cannot.
+        # A report may leave out a damaged run, the book may not.
         raise InputError(f"studies={study.name}: {found.damages[0]}")
     for run in found.runs:
         if not has_ended(run):

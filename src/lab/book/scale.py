@@ -1,4 +1,4 @@
-"""What a study would cost on other machines: its jobs, one a device, at a given speed."""
+"""The cost of a study on other machines: its runs, one per device, at a given speed."""
 
 import heapq
 import json
@@ -18,30 +18,30 @@ from src.study.read.collect import Study
 PRESET = "preset=writeup"
 
 SPEED_FILE = "speed.jsonl"
-"""Lines of `python -m src.lab bench`, where a GPU has been measured."""
+"""Lines that `python -m src.lab bench` wrote on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A size under the write-up's recipe, as `describe` has it."""
+    """A model size with the write-up's recipe, as `describe` computes it."""
 
     config: RunConfig
     size: Size
     memory: Memory
 
     def hours(self, tokens_per_second: float) -> float:
-        """Of one run on one device."""
+        """Hours of one run on one device."""
         return run_hours(self.config, tokens_per_second=tokens_per_second)
 
     def tokens_per_second(self, mfu: float, *, flops: float) -> float:
-        """At a share of a device's floating-point operations a second."""
+        """Speed at a given MFU, the share of a device's peak FLOP/s."""
         return mfu * flops / self.size.flops_per_token
 
 
 @lru_cache
 def described(model: str, *fields: str) -> Model:
-    """A size of conf/model with the published router; further fields as they are typed."""
-    # On no machine in particular: nothing of it is trained.
+    """A size of conf/model with the published router; further fields as on the command line."""
+    # The machine does not matter: nothing is trained.
     given = [PRESET, f"model={model}", "ffn=moe_writeup", "trainer=cpu", *fields]
     config = compose("describe", given)
     words = vocab_size(config)
@@ -51,9 +51,9 @@ def described(model: str, *fields: str) -> Model:
 
 
 def waves(study: Study) -> list[list[float]]:
-    """The jobs of a study, each as the share of a whole run that it trains itself.
+    """The runs of a study in two waves, each as the share of a whole run that it trains itself.
 
-    Those that others start from come first, as in a sweep on a cluster.
+    Runs that others start from come first, as in a sweep on a cluster.
     """
     begun = {run.baseline for run in study.runs if own_steps(run) < run.steps}
     first: list[float] = []
@@ -65,13 +65,13 @@ def waves(study: Study) -> list[list[float]]:
 
 
 def num_states(study: Study) -> int:
-    """States in the middle of a run that are kept for others to start from."""
+    """The number of saved states in the middle of a run, from which other runs start."""
     starts = {(run.seed, run.steps - own_steps(run)) for run in study.runs}
     return sum(step > 0 for _, step in starts)
 
 
 def makespan(jobs: Sequence[Sequence[float]], *, num_devices: int) -> float:
-    """When the last job ends: wave after wave, each job on the device that is free first."""
+    """The end of the last job: wave after wave, each job on the first free device."""
     end = 0.0
     for wave in jobs:
         free = [end] * num_devices
@@ -82,7 +82,7 @@ def makespan(jobs: Sequence[Sequence[float]], *, num_devices: int) -> float:
 
 
 def measured(folder: Path, *, shape: str) -> list[dict[str, Any]]:
-    """Speeds of our step on GPUs, from a file beside the page; none where nobody had one."""
+    """Measured speeds of a step on GPUs, from a file in the page's folder; empty without it."""
     file = folder / "scale" / SPEED_FILE
     if not file.is_file():
         return []

@@ -1,7 +1,7 @@
-"""The arms of a study, selected by option and by what their names say.
+"""Selects the arms of a study by remedy and by the fields in their names.
 
-`chosen('none')`, `chosen(attention='gqa', num_kv_heads='1')`; `scale=None` are arms whose name has
-no such field.
+`chosen('none')`, `chosen(attention='gqa', num_kv_heads='1')`. With `scale=None` an arm must not
+have the field.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,14 @@ from src.study.read.collect import Run
 
 
 class UndecidedError(ValueError):
-    """There is no run, or none that stayed finite, of which something could be said."""
+    """The study has no run, or no finite run, from which a value could be computed."""
 
 
 class StudyArms:
-    """What one study has.
+    """The arms of one study.
 
     Args:
-        folder: of the study, which has results.csv.
+        folder: the study's folder, which has results.csv.
     """
 
     def __init__(self, folder: StudyFolder) -> None:
@@ -34,20 +34,20 @@ class StudyArms:
 
     @cached_property
     def arms(self) -> list[ArmResult]:
-        """All variants, baselines first."""
+        """All arms, baselines first."""
         return arm_results(self.folder.study)
 
     @cached_property
     def analysis(self) -> Analysis:
-        """The arms, as reports have them; without the answer, which a page words itself."""
+        """The arms as in a report, without the answer, because pages have their own text."""
         name = self.folder.name
         return Analysis(study=name, arms=self.arms, answer=[], can_rank=True, warnings=[])
 
     def chosen(self, stability: str | None = None, **fields: str | None) -> list[ArmResult]:
-        """The arms of an option and of fields.
+        """The arms with a remedy and with fields.
 
         Raises:
-            UndecidedError: there is none.
+            UndecidedError: there are none.
         """
         wanted = fields if stability is None else {"stability": stability, **fields}
         found = [arm for arm in self.arms if _fits(self.fields_of(arm), wanted)]
@@ -56,28 +56,28 @@ class StudyArms:
         return found
 
     def has(self, stability: str | None = None, **fields: str | None) -> bool:
-        """Whether there is an arm of that option and those fields."""
+        """Whether there is an arm with a remedy and with fields."""
         try:
             return bool(self.chosen(stability, **fields))
         except UndecidedError:
             return False
 
     def one(self, stability: str | None = None, **fields: str | None) -> ArmResult:
-        """The one arm of an option and of fields: where several fit, the one that has no others.
+        """The one arm with a remedy and with fields; if several match, that with fewest fields.
 
         Raises:
-            ValueError: several have as few.
+            ValueError: several arms match equally well.
         """
         found = self.chosen(stability, **fields)
         fewest = min(len(self.fields_of(arm)) for arm in found)
         plain = [arm for arm in found if len(self.fields_of(arm)) == fewest]
         if len(plain) > 1:
             labels = ", ".join(arm.label for arm in plain)
-            raise ValueError(f"{stability}, {fields}: is any of {labels}")
+            raise ValueError(f"{stability}, {fields}: matches several arms: {labels}")
         return plain[0]
 
     def fields_of(self, arm: ArmResult) -> dict[str, str]:
-        """Its axes, the fields that its variant's name says, and those that vary in the study."""
+        """An arm's choices, the fields in its variant's name, and those that vary in the study."""
         results = self.folder.results
         (row, *_) = results[results["variant"] == arm.variant].to_dict("records")
         varied = [text.partition("=") for text in (row["varied"] or "").split()]
@@ -86,20 +86,20 @@ class StudyArms:
         return found | self.folder.study.of(arm.variant)[0].axes
 
     def runs(self, stability: str | None = None, **fields: str | None) -> list[Run]:
-        """All runs of some arms that have ended."""
+        """The runs of some arms that have ended."""
         return [run for arm in self.chosen(stability, **fields) for run in self.ended(arm)]
 
     def ended(self, arm: ArmResult) -> list[Run]:
-        """The runs of one arm that have."""
+        """The runs of one arm that have ended."""
         return [run for run in self.folder.study.of(arm.variant) if has_ended(run)]
 
     def results(self, stability: str | None = None, **fields: str | None) -> pd.DataFrame:
-        """Their lines in results.csv, of runs that have ended."""
+        """The rows in results.csv of the runs of some arms that have ended."""
         keys = [(r.variant, r.seed, r.repeat) for r in self.runs(stability, **fields)]
         return self.folder.results.set_index(["variant", "seed", "repeat"], drop=False).loc[keys]
 
     def known(self, column: str, stability: str | None = None, **fields: str | None) -> list[float]:
-        """What a column holds of those runs of which it is known."""
+        """The known values of a column for those runs."""
         return list(self.results(stability, **fields)[column].dropna())
 
 
@@ -107,11 +107,11 @@ def _fits(has: Mapping[str, str], wanted: Mapping[str, str | None]) -> bool:
     return all(has.get(name) == value for name, value in wanted.items())
 
 
-def of(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> Any:
-    """A figure of some values.
+def statistic(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> Any:
+    """A statistic of some values.
 
     Raises:
-        UndecidedError: there are none.
+        UndecidedError: there are no values.
     """
     if not values:
         raise UndecidedError("no run has such a step or loss")

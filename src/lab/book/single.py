@@ -1,4 +1,4 @@
-"""One run that is too large for a study over seeds: its curve and its incident, beside its page."""
+"""A run that is too large for a study over seeds: its curve and its incident in the book."""
 
 import shutil
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ from src.study.read.collect import Run, collect
 from src.training.recipe import RecipeConfig
 
 RUN_FILE = "run.yaml"
-"""Holds the arguments of the run."""
+"""The file with the arguments of the run."""
 
 INCIDENT, FIGURE = "incident.json", "figures/curve.svg"
 
-ADVICE = "git has it whole"
-"""Where a file of the book cannot be read."""
+ADVICE = "restore it from git"
+"""Advice if a file of the book cannot be read."""
 
 COLUMNS = {
     "loss": "train/loss",
@@ -34,27 +34,27 @@ COLUMNS = {
     "norms_over_100": "spike/norm_over_100",
     "step_seconds": "speed/step_seconds",
 }
-"""Columns of the curve and the metrics that they are."""
+"""The columns of the curve and their metrics."""
 
 LAYERS = {"bias_mean": min, "picked_logit_min": min, "topk_sum_min": min, "max_violation": max}
-"""Columns that are taken over the routers of all layers."""
+"""Columns that are the minimum or maximum over the routers of all layers."""
 
 
 class SingleRun(BookFolder):
-    """What its folder in the book has."""
+    """The folder of a single run in the book."""
 
     @cached_property
     def arguments(self) -> list[str]:
-        """What is typed after `python -m src.train`.
+        """The arguments of `python -m src.train`.
 
         Raises:
-            InputError: run.yaml is damaged, or makes the run of another study.
+            InputError: run.yaml is damaged, or its run belongs to another study.
         """
         file = self.folder / RUN_FILE
         with damaged(file, advice=ADVICE):
             given = yaml.safe_load(file.read_text(encoding="utf-8"))["arguments"]
         if not isinstance(given, list) or f"study={self.name}" not in given:
-            raise InputError(f"{file}: arguments must be a list with study={self.name} in it")
+            raise InputError(f"{file}: arguments must be a list that contains study={self.name}")
         return file_arguments([str(argument) for argument in given], where=str(file))
 
     @cached_property
@@ -63,7 +63,7 @@ class SingleRun(BookFolder):
 
         Raises:
             InputError: results.csv is damaged.
-            UndecidedError: it has not been run.
+            UndecidedError: the run has not been made.
         """
         if not self.has_results:
             raise UndecidedError(f"{self.name} has not been run")
@@ -78,7 +78,7 @@ class SingleRun(BookFolder):
 
     @cached_property
     def incident(self) -> Mapping[str, Any] | None:
-        """The first that was not finite.
+        """The first non-finite incident; None if there was none.
 
         Raises:
             InputError: incident.json is damaged.
@@ -91,14 +91,14 @@ class SingleRun(BookFolder):
 
     @cached_property
     def recipe(self) -> RecipeConfig:
-        """How it trains."""
-        # On no machine in particular: nothing is trained.
+        """The run's recipe."""
+        # The machine does not matter: nothing is trained.
         return compose("train", [*self.arguments, "trainer=cpu"]).recipe
 
     @cached_property
     def words(self) -> dict[str, Any]:
-        """What its predictions and pages may say; None is what cannot be said of it."""
-        # The first has been compiled.
+        """The names that its predictions and page may use; unknown values are None."""
+        # The first step includes compilation.
         seconds = [row["step_seconds"] for row in self.curve[1:] if "step_seconds" in row]
         return {
             "command": f"python -m src.train {' '.join(self.arguments)}",
@@ -119,7 +119,7 @@ class SingleRun(BookFolder):
 
     @property
     def first_nonfinite(self) -> int | None:
-        """Step of the incident."""
+        """The step of the first non-finite incident."""
         return None if self.incident is None else int(self.incident["step"])
 
     def grad_norm_before(self, *, after: int = 0) -> float | None:
@@ -129,18 +129,18 @@ class SingleRun(BookFolder):
         return max((row["grad_norm"] for row in rows if "grad_norm" in row), default=None)
 
     def least_max_violation(self) -> float | None:
-        """The least, over the logged steps after the first, of the worst router's MaxVio."""
-        # In the first step a multiplied bias is 0, and with it all logits: it shows no routing.
+        """The lowest MaxVio of the worst router over the logged steps after the first."""
+        # In the first step a multiplied bias is 0 and so are all logits: ties decide the routing.
         rows = self.curve[1:]
         return min((row["max_violation"] for row in rows if "max_violation" in row), default=None)
 
     def at(self, step: int) -> Mapping[str, float]:
-        """The last logged step up to one."""
+        """The last logged step up to a given step."""
         return [row for row in self.curve if row["step"] <= step][-1]
 
 
-def bring(single: SingleRun, runs: Path) -> None:
-    """Takes the curve and the first incident of a run into the book.
+def import_run(single: SingleRun, runs: Path) -> None:
+    """Copies the curve and the first incident of a run into the book.
 
     Raises:
         InputError: there is no such run, or more than one.
@@ -148,10 +148,10 @@ def bring(single: SingleRun, runs: Path) -> None:
     study = collect(runs, single.name)
     if len(study.runs) != 1:
         raise InputError(
-            f"studies={single.name}: {study.folder} must hold one run, holds {len(study.runs)}"
+            f"studies={single.name}: {study.folder} must have one run, has {len(study.runs)}"
         )
     (run,) = study.runs
-    # Figures of gradients and activations come at steps of their own, too.
+    # Statistics of gradients and activations are also logged at other steps.
     lines = [_row(line) for line in run.lines if COLUMNS["step_seconds"] in line]
     curve = pd.DataFrame(lines, columns=["step", *COLUMNS, *LAYERS], dtype=object)
     curve.to_csv(single.folder / RESULTS_FILE, index=False)
@@ -161,7 +161,7 @@ def bring(single: SingleRun, runs: Path) -> None:
 
 
 def _first_nonfinite(run: Run) -> Path | None:
-    """The file of the first incident that is no mere spike."""
+    """The file of the first incident that is not just a spike."""
     files = run.folder.glob("incidents/step-*/incident.json")
     steps = {}
     for file in files:
@@ -182,7 +182,7 @@ def _row(line: Mapping[str, float]) -> dict[str, float]:
 
 
 def single_runs(book: Path) -> dict[str, SingleRun]:
-    """Those of a book, by name."""
+    """The single runs of a book, by name."""
     return {
         file.parent.name: SingleRun(folder=file.parent)
         for file in sorted(book.glob(f"*/{RUN_FILE}"))

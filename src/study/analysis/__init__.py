@@ -1,1 +1,1 @@
-"""From records to statistics and verdicts."""
+"""Turns records into statistics and verdicts."""

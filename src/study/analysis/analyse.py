@@ -1,4 +1,4 @@
-"""From the runs of a study to what it shows."""
+"""The whole analysis of a study: its runs go in, statistics and an answer come out."""
 
 import math
 from collections import Counter
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from src.study.analysis import stats
-from src.study.analysis.answer import answer, found_good
-from src.study.analysis.arms import Arm, arms_of, nearest_null
+from src.study.analysis.answer import answer, reduces_failures
+from src.study.analysis.arms import Arm, arms_of, nearest_aa_control
 from src.study.analysis.compare_arms import comparisons
 from src.study.analysis.endpoints import (
     AXES,
@@ -26,36 +26,36 @@ from src.study.read.collect import Run, Study
 
 
 def analyse(study: Study) -> Analysis:
-    """All statistics of a study, its answer, and what a reader must know.
+    """All statistics of a study, its answer and its warnings.
 
     The unit is the seed: repeats of a seed are averaged, or vote, before anything is compared. A
-    comparison looks at the steps after the arm's start alone, on seeds that were finite until then
-    in the arm and in its baseline.
+    comparison uses only the steps after the arm begins to act, and only seeds that were finite
+    until then in both the arm and its baseline.
     """
     arms = arms_of(study)
     results = _results(arms)
-    controls = [arm for arm in results if arm.is_known_good and arm.baseline is not None]
-    not_found = controls_not_found(controls)
+    controls = [arm for arm in results if arm.is_positive_control and arm.baseline is not None]
+    undetected = undetected_controls(controls)
     return Analysis(
         study=study.name,
         arms=results,
-        answer=answer(study, results, not_found=not_found, num_needed=len(controls)),
-        can_rank=not not_found,
+        answer=answer(study, results, undetected=undetected, num_controls=len(controls)),
+        can_rank=not undetected,
         warnings=warnings(study, results),
     )
 
 
-def controls_not_found(controls: Sequence[ArmResult]) -> list[ArmResult]:
-    """The positive controls of each baseline against which none of them was found.
+def undetected_controls(controls: Sequence[ArmResult]) -> list[ArmResult]:
+    """The positive controls of every baseline against which no positive control was detected.
 
-    One is enough, because a study that finds what is known to work can see such an effect.
+    One detected control is enough: it shows that the study can detect such an effect.
     """
-    found = {arm.baseline for arm in controls if found_good(arm)}
-    return [arm for arm in controls if arm.baseline not in found]
+    detected = {arm.baseline for arm in controls if reduces_failures(arm)}
+    return [arm for arm in controls if arm.baseline not in detected]
 
 
 def arm_results(study: Study) -> list[ArmResult]:
-    """The statistics of every variant alone, baselines first."""
+    """The statistics of every arm, baselines first, without answer and warnings."""
     return _results(arms_of(study))
 
 
@@ -63,13 +63,13 @@ def _results(arms: Sequence[Arm]) -> list[ArmResult]:
     compared = comparisons(arms)
     budgets = _budgets(arms)
     return [
-        _result(arm, compared.get(arm.variant, {}), nearest_null(arm, arms), budgets)
+        _result(arm, compared.get(arm.variant, {}), nearest_aa_control(arm, arms), budgets)
         for arm in sorted(arms, key=lambda arm: arm.baseline is not None)
     ]
 
 
 def _budgets(arms: Sequence[Arm]) -> dict[str, float]:
-    """By axis, the smallest total of any run that has a loss at its end, and was not cut short."""
+    """By axis, the smallest total cost of any run that has a final loss and did not end early."""
     whole = [arm for arm in arms if arm.censored_at is None] or arms
     runs = [run for arm in whole for each in arm.paired.arm.values() for run in each]
     clean = [run for run in runs if clean_loss(run, step=run.steps) is not None]
@@ -78,28 +78,28 @@ def _budgets(arms: Sequence[Arm]) -> dict[str, float]:
 
 
 def _result(
-    arm: Arm, compared: Mapping[str, Comparison], null: Arm | None, budgets: Mapping[str, float]
+    arm: Arm, compared: Mapping[str, Comparison], control: Arm | None, budgets: Mapping[str, float]
 ) -> ArmResult:
     window, runs = arm.window, [run for each in arm.paired.arm.values() for run in each]
     if arm.paired.baseline:
         candidates, at_risk = len(arm.paired.shared), arm.paired.arm_at_risk
-        beside = window.proportion(arm.paired.baseline_at_risk)
+        baseline_nonfinite = window.proportion(arm.paired.baseline_at_risk)
     else:
-        candidates, beside = len(arm.paired.arm), None
+        candidates, baseline_nonfinite = len(arm.paired.arm), None
         at_risk = {
             seed: each
             for seed, each in arm.paired.arm.items()
             if all(window.is_at_risk(run) for run in each)
         }
     measures = arm.measures
-    # One that ends early spends less than any budget, by whatever clock.
+    # An arm that ends early spends less than the budget on every axis.
     reached = budgets if arm.censored_at is None else {}
     return ArmResult(
         variant=arm.variant,
         label=arm.label,
         baseline=arm.baseline,
-        is_null=arm.is_null,
-        is_known_good=arm.runs[0].is_positive_control,
+        is_aa_control=arm.is_aa_control,
+        is_positive_control=arm.runs[0].is_positive_control,
         num_seeds=len(arm.paired.arm),
         num_runs=len(arm.runs),
         outcomes=dict(Counter(run.outcome for run in arm.runs)),
@@ -107,7 +107,7 @@ def _result(
         num_failed_before=candidates - len(at_risk),
         censored_at=arm.censored_at,
         nonfinite=window.proportion(at_risk),
-        baseline_nonfinite=beside,
+        baseline_nonfinite=baseline_nonfinite,
         nonfinite_batches=stats.interval(seed_means(at_risk, measures["nonfinite_batches"])),
         first_nonfinite=window.firsts(at_risk),
         spikes=stats.interval(seed_means(at_risk, measures["spikes"])),
@@ -116,7 +116,7 @@ def _result(
         num_marked=sum(is_marked(run) for run in runs),
         loss_at_equal=_losses_at(arm.paired.arm, reached),
         loss_difference_at_equal=_differences_at(arm, reached),
-        null_arm=None if null is None or arm.baseline is None else null.label,
+        aa_control=None if control is None or arm.baseline is None else control.label,
         comparisons=dict(compared),
         tokens=_mean(runs, lambda run: total(run, "tokens")),
         active_flops=_mean(runs, lambda run: total(run, "active_flops")),

@@ -1,51 +1,57 @@
 """The sentences with which a report begins."""
 
 from collections.abc import Iterable, Sequence
+from itertools import count
 
 from src.common.number_format import p_value, signed, steps
 from src.study.analysis.results import ArmResult, Comparison
-from src.study.analysis.verdicts import CANNOT_TELL, WORDS, of
+from src.study.analysis.stats import ALPHA, smallest_fisher_p
+from src.study.analysis.verdicts import WORDS, fraction
 from src.study.read.collect import Study
 
 MAX_NAMED = 6
-"""Arms that one sentence names; of more it names some and says how many."""
+"""The most arms that one sentence names; the rest are counted."""
 
 PRIMARY = "nonfinite"
 
 
-def found_good(arm: ArmResult) -> bool:
-    """Whether fewer of its seeds than of its baseline's go non-finite, beyond chance."""
+def reduces_failures(arm: ArmResult) -> bool:
+    """Whether significantly fewer seeds go non-finite than in its baseline."""
     primary = arm.comparisons.get(PRIMARY)
     return primary is not None and primary.detected and _change(primary) < 0
 
 
 def answer(
-    study: Study, arms: Sequence[ArmResult], *, not_found: Sequence[ArmResult], num_needed: int
+    study: Study, arms: Sequence[ArmResult], *, undetected: Sequence[ArmResult], num_controls: int
 ) -> list[str]:
-    """What the study says to people who train models, in at most eight sentences.
+    """What the study shows, in at most eight sentences.
 
     Args:
-        study: its runs name router and preset.
+        study: the study, whose runs name router and preset.
         arms: all results.
-        not_found: known-good arms that had to be detected and were not.
-        num_needed: how many had to be.
+        undetected: positive controls whose effect was not detected.
+        num_controls: the number of all positive controls.
     """
     if not any(arm.num_seeds for arm in arms):
         nothing = "No run of this study has ended yet."
-        return [*filter(None, [_cannot_rank(arms, not_found, num_needed)]), nothing]
-    compared = [arm for arm in arms if arm.comparisons and not arm.is_null]
+        return [*filter(None, [_cannot_rank(arms, undetected, num_controls)]), nothing]
+    compared = [arm for arm in arms if arm.comparisons and not arm.is_aa_control]
     tested = [arm for arm in compared if arm.comparisons[PRIMARY].p_value is not None]
     sentences = [
-        _cannot_rank(arms, not_found, num_needed),
+        _cannot_rank(arms, undetected, num_controls),
         _failures(study, arms),
-        _fewer([arm for arm in tested if found_good(arm)]),
-        _more([a for a in tested if a.comparisons[PRIMARY].detected and not found_good(a)]),
-        _open([arm for arm in tested if not arm.comparisons[PRIMARY].detected], arms),
-        _exposed(compared),
-        _evaluated_otherwise(compared),
+        _significant("fewer", [arm for arm in tested if reduces_failures(arm)]),
+        _significant("more", [arm for arm in tested if _adds_failures(arm)]),
+        _inconclusive([arm for arm in tested if not arm.comparisons[PRIMARY].detected], arms),
+        _censored(compared),
+        _evaluated_differently(compared),
         _losses(arms, compared),
     ]
     return [sentence for sentence in sentences if sentence is not None]
+
+
+def _adds_failures(arm: ArmResult) -> bool:
+    return arm.comparisons[PRIMARY].detected and not reduces_failures(arm)
 
 
 def _change(comparison: Comparison) -> float:
@@ -53,19 +59,32 @@ def _change(comparison: Comparison) -> float:
 
 
 def _cannot_rank(
-    arms: Sequence[ArmResult], not_found: Sequence[ArmResult], num_needed: int
+    arms: Sequence[ArmResult], undetected: Sequence[ArmResult], num_controls: int
 ) -> str | None:
-    if not not_found:
+    if not undetected:
         return None
     labels = {arm.variant: arm.label for arm in arms}
-    against = _listed(dict.fromkeys(labels.get(str(a.baseline), "its baseline") for a in not_found))
-    where = f" against {against}" if len(not_found) < num_needed else ""
-    why = _listed(_with_counts(arm, with_p=True) for arm in not_found)
-    return f"This study cannot rank remedies{where}: what is known to work was not found, {why}."
+    against = dict.fromkeys(labels.get(str(arm.baseline), "its baseline") for arm in undetected)
+    where = f" against {_listed(against)}" if len(undetected) < num_controls else ""
+    kind = "positive control" if len(undetected) == 1 else "positive controls"
+    counts = _listed(_with_counts(arm, with_p=True) for arm in undetected)
+    return (
+        f"This study cannot rank remedies{where}: it does not detect the effect of its {kind}"
+        f" {counts}.{_more_seeds(undetected)}"
+    )
+
+
+def _more_seeds(undetected: Sequence[ArmResult]) -> str:
+    """Advice, if no outcome of these seeds could have been significant."""
+    seeds = [arm.nonfinite.total for arm in undetected]
+    needed = next(number for number in count(1) if smallest_fisher_p(number) <= ALPHA)
+    if not min(seeds) or max(seeds) >= needed:
+        return ""
+    return f" Run at least {needed} seeds."
 
 
 def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
-    """What fails, of the arms that others are compared with or that stand alone."""
+    """What fails in the arms that have no baseline."""
     ended = [arm for arm in arms if arm.num_seeds]
     shown = [arm for arm in ended if arm.baseline is None] or ended
     clauses = []
@@ -74,69 +93,65 @@ def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
         where = f"{run.composition} at preset {run.axes['preset']}"
         name = f"With {where}" if len(shown) == 1 else f"{arm.label} (with {where})"
         first = f", first at step {steps(arm.first_nonfinite)}" if arm.first_nonfinite else ""
-        clauses.append(f"{name}: {of(arm.nonfinite)} seeds go non-finite{first}")
+        clauses.append(f"{name}: {fraction(arm.nonfinite)} seeds go non-finite{first}")
     rest = len(shown) - MAX_NAMED
-    more = f"; {rest} more stand in the table" if rest > 0 else ""
+    more = f"; {rest} more in the table" if rest > 0 else ""
     return f"{'; '.join(clauses)}{more}."
 
 
-def _fewer(good: Sequence[ArmResult]) -> str | None:
-    none = [arm for arm in good if arm.nonfinite.events == 0]
-    some = [arm for arm in good if arm.nonfinite.events > 0]
-    clauses = []
-    if none:
-        clauses.append(f"prevented by {_listed(_with_counts(arm) for arm in none)}")
-    if some:
-        clauses.append(f"made rarer by {_listed(_with_counts(arm) for arm in some)}")
-    return f"This is {', and '.join(clauses)}{_p_range(good)}." if clauses else None
-
-
-def _more(worse: Sequence[ArmResult]) -> str | None:
-    if not worse:
+def _significant(word: str, arms: Sequence[ArmResult]) -> str | None:
+    if not arms:
         return None
-    return f"This is made worse by {_listed(_with_counts(a) for a in worse)}{_p_range(worse)}."
+    counts = _listed(_with_counts(arm) for arm in arms)
+    return f"Significantly {word} seeds fail with {counts}{_p_range(arms)}."
 
 
-def _open(unknown: Sequence[ArmResult], arms: Sequence[ArmResult]) -> str | None:
-    """What is not told from its baseline, and beside it what chance alone does."""
+def _inconclusive(unknown: Sequence[ArmResult], arms: Sequence[ArmResult]) -> str | None:
+    """Arms that are not significantly different from their baseline, and the A/A controls."""
     if not unknown:
         return None
-    names = _listed(f"{arm.label} ({of(arm.nonfinite)})" for arm in unknown)
-    nulls = [arm for arm in arms if arm.is_null and arm.comparisons and arm.nonfinite.total]
-    chance = _listed(f"{of(arm.nonfinite)} ({arm.label})" for arm in nulls)
-    beside = f"; by chance alone {chance} seeds fail" if nulls else ""
-    clauses = [beside, *_secondary(unknown)]
-    whether = "whether seeds fail more or less often with"
-    sentence = f"{CANNOT_TELL} {whether} {names}{_p_range(unknown)}{''.join(clauses)}."
-    return sentence[0].upper() + sentence[1:]
+    names = _listed(f"{arm.label} ({fraction(arm.nonfinite)})" for arm in unknown)
+    controls = [
+        arm for arm in arms if arm.is_aa_control and arm.comparisons and arm.nonfinite.total
+    ]
+    counts = _listed(f"{arm.label} ({fraction(arm.nonfinite)})" for arm in controls)
+    kind = "A/A control" if len(controls) == 1 else "A/A controls"
+    clauses = [f"; {kind}: {counts}" if controls else "", *_secondary(unknown)]
+    return (
+        "Inconclusive (share of failing seeds not significantly different):"
+        f" {names}{_p_range(unknown)}{''.join(clauses)}."
+    )
 
 
 def _secondary(unknown: Sequence[ArmResult]) -> list[str]:
-    """What such arms were found to change all the same."""
+    """The secondary endpoints in which such arms are significantly different."""
     clauses = []
     for endpoint in ("nonfinite_batches", "spikes"):
         for sign, word in zip((-1, 1), WORDS[endpoint][:2], strict=True):
-            told = [
+            changed = [
                 arm
                 for arm in unknown
                 if arm.comparisons[endpoint].detected
                 and sign * _change(arm.comparisons[endpoint]) > 0
             ]
-            if told:
-                names = _listed(arm.label for arm in told)
-                clauses.append(f"; {word} with {names}{_p_range(told, endpoint)}")
+            if changed:
+                names = _listed(arm.label for arm in changed)
+                clauses.append(f"; {word} with {names}{_p_range(changed, endpoint)}")
     return clauses
 
 
-def _exposed(compared: Sequence[ArmResult]) -> str | None:
+def _censored(compared: Sequence[ArmResult]) -> str | None:
     early = [arm for arm in compared if arm.censored_at is not None]
     if not early:
         return None
     names = _listed(f"{arm.label} after step {arm.censored_at}" for arm in early)
-    return f"Censored, because training ends: {names}; zeros there are exposure, not effect."
+    return (
+        f"Censored, because training ends early: {names}; zero failures there only reflect fewer"
+        " steps, not an effect of the remedy."
+    )
 
 
-def _evaluated_otherwise(compared: Sequence[ArmResult]) -> str | None:
+def _evaluated_differently(compared: Sequence[ArmResult]) -> str | None:
     same = [
         arm
         for arm in compared
@@ -148,29 +163,31 @@ def _evaluated_otherwise(compared: Sequence[ArmResult]) -> str | None:
     if not same:
         return None
     names = _listed(arm.label for arm in same)
-    return f"Trained bitwise as the baseline and only evaluated otherwise: {names}."
+    return f"Trained bitwise identically to the baseline, different only in evaluation: {names}."
 
 
 def _losses(arms: Sequence[ArmResult], compared: Sequence[ArmResult]) -> str | None:
-    """What arms cost in loss, of those that were told from their baseline in any way."""
-    # At its last step an arm that only ends early is its baseline still.
+    """Losses of the arms that are significantly different in loss or have fewer failing seeds."""
+    # An arm that only ends early is identical to its baseline up to its last step.
     full = [arm for arm in compared if arm.censored_at is None]
     known = [arm for arm in full if arm.comparisons["loss"].difference is not None]
-    told = [arm for arm in known if arm.comparisons["loss"].detected or found_good(arm)]
-    unpaired = [arm for arm in full if arm not in known and found_good(arm) and arm.loss]
+    shown = [arm for arm in known if arm.comparisons["loss"].detected or reduces_failures(arm)]
+    unpaired = [arm for arm in full if arm not in known and reduces_failures(arm) and arm.loss]
     clauses = []
-    if told:
+    if shown:
         clauses.append(
-            f"loss against the baseline, where both are clean: {_listed(map(_cost, told))}"
+            f"loss minus the baseline's, where both are clean: {_listed(map(_cost, shown))}"
         )
     elif known:
-        clauses.append(f"in loss {CANNOT_TELL} any arm from its baseline{_p_range(known, 'loss')}")
+        clauses.append(
+            f"no arm's loss is significantly different from its baseline's{_p_range(known, 'loss')}"
+        )
     if unpaired:
         own = _listed(f"{arm.label} {arm.loss.mean:.3f}" for arm in unpaired if arm.loss)
         bases = {arm.baseline for arm in unpaired}
         clean = sum(arm.loss.num_seeds for arm in arms if arm.variant in bases and arm.loss)
-        seeds = f"{clean} clean seed{'' if clean == 1 else 's'} of the baseline to pair with"
-        clauses.append(f"with {seeds}, loss by itself: {own}")
+        seeds = f"the baseline has {clean} clean seed{'' if clean == 1 else 's'}"
+        clauses.append(f"unpaired loss, because {seeds}: {own}")
     sentence = "; ".join(clauses)
     return f"{sentence[0].upper()}{sentence[1:]}." if clauses else None
 
@@ -179,16 +196,19 @@ def _cost(arm: ArmResult) -> str:
     loss = arm.comparisons["loss"]
     assert loss.difference is not None
     ends = f"{signed(loss.difference.low)} to {signed(loss.difference.high)}"
-    tells = "" if loss.detected else f"; {CANNOT_TELL}"
-    return f"{arm.label} {signed(loss.difference.mean)} ({ends}{tells})"
+    note = "" if loss.detected else "; not significant"
+    return f"{arm.label} {signed(loss.difference.mean)} ({ends}{note})"
 
 
 def _with_counts(arm: ArmResult, *, with_p: bool = False) -> str:
     comparison = arm.comparisons[PRIMARY]
     if comparison.p_value is None or arm.baseline_nonfinite is None:
         return f"{arm.label} (nothing to compare)"
-    p = f", p = {p_value(comparison.p_value)}" if with_p else ""
-    return f"{arm.label} ({of(arm.nonfinite)} seeds against {of(arm.baseline_nonfinite)}{p})"
+    counts, baseline = fraction(arm.nonfinite), fraction(arm.baseline_nonfinite)
+    if with_p:
+        p = p_value(comparison.p_value)
+        return f"{arm.label} ({counts} seeds fail, baseline {baseline}, p = {p})"
+    return f"{arm.label} ({counts}, baseline {baseline})"
 
 
 def _p_range(arms: Sequence[ArmResult], endpoint: str = PRIMARY) -> str:
@@ -200,7 +220,7 @@ def _p_range(arms: Sequence[ArmResult], endpoint: str = PRIMARY) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """`a`, `a and b`, `a, b and c`; of many the first, and how many more."""
+    """`a`, `a and b`, `a, b and c`; a long list ends with the number of the rest."""
     found = list(names)
     if len(found) > MAX_NAMED:
         found = [*found[: MAX_NAMED - 1], f"{len(found) - MAX_NAMED + 1} more"]

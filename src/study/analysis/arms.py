@@ -1,4 +1,4 @@
-"""The variants of a study as arms: whom each is compared with, over which steps, and as what."""
+"""The variants of a study as arms: each with its baseline, the compared steps and its role."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,24 @@ from src.study.analysis.permutation import Pair
 from src.study.read.collect import Run, Study
 
 PARTS = ("attention", "ffn", "stability")
-"""Of which a variant's name begins."""
+"""The parts that a variant's name begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A variant on its way to a result."""
+    """A variant with its runs, before its statistics."""
 
     variant: str
     label: str
     runs: list[Run]
     paired: Paired
-    """With the runs of its baseline; with none where it is one itself."""
+    """Its runs and its baseline's; a baseline itself is paired with no runs."""
     censored_at: int | None
-    """The step after which it does not train."""
+    """The step at which training ends early."""
 
     @property
     def baseline(self) -> str | None:
-        """The variant that it is compared with."""
+        """The variant that the arm is compared with."""
         return self.runs[0].baseline
 
     @property
@@ -40,17 +40,17 @@ class Arm:
 
     @cached_property
     def stability(self) -> str:
-        """Its options, by name."""
+        """The names of its remedies."""
         return self.runs[0].axes["stability"]
 
     @property
-    def is_null(self) -> bool:
-        """Whether chance alone sets it apart."""
+    def is_aa_control(self) -> bool:
+        """Whether the arm is the baseline, perturbed."""
         return self.runs[0].is_aa_control
 
     @property
     def measures(self) -> dict[str, Measure]:
-        """What is counted inside the window, or stands at its end, by endpoint."""
+        """By endpoint, what is counted inside the window or taken at its end."""
         return {
             "nonfinite_batches": self.window.num_nonfinite,
             "first_nonfinite": self.window.steps_until_nonfinite,
@@ -62,14 +62,14 @@ class Arm:
         return clean_loss(run, step=self.window.end)
 
     def pairs(self, endpoint: str) -> dict[int, Pair]:
-        """Values by seed; without steps to compare, losses alone."""
+        """Values by seed; if there are no steps to compare, only losses have any."""
         if self.window.is_empty and endpoint != "loss":
             return {}
         return self.paired.pairs(self.measures[endpoint])
 
 
 def arms_of(study: Study) -> list[Arm]:
-    """In the order of the sweep."""
+    """All arms, in the order of the sweep."""
     by_variant = {variant: study.of(variant) for variant in study.variants}
     ended = {variant: by_seed(runs) for variant, runs in by_variant.items()}
     names = labels({variant: runs[0] for variant, runs in by_variant.items()})
@@ -77,7 +77,7 @@ def arms_of(study: Study) -> list[Arm]:
     for variant, runs in by_variant.items():
         baseline = ended.get(runs[0].baseline or "", {})
         censored_at = _censored_at(ended[variant])
-        # Of runs that differ in length, the steps that both could make.
+        # Runs may differ in length: compare only the steps that all of them could make.
         sides = [
             run for side in (ended[variant], baseline) for each in side.values() for run in each
         ]
@@ -105,30 +105,30 @@ def _censored_at(runs: endpoints.Runs) -> int | None:
         for each in runs.values()
         for run in each
         if any(role["ends_early"] for role in run.roles.values())
-        # If the guard ends a run, by stopping or by raising, that is a failure.
+        # A run that the guard ends, by stopping or by raising, has failed.
         and run.outcome not in ("stopped", "failed")
         and run.steps < run.max_steps
     ]
     return min(ends, default=None)
 
 
-def nearest_null(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """The null arm of the same baseline that starts nearest to where the arm does.
+def nearest_aa_control(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    """The A/A control of the same baseline that begins to act nearest to where the arm does.
 
-    A null arm is its own: its range is that of its own runs.
+    An A/A control is its own.
     """
-    if arm.is_null:
+    if arm.is_aa_control:
         return arm
-    nulls = [other for other in arms if other.is_null and other.baseline == arm.baseline]
+    controls = [other for other in arms if other.is_aa_control and other.baseline == arm.baseline]
     start = arm.window.start
-    return min(nulls, key=lambda null: abs(null.window.start - start), default=None)
+    return min(controls, key=lambda control: abs(control.window.start - start), default=None)
 
 
 def labels(examples: Mapping[str, Run]) -> dict[str, str]:
-    """Short names: what of attention, ffn and stability varies; where that is not enough, fields.
+    """Short names: the parts of attention, ffn and stability that vary, and fields if needed.
 
     Args:
-        examples: a run of every variant.
+        examples: one run of every variant.
     """
     axes = {name: [run.axes[axis] for axis in PARTS] for name, run in examples.items()}
     varied = [len({each[place] for each in axes.values()}) > 1 for place in range(len(PARTS))]
@@ -141,6 +141,6 @@ def labels(examples: Mapping[str, Run]) -> dict[str, str]:
     for name in examples:
         own = [field for field in fields[name] if field not in everywhere]
         pieces = [parts[name]] if shared[parts[name]] == 1 else [parts[name], *own]
-        # One that has nothing of its own is the plain one: its stability says so.
+        # A variant in which nothing varies is named by its stability.
         short[name] = "@".join(filter(None, pieces)) or axes[name][-1]
     return short if len(set(short.values())) == len(short) else {name: name for name in examples}

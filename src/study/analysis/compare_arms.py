@@ -1,10 +1,10 @@
-"""Every arm against its baseline, endpoint by endpoint, and the null arm beside it."""
+"""Compares every arm with its baseline, endpoint by endpoint, with an A/A control for scale."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from src.study.analysis import multiple_testing, stats, verdicts
-from src.study.analysis.arms import Arm, nearest_null
+from src.study.analysis.arms import Arm, nearest_aa_control
 from src.study.analysis.endpoints import Paired
 from src.study.analysis.multiple_testing import Tested
 from src.study.analysis.results import Comparison, Estimate
@@ -12,25 +12,28 @@ from src.study.analysis.verdicts import Standing
 
 
 def comparisons(arms: Sequence[Arm]) -> dict[str, dict[str, Comparison]]:
-    """By variant and endpoint, of all arms that have a baseline.
+    """Comparisons of all arms that have a baseline, by variant and endpoint.
 
-    P values are adjusted over the arms, each endpoint by itself: the first is the primary one.
-    Null arms are a family by themselves; they would cost the others power, and are no remedies.
+    P values are adjusted over the arms, separately for each endpoint; the first endpoint is the
+    primary one. A/A controls are a family of their own: they are not remedies, and would cost the
+    remedies power.
     """
     compared = [arm for arm in arms if arm.baseline is not None]
     found: dict[str, dict[str, Comparison]] = {arm.variant: {} for arm in compared}
-    for is_null in (False, True):
-        family = {arm.variant: arm for arm in compared if arm.is_null == is_null}
-        nulls = {name: nearest_null(arm, compared) for name, arm in family.items()}
-        for variant, comparison in _primary(family, nulls).items():
+    for is_aa_control in (False, True):
+        family = {arm.variant: arm for arm in compared if arm.is_aa_control == is_aa_control}
+        controls = {name: nearest_aa_control(arm, compared) for name, arm in family.items()}
+        for variant, comparison in _primary(family, controls).items():
             found[variant]["nonfinite"] = comparison
         for endpoint in verdicts.WORDS:
-            for variant, comparison in _secondary(family, nulls, endpoint).items():
+            for variant, comparison in _secondary(family, controls, endpoint).items():
                 found[variant][endpoint] = comparison
     return found
 
 
-def _primary(family: Mapping[str, Arm], nulls: Mapping[str, Arm | None]) -> dict[str, Comparison]:
+def _primary(
+    family: Mapping[str, Arm], controls: Mapping[str, Arm | None]
+) -> dict[str, Comparison]:
     shares = {
         name: (
             arm.window.proportion(arm.paired.arm_at_risk),
@@ -48,7 +51,7 @@ def _primary(family: Mapping[str, Arm], nulls: Mapping[str, Arm | None]) -> dict
             arm,
             test,
             difference=None if test is None else stats.share_difference(*shares[name]),
-            null_range=_null_range(arm, nulls[name], "nonfinite"),
+            aa_range=_aa_range(arm, controls[name], "nonfinite"),
             verdict=standing.untestable()
             if test is None
             else verdicts.of_shares(standing, *shares[name], test),
@@ -57,7 +60,7 @@ def _primary(family: Mapping[str, Arm], nulls: Mapping[str, Arm | None]) -> dict
 
 
 def _secondary(
-    family: Mapping[str, Arm], nulls: Mapping[str, Arm | None], endpoint: str
+    family: Mapping[str, Arm], controls: Mapping[str, Arm | None], endpoint: str
 ) -> dict[str, Comparison]:
     pairs = {name: arm.pairs(endpoint) for name, arm in family.items()}
     least = 2 if endpoint == "loss" else 1
@@ -79,14 +82,14 @@ def _secondary(
             arm,
             test,
             difference=None if test is None else difference,
-            null_range=_null_range(arm, nulls[name], endpoint),
+            aa_range=_aa_range(arm, controls[name], endpoint),
             verdict=verdict,
         )
     return found
 
 
 def _standing(arm: Arm) -> Standing:
-    return Standing(paired=arm.paired, is_null=arm.is_null, censored_at=arm.censored_at)
+    return Standing(paired=arm.paired, is_aa_control=arm.is_aa_control, censored_at=arm.censored_at)
 
 
 def _comparison(
@@ -95,27 +98,27 @@ def _comparison(
     test: Tested | None,
     *,
     difference: Estimate | None,
-    null_range: tuple[float, float] | None,
+    aa_range: tuple[float, float] | None,
     verdict: str,
 ) -> Comparison:
     return Comparison(
         endpoint=endpoint,
         difference=difference,
-        null_range=null_range,
+        aa_range=aa_range,
         p_value=None if test is None else test.p_value,
         smallest_p=None if test is None else test.smallest_p,
         smallest_effect=None if test is None else test.smallest_effect,
         verdict=verdict,
-        # A null arm that stands out is chance, or a fault of the study; it is never a finding.
-        detected=test is not None and test.detected and not arm.is_null,
+        # A significant A/A control is chance or a fault of the study, never a finding.
+        detected=test is not None and test.detected and not arm.is_aa_control,
     )
 
 
-def _null_range(arm: Arm, null: Arm | None, endpoint: str) -> tuple[float, float] | None:
-    """Least and greatest difference of the null arm's runs, inside the window of the arm."""
-    if null is None or (arm.window.is_empty and endpoint != "loss"):
+def _aa_range(arm: Arm, control: Arm | None, endpoint: str) -> tuple[float, float] | None:
+    """Smallest and largest difference of the A/A control's runs, inside the arm's window."""
+    if control is None or (arm.window.is_empty and endpoint != "loss"):
         return None
-    sides = null.paired
+    sides = control.paired
     paired = Paired(arm=sides.arm, baseline=sides.baseline, window=arm.window)
     if endpoint == "nonfinite":
         found = _share_differences(paired)
@@ -126,7 +129,7 @@ def _null_range(arm: Arm, null: Arm | None, endpoint: str) -> tuple[float, float
 
 
 def _share_differences(paired: Paired) -> list[float]:
-    """In the share of seeds, of each repeat by itself."""
+    """Differences in the share of failing seeds, one for each repeat."""
     runs = [run for each in paired.arm_at_risk.values() for run in each]
     differences = []
     for repeat in sorted({run.repeat for run in runs}):

@@ -1,4 +1,4 @@
-"""What runs come to, seed by seed: events after the landmark, counts, times, losses, costs."""
+"""The endpoints of runs, seed by seed: failures after the landmark, counts, losses, costs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,27 +12,27 @@ from src.study.analysis.results import Proportion
 from src.study.read.collect import Run
 
 AXES = ("steps", "tokens", "active_flops", "seconds")
-"""By which losses are compared at equal cost."""
+"""Axes of cost, for losses at equal cost."""
 
 _TOTALS = {"tokens": "tokens", "active_flops": "active_flops", "seconds": "wall_seconds"}
 
 Runs = Mapping[int, Sequence[Run]]
-"""Runs by seed, in order of repeats; at least one each."""
+"""Runs by seed, in order of repeats. Every seed has at least one."""
 
 Measure = Callable[[Run], float | None]
 
 
 def has_ended(run: Run) -> bool:
-    """Whether it can be compared: it ran to its end, or the guard raised as it was told to.
+    """Whether a run can be compared: it finished, or the guard was set to raise and raised.
 
-    Leaving those out would leave out the very failures that are counted.
+    Without the latter the very failures that a study counts would be left out.
     """
     raised = run.config.get("guard", {}).get("on_nonfinite") == "raise" and run.nonfinite_steps
     return run.status == "finished" or (run.status == "failed" and bool(raised))
 
 
 def by_seed(runs: Sequence[Run]) -> dict[int, list[Run]]:
-    """Those that have ended, by seed and repeat."""
+    """The runs that have ended, by seed and in order of repeats."""
     found: dict[int, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.seed, run.repeat)):
         if has_ended(run):
@@ -42,53 +42,53 @@ def by_seed(runs: Sequence[Run]) -> dict[int, list[Run]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Steps that are compared: those after `start`, up to and including `end`."""
+    """The steps that are compared: after `start`, up to and including `end`."""
 
     start: int
     end: int
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing can happen in it."""
+        """Whether it holds no step."""
         return self.start >= self.end
 
     def of(self, steps: Sequence[int]) -> list[int]:
-        """Those of the steps that lie inside."""
+        """The given steps that lie inside."""
         return [step for step in steps if self.start < step <= self.end]
 
     def is_at_risk(self, run: Run) -> bool:
-        """Whether nothing had happened before it."""
+        """Whether the run was finite until the window begins."""
         return all(step > self.start for step in run.nonfinite_steps)
 
     def num_nonfinite(self, run: Run) -> float:
-        """Batches whose loss or gradient was not finite."""
+        """The number of batches with a non-finite loss or gradient."""
         return float(len(self.of(run.nonfinite_steps)))
 
     def steps_until_nonfinite(self, run: Run) -> float:
-        """Steps before the first such batch; all of the window where there is none."""
+        """Finite steps before the first such batch; the whole window if there is none."""
         return float(min(self.of(run.nonfinite_steps), default=self.end + 1) - self.start - 1)
 
     def num_spikes(self, run: Run) -> float:
-        """Spikes, which every non-finite batch is too."""
+        """The number of spikes. Every non-finite batch is one, too."""
         return float(len(self.of(run.spike_steps)))
 
     def has_event(self, runs: Sequence[Run]) -> bool:
-        """Whether most runs of a seed went non-finite; of as many as not, the first run decides.
+        """Whether most runs of a seed went non-finite. In a tie the first run decides.
 
-        One vote a seed: repeats of it are no further seeds. The majority neither gains by further
-        runs, as "any" would, nor loses by them, as "all" would.
+        Repeats are not independent seeds, so each seed counts once. With more repeats a majority
+        does not become likelier, as "any" would, nor less likely, as "all" would.
         """
         events = [bool(self.of(run.nonfinite_steps)) for run in runs]
         ayes = sum(events)
         return events[0] if 2 * ayes == len(events) else 2 * ayes > len(events)
 
     def proportion(self, runs: Runs) -> Proportion:
-        """Seeds with an event."""
+        """How many of the seeds have an event."""
         events = sum(self.has_event(each) for each in runs.values())
         return Proportion(events=events, total=len(runs))
 
     def firsts(self, runs: Runs) -> list[int]:
-        """The first such step of every seed with an event; of repeats the median, or below it."""
+        """The first non-finite step of every seed with an event; over repeats the low median."""
         steps = []
         for each in runs.values():
             if self.has_event(each):
@@ -99,7 +99,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """An arm and its baseline on the seeds that both have."""
+    """An arm and its baseline, paired by seed."""
 
     arm: Runs
     baseline: Runs
@@ -107,12 +107,12 @@ class Paired:
 
     @cached_property
     def shared(self) -> list[int]:
-        """Seeds that both have."""
+        """The seeds that both have."""
         return [seed for seed in self.arm if seed in self.baseline]
 
     @cached_property
     def at_risk(self) -> list[int]:
-        """Those of which no run was non-finite before the window."""
+        """The shared seeds of which all runs were finite until the window begins."""
         runs = {seed: [*self.arm[seed], *self.baseline[seed]] for seed in self.shared}
         return [
             seed for seed in self.shared if all(self.window.is_at_risk(run) for run in runs[seed])
@@ -120,16 +120,16 @@ class Paired:
 
     @property
     def arm_at_risk(self) -> Runs:
-        """The arm's runs on those seeds."""
+        """The arm's runs on the seeds at risk."""
         return {seed: self.arm[seed] for seed in self.at_risk}
 
     @property
     def baseline_at_risk(self) -> Runs:
-        """The baseline's."""
+        """The baseline's runs on the seeds at risk."""
         return {seed: self.baseline[seed] for seed in self.at_risk}
 
     def pairs(self, measure: Measure) -> dict[int, Pair]:
-        """Values by seed, of the seeds at risk of which both sides have one."""
+        """Values by seed, for the seeds at risk on which both sides have one."""
         found = {}
         for seed in self.at_risk:
             one, two = values(self.arm[seed], measure), values(self.baseline[seed], measure)
@@ -139,24 +139,24 @@ class Paired:
 
 
 def values(runs: Sequence[Run], measure: Measure) -> list[float]:
-    """A value of each run that has one."""
+    """The values of the runs that have one."""
     return [value for run in runs if (value := measure(run)) is not None]
 
 
 def seed_means(runs: Runs, measure: Measure) -> list[float]:
-    """A mean of every seed that has a value."""
+    """The mean of every seed that has a value."""
     return [fmean(found) for each in runs.values() if (found := values(each, measure))]
 
 
 def is_marked(run: Run) -> bool:
-    """Whether some validation windows at its end were not finite."""
+    """Whether its last validation had windows with a non-finite loss."""
     return run.results.get("val_nonfinite_frac", 0.0) > 0
 
 
 def clean_loss(run: Run, *, step: int) -> float | None:
-    """Validation loss at a step; None unless all of the run up to it was finite.
+    """Validation loss at a step; None unless the whole run up to it was finite.
 
-    A step before the run's last must be one after which it validated.
+    A step before the last one must have a validation.
     """
     if any(bad <= step for bad in run.nonfinite_steps):
         return None
@@ -175,27 +175,28 @@ def _finite(value: float | None) -> float | None:
 
 
 def total(run: Run, axis: str) -> float | None:
-    """What the whole run has cost on an axis: steps, tokens, active_flops or seconds."""
+    """The cost of the whole run on an axis: steps, tokens, active_flops or seconds."""
     value = run.record.get("steps" if axis == "steps" else _TOTALS[axis])
     return None if value is None else float(value)
 
 
 def loss_at(run: Run, budget: float, axis: str) -> float | None:
-    """Validation loss once so much was spent, linear between validations.
+    """Validation loss at a given cost, linearly interpolated between validations.
 
     Args:
-        budget: in units of the axis.
-        axis: steps, tokens, active_flops or seconds; a step costs the run's mean.
+        run: the run.
+        budget: the cost, in units of the axis.
+        axis: steps, tokens, active_flops or seconds. All steps of a run count as equally costly.
 
     Returns:
-        None before the first validation, after the last, and where the record tells no total.
+        None before the first validation, after the last, and if the record has no total.
     """
     spent, steps = total(run, axis), run.steps
     curve = run.curve(run.loss_metric)
     if not spent or not steps or not curve:
         return None
     step = budget * steps / spent
-    # A run's own total is its last step, whatever the division says.
+    # The run's total cost must give its last step, whatever the rounding of the division.
     step = round(step) if math.isclose(step, round(step), rel_tol=1e-9) else step
     for (left, before), (right, after) in pairwise(curve):
         if left <= step <= right:

@@ -1,4 +1,4 @@
-"""A study as two frames, of its runs and of its arms: for CSV files, tables and notebooks."""
+"""A study as two data frames, of runs and of arms: for CSV files, tables and notebooks."""
 
 import math
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ ENDPOINTS = {
     "spikes": ("spikes", 1),
     "loss": ("val/loss", 3),
 }
-"""Endpoint, its name in a table, its decimals."""
+"""By endpoint: its name in tables, and its decimals."""
 
 VARIED_SECTIONS = ("recipe", "attention", "ffn", "model", "data")
-"""Of which results.csv names the fields that differ between runs; options are in their names."""
+"""Sections whose differing fields results.csv lists; variant names already list the remedies."""
 
 OUTCOMES = ("clean", "intermittent", "collapsed", "stopped", "failed", "killed", "unfinished")
 
 
 def arms_frame(study: Study, analysis: Analysis) -> pd.DataFrame:
-    """A row an arm, in the order of the analysis; what is not known is None."""
-    # Of objects: a column of counts stays one of counts where some are not known.
+    """One row per arm, in the order of the analysis. Unknown values are None."""
+    # With dtype object, unknown values do not turn counts into floats.
     rows = [_arm_row(arm, study.of(arm.variant)) for arm in analysis.arms]
     return pd.DataFrame(rows, dtype=object)
 
@@ -61,7 +61,7 @@ def _arm_row(arm: ArmResult, runs: Sequence[Run]) -> Row:
         "damaged_runs": len(losses),
         "damaged_loss": fmean(losses) if losses else None,
         "marked_runs": arm.num_marked,
-        "null_arm": arm.null_arm,
+        "null_arm": arm.aa_control,
         "tokens": _known(arm.tokens),
         "active_flops": _known(arm.active_flops),
         "seconds": _known(arm.seconds),
@@ -80,11 +80,11 @@ def _known(value: float) -> float | None:
 
 
 def role(arm: ArmResult) -> str:
-    """What the arm is there for, where it is no candidate."""
-    if arm.is_null:
-        return "null arm"
-    if arm.is_known_good:
-        return "known good"
+    """The arm's role in the study; empty for a remedy under test."""
+    if arm.is_aa_control:
+        return "A/A control"
+    if arm.is_positive_control:
+        return "positive control"
     return "baseline" if arm.baseline is None else ""
 
 
@@ -102,9 +102,9 @@ def _estimate(name: str, estimate: Estimate | None) -> Row:
 
 def _comparison(arm: ArmResult, endpoint: str) -> Row:
     found = arm.comparisons.get(endpoint)
-    null = None if found is None else found.null_range
+    low, high = (None, None) if found is None or found.aa_range is None else found.aa_range
     row = _estimate(f"{endpoint}_difference", None if found is None else found.difference)
-    row |= {f"{endpoint}_null_low": null and null[0], f"{endpoint}_null_high": null and null[1]}
+    row |= {f"{endpoint}_null_low": low, f"{endpoint}_null_high": high}
     for name in ("p_value", "smallest_p", "smallest_effect", "detected", "verdict"):
         value = None if found is None else getattr(found, name)
         row[f"{endpoint}_{name}"] = int(value) if isinstance(value, bool) else value
@@ -112,21 +112,21 @@ def _comparison(arm: ArmResult, endpoint: str) -> Row:
 
 
 def runs_frame(study: Study, analysis: Analysis) -> pd.DataFrame:
-    """A row a run, of which a study can be made again (`from_csv`); what is not known is None."""
+    """One row per run. Unknown values are None. `from_csv` rebuilds a study from it."""
     varied = _varied(study.runs)
     rows = [_run_row(run, arm, varied) for arm in analysis.arms for run in study.of(arm.variant)]
     return pd.DataFrame(rows, dtype=object)
 
 
 def _varied(runs: Sequence[Run]) -> list[str]:
-    """Fields of the configuration, beside the options', in which some runs differ."""
+    """Fields of the configuration, other than the remedies', in which runs differ."""
     flats = [flat(run.config, VARIED_SECTIONS) for run in runs]
     fields = dict.fromkeys(field for each in flats for field in each)
     return [name for name in fields if len({str(each.get(name)) for each in flats}) > 1]
 
 
 def _assigned(field: str, value: Any) -> str:
-    """`norm_eps=1e-09`, without blanks: a row has several."""
+    """`norm_eps=1e-09`, without blanks, which separate the fields of a row."""
     return f"{field.rpartition('.')[2]}={value}".replace(" ", "")
 
 
@@ -191,7 +191,7 @@ def _run_row(run: Run, arm: ArmResult, varied: Sequence[str]) -> Row:
 
 
 def spans(steps: Sequence[int]) -> str:
-    """Steps as text, those that follow each other as one: `7 12-15`."""
+    """Steps as text, with consecutive ones as a range: `7 12-15`."""
     found: list[list[int]] = []
     for step in sorted(steps):
         if found and step == found[-1][-1] + 1:
@@ -202,7 +202,7 @@ def spans(steps: Sequence[int]) -> str:
 
 
 def validations(run: Run) -> str:
-    """The loss by step, as `40:2.91:0.0`: step, loss, share of windows without one."""
+    """All validations, each as `40:2.91:0.0`: step, loss, share of non-finite windows."""
     metric = run.loss_metric
     frac = frac_metric(metric)
     return " ".join(
@@ -213,37 +213,37 @@ def validations(run: Run) -> str:
 
 
 def _max_violation(run: Run) -> float | None:
-    """MaxVio in the last quarter of the run, mean over its layers; None without experts."""
+    """MaxVio in the last quarter of the run, mean over the layers; None without experts."""
     loads = layer_loads([run])
     return fmean(load.max_violation for load in loads) if loads else None
 
 
 def own_steps(run: Run) -> int:
-    """Steps that were not taken from another run's state."""
+    """The steps that the run trained itself, after a state shared with another run."""
     return int(run.record.get("own_steps", run.steps))
 
 
 def frac_metric(loss_metric: str) -> str:
-    """The share of a validation's windows without a finite loss: whether the loss is marked."""
+    """The metric with the share of validation windows that have no finite loss."""
     return loss_metric.replace("/loss", "/nonfinite_frac")
 
 
 def headline(analysis: Analysis) -> dict[str, float]:
-    """The figures that go on the sweep's own run in MLflow."""
-    figures = {"report/can_rank": float(analysis.can_rank)}
+    """The metrics of the sweep's own run in MLflow."""
+    metrics = {"report/can_rank": float(analysis.can_rank)}
     for arm in analysis.arms:
         name = f"report/{number_format.metric_safe(arm.label)}"
-        figures[f"{name}/seeds"] = float(arm.num_seeds)
+        metrics[f"{name}/seeds"] = float(arm.num_seeds)
         counts = [("nonfinite_batches", arm.nonfinite_batches), ("spikes", arm.spikes)]
         if arm.censored_at is not None or not arm.nonfinite.total:
-            # Zeros of steps that the arm has not, or that are its baseline's, would look best.
+            # Zero failures that only reflect fewer or shared steps would look like the best result.
             counts = []
         else:
-            figures[f"{name}/nonfinite_seeds"] = float(arm.nonfinite.events)
+            metrics[f"{name}/nonfinite_seeds"] = float(arm.nonfinite.events)
         for key, estimate in (*counts, ("val_loss", arm.loss)):
             if estimate is not None:
-                figures[f"{name}/{key}"] = estimate.mean
+                metrics[f"{name}/{key}"] = estimate.mean
         loss = arm.comparisons.get("loss")
         if loss is not None and loss.difference is not None:
-            figures[f"{name}/val_loss_difference"] = loss.difference.mean
-    return {key: value for key, value in figures.items() if math.isfinite(value)}
+            metrics[f"{name}/val_loss_difference"] = loss.difference.mean
+    return {key: value for key, value in metrics.items() if math.isfinite(value)}

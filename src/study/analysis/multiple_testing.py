@@ -1,4 +1,4 @@
-"""Tests over all arms of a study at once, and what each of them could have shown."""
+"""Tests of all arms of a study at once, and the smallest effect each could have detected."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """One arm's part of a test; see Comparison."""
+    """The result for one arm, as in Comparison."""
 
     p_value: float
     smallest_p: float
@@ -28,20 +28,20 @@ class Tested:
 
     @property
     def detected(self) -> bool:
-        """Whether it rejects."""
+        """Whether the arm is significantly different from its baseline."""
         return self.p_value <= ALPHA
 
 
 def shares(arms: Mapping[str, tuple[Proportion, Proportion]]) -> dict[str, Tested]:
-    """Fisher's test of each arm's share against its baseline's, with Holm over the arms.
+    """Fisher's test of each arm's share against its baseline's, with Holm's correction.
 
     Args:
-        arms: the arm's seeds with an event and its baseline's, of at least one seed each.
+        arms: the shares of arm and baseline, each of at least one seed.
     """
     tested = {}
     for name, (family, p_value) in _adjusted(arms, _fisher_holm, best=_smallest_raw_p).items():
         arm, baseline = arms[name]
-        # What this arm could have shown beside what the others did show: Holm is step-down.
+        # Holm is step-down: what this arm could have shown depends on the others' results.
         others = tuple(fisher(*family[other]) for other in family if other != name)
         tested[name] = Tested(
             p_value=p_value,
@@ -55,13 +55,13 @@ def means(arms: Mapping[str, Mapping[int, Pair]]) -> dict[str, Tested]:
     """Step-down max-T over the arms' paired differences.
 
     Args:
-        arms: pairs by seed, at least one an arm.
+        arms: pairs by seed, at least one per arm.
     """
     tested = {}
     for name, (_, p_value) in _adjusted(arms, max_t, best=smallest_max_t_p).items():
         smallest_p = smallest_max_t_p(arms[name])
         differences = [pair.difference for pair in arms[name].values()]
-        # No effect is large enough where no p is small enough.
+        # If no p can be small enough, no effect is detectable.
         effect = smallest_mean_effect(differences) if smallest_p <= ALPHA else None
         tested[name] = Tested(p_value=p_value, smallest_p=smallest_p, smallest_effect=effect)
     return tested
@@ -83,8 +83,8 @@ def _adjusted(
 ) -> dict[str, tuple[Mapping[str, Data], float]]:
     """Every arm's adjusted p, and the family in which it was adjusted.
 
-    An arm whose seeds are too few to reject by whatever they show takes nothing from the others:
-    these are a family by themselves (Tarone 1990). Its own p is adjusted over all arms.
+    An arm with too few seeds to be significant whatever they show costs the other arms no power:
+    those are a family without it (Tarone 1990). Its own p is adjusted over all arms.
     """
     able = {name: data for name, data in arms.items() if best(data) <= ALPHA}
     adjusted: dict[str, tuple[Mapping[str, Data], float]] = {}

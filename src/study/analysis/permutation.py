@@ -1,4 +1,4 @@
-"""The permutation test of paired seeds, over all arms of a study at once."""
+"""The permutation test of paired seeds, for all arms of a study at once."""
 
 import itertools
 import math
@@ -10,20 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_EXACT = 2**14
-"""Relabellings up to which all are enumerated."""
+"""Up to this number, all relabellings are enumerated."""
 
 NUM_DRAWN = 9_999
-"""Relabellings drawn where there are more, beside the one that was observed."""
+"""If there are more, this number is drawn at random, in addition to the observed labelling."""
 
 SAME = 1e-9
-"""Within which two statistics, which are of the order of 1, count as equal."""
+"""Tolerance within which two statistics, which are of the order of 1, count as equal."""
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What one seed gave: a value a run, in order of repeats; at least one each."""
+    """The values of one seed, one per run in order of repeats; at least one on each side."""
 
     arm: tuple[float, ...]
     baseline: tuple[float, ...]
@@ -35,7 +35,7 @@ class Pair:
 
     @property
     def variance(self) -> float:
-        """Of the difference over all ways to relabel the runs; its square, with one run a side."""
+        """Variance of the difference over all relabellings; with one run per side, its square."""
         runs = [*self.arm, *self.baseline]
         mean = math.fsum(runs) / len(runs)
         spread = math.fsum((value - mean) ** 2 for value in runs) / (len(runs) - 1)
@@ -45,40 +45,40 @@ class Pair:
 def smallest_max_t_p(pairs: Mapping[int, Pair]) -> float:
     """The smallest p that relabelling the runs of these seeds can reach.
 
-    With one run a side that is 2 of 2^n sign patterns: .031 for six seeds, .0625 for five.
+    With one run per side that is 2 of 2^n sign patterns: .031 for six seeds, .0625 for five.
     """
     if len(pairs) == 1:
-        # One seed, however often it is repeated, tells nothing of seeds.
+        # One seed, however often it is repeated, says nothing about the variation between seeds.
         return 1.0
     sizes = [(len(pair.baseline), len(pair.arm)) for pair in pairs.values()]
     number = math.prod(math.comb(sum(size), size[0]) for size in sizes)
-    # Where both sides are of one size, exchanging them all gives the same magnitude.
+    # If both sides have the same size, exchanging them all gives the same magnitude.
     best = (2 if all(one == two for one, two in sizes) else 1) / number
-    # More than can be enumerated are drawn, and then the observed one is one of these.
+    # If relabellings are drawn, the observed one is among them.
     return best if number <= MAX_EXACT else max(best, 1 / (NUM_DRAWN + 1))
 
 
 def max_t(arms: Mapping[Name, Mapping[int, Pair]], *, seed: int = 0) -> dict[Name, float]:
     """Step-down max-T p of every arm (Westfall and Young 1993), from relabelled runs.
 
-    Within a seed, runs change sides between arm and baseline; every arm is relabelled in the same
-    way at once, so that what they share, such as the baseline, stays shared. With one run a side
-    this flips the sign of a seed's difference jointly over all arms. A seed that an arm lacks
-    contributes nothing to it; an arm of one seed alone has p = 1.
+    Within a seed, runs are relabelled between arm and baseline. All arms are relabelled jointly, so
+    that what they share, such as the baseline, stays shared. With one run per side this flips the
+    sign of a seed's difference in all arms at once. A seed that an arm lacks contributes nothing
+    to it. An arm with a single seed has p = 1.
 
-    The statistic is the mean difference over its standard error, with the deviation that the
-    relabellings give it: for one arm it orders sign flips as Student's t does. To its square the
-    lower quartile of the arms' is added, as in Tusher et al. 2001: else an arm whose differences
-    are tiny and all alike would, under some pattern of signs, exceed any effect beside it.
+    The statistic is the mean difference over its standard error, taken from the relabellings: for
+    one arm it orders sign flips as Student's t does. The lower quartile of the arms' variances is
+    added to each variance, as in Tusher et al. 2001. Without it an arm with tiny and nearly equal
+    differences would, under some pattern of signs, exceed the effect of any other arm.
 
-    Exact for one arm; over several it takes the differences to be jointly symmetric under the
-    null. Where they are far from it, such as counts over two decades in 20 arms, null studies of 6
-    to 10 seeds were found in 3 to 6 of 100. Up to 2^14 relabellings are enumerated; of more, 9,999
-    are drawn.
+    The test is exact for one arm. For several it assumes that the differences are jointly symmetric
+    under the null hypothesis. Far from that, with counts over two decades in 20 arms, 3 to 6 of 100
+    null studies of 6 to 10 seeds had a false positive. Up to 2^14 relabellings are enumerated; if
+    there are more, 9,999 are drawn.
 
     Args:
-        arms: pairs by arm and seed; an arm has at least one.
-        seed: of the draw.
+        arms: pairs by arm and seed, at least one per arm.
+        seed: the random seed of the draw.
     """
     labels = _relabellings(arms, seed=seed)
     variances = {
@@ -90,7 +90,7 @@ def max_t(arms: Mapping[Name, Mapping[int, Pair]], *, seed: int = 0) -> dict[Nam
     for name, pairs in arms.items():
         total = sum(_differences(pair, labels(name, key)) for key, pair in pairs.items())
         error = math.sqrt(len(pairs) * (variances[name] + low))
-        # Constant where there is nothing to order: all alike, or a single seed.
+        # Constant if there is nothing to order: no variation, or a single seed.
         known = len(pairs) > 1 and error > 0
         statistics[name] = np.abs(total) / error if known else np.zeros(np.shape(total))
     order = sorted(arms, key=lambda name: -statistics[name][0])
@@ -107,9 +107,9 @@ Labels = Callable[[Name, int], npt.NDArray[np.bool_]]
 
 
 def _relabellings(arms: Mapping[Name, Mapping[int, Pair]], *, seed: int) -> Labels[Name]:
-    """Which of a seed's runs, the baseline's first, stand for the arm: (relabellings, runs).
+    """Which runs of a seed, the baseline's first, are labelled as the arm's: (labellings, runs).
 
-    The first relabelling is the one that was observed.
+    The first relabelling is the observed one.
     """
     sizes: dict[int, set[tuple[int, int]]] = {}
     for pairs in arms.values():
@@ -124,7 +124,7 @@ def _relabellings(arms: Mapping[Name, Mapping[int, Pair]], *, seed: int) -> Labe
         return lambda _, key: exact[key]
     generator = np.random.default_rng(seed)
     num_slots = max(max(size) for each in sizes.values() for size in each)
-    # One number for each place of a run, shared by all arms: those with the highest are the arm's.
+    # One random number per run, shared by all arms: the runs with the highest become the arm's.
     numbers = {key: generator.random((NUM_DRAWN + 1, 2, num_slots)) for key in keys}
     for drawn in numbers.values():
         drawn[0] = np.arange(2)[:, None] + np.linspace(0, 0.5, num_slots)

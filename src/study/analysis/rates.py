@@ -1,4 +1,4 @@
-"""Loss against learning rate: does a failure hang on the rate, and how much of the loss does?"""
+"""Failures and loss against learning rate: how much do they depend on it?"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,46 +15,46 @@ from src.study.read.collect import Run, Study
 from src.study.report.table import Cell, Column, Table, cell
 
 FEWEST = 3
-"""Rates from which on a study asks how the loss hangs on them."""
+"""From this number of rates on, a report shows how the loss depends on the rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Variants that differ in the learning rate alone."""
+    """Variants that differ only in the learning rate."""
 
     label: str
     runs: Mapping[float, Sequence[Run]]
-    """Runs that have ended, by rate, lowest first."""
+    """The runs that have ended, by rate, lowest rate first."""
     is_complete: bool
-    """Whether some run of every rate has ended."""
+    """Whether every rate has a run that has ended."""
     ceiling: float
-    """Loss of a uniform guess, ln(vocabulary), in nats a token: that of a model before training."""
+    """Loss of a uniform guess, ln(vocabulary), in nats per token: the loss before training."""
 
     @property
     def rates(self) -> list[float]:
-        """Lowest first."""
+        """The learning rates, lowest first."""
         return list(self.runs)
 
     def loss(self, run: Run) -> float:
-        """Final loss, at most the ceiling, which also stands for a run that has none."""
+        """Final loss, capped at the ceiling. A run without a final loss counts as the ceiling."""
         final = final_loss(run)
         return self.ceiling if final is None else min(final, self.ceiling)
 
     def mean_loss(self, rate: float) -> float:
-        """Over the runs of a rate."""
+        """Mean over the runs of a rate."""
         return fmean(self.loss(run) for run in self.runs[rate])
 
     @property
     def best(self) -> float:
-        """The rate of the lowest mean loss."""
+        """The rate with the lowest mean loss."""
         return min(self.rates, key=self.mean_loss)
 
     @cached_property
     def sensitivity(self) -> stats.Estimate | None:
-        """LR sensitivity over the seeds that have every rate; None without one.
+        """LR sensitivity over the seeds that have every rate; None if there are none.
 
         Raises:
-            ValueError: the rates are not evenly spaced in the logarithm.
+            ValueError: the rates are not evenly spaced on a log scale.
         """
         seeds = {rate: by_seed(runs) for rate, runs in self.runs.items()}
         shared = set.intersection(*(set(each) for each in seeds.values()))
@@ -69,7 +69,7 @@ class Family:
 
 
 def final_loss(run: Run) -> float | None:
-    """The loss at the run's end; None where it collapsed or some windows had none."""
+    """The final loss; None if the run collapsed or a validation window was not finite."""
     metric = run.loss_metric
     if run.outcome not in ("clean", "intermittent") or (run.final(frac_metric(metric)) or 0) > 0:
         return None
@@ -77,7 +77,7 @@ def final_loss(run: Run) -> float | None:
 
 
 def families(study: Study) -> list[Family]:
-    """All with rates enough, in the order of the sweep."""
+    """All families with enough rates, in the order of the sweep."""
     grouped: dict[str, dict[float, list[Run]]] = {}
     for run in study.runs:
         fields = run.variant.split("@")
@@ -93,7 +93,7 @@ def families(study: Study) -> list[Family]:
             for rate in sorted(rates)
         }
         ended = {rate: runs for rate, runs in ended.items() if runs}
-        # All have one tokenizer; records of older code do not say how many tokens it has.
+        # All runs share one tokenizer. Early records do not say how many tokens it has.
         sizes = [run.record.get("vocab_size", 0) for runs in ended.values() for run in runs]
         if len(ended) >= FEWEST and all(sizes):
             family = Family(
@@ -107,28 +107,27 @@ def families(study: Study) -> list[Family]:
 
 
 def sensitivity_table(found: Sequence[Family], *, title: str) -> Table:
-    """A family a row."""
+    """One row per family."""
     return Table(
         title=title,
         columns=[
             Column(name="arm", is_text=True),
             Column(name="rates"),
             Column(
-                name="seeds go non-finite",
-                note="in the whole run, by rate, from the lowest to the highest",
+                name="non-finite seeds",
+                note="over the whole run, for each rate from the lowest to the highest",
             ),
             Column(
                 name="best rate",
-                note="that of the lowest mean loss; at the end of the grid a better one may lie"
-                " beyond it",
+                note="the rate with the lowest mean loss; if it is at the end of the grid, a better"
+                " rate may lie beyond",
             ),
-            Column(name="val/loss there"),
+            Column(name="val/loss at best rate"),
             Column(
                 name="LR sensitivity",
-                note="mean over the rates of the final loss minus the lowest of them, in nats a"
-                " token, seed by seed: mean and 95 % interval (arXiv 2309.14322); a run that"
-                " collapsed or was stopped, or whose validation had windows without a finite loss,"
-                " counts as a uniform guess",
+                note="mean final loss over the rates minus the lowest one, per seed, in nats per"
+                " token: mean over seeds and 95 % interval (arXiv 2309.14322). A run counts as a"
+                " uniform guess if it collapsed, was stopped or had non-finite validation windows",
             ),
         ],
         rows=[_row(family) for family in found],
@@ -140,9 +139,9 @@ def _row(family: Family) -> list[Cell]:
     try:
         value, why = family.sensitivity, "no seed has every rate"
     except ValueError:
-        value, why = None, "rates are not evenly spaced in the logarithm"
+        value, why = None, "rates are not evenly spaced on a log scale"
     if not family.is_complete:
-        value, why = None, "no run of some rate has ended"
+        value, why = None, "some rate has no run that has ended"
     shown = cell(number_format.NONE, why)
     if value is not None:
         interval = number_format.between(value.low, value.high) if value.low != value.high else ""

@@ -1,6 +1,6 @@
-"""Statistics of seeds: intervals, Fisher and Holm, and what a design can reach at all.
+"""Statistics over seeds: intervals, Fisher's test, Holm's correction, detectable effects.
 
-What scipy has is taken from it. The test of paired values stands in permutation.py.
+Built on scipy. The test of paired values is in permutation.py.
 """
 
 import math
@@ -14,7 +14,7 @@ from scipy import optimize, stats
 from src.study.analysis.results import Estimate, Proportion
 
 ALPHA = 0.05
-"""At or below which an adjusted p is called a finding."""
+"""An adjusted p at or below this is significant."""
 
 POWER = 0.8
 
@@ -22,7 +22,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def interval(values: Sequence[float]) -> Estimate | None:
-    """Mean with Student's 95 % interval; None without values."""
+    """Mean with Student's 95 % interval; None if there are no values."""
     if not values:
         return None
     number, mean = len(values), math.fsum(values) / len(values)
@@ -38,11 +38,11 @@ def _student_quantile(df: int) -> float:
 
 
 def share_difference(arm: Proportion, baseline: Proportion) -> Estimate | None:
-    """Difference of two shares with Newcombe's 95 % interval, of Wilson's for each; None without.
+    """Difference of two shares with Newcombe's 95 % interval; None if a share has no seeds.
 
-    It stays wide where all seeds agree, as 0 of 6 against 6 of 6, where an interval over the
-    seeds' differences has no width. Newcombe 1998, method 10; the pairing is not used, as in
-    Fisher's test.
+    The interval combines Wilson's intervals of both shares (Newcombe 1998, method 10). It keeps a
+    width even if all seeds agree, as in 0 of 6 against 6 of 6, where an interval over the seeds'
+    differences has none. Like Fisher's test it ignores the pairing.
     """
     if arm.total == 0 or baseline.total == 0:
         return None
@@ -66,7 +66,7 @@ def _wilson(share: Proportion) -> tuple[float, float]:
 
 @cache
 def fisher(arm: Proportion, baseline: Proportion) -> float:
-    """Two-sided p of Fisher's exact test; 1 where a side is empty."""
+    """Two-sided p of Fisher's exact test; 1 if a side is empty."""
     table = [
         [arm.events, arm.total - arm.events],
         [baseline.events, baseline.total - baseline.events],
@@ -75,7 +75,7 @@ def fisher(arm: Proportion, baseline: Proportion) -> float:
 
 
 def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
-    """Holm's adjusted p (1979): the smallest times their number, the next times one less, ..."""
+    """Holm's adjusted p (1979): of n values the smallest times n, the next times n - 1, ..."""
     adjusted: dict[Name, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
@@ -85,7 +85,7 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
 
 
 def smallest_fisher_p(num_seeds: int) -> float:
-    """All seeds against none, before Holm."""
+    """The p of all seeds against none, before Holm's correction."""
     return fisher(
         Proportion(events=0, total=num_seeds), Proportion(events=num_seeds, total=num_seeds)
     )
@@ -95,19 +95,19 @@ def smallest_fisher_p(num_seeds: int) -> float:
 def smallest_share(
     baseline: Proportion, *, num_seeds: int, others: tuple[float, ...] = ()
 ) -> float | None:
-    """The smallest fall in the share of seeds that Fisher's test finds significant after Holm.
+    """The smallest decrease in the share of seeds that is significant after Holm's correction.
 
     Holm's correction is step-down: an arm pays only for the arms whose p is not smaller than its
-    own. So the answer depends on what the other arms have shown. Multiplying by the number of arms
-    (Bonferroni) would claim too little wherever another arm is significant.
+    own. So the answer depends on the results of the other arms. Multiplying by the number of arms
+    (Bonferroni) would understate the power whenever another arm is significant.
 
     Args:
-        baseline: what was observed there.
-        num_seeds: of the arm.
-        others: p values, before Holm, of the other arms of the family.
+        baseline: the share observed in the baseline.
+        num_seeds: the number of seeds of the arm.
+        others: p values of the other arms of the family, before Holm's correction.
 
     Returns:
-        A magnitude above 0, or None where even an arm without any event would not be significant.
+        A magnitude above 0, or None if even an arm without any event would not be significant.
     """
     if num_seeds == 0 or baseline.total == 0:
         return None
@@ -123,10 +123,10 @@ def smallest_share(
 
 @cache
 def smallest_standardized_effect(num_seeds: int) -> float | None:
-    """Mean over deviation of paired differences that a t test finds 8 times of 10.
+    """The minimum detectable effect of a paired t test, as mean over standard deviation.
 
-    Two-sided at 5 %, one arm; by the non-central t distribution, without the tail that lies on the
-    wrong side. None below two seeds.
+    For one arm, two-sided at 5 %, with 80 % power. From the non-central t distribution, ignoring
+    rejections in the wrong direction. None below two seeds.
     """
     if num_seeds < 2:
         return None
@@ -143,7 +143,7 @@ def smallest_standardized_effect(num_seeds: int) -> float | None:
 
 
 def smallest_mean_effect(differences: Sequence[float]) -> float | None:
-    """The same in the units of the differences, by their own deviation; None where that is 0."""
+    """The minimum detectable effect in units of the differences; None if they do not vary."""
     if len(differences) < 2:
         return None
     deviation = float(np.std(differences, ddof=1))
@@ -152,27 +152,27 @@ def smallest_mean_effect(differences: Sequence[float]) -> float | None:
 
 
 def lr_sensitivity(losses: Mapping[float, float | None], *, initial_loss: float) -> float | None:
-    """How much of the loss hangs on the learning rate (arXiv 2309.14322).
+    """LR sensitivity: how much the loss depends on the learning rate (arXiv 2309.14322).
 
-    Mean over the rates of min(loss, initial loss), minus the best of them.
+    The mean over the rates of min(loss, initial loss), minus the lowest.
 
     Args:
-        losses: final loss by rate, on a grid that is even in the logarithm; None or not finite
-            for a run that diverged, which counts as the initial loss.
-        initial_loss: that of the untrained model.
+        losses: final loss by rate, on a grid that is even on a log scale. A run that diverged has
+            None or a non-finite loss, and counts as the initial loss.
+        initial_loss: the loss of the untrained model.
 
     Returns:
-        In nats a token; None without rates.
+        In nats per token; None if there are no rates.
 
     Raises:
-        ValueError: the grid is not even in the logarithm, so that a mean over it means nothing.
+        ValueError: the grid is not even on a log scale, so a mean over it has no meaning.
     """
     if not losses:
         return None
     steps = np.diff(np.log(sorted(losses)))
-    # A grid written with one or two digits, such as 3e-4, 1e-3, 3e-3, is meant to be even.
+    # The tolerance accepts rounded grids such as 3e-4, 1e-3, 3e-3.
     if len(steps) > 1 and steps.max() - steps.min() > 0.15 * steps.mean():
-        raise ValueError(f"rates={sorted(losses)}: must be evenly spaced in the logarithm")
+        raise ValueError(f"rates={sorted(losses)}: must be evenly spaced on a log scale")
     scores = [
         initial_loss if loss is None or not math.isfinite(loss) else min(loss, initial_loss)
         for loss in losses.values()

@@ -1,4 +1,4 @@
-"""What a comparison says, in a clause. Where it cannot reject, the design cannot tell."""
+"""The verdict of a comparison as a clause. A comparison that is not significant is inconclusive."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from src.study.analysis.multiple_testing import Tested
 from src.study.analysis.results import Estimate, Proportion
 from src.study.analysis.stats import ALPHA
 
-CANNOT_TELL = "this design cannot tell"
+INCONCLUSIVE = "inconclusive"
 
 WORDS = {
     "nonfinite_batches": ("fewer non-finite batches", "more non-finite batches", 1),
@@ -16,15 +16,15 @@ WORDS = {
     "spikes": ("fewer spikes", "more spikes", 1),
     "loss": ("lower loss", "higher loss", 3),
 }
-"""By endpoint: what a difference below 0 and one above 0 is called, and its decimals."""
+"""By endpoint: the words for a negative and for a positive difference, and the decimals."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What is said of an arm whatever the endpoint."""
+    """What applies to an arm whatever the endpoint."""
 
     paired: Paired
-    is_null: bool
+    is_aa_control: bool
     censored_at: int | None
 
     @property
@@ -33,62 +33,66 @@ class Standing:
         return self.paired.window
 
     def untestable(self) -> str:
-        """Why no event of its could be compared."""
+        """Why the arm cannot be tested."""
         window, seeds = self.window, self.paired.shared
         if not seeds:
-            return f"{CANNOT_TELL}: no seed has run to its end in it and in its baseline"
+            return f"{INCONCLUSIVE}: no seed finished in both the arm and its baseline"
         if window.is_empty and self.censored_at is not None:
-            return self._exposure()
+            return self._censored()
         if window.is_empty:
-            return f"{CANNOT_TELL}: it trains bitwise as its baseline, and is evaluated otherwise"
-        what = "the one seed" if len(seeds) == 1 else f"all {len(seeds)} seeds"
-        return f"{CANNOT_TELL}: {what} failed by step {window.start}, before it could act"
+            return (
+                f"{INCONCLUSIVE}: it trains bitwise identically to its baseline and differs only"
+                " in evaluation"
+            )
+        what = "the only seed" if len(seeds) == 1 else f"all {len(seeds)} seeds"
+        return f"{INCONCLUSIVE}: {what} failed by step {window.start}, before the arm could act"
 
-    def _exposure(self) -> str:
+    def _censored(self) -> str:
         baseline = self.paired.baseline_at_risk
         ends = [run.max_steps for runs in baseline.values() for run in runs]
         rest = Window(start=self.window.end, end=max(ends, default=0)).proportion(baseline)
         return (
-            f"{CANNOT_TELL}: censored, for it does not train after step {self.window.end};"
-            f" its zeros are exposure, not effect"
-            f" ({of(rest)} seeds of its baseline fail after that step)"
+            f"{INCONCLUSIVE}: censored, because training ends at step {self.window.end};"
+            " zero failures only reflect fewer steps, not an effect of the remedy"
+            f" ({fraction(rest)} seeds of the baseline fail after that step)"
         )
 
     def framed(self, clause: str, tested: Tested) -> str:
-        """The clause, with what chance or censoring make of it."""
-        if self.is_null:
-            surprise = f", as in one of {1 / ALPHA:.0f} studies" if tested.detected else ""
-            return f"chance alone: {clause.removeprefix(f'{CANNOT_TELL}: ')}{surprise}"
+        """The clause, marked if the arm is an A/A control or censored."""
+        if self.is_aa_control:
+            chance = f", which happens by chance in one of {1 / ALPHA:.0f} studies"
+            clause = clause.removeprefix(f"{INCONCLUSIVE}: ")
+            return f"A/A control: {clause}{chance if tested.detected else ''}"
         if self.censored_at is not None:
-            return f"up to step {self.censored_at}, after which it does not train: {clause}"
+            return f"up to step {self.censored_at}, where training ends: {clause}"
         return clause
 
 
-def of(share: Proportion) -> str:
+def fraction(share: Proportion) -> str:
     """`2 of 6`."""
     return f"{share.events} of {share.total}"
 
 
 def of_shares(standing: Standing, arm: Proportion, baseline: Proportion, tested: Tested) -> str:
-    """The primary endpoint's."""
-    counts = f"{of(arm)} seeds against {of(baseline)}, p = {p_value(tested.p_value)}"
+    """The verdict on the primary endpoint."""
+    counts = f"{fraction(arm)}, baseline {fraction(baseline)}, p = {p_value(tested.p_value)}"
     if tested.detected:
         fewer = arm.events < baseline.events
         return standing.framed(f"{'fewer' if fewer else 'more'} seeds fail: {counts}", tested)
     if tested.smallest_p > ALPHA:
-        reach = f"so few seeds cannot go below p = {p_value(tested.smallest_p)}"
+        reach = f"with so few seeds p cannot be below {p_value(tested.smallest_p)}"
     elif baseline.events == 0:
-        reach = "no seed of the baseline fails, so that nothing could be prevented"
+        reach = "no seed of the baseline fails, so nothing could be prevented"
     elif tested.smallest_effect is None:
-        reach = f"with {of(baseline)} no fall is large enough"
+        reach = f"with {fraction(baseline)} failing in the baseline no decrease is significant"
     else:
         seeds = round(tested.smallest_effect * arm.total)
-        reach = f"it calls a fall by {seeds} of {arm.total} seeds or more"
-    return standing.framed(f"{CANNOT_TELL}: {counts}; {reach}", tested)
+        reach = f"only a decrease by {seeds} of {arm.total} seeds or more would be significant"
+    return standing.framed(f"{INCONCLUSIVE}: {counts}; {reach}", tested)
 
 
 def of_means(standing: Standing, endpoint: str, difference: Estimate, tested: Tested) -> str:
-    """A secondary endpoint's."""
+    """The verdict on a secondary endpoint."""
     lower, higher, decimals = WORDS[endpoint]
     seeds = f"{difference.num_seeds} seed{'s' if difference.num_seeds != 1 else ''}"
     shown = f"p = {p_value(tested.p_value)}, {seeds}"
@@ -97,21 +101,22 @@ def of_means(standing: Standing, endpoint: str, difference: Estimate, tested: Te
         word = lower if difference.mean < 0 else higher
         return standing.framed(f"{word}, by {size} ({shown})", tested)
     if standing.window.is_empty and standing.censored_at is not None:
-        return f"{CANNOT_TELL}: at step {standing.censored_at}, its last, it is its baseline still"
+        last = f"step {standing.censored_at}, its last"
+        return f"{INCONCLUSIVE}: up to {last}, the arm is identical to its baseline"
     if tested.smallest_p > ALPHA:
-        reach = f", and cannot go below p = {p_value(tested.smallest_p)}"
+        reach = f"; with so few seeds p cannot be below {p_value(tested.smallest_p)}"
     elif tested.smallest_effect is None:
         reach = ""
     else:
-        reach = f"; it sees {fixed(tested.smallest_effect, decimals)} or more"
-    return standing.framed(f"{CANNOT_TELL}: {shown}{reach}", tested)
+        reach = f"; minimum detectable effect {fixed(tested.smallest_effect, decimals)}"
+    return standing.framed(f"{INCONCLUSIVE}: {shown}{reach}", tested)
 
 
 def without_loss(num_clean: int, num_seeds: int) -> str:
-    """Of an arm that is clean beside a clean baseline on fewer than two seeds."""
+    """The verdict where arm and baseline are both clean on fewer than two seeds."""
     if num_clean == num_seeds == 1:
-        return f"{CANNOT_TELL}: one seed has no interval"
+        return f"{INCONCLUSIVE}: one seed gives no interval"
     return (
-        f"{CANNOT_TELL}: both are clean, and have a loss at its last step,"
+        f"{INCONCLUSIVE}: arm and baseline are both clean, with a loss at the arm's last step,"
         f" on {num_clean} of {num_seeds} seeds"
     )

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a study: what is missing, what is mixed."""
+"""Warnings about a study: runs that are missing, and runs that should not be mixed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from src.study.read.collect import Run, Study, flat
 
 
 def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
-    """Sentences, the graver first."""
+    """The warnings as sentences, the more serious ones first."""
     by_name = {arm.variant: arm for arm in arms}
     runs = {arm.variant: study.of(arm.variant) for arm in arms}
     treated = [a for a in arms if a.baseline and runs[a.variant][0].axes["stability"] != "none"]
@@ -22,10 +22,10 @@ def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     for arm in arms:
         found += _missing(arm, runs)
         found += _not_ended(arm, runs[arm.variant])
-        found += _cut(arm, runs[arm.variant])
+        found += _truncated(arm, runs[arm.variant])
         found += _starts(arm, runs[arm.variant])
-    # What acts at no step, only on evaluation, finds every failure before it.
-    found += _apart([arm for arm in arms if arm.acts_from < runs[arm.variant][0].max_steps])
+    # A remedy that acts only on evaluation would count every failure as an earlier one.
+    found += _failed_before([arm for arm in arms if arm.acts_from < runs[arm.variant][0].max_steps])
     found += _mixed(study.runs)
     for arm in arms:
         if arm.baseline in by_name:
@@ -39,15 +39,15 @@ def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
 def _controls(remedies: Sequence[ArmResult]) -> Iterator[str]:
     if not remedies:
         return
-    if not any(arm.is_known_good for arm in remedies):
+    if not any(arm.is_positive_control for arm in remedies):
         yield (
             "no positive control (such as router_eps): if no remedy is significantly different, the"
             " study may be too small to see it"
         )
-    if not any(arm.is_null for arm in remedies):
+    if not any(arm.is_aa_control for arm in remedies):
         yield "no A/A control (such as shaken): how much two runs differ by chance is not known"
     for arm in remedies:
-        for comparison in arm.comparisons.values() if arm.is_null else ():
+        for comparison in arm.comparisons.values() if arm.is_aa_control else ():
             if comparison.p_value is not None and comparison.p_value <= ALPHA:
                 yield (
                     f"{arm.label} is an A/A control and is significantly different in"
@@ -60,13 +60,13 @@ def _missing(arm: ArmResult, runs: Mapping[str, Sequence[Run]]) -> Iterator[str]
     if arm.baseline is None:
         return
     if arm.baseline not in runs:
-        yield f"{arm.label}: its baseline {arm.baseline} has no run in this study"
+        yield f"{arm.label}: its baseline {arm.baseline} has no runs in this study"
         return
     own, others = ({run.seed for run in runs[name]} for name in (arm.variant, arm.baseline))
     if lacking := sorted(others - own):
-        yield f"{arm.label}: {_seeds(lacking)} of its baseline not run"
+        yield f"{arm.label}: {_seeds(lacking)} missing, but run in its baseline"
     if alone := sorted(own - others):
-        yield f"{arm.label}: {_seeds(alone)} not run in its baseline, so in no comparison"
+        yield f"{arm.label}: {_seeds(alone)} not compared, because not run in its baseline"
 
 
 def _seeds(numbers: Sequence[int]) -> str:
@@ -78,16 +78,16 @@ def _not_ended(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
     for status in ("failed", "killed", "unfinished"):
         names = [run.folder.name for run in runs if run.status == status and not has_ended(run)]
         if names:
-            yield f"{arm.label}: {status}, so in no comparison: {', '.join(names)}"
+            yield f"{arm.label}: not compared, because {status}: {', '.join(names)}"
     stopped = [run.folder.name for run in runs if run.outcome == "stopped"]
     if stopped:
         yield (
-            f"{arm.label}: stopped by the guard, so that counts of batches are lower bounds:"
+            f"{arm.label}: stopped by the guard, so counts of batches are lower bounds:"
             f" {', '.join(stopped)}"
         )
 
 
-def _cut(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
+def _truncated(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
     ends = [run.lines[-1]["step"] if run.lines else 0 for run in runs]
     short = [
         f"{run.folder.name} (to step {end:.0f} of {run.steps})"
@@ -96,13 +96,13 @@ def _cut(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
     ]
     if short:
         yield (
-            f"{arm.label}: metrics.jsonl is cut, so that curves and losses at equal cost lack the"
-            f" rest: {', '.join(short)}"
+            f"{arm.label}: metrics.jsonl is truncated, so curves and losses at equal cost are"
+            f" incomplete: {', '.join(short)}"
         )
 
 
-def _apart(arms: Sequence[ArmResult]) -> Iterator[str]:
-    """Seeds that failed before an arm could act; arms that start together share them."""
+def _failed_before(arms: Sequence[ArmResult]) -> Iterator[str]:
+    """Seeds that failed before an arm could act; arms with the same start share a warning."""
     groups: dict[tuple[str | None, int, int, int], list[str]] = {}
     for arm in arms:
         if arm.num_failed_before:
@@ -111,8 +111,8 @@ def _apart(arms: Sequence[ArmResult]) -> Iterator[str]:
             groups.setdefault(key, []).append(arm.label)
     for (_, failed, seeds, step), labels in groups.items():
         yield (
-            f"{', '.join(labels)}: non-finite on {failed} of {seeds} seeds by step {step}, before"
-            " anything acts; reported apart, in no comparison of failures"
+            f"{', '.join(labels)}: {failed} of {seeds} seeds failed by step {step}, before the arm"
+            " could act, and are left out of the comparison of failures"
         )
 
 
@@ -120,7 +120,10 @@ def _starts(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
     starts = {run.acts_from for run in runs if has_ended(run)}
     if len(starts) > 1:
         listed = ", ".join(str(start) for start in sorted(starts))
-        yield f"{arm.label}: its runs act from different steps ({listed}); the last counts for all"
+        yield (
+            f"{arm.label}: its runs begin to act at different steps ({listed}); the last one is"
+            " used for all"
+        )
 
 
 def _mixed(runs: Sequence[Run]) -> Iterator[str]:
@@ -137,9 +140,9 @@ def _mixed(runs: Sequence[Run]) -> Iterator[str]:
 
     commits, code = kinds("git_sha"), kinds("code")
     if len(commits) == 1 and len(code) > 1:
-        yield f"runs of {len(code)} states of the code: it was changed between them"
+        yield f"runs of {len(code)} versions of the code: it was changed between runs"
     if len(commits) > 1:
-        same = ", with the same code in all" if len(code) == 1 and code != ["None"] else ""
+        same = ", all with the same code" if len(code) == 1 and code != ["None"] else ""
         listed = ", ".join(commit[:10] for commit in commits)
         yield f"runs of {len(commits)} commits ({listed}){same}"
     dirty = sum(bool(record.get("git_dirty")) for record in records)
@@ -160,24 +163,24 @@ def _differing(arm: ArmResult, runs: Sequence[Run], baseline: Sequence[Run]) -> 
         if run.seed in reference:
             found |= dict.fromkeys(_unexpected(run, reference[run.seed]))
     if found:
-        yield f"{arm.label}: differs from its baseline in more than it says: {', '.join(found)}"
+        yield f"{arm.label}: also differs from its baseline in {', '.join(found)}"
 
 
 def _unexpected(run: Run, baseline: Run) -> list[str]:
-    """Fields in which two runs differ though neither names nor options say so."""
+    """Fields in which two runs differ, although no variant name or remedy accounts for it."""
     sections = [
         name
         for name, value in run.config.items()
         if isinstance(value, dict)
         and role_of(name).is_param
-        and name not in ("stability", "trainer", "init")  # named, or compared by _mixed
+        and name not in ("stability", "trainer", "init")  # in the name, or compared by _mixed
         and value != baseline.config.get(name)
     ]
     if not sections:
         return []
     one, two = flat(run.config, sections), flat(baseline.config, sections)
     differing = [field for field in {**one, **two} if one.get(field) != two.get(field)]
-    allowed = [*_claimed(run), *_claimed(baseline)]
+    allowed = [*_set_by_remedies(run), *_set_by_remedies(baseline)]
     for group in ("attention", "ffn", "tokenizer", "data", "model", "preset"):
         if run.config["choices"].get(group) != baseline.config["choices"].get(group):
             allowed += [group, *set_by(group)]
@@ -186,32 +189,32 @@ def _unexpected(run: Run, baseline: Run) -> list[str]:
     for variant in (run.variant, baseline.variant):
         allowed += [field.partition("-")[0] for field in variant.split("@")[1:]]
     return [
-        f"{field} ({one.get(field)} against {two.get(field)})"
+        f"{field} ({one.get(field)}, baseline {two.get(field)})"
         for field in differing
         if not any(_names(text, field) for text in allowed)
     ]
 
 
 def _names(text: str, field: str) -> bool:
-    """Whether a section, a whole name or a last part means the field or what lies above it."""
+    """Whether the text, a section or part of a dotted name, refers to the field or a parent."""
     return field == text or field.startswith(f"{text}.") or f".{text}." in f"{field}."
 
 
-def _claimed(run: Run) -> list[str]:
-    """Fields that its options set outside their own."""
+def _set_by_remedies(run: Run) -> list[str]:
+    """Fields outside the stability section that the run's remedies set."""
     parts = {name: _attributes(value) for name, value in run.config.items()}
-    claimed: list[str] = []
+    overridden: list[str] = []
     for option, fields in run.config["stability"].items():
         if option not in REMEDIES:
             continue
         try:
             remedy = REMEDIES[option](**fields)
         except TypeError:
-            # Written by code in which the option had other fields: what it set is not known, and
-            # stands among the differences.
+            # Other code wrote this, in which the remedy had other fields. What it set is unknown
+            # and stays among the differences.
             continue
-        claimed += remedy.config_overrides(parts)
-    return claimed
+        overridden += remedy.config_overrides(parts)
+    return overridden
 
 
 def _attributes(value: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Records of many runs, read."""
+"""Reads the records of many runs."""

@@ -24,24 +24,24 @@ from src.tracking.labels import variant_of
 from src.tracking.push_state import SWEEPS
 
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""In C where PyYAML was built so: ten times faster over hundreds of runs."""
+"""PyYAML's C loader if it was built with one: ten times faster over hundreds of runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run, as its folder tells it."""
+    """One run, as its folder records it."""
 
     folder: Path
     variant: str
-    """Its variant's name, which is the folder above the run's own."""
+    """The variant's name, which is the name of the parent folder."""
     seed: int
     repeat: int
     config: dict[str, Any]
-    """config.yaml."""
+    """The content of config.yaml."""
     record: dict[str, Any]
-    """record.json; empty where the run has not ended or was killed."""
+    """The content of record.json; empty if the run has not ended or was killed."""
     baseline: str | None
-    """Name of the variant that it is compared with; None for one that is compared with no other."""
+    """The variant that it is compared with; None if it is a baseline itself."""
 
     @property
     def name(self) -> str:
@@ -50,63 +50,63 @@ class Run:
 
     @property
     def status(self) -> str:
-        """finished, failed, killed; unfinished where there is no record."""
+        """finished, failed or killed; unfinished if there is no record."""
         return str(self.record.get("status", "unfinished"))
 
     @property
     def outcome(self) -> str:
-        """clean, intermittent, collapsed, stopped; else the status."""
+        """clean, intermittent, collapsed or stopped; otherwise the status."""
         return str(self.record.get("outcome") or self.status)
 
     @property
     def axes(self) -> dict[str, str]:
-        """attention, ffn, stability, model, preset."""
+        """The choices of attention, ffn, stability, model and preset."""
         return variant_of(self.config)
 
     @property
     def composition(self) -> str:
-        """`mlha and moe`, or the target of a model that is not ours."""
+        """`mlha and moe`, or the target of a user's model."""
         target = self.config["model"].get("target")
         return str(target) if target else f"{self.axes['attention']} and {self.axes['ffn']}"
 
     @property
     def max_steps(self) -> int:
-        """Steps that were planned; early_stop ends before them."""
+        """The planned number of steps; early_stop ends earlier."""
         return int(self.config["recipe"]["max_steps"])
 
     @property
     def steps(self) -> int:
-        """Steps that were made, those of a shared beginning included."""
+        """The number of completed steps, including those shared with another run."""
         return int(self.record.get("steps", 0))
 
     @property
     def acts_from(self) -> int:
-        """Steps until which the run is bitwise its baseline: the landmark of its comparison."""
+        """The landmark of its comparison: until this step the run is bitwise its baseline."""
         return int(self.record.get("acts_from", 0))
 
     @property
     def nonfinite_steps(self) -> list[int]:
-        """Numbers of the steps whose loss or gradient was not finite."""
+        """The steps with a non-finite loss or gradient."""
         return list(self.record.get("guard", {}).get("nonfinite_steps", []))
 
     @property
     def spike_steps(self) -> list[int]:
-        """Numbers of the steps that any definition calls a spike."""
+        """The steps that are spikes by any of the definitions."""
         return list(self.record.get("spikes", {}).get("steps", []))
 
     @cached_property
     def roles(self) -> Roles:
-        """What its remedies are for, by name."""
+        """The roles of its remedies, by name."""
         return roles_of(self.record, self.config["stability"])
 
     @property
     def is_aa_control(self) -> bool:
-        """Whether only chance distinguishes it from its baseline."""
+        """Whether it is the baseline, perturbed."""
         return all_have(self.roles, AA_CONTROL)
 
     @property
     def is_positive_control(self) -> bool:
-        """Whether its remedies are known to work."""
+        """Whether all its remedies are known to work."""
         return all_have(self.roles, POSITIVE_CONTROL)
 
     @property
@@ -116,35 +116,35 @@ class Run:
 
     @cached_property
     def results(self) -> dict[str, float]:
-        """The summary that MLflow shows as result/*, by name without that prefix."""
+        """The summary that MLflow shows as result/*, by name without the prefix."""
         return records.results(self.record, loss=self.loss_metric)
 
     @property
     def incident(self) -> dict[str, Any] | None:
-        """step, module, cause, line."""
+        """The first incident: step, module, cause, line."""
         return self.record.get("incident")
 
     @property
     def alarms(self) -> list[dict[str, Any]]:
-        """Early warnings in their order: step, metric, value, drift, crossing_step, line."""
+        """Early warnings in order: step, metric, value, drift, crossing_step, line."""
         return list(self.record.get("alarms", []))
 
     @cached_property
     def lines(self) -> list[dict[str, float]]:
-        """metrics.jsonl: a mapping a logged step, finite numbers only."""
+        """The lines of metrics.jsonl, one per logged step; finite numbers only."""
         return read_metrics(self.folder / "metrics.jsonl")
 
     def final(self, metric: str) -> float | None:
-        """A figure at the end of the run; None where it was not finite or not taken."""
+        """A metric at the end of the run; None if it was not finite or not measured."""
         return self.record.get("final", {}).get(metric)
 
     @property
     def initial_loss(self) -> float | None:
-        """Validation loss of the weights with which it began; None where it was not taken."""
+        """Validation loss of the initial weights; None if it was not measured."""
         return next((line.get("val/loss") for line in self.lines[:1] if line["step"] == 0), None)
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) wherever the metric was logged."""
+        """All logged (step, value) pairs of a metric."""
         return [(int(line["step"]), line[metric]) for line in self.lines if metric in line]
 
 
@@ -155,15 +155,15 @@ class Study:
     name: str
     folder: Path
     runs: list[Run]
-    """In the order of variants as they were swept, then seed, then repeat."""
+    """In the order of variants in the sweeps, then by seed, then by repeat."""
     sweeps: list[dict[str, Any]]
-    """What the sweeps left, oldest first: command, git_sha, cells, steps_saved."""
+    """The records of the sweeps, oldest first: command, git_sha, cells, steps_saved."""
     damages: list[str] = field(default_factory=list)
-    """Sentences on runs that cannot be read, and are left out, or that have lost a part."""
+    """Sentences about runs that cannot be read and are left out, or that have lost a part."""
 
     @property
     def variants(self) -> list[str]:
-        """Names in order, each once."""
+        """The names of the variants, in order."""
         return list(dict.fromkeys(run.variant for run in self.runs))
 
     def of(self, variant: str) -> list[Run]:
@@ -175,7 +175,7 @@ def collect(runs_folder: Path, name: str) -> Study:
     """Reads a study.
 
     Raises:
-        InputError: there is no such study, or nothing in it can be read.
+        InputError: there is no such study, or none of its runs can be read.
     """
     check_study(name)
     folder = runs_folder / name
@@ -186,13 +186,13 @@ def collect(runs_folder: Path, name: str) -> Study:
     found = [
         path.parent
         for path in sorted(folder.glob("*/seed-*/config.yaml"))
-        # A folder that rerun=true moved aside has the time in its name.
+        # The name of a folder that rerun=true moved aside contains the time.
         if "." not in path.parent.name
     ]
     if not found:
         studies = sorted(p.name for p in runs_folder.glob("*") if any(p.glob("*/seed-*")))
         raise InputError(
-            f"study={name}: no run of it lies in {runs_folder}"
+            f"study={name}: has no runs in {runs_folder}"
             f" (allowed: {', '.join(studies) or 'none yet'})"
         )
     variants = {path.parent.name for path in found}
@@ -204,7 +204,7 @@ def collect(runs_folder: Path, name: str) -> Study:
         try:
             run = _read(path, baseline=baseline)
         except DamagedError as error:
-            damages.append(f"{variant}/{path.name}: left out, because {error}")
+            damages.append(f"{variant}/{path.name}: left out: {error}")
             continue
         runs.append(run)
         written = run.record.get("metric_lines", 0)
@@ -212,7 +212,7 @@ def collect(runs_folder: Path, name: str) -> Study:
             lost = lost_lines(len(run.lines), written)
             damages.append(f"{run.name}: of metrics.jsonl {lost}")
     if not runs:
-        raise DamagedError(f"study={name}: no run of it can be read; {damages[0]}")
+        raise DamagedError(f"study={name}: none of its runs can be read; {damages[0]}")
     runs.sort(key=lambda r: (rank.get(r.variant, len(rank)), r.variant, r.seed, r.repeat))
     return Study(name=name, folder=folder, runs=runs, sweeps=sweeps, damages=damages)
 
@@ -221,7 +221,7 @@ def _sweeps(folder: Path) -> list[dict[str, Any]]:
     files = sorted((folder / SWEEPS).glob("*.json"), key=lambda file: file.stat().st_mtime)
     sweeps = []
     for file in files:
-        with damaged(file, advice="delete it; the sweep's command writes it anew"):
+        with damaged(file, advice="delete it; the sweep's command writes it again"):
             sweep = json.loads(file.read_text(encoding="utf-8"))
             for cell in sweep["cells"]:
                 cell["variant"], cell["baseline"]
@@ -234,12 +234,12 @@ def _read(folder: Path, *, baseline: str | None) -> Run:
     with damaged(file):
         config: Mapping[str, Any] = yaml.load(file.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
         seed, repeat = int(config["seed"]), int(config["repeat"])
-        # The last line of the file, so that what was cut has none.
+        # The last line of the file, which a truncated file lacks.
         config["config_hash"]
     with damaged(folder / "record.json"):
         record = read_json(folder / "record.json") or {}
         if record["status"] == "finished" if record else False:
-            # Without them a damaged record would count as a run in which nothing went wrong.
+            # Without these a damaged record would count as a run without failures.
             for name in ("steps", "final", "outcome", "acts_from"):
                 record[name]
             record["guard"]["nonfinite_steps"], record["spikes"]["steps"]
@@ -253,15 +253,15 @@ def _read(folder: Path, *, baseline: str | None) -> Run:
         baseline=baseline,
     )
     with damaged(file):
-        # Every report asks for them, whatever the run has come to.
+        # Every report needs these, whatever the outcome of the run.
         _ = run.axes, run.max_steps, run.composition
-    # Kept by the run, and read here so that a damaged file is found before anything is drawn.
+    # Cached by the run. Read here, so that a damaged file is found before anything is drawn.
     _ = run.lines
     return run
 
 
 def _baseline_by_name(variant: str, variants: set[str]) -> str | None:
-    """For runs that no sweep has made: the untreated variant that shares most fields."""
+    """For runs that no sweep has started: the untreated variant that shares most fields."""
     parts, *fields = variant.split("@")
     attention_ffn, _, stability = parts.rpartition("+")
     if stability == "none":
@@ -276,7 +276,7 @@ def _baseline_by_name(variant: str, variants: set[str]) -> str | None:
 
 
 def flat(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
-    """Every field of some sections, as `recipe.betas`; a section that is missing has none."""
+    """All fields of some sections under dotted names, such as `recipe.betas`."""
     found: dict[str, Any] = {}
 
     def walk(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Frames as CSV files and back, and a study again from the frame of its runs."""
+"""Writes frames to CSV files, reads them, and rebuilds a study from the frame of its runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,19 +25,19 @@ TEXTS = (
     "code",
     "torch",
 )
-"""Columns that stay text where it looks like a number."""
+"""Columns that stay text even if a value looks like a number."""
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
-    """A line a row, in full precision; what is not known is empty."""
+    """Writes one line per row, in full precision; unknown values are empty."""
     frame.to_csv(path, index=False, lineterminator="\r\n")
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """The same again: whole numbers, numbers, texts, and None where a field is empty.
+    """Reads what `write_frame` wrote: integers, floats, text, and None for an empty field.
 
     Raises:
-        ValueError: the file is no table.
+        ValueError: the file is not a table.
     """
     texts = pd.read_csv(path, dtype=str, keep_default_na=False)
     columns = {
@@ -59,13 +59,13 @@ def _value(text: str, *, is_text: bool) -> str | int | float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class RowRun(Run):
-    """A run of which one line is known: all that statistics need, and its validations."""
+    """A run of which only its row is known: all that statistics need, and its validations."""
 
     row: Row
 
     @cached_property
     def lines(self) -> list[dict[str, float]]:
-        """The validations alone."""
+        """The validations only."""
         metric = self.row["loss_metric"]
         found = []
         for text in (self.row["validations"] or "").split():
@@ -76,18 +76,18 @@ class RowRun(Run):
 
 
 def rebuilt(name: str, runs: pd.DataFrame) -> Study:
-    """The study whose frame of runs this is; statistics of it are those of the original.
+    """The study of a frame of runs; its statistics are those of the original study.
 
     Args:
-        name: of the study.
-        runs: as `runs_frame` or `read_frame` gives it.
+        name: the study's name.
+        runs: the frame, from `runs_frame` or `read_frame`.
     """
     rows = runs.to_dict("records")
     return Study(name=name, folder=Path(name), runs=[_run(row) for row in rows], sweeps=[])
 
 
 def steps_in(text: str | None) -> list[int]:
-    """What `spans` has written."""
+    """The steps in a text that `spans` wrote."""
     ends = [[int(end) for end in span.split("-")] for span in (text or "").split()]
     return [step for span in ends for step in range(span[0], span[-1] + 1)]
 

@@ -1,1 +1,1 @@
-"""From statistics to charts, tables and one page."""
+"""Turns statistics into charts, tables and one page."""

@@ -1,4 +1,4 @@
-"""What charts are drawn from: frames with a row a run, a validation, a span of steps or a layer."""
+"""The data of the charts: frames with a row per run, validation, span of steps or layer."""
 
 import math
 import os
@@ -25,20 +25,20 @@ OUTCOMES = {
     "collapsed": "collapsed",
     "stopped": "stopped by the guard",
 }
-"""Outcome: its words in a legend."""
+"""Outcomes and their names in a legend."""
 
 OTHER = "failed, killed or not finished"
 
 LABEL_WIDTH = 34
-"""Letters in a line of an arm's label."""
+"""The most letters in a line of an arm's label."""
 
 
 class RunFacts:
-    """What every chart says of a run under the mouse.
+    """The facts about a run that every chart shows in its tooltip.
 
     Args:
-        analysis: for the labels of arms.
-        folder: where the page lies, from which links lead to runs.
+        analysis: has the labels of the arms.
+        folder: the page's folder, to which links are relative.
     """
 
     def __init__(self, analysis: Analysis, folder: Path) -> None:
@@ -46,7 +46,7 @@ class RunFacts:
         self.folder = folder
 
     def __call__(self, run: Run) -> dict[str, Any]:
-        """arm, seed, run, outcome, and link where the run has a folder."""
+        """Arm, seed, run, outcome, and a link if the run has a folder."""
         is_there = run.folder.is_dir()
         link = quote(os.path.relpath(run.folder, self.folder)) + "/" if is_there else None
         return {
@@ -59,7 +59,7 @@ class RunFacts:
 
 
 def wrapped(label: str, *more: str) -> str:
-    """An arm's label in lines: a variant's fields begin with @, and a line may break before one."""
+    """An arm's label in lines; a line may break before the @ with which a field begins."""
     lines = [""]
     for number, piece in enumerate(label.split("@")):
         text = f"@{piece}" if number else piece
@@ -70,7 +70,7 @@ def wrapped(label: str, *more: str) -> str:
 
 
 def strip_rows(arms: Sequence[ArmResult], estimates: Sequence[Estimate | None]) -> pd.DataFrame:
-    """A row an arm: its label, and the mean with its interval."""
+    """One row per arm: its label, and the mean with its interval."""
     return pd.DataFrame(
         {
             "row": wrapped(arm.label, role(arm)),
@@ -84,7 +84,7 @@ def strip_rows(arms: Sequence[ArmResult], estimates: Sequence[Estimate | None]) 
 
 
 def failures(study: Study, analysis: Analysis, facts: RunFacts) -> pd.DataFrame:
-    """A row a run: batches that were not finite after its arm acts, beside its baseline's."""
+    """One row per run: non-finite batches after its arm begins to act, and its baseline's."""
     found = []
     for arm in analysis.arms:
         for run in study.of(arm.variant):
@@ -98,7 +98,7 @@ def failures(study: Study, analysis: Analysis, facts: RunFacts) -> pd.DataFrame:
                     "baseline": baseline,
                     "of_baseline": number_format.fixed(baseline, 0),
                     "place": (run.seed, run.repeat),
-                    # Failed before its arm could act.
+                    # Pale: the run failed before its arm could act.
                     "opacity": 0.35
                     if any(step <= run.acts_from for step in run.nonfinite_steps)
                     else 1.0,
@@ -108,7 +108,7 @@ def failures(study: Study, analysis: Analysis, facts: RunFacts) -> pd.DataFrame:
 
 
 def final_losses(study: Study, analysis: Analysis, facts: RunFacts) -> pd.DataFrame:
-    """A row a run that has a final validation loss."""
+    """One row per run that has a final validation loss."""
     found = []
     for arm in analysis.arms:
         for run in study.of(arm.variant):
@@ -129,7 +129,7 @@ def final_losses(study: Study, analysis: Analysis, facts: RunFacts) -> pd.DataFr
 
 
 def _placed(points: pd.DataFrame) -> pd.DataFrame:
-    """Seeds keep their height within every row, so that eyes can pair them."""
+    """Gives a seed the same height in every row, so that readers can pair the points."""
     if points.empty:
         return points
     places = {key: index for index, key in enumerate(sorted(set(points["place"])))}
@@ -142,7 +142,7 @@ def _failures_after(run: Run, step: int) -> float:
 
 
 def baseline_of(run: Run, study: Study) -> Run | None:
-    """The run that it is paired with."""
+    """The run of the baseline that a run is paired with."""
     if run.baseline is None:
         return None
     pairs = [other for other in study.of(run.baseline) if other.seed == run.seed]
@@ -151,7 +151,7 @@ def baseline_of(run: Run, study: Study) -> Run | None:
 
 
 def learning_rates(families: Sequence[Family], facts: RunFacts) -> pd.DataFrame:
-    """Three parts: the mean of every rate, the same of the first family, and a row a run."""
+    """Three parts: the mean of every rate, the same for the first family, and a row per run."""
     found = []
     rates = sorted({math.log10(rate) for family in families for rate in family.runs})
     gap = min(high - low for low, high in pairwise(rates))
@@ -165,7 +165,7 @@ def learning_rates(families: Sequence[Family], facts: RunFacts) -> pd.DataFrame:
             found.append({**panel, "part": "mean", **mean})
             found += [{**panel, "part": "first", **first}] if first else []
             for place, run in enumerate(runs):
-                # Beside each other at their rate, whose axis is logarithmic.
+                # The runs of a rate are drawn side by side; the axis is logarithmic.
                 aside = min(0.04, 0.6 * gap / len(runs)) * (place - (len(runs) - 1) / 2)
                 found.append(
                     {
@@ -182,10 +182,11 @@ def learning_rates(families: Sequence[Family], facts: RunFacts) -> pd.DataFrame:
 
 
 def loss_curves(study: Study, analysis: Analysis, facts: RunFacts) -> pd.DataFrame:
-    """Validation loss by step: every panel has an arm and its baseline.
+    """Validation loss by step; every panel has an arm and its baseline.
 
-    A part is `run`; `span`, mean, least and greatest loss of the clean runs where each has one; or
-    `start`, from which the arm acts. What blew up stands at the upper edge. Empty without a loss.
+    A part is `run`, `span` (mean, lowest and highest loss of the clean runs) or `start` (the step
+    at which the arm begins to act). Losses that blew up are capped at the upper edge. Empty if no
+    run has a loss.
     """
     found = {
         run.name: validations(run, curve_metric(run, arm.loss_metric))
@@ -205,7 +206,7 @@ def loss_curves(study: Study, analysis: Analysis, facts: RunFacts) -> pd.DataFra
             place = {**panel, "side": side}
             for number, run in enumerate(runs):
                 line = {**place, "part": "run", "line": number + len(own) * (side == "baseline")}
-                # A baseline's runs are told of in its own panel.
+                # A baseline's runs have tooltips only in its own panel.
                 line |= facts(run) if side == "arm" else {}
                 rows += [{**line, **_validation(v, top, side=side)} for v in found[run.name]]
             curves = [found[run.name] for run in runs if run.outcome == "clean"]
@@ -216,14 +217,14 @@ def loss_curves(study: Study, analysis: Analysis, facts: RunFacts) -> pd.DataFra
 
 
 def _validation(v: Validation, top: float, *, side: str) -> dict[str, Any]:
-    """A step without a loss is a gap in the line; the arm's damaged ones are marked."""
+    """One point: a step without a loss is a gap; non-finite windows of the arm are marked."""
     loss = None if v.loss is None else round(min(v.loss, top), 5)
     is_marked = side == "arm" and v.nonfinite_frac > 0
     return {"step": v.step, "loss": loss, "nonfinite": v.nonfinite_frac if is_marked else None}
 
 
 def _spans(curves: Sequence[Sequence[Validation]], top: float) -> list[dict[str, float]]:
-    """Mean, least and greatest loss of some curves, at the steps where each has one."""
+    """Mean, lowest and highest loss of some curves, at the steps where all have one."""
     found = [{v.step: min(v.loss, top) for v in each if v.loss is not None} for each in curves]
     steps = sorted(set.intersection(*map(set, found))) if found else []
     spans = {step: [each[step] for each in found] for step in steps}
@@ -234,20 +235,20 @@ def _spans(curves: Sequence[Sequence[Validation]], top: float) -> list[dict[str,
 
 
 def _upper_edge(losses: Sequence[float]) -> float:
-    """The greatest loss that is drawn where it is: what blew up would flatten all others."""
+    """The highest loss on the axis: losses that blew up would flatten all others."""
     low, high = min(losses), max(losses)
     usual = quantiles(losses, n=20)[-1] if len(losses) > 1 else high
     return low + 1.5 * (usual - low) if high - low > 3 * (usual - low) > 0 else high
 
 
 def timeline(study: Study, analysis: Analysis, facts: RunFacts, *, width: int) -> pd.DataFrame:
-    """Spans of steps: `run`, `nonfinite`, `spike`, `start` where its arm acts.
+    """Spans of steps: `run`, `nonfinite`, `spike`, and `start` at which the arm begins to act.
 
     Args:
-        study: whose runs.
-        analysis: for the arms and their order.
-        facts: of a run.
-        width: pixels of the chart; what would lie on one pixel is one span.
+        study: the study.
+        analysis: has the arms in their order.
+        facts: gives the facts about a run.
+        width: the chart's width in pixels. Steps that fall on the same pixel are merged.
     """
     longest = max(max(run.max_steps, _steps_made(run)) for run in study.runs)
     pixel = longest / width
@@ -272,31 +273,31 @@ def timeline(study: Study, analysis: Analysis, facts: RunFacts, *, width: int) -
                     for low, high in _merged(steps, reach=reach)
                 ]
         if arm.acts_from:
-            # In a line that is there: a panel has a line for every seed that is named in it.
+            # Uses the last run's row: a new seed label would add a line to the panel.
             rows.append({**rows[-1], "part": "start", "start": arm.acts_from, "note": None})
     return pd.DataFrame(rows)
 
 
 def _steps_made(run: Run) -> int:
-    """Steps of a run, whether it has ended or not."""
+    """The completed steps of a run, even if it has not ended."""
     return run.steps or int(max((line["step"] for line in run.lines), default=0))
 
 
 def _counts(nonfinite: int, spikes: int) -> str:
-    said = [f"{nonfinite:,} non-finite"] if nonfinite else []
-    said += [f"{spikes:,} spike{'s' if spikes > 1 else ''}"] if spikes else []
-    return ", ".join(said)
+    counts = [f"{nonfinite:,} non-finite"] if nonfinite else []
+    counts += [f"{spikes:,} spike{'s' if spikes > 1 else ''}"] if spikes else []
+    return ", ".join(counts)
 
 
 def _end(run: Run, made: int) -> str:
-    """How a run ended that did not make all its steps."""
+    """How a run ended that did not complete all its steps; else empty."""
     if run.status == "finished" and made >= run.max_steps:
         return ""
     return f"{'ends' if run.status == 'finished' else run.status} at step {made:,}"
 
 
 def _merged(steps: Iterable[int], *, reach: float) -> list[tuple[int, int]]:
-    """Spans of steps that are no further apart than that."""
+    """Merges steps into spans if they are at most `reach` apart."""
     spans: list[tuple[int, int]] = []
     for step in steps:
         if spans and step - spans[-1][1] <= reach:
@@ -307,10 +308,10 @@ def _merged(steps: Iterable[int], *, reach: float) -> list[tuple[int, int]]:
 
 
 def router_loads(arms: Sequence[tuple[ArmResult, list[LayerLoad]]]) -> pd.DataFrame:
-    """A row a layer of every arm with experts."""
+    """One row per layer of every arm with experts."""
     rows = []
     for arm, loads in arms:
         worst = max(load.max_violation for load in loads)
-        panel = wrapped(arm.label, f"greatest MaxVio {worst:.2f}")
+        panel = wrapped(arm.label, f"highest MaxVio {worst:.2f}")
         rows.append([{"panel": panel, "arm": arm.label, **vars(load)} for load in loads])
     return pd.DataFrame(chain.from_iterable(rows))

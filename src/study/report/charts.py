@@ -1,4 +1,4 @@
-"""The charts of reports and of the book: each a function of frames from chart_data."""
+"""The charts of reports and of the book, each made from a frame of chart_data."""
 
 import math
 from collections.abc import Sequence
@@ -26,34 +26,34 @@ MARKERS = {
     "stopped": ("diamond", PURPLE, PURPLE),
     "other": ("cross", MUTED, MUTED),
 }
-"""Outcome: shape, fill, outline; outcomes differ in shape and not in colour alone."""
+"""By outcome: shape, fill, outline. Outcomes differ in shape, not only in colour."""
 
 STRIP_WIDTH, PANEL_WIDTH, PANEL_HEIGHT, TIMELINE_WIDTH = 430, 230, 150, 760
 
 PANELS_IN_A_ROW = 4
 
 ABOUT = ("arm", "seed", "outcome", "run")
-"""Columns that are shown under the mouse, beside the value."""
+"""Columns that tooltips show, besides the value."""
 
 LINES = "split(datum.label, '\\n')"
-"""A label is broken where its text is."""
+"""Breaks a label where its text has a line break."""
 
 
 def failures(
     points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]
 ) -> alt.LayerChart | alt.FacetChart:
-    """Non-finite batches of every run; at the right of a row how many seeds have one."""
+    """Non-finite batches of every run; at the right of a row, the number of failing seeds."""
     most = max(10.0, points["value"].max()) * 1.1
     ticks = [0, *(k * 10**e for e in range(7) for k in (1, 3) if k * 10**e <= most)]
     x = alt.X(
         "value:Q",
-        # Near 0 linear, so that 0 has a place; beyond it logarithmic.
+        # Linear near 0, so that 0 can be shown; logarithmic beyond.
         scale=alt.Scale(type="symlog", constant=1, domain=[-0.4, most], nice=False, clamp=True),
         axis=alt.Axis(values=ticks, format=",d"),
     )
     shown = [
         alt.Tooltip("value:Q", title="non-finite batches"),
-        alt.Tooltip("of_baseline:N", title="of its baseline"),
+        alt.Tooltip("of_baseline:N", title="baseline"),
     ]
     title = "Non-finite batches of each seed"
     unit = "non-finite batches after the arm begins to act"
@@ -65,7 +65,7 @@ def failures(
 def final_losses(
     points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]
 ) -> alt.LayerChart | alt.FacetChart:
-    """Final validation loss of every run; at the right of a row the mean of the clean ones."""
+    """Final validation loss of every run; at the right of a row, the mean of the clean runs."""
     low, high = points["value"].min(), points["value"].max()
     pad = 0.08 * (high - low) or 0.05
     x = alt.X(
@@ -75,10 +75,10 @@ def final_losses(
     )
     shown = [
         alt.Tooltip("value:Q", title="val/loss", format=".3f"),
-        alt.Tooltip("nonfinite:Q", title="windows non-finite", format=".0%"),
+        alt.Tooltip("nonfinite:Q", title="non-finite windows", format=".0%"),
     ]
     title = "Final validation loss of each seed"
-    unit = "nats a token"
+    unit = "nats per token"
     return _strips(
         points, arms, ends, x=x, unit=unit, shown=shown, title=title, end_title="clean mean"
     )
@@ -95,7 +95,7 @@ def _strips(
     title: str,
     end_title: str,
 ) -> Any:
-    """One row an arm, a point a run; beneath the points the mean and its interval."""
+    """One row per arm and a point per run; below the points, the mean and its interval."""
     points_height = min(8.0 * points["place"].nunique(), 64.0)
     height = max(40.0, points_height + 16, 14.0 * arms["row"].str.count("\n").max() + 22)
     y = alt.Y(
@@ -151,7 +151,7 @@ def _strips(
 def _runs(
     chart: alt.Chart, runs: pd.DataFrame, *, opacity: Any = None, size: int = 60
 ) -> alt.Chart:
-    """A point a run, marked by its outcome; a click on the legend picks an outcome."""
+    """A point per run, marked by its outcome; a click on the legend selects an outcome."""
     words = {**OUTCOMES, "other": OTHER}
     there = [name for name in MARKERS if (runs["outcome"] == words[name]).any()]
     picked = alt.selection_point(name="outcome", fields=["outcome"], bind="legend")
@@ -176,7 +176,7 @@ def _runs(
 
 
 def _links(runs: pd.DataFrame) -> dict[str, Any]:
-    """A click leads to the run, where it has a folder."""
+    """A click opens the run's folder, if it has one."""
     return {"href": alt.Href("link:N")} if runs["link"].notna().any() else {}
 
 
@@ -185,7 +185,7 @@ def _about(*names: str) -> list[alt.Tooltip]:
 
 
 def learning_rates(points: pd.DataFrame) -> alt.FacetChart:
-    """Final loss over learning rate: a panel a family, the first of them behind it in grey."""
+    """Final loss over learning rate: a panel per family, with the first family in grey."""
     rates = sorted(set(points.loc[points["part"] == "mean", "rate"]))
     x = alt.X(
         "rate:Q",
@@ -211,7 +211,7 @@ def learning_rates(points: pd.DataFrame) -> alt.FacetChart:
             x=x, y=y, tooltip=[*_about(*ABOUT[:2]), rate, said, *_about(*ABOUT[2:])]
         ),
     ]
-    title = "Final validation loss over learning rate, nats a token"
+    title = "Final validation loss over learning rate, nats per token"
     first = points["panel"].iloc[0].replace("\n", "")
     grey = f"grey: {first}" if (points["part"] == "first").any() else ""
     return _panels(layers, points, title=title, subtitle=grey)
@@ -229,9 +229,9 @@ def _panels(
     subtitle: str = "",
     height: float = PANEL_HEIGHT,
 ) -> alt.FacetChart:
-    """Small charts of equal axes, one for each value of the column `panel`."""
+    """Small charts with equal axes, one for each value of the column `panel`."""
     names = list(dict.fromkeys(data["panel"]))
-    # Of four columns with five panels the last row would be almost empty.
+    # Balances the rows: five panels in four columns would leave the last row almost empty.
     rows = math.ceil(len(names) / PANELS_IN_A_ROW)
     size = 1.0 if len(names) > 2 else 1.8
     return (
@@ -253,7 +253,7 @@ def _header() -> alt.Header:
 
 
 def loss_curves(curves: pd.DataFrame) -> alt.FacetChart:
-    """Validation loss over the run: a panel an arm, a thin line a run, the baseline in grey."""
+    """Validation loss over the run: a panel per arm, a thin line per run, baselines in grey."""
     colour = alt.Color(
         "side:N",
         scale=alt.Scale(domain=["arm", "baseline"], range=[BLUE, GREY]),
@@ -285,18 +285,18 @@ def loss_curves(curves: pd.DataFrame) -> alt.FacetChart:
             tooltip=[
                 *_about(*ABOUT[:2]),
                 "step:Q",
-                alt.Tooltip("nonfinite:Q", title="windows non-finite", format=".0%"),
+                alt.Tooltip("nonfinite:Q", title="non-finite windows", format=".0%"),
                 *_about(*ABOUT[2:]),
             ],
         ),
     ]
     layers[1] = layers[1].add_params(picked)
-    title = "Validation loss over the run, nats a token"
+    title = "Validation loss over the run, nats per token"
     return _panels(layers, curves, title=title)
 
 
 def timeline(spans: pd.DataFrame) -> alt.FacetChart:
-    """When each run spiked and when it was not finite: a line a run, grouped by arm."""
+    """Spikes and non-finite steps over time: a line per run, grouped by arm."""
     y = alt.Y(
         "seed:N",
         title=None,
@@ -342,7 +342,7 @@ def timeline(spans: pd.DataFrame) -> alt.FacetChart:
 
 
 def router_loads(layers: pd.DataFrame) -> alt.FacetChart:
-    """How evenly experts are used: the span from the least to the most used one of each layer."""
+    """How evenly experts are used: for each layer, from the least to the most used expert."""
     x = alt.X(
         "layer:O",
         title="layer",

@@ -1,4 +1,4 @@
-"""One chart in its three forms: a part of the report's page, an SVG file, a PNG file."""
+"""Renders a chart in three forms: part of the report's page, SVG file, PNG file."""
 
 import html
 import json
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 INK, MUTED, GREY, RULE, PAPER = "#222222", "#5f6368", "#9aa0a6", "#d5d7da", "#ffffff"
 BLUE, ORANGE, VERMILLION, PURPLE = "#0072b2", "#e69f00", "#d55e00", "#cc79a7"
-"""Of Okabe and Ito, whose eight colours all forms of colour-blindness can tell apart."""
+"""From the colour-blind safe palette of Okabe and Ito."""
 
 PAGE_COLOURS = {
     INK: "ink",
@@ -26,14 +26,14 @@ PAGE_COLOURS = {
     VERMILLION: "vermillion",
     PURPLE: "purple",
 }
-"""In a page every colour is a variable of report.css, so that charts follow light and dark."""
+"""In a page every colour is a CSS variable, so that charts follow the light and dark themes."""
 
 PNG_SCALE = 1.5
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
-"""The first is what charts are measured with when they are drawn; the second has its widths."""
+"""Charts are laid out with the first font; the second has the same letter widths."""
 
 _ATTRIBUTES = re.compile(r' (?:class|role|aria-[a-z]+|pointer-events)="[^"]*"')
 _LINKS = re.compile(r"<a [^>]*>|</a>")
@@ -43,12 +43,12 @@ _DIGITS = re.compile(r"-?\d+\.\d{2,}(?:e-\d+)?")
 
 @alt.theme.register("report", enable=True)
 def theme() -> alt.theme.ThemeConfig:
-    """Fonts and colours of all charts, the legend above."""
+    """The style of all charts: fonts, colours, legend at the top."""
     return {
         "background": PAPER,
         "config": {
             "font": FONT,
-            # At the right for a browser whose letters are wider.
+            # More at the right, for browsers with wider letters.
             "padding": {"left": 6, "right": 16, "top": 6, "bottom": 6},
             "view": {"stroke": None},
             "axis": {
@@ -85,21 +85,21 @@ def theme() -> alt.theme.ThemeConfig:
 
 @lru_cache
 def vega_script() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed in one script, for a page that loads nothing."""
+    """Vega, Vega-Lite and Vega-Embed as one script, for a page that loads nothing."""
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # Inside a string of the bundle this would end the page's script element.
     return Markup(bundle.replace("</script", "<\\/script"))
 
 
 class DrawnChart:
-    """A chart that has been drawn once.
+    """A rendered chart.
 
     Args:
-        chart: of altair; its description says what it shows, for those who cannot see it.
+        chart: an altair chart. Its description is the alternative text.
     """
 
     def __init__(self, chart: Any) -> None:
-        # Charts are held against the schema in tests: it takes longer than to draw them.
+        # Tests validate the charts against the schema; that takes longer than drawing them.
         self.spec = chart.to_dict(validate=False)
         self.svg = _smaller(vl_convert.vegalite_to_svg(self.spec), str(self.spec["description"]))
 
@@ -109,8 +109,8 @@ class DrawnChart:
         (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(self.svg, scale=PNG_SCALE))
 
     def figure(self) -> Markup:
-        """For a page: the drawing, and what its script needs to draw it again with its hints."""
-        # No element can begin or end inside the script's text.
+        """HTML: the static drawing, and the specification for the interactive one."""
+        # Escaped, so that no HTML element can begin or end inside the script's text.
         spec = _page_colours(json.dumps(self.spec)).replace("<", "\\u003c")
         svg = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", _page_colours(self.svg))
         return Markup(
@@ -126,9 +126,9 @@ def _page_colours(text: str) -> str:
 
 
 def _smaller(svg: str, description: str) -> str:
-    """A drawing without the notes that only a script needs, in hundredths of a pixel.
+    """A smaller drawing: attributes for scripts removed, numbers rounded to 0.01 pixels.
 
-    Links are left out: an SVG file lies elsewhere than the page from which they would lead.
+    Links are removed as well, because they are relative to the page and not to the SVG file.
     """
     svg = _ATTRIBUTES.sub("", _LINKS.sub("", svg))
     svg = re.sub(r"<[^>]+>", lambda tag: _DIGITS.sub(_rounded, tag[0]), svg)

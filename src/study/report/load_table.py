@@ -1,4 +1,4 @@
-"""The load of the experts, layer by layer, as a table."""
+"""The table of the experts' load, layer by layer."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from src.study.report.table import Cell, Column, Table
 def load_table(
     arms: Sequence[tuple[ArmResult, list[LayerLoad]]], study: Study, *, title: str
 ) -> Table:
-    """Every layer of every arm."""
+    """One row per layer of every arm."""
     rows = []
     for arm, loads in arms:
         floor = sampling_floor(study.of(arm.variant)[0])
@@ -34,12 +34,15 @@ def load_table(
         columns=(
             Column(name="arm", is_text=True),
             Column(name="layer"),
-            Column(name="expected", note="mean load, top_k / E: the same in every row of an arm"),
-            Column(name="least", note="share of tokens that the least used expert sees"),
-            Column(name="most", note="share of tokens that the most used expert sees"),
-            Column(name="MaxVio", note="(most - expected) / expected"),
-            Column(name="floor", note="MaxVio of a perfectly even router: a batch is a sample"),
-            Column(name="unused", note="experts that no token of the batch took"),
+            Column(name="mean", note="mean load, always top_k / E"),
+            Column(name="lowest", note="share of tokens that the least used expert receives"),
+            Column(name="highest", note="share of tokens that the most used expert receives"),
+            Column(name="MaxVio", note="(highest - mean) / mean"),
+            Column(
+                name="floor",
+                note="MaxVio of a perfectly even router, because a batch is a finite sample",
+            ),
+            Column(name="unused", note="experts that no token of the batch is routed to"),
         ),
         rows=rows,
     )

@@ -1,4 +1,4 @@
-"""The loss at each eleventh of the run, with notes: the form of the write-up's own table."""
+"""The table of losses at each eleventh of the run, the form of the write-up's own table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class Validation:
 
     step: int
     loss: float | None
-    """Over the finite windows; None where none was."""
+    """Mean over the finite windows; None if there were none."""
     nonfinite_frac: float
 
 
 def validations(run: Run, loss_metric: str) -> list[Validation]:
-    """All of a run, in order of steps."""
+    """All validations of a run, in order of steps."""
     frac = frac_metric(loss_metric)
     return [
         Validation(
@@ -37,20 +37,20 @@ def validations(run: Run, loss_metric: str) -> list[Validation]:
 
 
 def nearest(found: Sequence[Validation], *, step: float, within: float) -> Validation | None:
-    """The validation next to a step; None where there is none so near."""
+    """The validation nearest to a step; None if none is within the given distance."""
     best = min(found, key=lambda validation: abs(validation.step - step), default=None)
     return best if best is not None and abs(best.step - step) <= within else None
 
 
-def elevenths_table(study: Study, analysis: Analysis, *, title: str) -> Table:
-    """An arm a row, an eleventh a column."""
+def loss_over_run_table(study: Study, analysis: Analysis, *, title: str) -> Table:
+    """One row per arm, one column per eleventh of the run."""
     columns = [Column(name="arm", is_text=True)]
     columns += [Column(name=f"{k}/{NUM_PARTS}") for k in range(1, NUM_PARTS + 1)]
     columns.append(
         Column(
             name="notes",
-            note="the lowest mean of a column; the first gradient norm over 100, of all seeds; the"
-            " first step whose loss or gradient was not finite, of all seeds",
+            note="the lowest mean loss; over all seeds, the first gradient norm above 100 and the"
+            " first step with a non-finite loss or gradient",
             is_text=True,
             may_wrap=True,
         )
@@ -64,15 +64,15 @@ def elevenths_table(study: Study, analysis: Analysis, *, title: str) -> Table:
         columns=columns,
         rows=rows,
         remarks=[
-            "Mean over the seeds of the validation nearest to each eleventh of the run; beneath it"
-            " the seeds, where not all have one.",
+            "Mean over the seeds of the validation nearest to each eleventh of the run; below it"
+            " the number of seeds, if some have none.",
             *([MARK_REMARK] if has_mark else []),
         ],
     )
 
 
 def _row(arm: ArmResult, runs: Sequence[Run]) -> list[Cell]:
-    # Averaged weights have no validation before they exist: their curve is that of the weights.
+    # Until averaged weights exist, the curve is that of the weights themselves.
     curves = [validations(run, curve_metric(run, arm.loss_metric)) for run in runs]
     cells: list[Cell] = []
     means: dict[int, tuple[float, int]] = {}
@@ -94,7 +94,7 @@ def _row(arm: ArmResult, runs: Sequence[Run]) -> list[Cell]:
 
 
 def curve_metric(run: Run, loss_metric: str) -> str:
-    """The arm's metric; that of the weights themselves where no averaged ones were evaluated."""
+    """The arm's metric; if averaged weights were never evaluated, that of the plain weights."""
     return loss_metric if any(loss_metric in line for line in run.lines) else "val/loss"
 
 
@@ -106,21 +106,21 @@ def _notes(runs: Sequence[Run], means: dict[int, tuple[float, int]]) -> list[str
     over = [(step, run) for run in runs if (step := first_large_norm(run)) is not None]
     if over:
         step, run = min(over, key=lambda pair: pair[0])
-        notes.append(f"norm over 100 by step {step:,} (seed {run.seed})")
+        notes.append(f"norm above 100 by step {step:,} (seed {run.seed})")
     failed = [(run.nonfinite_steps[0], run) for run in runs if run.nonfinite_steps]
     if failed:
         step, run = min(failed, key=lambda pair: pair[0])
-        notes.append(f"first NaN in step {step:,} (seed {run.seed})")
+        notes.append(f"first NaN at step {step:,} (seed {run.seed})")
     return notes
 
 
 def first_large_norm(run: Run) -> int | None:
-    """The logged step by which a gradient norm had been over 100; None where none was."""
+    """The first logged step by which a gradient norm had exceeded 100; None if none did."""
     for line in run.lines:
         counted = line.get("spike/norm_over_100", 0.0) > 0
         if counted or line.get("grad/norm", 0.0) > LARGE_NORM:
             logged = int(line["step"])
-            # The greatest norm's own step is known, and is the first where there was one alone.
+            # The step of the largest norm is known: it is the first if there was only one.
             spikes = run.record.get("spikes", {})
             alone = spikes.get("norm_over_100") == 1
             return int(spikes["grad_norm_max_step"]) if alone else logged

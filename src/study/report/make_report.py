@@ -1,4 +1,4 @@
-"""Writes the report of a study: a page, Markdown, CSV and the charts as files."""
+"""Writes the report of a study: an HTML page, Markdown, CSV files and charts."""
 
 import shlex
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ from src.study.report.summary import SHORT
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:
-    """What was written."""
+    """The files of a report."""
 
     page: Path
     """report.html."""
     files: list[Path]
-    """All, the page first; the charts as their folder, so that links to them hold elsewhere."""
+    """All files, the page first. Charts are listed as their folder, so that links keep working."""
     headline: dict[str, float]
-    """Figures for the sweep's own run in MLflow, by metric."""
+    """The metrics of the sweep's own run in MLflow."""
 
 
 def report_command(given: Mapping[str, Any]) -> int:
-    """`python -m src.report`: writes the report and shows its short table.
+    """`python -m src.report`: writes the report and prints its short table.
 
     Raises:
         InputError: there is no such study, or the folder cannot be written.
@@ -43,7 +43,7 @@ def report_command(given: Mapping[str, Any]) -> int:
 
 
 def _text(field: str, value: Any) -> str:
-    """A name or a path, which the command line may have taken for a number."""
+    """A name or a path, which the command line may have parsed as a number."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     shown = "null" if value is None else value
@@ -51,12 +51,12 @@ def _text(field: str, value: Any) -> str:
 
 
 def write_report(study: Study | Path, out: Path | None = None, *, show: bool = True) -> ReportFiles:
-    """Writes report.html, report.md, report.csv (a line a run), arms.csv and figures/.
+    """Writes report.html, report.md, report.csv (one line per run), arms.csv and figures/.
 
     Args:
-        study: its runs, or the folder that holds them.
-        out: the folder; None: report/ in the study's own.
-        show: print the answer, the short table and the paths.
+        study: the study, or the folder with its runs.
+        out: the report's folder; if None, report/ in the study's folder.
+        show: whether to print the answer, the short table and the paths.
 
     Raises:
         InputError: there is no such study, or the folder cannot be written.
@@ -65,7 +65,7 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
         study = collect(study.parent, study.name)
     folder = study.folder / "report" if out is None else out
     analysis = analyse(study)
-    report = page.made(Findings(study=study, analysis=analysis, folder=folder))
+    report = page.build_report(Findings(study=study, analysis=analysis, folder=folder))
     repeat = shlex.join(
         [
             *("python", "-m", "src.report", f"study={study.name}"),
@@ -94,7 +94,7 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
             terminal.warn(warning)
         more = len(analysis.warnings) - page.MOST_REMARKS
         if more > 0:
-            terminal.warn(f"{more} more in the report")
+            terminal.warn(f"{more} more warnings in the report")
         _, arms = report.sections[0].tables[0]
         arms.only(SHORT).show()
         terminal.say(f"report: {folder / 'report.html'} (and .md, .csv, arms.csv, figures)")

@@ -1,4 +1,4 @@
-"""Where the figures come from: configurations, code, machine, commands, incidents."""
+"""Where the results come from: configurations, code, machine, commands, incidents."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ from src.study.report.table import Cell, Column, Table, cell, link_to
 
 
 def config_table(study: Study, analysis: Analysis, *, title: str) -> Table:
-    """In what every arm differs from its baseline, and every baseline from the first."""
+    """The fields in which an arm differs from its baseline, and a baseline from the first one."""
     configs = {variant: _texts(study.of(variant)[0].config) for variant in study.variants}
     labels = {arm.variant: arm.label for arm in analysis.arms}
     rows = []
@@ -28,7 +28,7 @@ def config_table(study: Study, analysis: Analysis, *, title: str) -> Table:
             if one.get(field, NONE) != two.get(field, NONE):
                 rows.append(
                     [
-                        cell(arm.label, f"against {labels[str(against)]}"),
+                        cell(arm.label, f"baseline {labels[str(against)]}"),
                         Cell(field),
                         Cell(one.get(field, NONE)),
                         Cell(two.get(field, NONE)),
@@ -40,26 +40,26 @@ def config_table(study: Study, analysis: Analysis, *, title: str) -> Table:
             Column(name="arm", is_text=True),
             Column(name="field", is_text=True),
             Column(name="baseline", is_text=True, may_wrap=True),
-            Column(name="arm's value", is_text=True, may_wrap=True),
+            Column(name="arm's own", is_text=True, may_wrap=True),
         ],
         rows=rows,
     )
 
 
 def _texts(config: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted fields as text, without those that make no arm."""
+    """The fields that define an arm, as text under dotted names."""
     found = flat(config, [name for name in config if role_of(name).makes_arm])
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
 
 
 def incidents_table(study: Study, analysis: Analysis, *, title: str, folder: Path) -> Table:
-    """What failed first in every run that failed, with a way to its page.
+    """One row per run with an incident: what failed first, with a link to its page.
 
     Args:
-        study: whose runs.
-        analysis: for the labels.
-        title: of the table.
-        folder: where the report is, from which links lead.
+        study: the study.
+        analysis: has the labels of the arms.
+        title: the table's title.
+        folder: the report's folder, to which links are relative.
     """
     rows = []
     labels = {arm.variant: arm.label for arm in analysis.arms}
@@ -85,14 +85,14 @@ def incidents_table(study: Study, analysis: Analysis, *, title: str, folder: Pat
             Column(name="step"),
             Column(name="cause", is_text=True),
             Column(name="first module", is_text=True),
-            Column(name="what was found", is_text=True, may_wrap=True),
+            Column(name="finding", is_text=True, may_wrap=True),
         ],
         rows=rows,
     )
 
 
 def _without_place(incident: Mapping[str, Any]) -> str:
-    """The incident's line; step and module stand in columns of their own."""
+    """The incident's line without step and module, which have their own columns."""
     line = str(incident.get("line") or NONE)
     for place in (f"step {incident.get('step')}: ", f"{incident.get('module')}: "):
         line = line.removeprefix(place)
@@ -100,13 +100,13 @@ def _without_place(incident: Mapping[str, Any]) -> str:
 
 
 def causes(study: Study) -> list[str]:
-    """`router underflow in 4 of 4 runs with an incident`, the most frequent first."""
+    """`router underflow in 4 of 4`, the most frequent cause first."""
     found = [str(run.incident.get("cause")) for run in study.runs if run.incident is not None]
     return [f"{cause} in {n} of {len(found)}" for cause, n in Counter(found).most_common()]
 
 
 def steps_saved(study: Study) -> tuple[int, int]:
-    """Steps that were taken from shared beginnings, and all steps that the runs count."""
+    """The number of shared steps, and of all steps of all runs."""
     return (
         sum(run.steps - own_steps(run) for run in study.runs),
         sum(run.steps for run in study.runs),
@@ -114,17 +114,17 @@ def steps_saved(study: Study) -> tuple[int, int]:
 
 
 def commands(study: Study) -> list[str]:
-    """What was typed, each once."""
+    """The commands of the sweeps, without duplicates."""
     typed = [sweep.get("command") for sweep in study.sweeps]
     texts = [
         command if isinstance(command, str) else shlex.join(command) for command in typed if command
     ]
-    # Earlier versions kept what is secret in an address.
+    # Early versions recorded the credentials in an address.
     return list(dict.fromkeys(map(masked, texts)))
 
 
 def origins(study: Study, *, title: str) -> Table:
-    """Code, libraries and machines that the runs come from."""
+    """Code, libraries and machines of the runs."""
     counts = Counter(_origin(run) for run in study.runs)
     return Table(
         title=title,

@@ -1,4 +1,4 @@
-"""What the models of a study write: one text an arm, and the way to the others."""
+"""Text samples of a study's models: one per arm, with a link to the others."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ def samples_table(study: Study, analysis: Analysis, *, title: str, folder: Path)
     """The first sample of the first seed of each arm that has one.
 
     Args:
-        study: whose runs.
-        analysis: for the labels and their order.
-        title: of the table.
-        folder: where the report is, from which links lead.
+        study: the study.
+        analysis: has the arms in their order.
+        title: the table's title.
+        folder: the report's folder, to which links are relative.
     """
     rows = []
     for arm in analysis.arms:
@@ -29,10 +29,10 @@ def samples_table(study: Study, analysis: Analysis, *, title: str, folder: Path)
         title=title,
         columns=[
             Column(name="arm", is_text=True),
-            Column(name="seed", note="leads to all samples of the run"),
+            Column(name="seed", note="links to all samples of the run"),
             Column(
                 name="text",
-                note="continuation of the write-up's first prompt; a stroke ends a line",
+                note="continuation of the write-up's first prompt; a slash marks a line break",
                 is_text=True,
                 may_wrap=True,
             ),

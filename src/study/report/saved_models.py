@@ -1,4 +1,4 @@
-"""What saved models were worth before they were trained on, and after."""
+"""The validation loss of saved models before and after further training."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -11,19 +11,19 @@ from src.study.report.table import Cell, Column, Table, cell
 
 COLUMNS = (
     Column(name="arm", is_text=True),
-    Column(name="begins as", is_text=True),
+    Column(name="starts from", is_text=True),
     Column(name="parameters"),
-    Column(name="KV cache", note="bytes a token that decoding keeps, in float32"),
-    Column(name="val/loss before", note="of the weights with which it began: mean over the seeds"),
+    Column(name="KV cache", note="bytes per token in decoding, in float32"),
+    Column(name="val/loss before", note="with the initial weights, mean over the seeds"),
     Column(
         name="val/loss after",
-        note="at the end, mean over clean seeds; beneath it the mean change of those seeds",
+        note="at the end, mean over the clean seeds; below it the mean change of those seeds",
     ),
 )
 
 
-def starts_table(study: Study, analysis: Analysis, *, title: str) -> Table:
-    """An arm a row, where any arm begins with a saved model."""
+def saved_models_table(study: Study, analysis: Analysis, *, title: str) -> Table:
+    """One row per arm; no rows if no arm starts from a saved model."""
     rows = []
     if any(run.record.get("init") for run in study.runs):
         for arm in analysis.arms:
@@ -39,10 +39,10 @@ def _row(label: str, runs: Sequence[Run]) -> list[Cell]:
     before = [first for first, _ in ends if first is not None]
     after = [last for _, last in ends if last is not None]
     gains = [last - first for first, last in ends if first is not None and last is not None]
-    gained = f"{number_format.signed(fmean(gains))} to before" if gains else ""
+    gained = f"change {number_format.signed(fmean(gains))}" if gains else ""
     return [
         Cell(label),
-        Cell(str((record.get("init") or {}).get("path", "from nothing"))),
+        Cell(str((record.get("init") or {}).get("path", "random weights"))),
         Cell(number_format.fixed(record.get("params_total"), 0)),
         Cell(number_format.fixed(record.get("cache_bytes_per_token"), 0)),
         Cell(number_format.fixed(fmean(before) if before else None)),

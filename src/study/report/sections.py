@@ -1,4 +1,4 @@
-"""The sections of a report, in their order: every form of a report is made from this one list."""
+"""The sections of a report, in order. Every form of a report is made from this list."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from src.study.analysis.frames import arms_frame, runs_frame
 from src.study.analysis.results import Analysis
 from src.study.read.collect import Study
 from src.study.report import chart_data, charts, provenance
-from src.study.report.counterfactuals import averted_table
+from src.study.report.branches import branches_table
 from src.study.report.load_table import load_table
-from src.study.report.loss_over_run import elevenths_table
+from src.study.report.loss_over_run import loss_over_run_table
 from src.study.report.sample_texts import samples_table
-from src.study.report.saved_models import starts_table
+from src.study.report.saved_models import saved_models_table
 from src.study.report.summary import arms_table
 from src.study.report.table import Table, setting
 from src.study.report.tables import (
@@ -33,36 +33,36 @@ from src.study.report.warned_runs import alarms_table
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What sections are made from."""
+    """The data from which sections are made."""
 
     study: Study
     analysis: Analysis
     folder: Path
-    """Where the report lies, from which its links lead."""
+    """The report's folder, to which links are relative."""
 
     @cached_property
     def facts(self) -> chart_data.RunFacts:
-        """What charts say of a run under the mouse."""
+        """The facts about runs that charts show in tooltips."""
         return chart_data.RunFacts(self.analysis, self.folder)
 
     @cached_property
     def families(self) -> list[rates.Family]:
-        """Arms that differ in the learning rate alone."""
+        """Groups of arms that differ only in the learning rate."""
         return rates.families(self.study)
 
     @cached_property
     def arms(self) -> pd.DataFrame:
-        """A row an arm."""
+        """The frame of arms."""
         return arms_frame(self.study, self.analysis)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """A row a run."""
+        """The frame of runs."""
         return runs_frame(self.study, self.analysis)
 
     @cached_property
     def setting(self) -> str:
-        """Router and preset, which the title of every table names."""
+        """Router and preset, for the titles of tables."""
         return setting(self.study)
 
 
@@ -71,30 +71,30 @@ class TableOf:
     """One table of a section."""
 
     title: str
-    """To which router and preset are added."""
+    """Without router and preset, which are appended."""
     make: Callable[[Findings, str], Table]
-    """Of what is found, and the whole title."""
+    """Makes the table from the findings and the whole title."""
     folded: str = ""
-    """What stands for the table until a click opens it; empty where it is open."""
+    """The text that is shown until a click opens the table; if empty, the table is always open."""
     folds_after: int = 0
-    """Rows up to which it is open all the same."""
+    """A table with at most this many rows is open anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One part of a report; it is left out where it has neither a chart nor a row."""
+    """One section of a report. It is left out if it has neither a chart nor a row."""
 
     name: str
-    """Of its place in the page."""
+    """The anchor in the page."""
     heading: str
     remark: str = ""
-    """What is asked here, and what words mean; code stands between backticks."""
+    """The question and the terms of the section; code stands between backticks."""
     finding: Callable[[Findings], str] = lambda _: ""
-    """A sentence of this study's results."""
+    """A sentence about this study's results."""
     charts: Mapping[str, Callable[[Findings], Any]] = field(default_factory=dict)
-    """By name of the file, functions that give a chart, or None where there is nothing to draw."""
+    """By file name, functions that give a chart, or None if there is nothing to draw."""
     reading: str = ""
-    """How its charts are read."""
+    """How to read the charts."""
     tables: Sequence[TableOf] = ()
 
 
@@ -156,11 +156,11 @@ SECTIONS = (
         name="arms",
         heading="What happened",
         charts={"failures": _failures, "final-loss": _final_losses},
-        reading="A point is a run, and a seed keeps its height within every row. Batches are"
-        " counted after the step from which the arm acts, on a logarithmic axis; a short grey"
-        " stroke at a point's height is the baseline with the same seed, counted from the same"
-        " step. The bar beneath the points: mean and 95 % interval, of losses over clean seeds"
-        " alone. Pale: failed before the arm could act.",
+        reading="Each point is a run; a seed has the same height in every row. Non-finite batches"
+        " are counted after the arm begins to act, on a logarithmic axis. A short grey tick at a"
+        " point's height is the baseline with the same seed, counted from the same step. The bar"
+        " below the points shows the mean and its 95 % interval (for losses, over the clean seeds)."
+        " Pale points are runs that failed before the arm could act.",
         tables=[TableOf("What happened, by arm", lambda f, title: arms_table(f.arms, title=title))],
     ),
     Section(
@@ -169,7 +169,7 @@ SECTIONS = (
         tables=[
             TableOf(
                 "Saved models before and after training",
-                lambda f, title: starts_table(f.study, f.analysis, title=title),
+                lambda f, title: saved_models_table(f.study, f.analysis, title=title),
             )
         ],
     ),
@@ -177,9 +177,9 @@ SECTIONS = (
         name="rates",
         heading="Learning rates",
         charts={"learning-rate": _learning_rates},
-        reading="A point is a run, marked by its outcome; the line is the mean. A run that"
-        " collapsed or was stopped, or whose validation had windows without a finite loss, stands"
-        " at the loss of a uniform guess.",
+        reading="Each point is a run, marked by its outcome; the line is the mean. A run that"
+        " collapsed, was stopped or had non-finite validation windows is drawn at the loss of a"
+        " uniform guess.",
         tables=[
             TableOf(
                 "Learning rates", lambda f, title: rates.sensitivity_table(f.families, title=title)
@@ -187,28 +187,28 @@ SECTIONS = (
         ],
     ),
     Section(
-        name="averted",
-        heading="Counterfactuals",
-        remark="Repeats that start from one saved state of one run. They answer for that failure"
-        " alone: had the option begun there, would it have been averted, and how often does chance"
-        " alone avert it?",
+        name="branches",
+        heading="Branches from a saved state",
+        remark="All repeats start from one saved state of one run. They answer a question about"
+        " that failure only: would a remedy that begins there have prevented it, and how often does"
+        " the failure not occur in the A/A control?",
         tables=[
             TableOf(
-                "Would it have been averted?", lambda f, title: averted_table(f.study, title=title)
+                "Repeats from a saved state", lambda f, title: branches_table(f.study, title=title)
             )
         ],
     ),
     Section(
         name="comparisons",
-        heading="Against the baseline",
-        remark="What each arm changes, beside what chance alone changes, and what a study of this"
-        " size could have found at all.",
+        heading="Comparison with the baseline",
+        remark="The change in each arm, the range of the A/A control, and the effect that a study"
+        " of this size could detect.",
         tables=[
-            TableOf("Failures and loss against the baseline", _comparisons(PRIMARY)),
+            TableOf("Failures and loss compared with the baseline", _comparisons(PRIMARY)),
             TableOf(
-                "Other endpoints against the baseline",
+                "Other endpoints compared with the baseline",
                 _comparisons(SECONDARY),
-                "Batches, first steps and spikes too",
+                "Batches, first steps and spikes",
             ),
         ],
     ),
@@ -223,14 +223,14 @@ SECTIONS = (
         name="loss",
         heading="Loss over the run",
         charts={"loss": _loss_curves},
-        reading="A thin line is a seed. Thick line and band: mean and span of the clean seeds. A"
-        " cross marks a validation with non-finite windows; a line breaks where no window was"
-        " finite. Dotted: the step from which the arm acts. What blows up beyond the others is"
-        " drawn on the upper edge.",
+        reading="Each thin line is a seed. The thick line and the band show the mean and the range"
+        " of the clean seeds. A cross marks a validation with non-finite windows; a line breaks"
+        " where no window was finite. The dotted line is the step at which the arm begins to act."
+        " Losses far above the others are drawn at the upper edge.",
         tables=[
             TableOf(
                 "Validation loss at each eleventh of the run",
-                lambda f, title: elevenths_table(f.study, f.analysis, title=title),
+                lambda f, title: loss_over_run_table(f.study, f.analysis, title=title),
             )
         ],
     ),
@@ -238,32 +238,33 @@ SECTIONS = (
         name="timeline",
         heading="Spikes and non-finite steps",
         charts={"timeline": _timeline},
-        reading="A line is a run. Full bars: steps whose loss or gradient was not finite. Small"
-        " triangles above the line: spikes that were finite. A dark stroke ends the run.",
+        reading="Each line is a run. Bars are steps with a non-finite loss or gradient. Small"
+        " triangles above the line are finite spikes. A dark tick marks the end of the run.",
     ),
     Section(
         name="load",
         heading="Load of the experts",
-        remark="The mean load is top_k / E whatever the router does, even a collapsed one, because"
-        " every token takes top_k experts: it is an identity and no sign of health. MaxVio is the"
-        " figure: by how much the busiest expert exceeds the mean, as a share of the mean.",
+        remark="Every token is routed to top_k experts, so the mean load is top_k / E even if the"
+        " router has collapsed: it says nothing about balance. MaxVio does: it is the load of the"
+        " busiest expert minus the mean load, divided by the mean load.",
         charts={"load": _router_loads},
-        reading="Bars: from the least to the most used expert of each layer, as shares of tokens,"
-        " over the last quarter of the run and all seeds. Stroke: the mean.",
+        reading="Bars reach from the least to the most used expert of each layer, as shares of"
+        " tokens, averaged over the last quarter of the run and over all seeds. The tick is the"
+        " mean load.",
         tables=[
             TableOf(
                 "Load of the experts, by layer",
                 lambda f, title: load_table(all_loads(f.study, f.analysis), f.study, title=title),
-                "Every layer as figures",
+                "Values of every layer",
             )
         ],
     ),
     Section(
         name="alarms",
         heading="Early warnings",
-        remark="A figure that was on its way to a limit of its arithmetic, said before a step was"
-        " not finite: once a run and kind of figure, the first of them here."
-        " `guard.on_alarm=checkpoint` keeps the state there, for forks.",
+        remark="A run warns before a non-finite step if a metric drifts towards a limit of its"
+        " number format, once per kind of metric. The table shows the first warning of each run."
+        " `guard.on_alarm=checkpoint` saves the state at a warning, for branches.",
         tables=[
             TableOf(
                 "Early warnings, by run",
@@ -277,8 +278,8 @@ SECTIONS = (
         name="incidents",
         heading="Incidents",
         finding=_causes,
-        remark="Named is the first module whose result was not finite. A step number leads to the"
-        " page on it; `python -m src.replay incident=FOLDER` runs that step again.",
+        remark="The module is the first one with a non-finite result. The step number links to the"
+        " incident's page; `python -m src.replay incident=FOLDER` reruns that step.",
         tables=[
             TableOf(
                 "What failed first, by run",
@@ -293,7 +294,7 @@ SECTIONS = (
     Section(
         name="config",
         heading="Configuration",
-        remark="Fields in which an arm differs from its baseline; all else is equal.",
+        remark="The fields in which an arm differs from its baseline; all others are equal.",
         tables=[
             TableOf(
                 "Differences in configuration",
@@ -306,7 +307,7 @@ SECTIONS = (
         heading="Samples",
         tables=[
             TableOf(
-                "What the models write",
+                "Text samples",
                 lambda f, title: samples_table(f.study, f.analysis, title=title, folder=f.folder),
             )
         ],
@@ -321,4 +322,4 @@ SECTIONS = (
 )
 
 CHARTS = {name: make for section in SECTIONS for name, make in section.charts.items()}
-"""All charts of studies, by name."""
+"""All charts of a report, by name."""

@@ -1,4 +1,4 @@
-"""The report as one page of HTML that loads nothing from outside, and as Markdown."""
+"""Renders the report as one self-contained HTML page, and as Markdown."""
 
 import html
 import re
@@ -14,37 +14,37 @@ from src.study.report.sections import SECTIONS, Findings, Section, TableOf
 from src.study.report.table import Table, escape_markdown
 
 MOST_REMARKS = 6
-"""Remarks that are shown at once."""
+"""The number of remarks that are always shown; the others are folded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MadeSection:
-    """A section with what this study shows in it."""
+    """A section filled with this study's results."""
 
     section: Section
     finding: str
     charts: Mapping[str, DrawnChart]
-    """Those that there are, by name."""
+    """The charts that have data, by name."""
     tables: Sequence[tuple[TableOf, Table]]
-    """Those that have rows."""
+    """The tables that have rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that a report shows, before it is HTML or Markdown."""
+    """The content of a report, before it is rendered as HTML or Markdown."""
 
     found: Findings
     sections: Sequence[MadeSection]
-    """Those that show something; the first is always there."""
+    """The sections that are not empty; the first never is."""
 
     @property
     def charts(self) -> dict[str, DrawnChart]:
-        """All of them, by name."""
+        """The charts of all sections, by name."""
         return {name: chart for made in self.sections for name, chart in made.charts.items()}
 
     @property
     def facts(self) -> list[str]:
-        """The study in a line: how much of what."""
+        """The size of the study in one line: runs, arms, seeds, setting, models."""
         study, arms = self.found.study, self.found.analysis.arms
         seeds = {run.seed for run in study.runs}
         facts = [
@@ -58,19 +58,19 @@ class Report:
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader must know of the runs."""
+        """The warnings, and the number of shared steps."""
         saved, steps = provenance.steps_saved(self.found.study)
         remarks = list(self.found.analysis.warnings)
         if saved:
             remarks.append(
-                f"{saved:,} of {steps:,} steps were not trained anew but taken from shared"
-                " beginnings, bitwise as they would have come out."
+                f"{saved:,} of {steps:,} steps are shared with a baseline: they were trained once,"
+                " bitwise as each arm would have trained them."
             )
         return remarks
 
     @property
     def origins(self) -> Table:
-        """Where its runs come from."""
+        """Code, libraries and machines of the runs."""
         title = f"Where the runs come from ({self.found.setting})"
         return provenance.origins(self.found.study, title=title)
 
@@ -79,8 +79,8 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
-def made(found: Findings) -> Report:
-    """Draws and fills all sections that have something to show."""
+def build_report(found: Findings) -> Report:
+    """Draws the charts and fills the tables of all sections that are not empty."""
     sections = []
     for section in SECTIONS:
         made_charts = {name: make(found) for name, make in section.charts.items()}
@@ -99,7 +99,7 @@ def made(found: Findings) -> Report:
 
 
 def to_html(report: Report, *, repeat: str) -> str:
-    """The page; `repeat` is the command that writes it again."""
+    """The HTML page; `repeat` is the command that writes it again."""
     return (
         _environment()
         .get_template("report.html")
@@ -118,7 +118,7 @@ def to_html(report: Report, *, repeat: str) -> str:
 
 
 def table_html(table: Table) -> str:
-    """One table by itself, as notebooks show it."""
+    """A single table as HTML, for notebooks."""
     return str(_environment().get_template("tables.html").module.show(table))  # type: ignore[attr-defined]
 
 
@@ -135,12 +135,12 @@ def _environment() -> Environment:
 
 
 def _with_code(text: str) -> Markup:
-    """Text with what stands between backticks as code."""
+    """Escaped text, in which what stands between backticks is code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False)))
 
 
 def to_markdown(report: Report, *, repeat: str, charts: str) -> str:
-    """The same for those who read Markdown; `charts` is the folder of the SVG files."""
+    """The report as Markdown; `charts` is the folder of the SVG files."""
     lines = [
         f"# {escape_markdown(report.found.study.name)}",
         "",
@@ -155,12 +155,12 @@ def to_markdown(report: Report, *, repeat: str, charts: str) -> str:
         shown += [section.reading if part.charts else ""]
         shown += [table.markdown() for _, table in part.tables]
         lines += ["", f"## {section.heading}", "", "\n\n".join(filter(None, shown))]
-    lines += ["", "## How to repeat it", "", "```"]
+    lines += ["", "## How to reproduce it", "", "```"]
     commands = provenance.commands(report.found.study)
     lines += [*(_one_line(command) for command in commands), repeat, "```", ""]
     return "\n".join(lines)
 
 
 def _one_line(command: str) -> str:
-    """A command that cannot end its block of code."""
+    """A command in one line that cannot end its code block."""
     return " ".join(command.replace("```", "'''").split())

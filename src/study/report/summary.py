@@ -1,4 +1,4 @@
-"""The first table of a report: what happened, an arm a row."""
+"""The first table of a report: the outcomes, with one row per arm."""
 
 import pandas as pd
 
@@ -9,13 +9,13 @@ from src.study.report.table import (
     Column,
     Row,
     Table,
+    aa_range,
     arm_cell,
     cell,
     difference_cell,
     mark_remark,
     marked,
     mean_cell,
-    null_range,
 )
 
 SHORT = (
@@ -27,51 +27,51 @@ SHORT = (
     "val/loss",
     "difference",
 )
-"""The columns that a terminal has room for."""
+"""The columns that fit into a terminal."""
 
 ARM_COLUMNS = (
     Column(
         name="arm",
-        note="the option, or what tells it from the others; beneath it its part in the study and"
-        " the steps between which it acts",
+        note="the remedies, or whatever distinguishes the arm; below it, its role and when it acts",
         is_text=True,
     ),
-    Column(name="seeds", note="each has the same beginning and the same data order in every arm"),
+    Column(name="seeds", note="a seed has the same initial weights and data order in every arm"),
     Column(
         name="outcomes",
-        note="runs: clean; intermittent (batches skipped, recovered); collapsed (over half of the"
-        " last seventh skipped, or nothing finite left); stopped by the guard",
+        note="of the runs: clean; intermittent (batches were skipped, the run recovered); collapsed"
+        " (over half of the last seventh was skipped, or nothing finite was left); stopped by the"
+        " guard",
         is_text=True,
         may_wrap=True,
     ),
     Column(
         name="non-finite seeds",
-        note="seeds with a non-finite batch after the arm begins to act; beneath it the baseline"
+        note="seeds with a non-finite batch after the arm begins to act; below it, the baseline's"
         " on the same seeds from the same step on",
     ),
-    Column(name="non-finite batches", note="of a run after that step: mean and 95 % interval"),
-    Column(name="first one", note="the first such step of every seed that has one"),
+    Column(name="non-finite batches", note="per run after that step: mean and 95 % interval"),
+    Column(name="first one", note="the first non-finite step of every seed that has one"),
     Column(
         name="val/loss",
-        note="final validation loss of the seeds that stayed clean, in nats a token: mean and"
-        " 95 % interval; that of the others stands apart, for those runs are damaged",
+        note="final validation loss of the clean seeds in nats per token: mean and 95 % interval;"
+        " the loss of damaged runs is listed separately",
     ),
     Column(
         name="difference",
-        note="loss minus the baseline's, paired by seed, with its 95 % interval, and the range that"
-        " chance alone gave single seeds of the null arm",
+        note="loss minus the baseline's, paired by seed, with its 95 % interval; below it, the"
+        " range of single seeds of the A/A control",
     ),
-    Column(name="spikes", note="steps of a run that any definition calls a spike: mean"),
+    Column(name="spikes", note="mean number per run, by any of the definitions"),
     Column(
         name="cost",
-        note="seconds of a run from its first step, whatever was shared; beneath it tokens and"
-        " training FLOPs of the active parameters",
+        note="seconds per run, shared steps included; below it, tokens and training FLOPs of the"
+        " active parameters",
     ),
 )
 
 
 def arms_table(frame: pd.DataFrame, *, title: str) -> Table:
-    """What happened, an arm a row."""
+    """The outcomes, with one row per arm."""
     lines = [
         [
             arm_cell(row),
@@ -133,8 +133,8 @@ def _loss(row: Row) -> Cell:
 
 
 def _difference(row: Row, endpoint: str) -> Cell:
-    found, null = difference_cell(row, endpoint), null_range(row, endpoint)
-    return cell(found.text, *found.asides, f"chance {null}" if null else "")
+    found, control = difference_cell(row, endpoint), aa_range(row, endpoint)
+    return cell(found.text, *found.asides, f"A/A control {control}" if control else "")
 
 
 def _cost(row: Row) -> Cell:

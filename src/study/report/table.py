@@ -1,4 +1,4 @@
-"""A table, and its forms: cells of a page, Markdown, the terminal."""
+"""Tables, and their forms: HTML cells, Markdown, the terminal."""
 
 import html
 import os
@@ -15,54 +15,54 @@ from src.study.analysis.frames import ENDPOINTS
 from src.study.read.collect import Study
 
 Row = Mapping[str, Any]
-"""Of the frame of runs or of arms."""
+"""A row of the frame of runs or of arms."""
 
 MARK = "†"
-"""Stands at every loss whose validation had windows without a finite loss."""
+"""Marks every loss whose validation had non-finite windows."""
 
 MARK_REMARK = (
-    f"{MARK} The mean of the finite windows alone: some validation windows had no finite loss"
-    " (val/nonfinite_frac above 0), so it flatters the run and compares with no other."
+    f"{MARK} Mean over the finite windows only: some validation windows had no finite loss"
+    " (val/nonfinite_frac above 0). It is biased low and not compared with others."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """The head of a column."""
+    """A column's heading and format."""
 
     name: str
     note: str = ""
-    """What it says, in one line beneath the table; empty where the head says it."""
+    """An explanation below the table; empty if the name is enough."""
     is_text: bool = False
-    """Text stands left, numbers right."""
+    """Text is aligned left, numbers right."""
     may_wrap: bool = False
-    """Sentences take several lines, names and figures one."""
+    """Whether a cell may take several lines."""
 
     @property
     def style(self) -> str:
-        """Its classes in a page."""
+        """CSS classes."""
         return " ".join(["text"] * self.is_text + ["wraps"] * self.may_wrap)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a field."""
+    """The content of a cell."""
 
     text: str
     asides: tuple[str, ...] = ()
-    """Said more quietly beneath, a line each: an interval, a remark."""
+    """Lines in small print below the text: an interval, a remark."""
     link: str = ""
-    """Where a click leads."""
+    """The target of a click on the text."""
 
     @property
     def plain(self) -> str:
-        """In one line."""
+        """The cell in one line."""
         return f"{self.text} ({'; '.join(self.asides)})" if self.asides else self.text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows under a title that names router and preset."""
+    """A table; its title names router and preset."""
 
     title: str
     columns: Sequence[Column]
@@ -71,17 +71,17 @@ class Table:
 
     @property
     def notes(self) -> list[tuple[str, str]]:
-        """Columns that need a word, and the word."""
+        """The names and notes of the columns that have a note."""
         return [(column.name, column.note) for column in self.columns if column.note]
 
     @property
     def repeats(self) -> bool:
-        """Whether rows that follow each other begin with the same cell."""
+        """Whether some consecutive rows begin with the same cell."""
         firsts = [row[0] for row in self.rows]
         return any(one == two for one, two in pairwise(firsts))
 
     def only(self, names: Sequence[str]) -> "Table":
-        """The same with some of its columns."""
+        """The table with only some of its columns."""
         picked = [i for i, column in enumerate(self.columns) if column.name in names]
         return Table(
             title=self.title,
@@ -91,7 +91,7 @@ class Table:
         )
 
     def markdown(self) -> str:
-        """As Markdown, with everything escaped that would be more than text there."""
+        """The table as Markdown, with all text escaped."""
         heads = " | ".join(escape_markdown(column.name) for column in self.columns)
         rule = "|".join(":--" if column.is_text else "--:" for column in self.columns)
         lines = [f"**{escape_markdown(self.title)}**", "", f"| {heads} |", f"|{rule}|"]
@@ -105,23 +105,23 @@ class Table:
         return "\n".join(lines)
 
     def show(self) -> None:
-        """On the terminal, in one line a row."""
+        """Prints the table on the terminal, one line per row."""
         heads = [column.name for column in self.columns]
         terminal.table(self.title, heads, [[cell.text for cell in row] for row in self.rows])
 
 
 def cell(text: str, *asides: str, link: str = "") -> Cell:
-    """A cell with those of the asides that are not empty."""
+    """A cell with the asides that are not empty."""
     return Cell(text, tuple(aside for aside in asides if aside), link)
 
 
 def arm_cell(row: Row) -> Cell:
-    """The arm's label, its part in the study, and when it acts."""
+    """The arm's label, its role, and when it acts."""
     asides = [row["role"] or ""]
     if row["acts_from"]:
         asides.append(f"acts after step {row['acts_from']:,.0f}")
     if row["censored_at"] is not None:
-        asides.append(f"trains to step {row['censored_at']:,.0f} only")
+        asides.append(f"trains only to step {row['censored_at']:,.0f}")
     return cell(row["label"], *asides)
 
 
@@ -134,35 +134,35 @@ def mean_cell(row: Row, name: str, *, decimals: int, signed: bool = False) -> Ce
 
 
 def difference_cell(row: Row, endpoint: str) -> Cell:
-    """The difference to the baseline and its interval."""
+    """The difference from the baseline and its interval."""
     decimals = ENDPOINTS[endpoint][1]
     return mean_cell(row, f"{endpoint}_difference", decimals=decimals, signed=True)
 
 
-def null_range(row: Row, endpoint: str) -> str:
-    """What chance alone gave; empty without a null arm."""
+def aa_range(row: Row, endpoint: str) -> str:
+    """The range of the A/A control; empty if there is none."""
     low, high = (row[f"{endpoint}_null_{end}"] for end in ("low", "high"))
     return number_format.between(low, high, ENDPOINTS[endpoint][1])
 
 
 def mark_remark(lines: Sequence[Sequence[Cell]]) -> list[str]:
-    """The meaning of the mark, where any of the cells has it."""
+    """The explanation of the mark, if any cell has it."""
     has_mark = any(MARK in each.plain for line in lines for each in line)
     return [MARK_REMARK] if has_mark else []
 
 
 def link_to(file: Path, folder: Path) -> str:
-    """The way from a report in a folder to a file; empty where there is none."""
+    """A link from a folder to a file; empty if the file does not exist."""
     return quote(os.path.relpath(file, folder)) if file.is_file() else ""
 
 
 def marked(text: str, *, nonfinite: bool) -> str:
-    """The text of a loss, with the mark where it needs it."""
+    """The text of a loss, marked if validation windows were not finite."""
     return f"{text}{MARK}" if nonfinite else text
 
 
 def setting(study: Study) -> str:
-    """`ffn moe_writeup, preset crash`: what the title of every table names."""
+    """`ffn moe_writeup, preset crash`, for the titles of tables."""
     return ", ".join(
         f"{axis} {' and '.join(dict.fromkeys(run.axes[axis] for run in study.runs))}"
         for axis in ("ffn", "preset")
@@ -170,6 +170,6 @@ def setting(study: Study) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text from outside as text: no element, no emphasis, no column, no line break."""
+    """Escapes text: no HTML element, emphasis, table column or line break."""
     escaped = re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(text, quote=False))
     return " ".join(escaped.split())

@@ -1,4 +1,4 @@
-"""The other tables that are made of rows: comparisons, equal cost, every run."""
+"""The tables of comparisons, of losses at equal cost, and of all runs."""
 
 from collections.abc import Sequence
 
@@ -12,48 +12,49 @@ from src.study.report.table import (
     Column,
     Row,
     Table,
+    aa_range,
     arm_cell,
     cell,
     difference_cell,
     mark_remark,
     marked,
-    null_range,
 )
 
 COMPARISON_COLUMNS = (
     Column(name="arm", is_text=True),
-    Column(name="endpoint", note="taken after the step from which the arm acts", is_text=True),
-    Column(name="seeds", note="pairs of an arm's seed with the baseline's"),
+    Column(name="endpoint", note="measured after the arm begins to act", is_text=True),
+    Column(name="seeds", note="seeds that are paired with the baseline"),
     Column(name="difference", note="arm minus baseline: mean and 95 % interval"),
     Column(
-        name="null arm",
-        note="least and greatest difference that chance alone has made, on single seeds; of the"
-        " share, over all seeds",
+        name="A/A control",
+        note="smallest and largest difference of single seeds of the A/A control (for the share:"
+        " over all seeds)",
     ),
-    Column(name="p", note="adjusted for all arms of the study"),
-    Column(name="smallest p", note="the least that so many seeds can reach, whatever they show"),
+    Column(name="p", note="adjusted over all arms of the study"),
+    Column(name="smallest p", note="the smallest p that this number of seeds can reach"),
     Column(
-        name="smallest effect",
-        note="the smallest difference that this design would find 8 times of 10; none where its"
-        " smallest p is above 0.05 already, or where there is nothing to measure it by",
+        name="detectable effect",
+        note="for the share, the smallest decrease that would be significant; otherwise the minimum"
+        " detectable effect of this arm alone, with 80 % power; none if no difference could be"
+        " significant or the seeds do not vary",
     ),
-    Column(name="what it says", is_text=True, may_wrap=True),
+    Column(name="verdict", is_text=True, may_wrap=True),
 )
 
 
 PRIMARY, SECONDARY = ("nonfinite", "loss"), ("nonfinite_batches", "first_nonfinite", "spikes")
-"""Endpoints that are shown at once, and those that are folded away."""
+"""Endpoints that are always shown, and those that are folded."""
 
 
 def comparisons_table(frame: pd.DataFrame, *, endpoints: Sequence[str], title: str) -> Table:
-    """Every arm against its baseline."""
+    """One row per arm and endpoint."""
     lines = [
         [
             arm_cell(row),
             Cell(ENDPOINTS[endpoint][0]),
             Cell(number_format.fixed(row[f"{endpoint}_difference_num_seeds"], 0)),
             difference_cell(row, endpoint),
-            Cell(null_range(row, endpoint) or number_format.NONE),
+            Cell(aa_range(row, endpoint) or number_format.NONE),
             Cell(number_format.p_value(row[f"{endpoint}_p_value"])),
             Cell(number_format.p_value(row[f"{endpoint}_smallest_p"])),
             _smallest_effect(row, endpoint),
@@ -72,7 +73,7 @@ def _smallest_effect(row: Row, endpoint: str) -> Cell:
 
 
 def equal_cost_table(frame: pd.DataFrame, *, title: str) -> Table:
-    """The loss where every arm has cost the same."""
+    """The losses at which all arms have cost the same."""
     names = {
         "steps": "equal steps",
         "tokens": "equal tokens",
@@ -89,9 +90,7 @@ def equal_cost_table(frame: pd.DataFrame, *, title: str) -> Table:
         cells = [arm_cell(row)]
         for axis in axes:
             difference = row[f"loss_difference_at_equal_{axis}"]
-            aside = (
-                "" if difference is None else f"{number_format.signed(difference)} to the baseline"
-            )
+            aside = "" if difference is None else f"{number_format.signed(difference)} vs baseline"
             cells.append(cell(number_format.fixed(row[f"loss_at_equal_{axis}"]), aside))
         lines.append(cells)
     return Table(
@@ -99,10 +98,10 @@ def equal_cost_table(frame: pd.DataFrame, *, title: str) -> Table:
         columns=[Column(name="arm", is_text=True), *(Column(name=names[axis]) for axis in axes)],
         rows=lines,
         remarks=[
-            "Mean validation loss of clean seeds, read off their curves where each has cost what"
-            " the cheapest clean run of the study cost in all. Arms that take more seconds or FLOPs"
-            " a step are compared fairly here alone; one that ends early reaches no such cost, and"
-            " is compared at its own end above."
+            "Mean validation loss of the clean seeds, interpolated where each has cost as much as"
+            " the cheapest clean run of the study in total. This is the fair comparison of arms"
+            " whose steps take more seconds or FLOPs. An arm that ends early does not reach that"
+            " cost; the comparison above takes its loss at its own end."
         ],
     )
 
@@ -111,19 +110,19 @@ RUN_COLUMNS = (
     Column(name="arm", is_text=True),
     Column(name="seed"),
     Column(name="outcome", is_text=True),
-    Column(name="steps", note="of the run; beneath it those of its own, where it shared others'"),
-    Column(name="non-finite", note="batches of the whole run; beneath it the first"),
+    Column(name="steps", note="below it, the steps of its own if it shares some with another run"),
+    Column(name="non-finite", note="batches of the whole run; below it, the first one"),
     Column(name="spikes"),
-    Column(name="greatest norm", note="of the gradient, and its step"),
+    Column(name="max grad norm", note="and its step"),
     Column(name="val/loss", note="at the end"),
-    Column(name="best", note="validation loss, and its step"),
+    Column(name="best", note="lowest validation loss, and its step"),
     Column(name="seconds"),
     Column(name="incident", note="what failed first", is_text=True),
 )
 
 
 def runs_table(frame: pd.DataFrame, *, title: str) -> Table:
-    """A run a row."""
+    """One row per run."""
     lines = []
     for row in frame.to_dict("records"):
         lines.append(

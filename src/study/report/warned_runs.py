@@ -1,4 +1,4 @@
-"""Which runs were warned before a step was not finite, and how long before."""
+"""The table of early warnings: which runs warned before a non-finite step, and how early."""
 
 from src.common.number_format import NONE
 from src.study.analysis.results import Analysis
@@ -8,19 +8,19 @@ from src.study.report.table import Cell, Column, Table, cell
 COLUMNS = (
     Column(name="arm", is_text=True),
     Column(name="seed"),
-    Column(name="warned at step"),
+    Column(name="warning at step"),
     Column(name="first non-finite step"),
-    Column(name="lead", note="steps between the two; beneath it the share of the run"),
+    Column(name="lead", note="steps between the two; below it, the share of the run"),
     Column(name="warning", is_text=True, may_wrap=True),
 )
 
 
 def alarms_table(study: Study, analysis: Analysis, *, title: str) -> Table:
-    """A row for each run that was warned, or that failed."""
+    """One row per run that warned or failed; no rows if no run warned."""
     labels = {arm.variant: arm.label for arm in analysis.arms}
     runs = [run for variant in labels for run in study.of(variant)]
     rows = [_row(labels[run.variant], run) for run in runs if run.alarms or run.nonfinite_steps]
-    # Failures without any warning are the incidents' to tell.
+    # If no run warned, the incidents' table shows the failures.
     any_alarm = any(run.alarms for run in runs)
     return Table(title=title, columns=COLUMNS, rows=rows if any_alarm else [])
 

@@ -31,7 +31,7 @@ def test_a_study_is_run_brought_into_the_book_and_repeated_bitwise(tiny_book, ca
     assert "4 runs, about" in capsys.readouterr().out
     assert not (tiny_book.parent.parent / "runs").exists()
     assert lab("reproduce")([*ARGUMENTS]) == 0
-    assert "none in the book" in capsys.readouterr().out
+    assert "not in the book" in capsys.readouterr().out
     assert lab("book")([*ARGUMENTS]) == 0
     assert (tiny_book / "README.md").read_text().startswith("4 runs, 0 fail.")
     assert (tiny_book / "figures" / "failures.svg").is_file()
@@ -57,10 +57,10 @@ def test_a_study_is_run_brought_into_the_book_and_repeated_bitwise(tiny_book, ca
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("studies=nothing", "studies=nothing: must be of small"),
+        ("studies=nothing", "studies=nothing: must be one of small"),
         ("n_jobs=0", "n_jobs=0: must be at least 1"),
         ("plan=flase", "plan=flase: must be true or false"),
-        ("studies=[small,nothing]", "studies=nothing: must be of small"),
+        ("studies=[small,nothing]", "studies=nothing: must be one of small"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_anything_runs(argument, message, tiny_book, capsys):
@@ -71,16 +71,19 @@ def test_what_is_wrong_is_one_line_before_anything_runs(argument, message, tiny_
 
 def test_a_study_without_runs_cannot_be_brought_in(tiny_book, capsys):
     assert lab("book")([*ARGUMENTS]) == 2
-    assert "no run of it lies in runs" in capsys.readouterr().err
+    assert "has no runs in runs" in capsys.readouterr().err
     assert not (tiny_book / "results.csv").exists()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sweeps: 3\n", "study.yaml: must hold sweeps and short"),
-        ("sweeps: [experiment=control]\nshort: []\n", "study.yaml: sweeps must be lists"),
-        ("sweeps: []\nshort: []\n", "study.yaml: sweeps must be lists"),
+        ("sweeps: 3\n", "study.yaml: must have sweeps and short"),
+        (
+            "sweeps: [experiment=control]\nshort: []\n",
+            "study.yaml: sweeps must be one or more lists",
+        ),
+        ("sweeps: []\nshort: []\n", "study.yaml: sweeps must be one or more lists"),
     ],
 )
 def test_a_damaged_plan_is_named(text, message, tiny_book, capsys):
@@ -96,7 +99,7 @@ def test_a_damaged_plan_is_named(text, message, tiny_book, capsys):
         ("paths=3", "paths=3: has the wrong type"),
         ("paths.runs=null", "paths.runs=null: must be a folder"),
         ("paths.book=nowhere", "paths.book=nowhere: no such folder"),
-        ("studies=[]", "studies=[]: names none"),
+        ("studies=[]", "studies=[]: is empty"),
     ],
 )
 def test_bad_folders_and_no_studies_are_one_line(command, argument, message, tiny_book, capsys):

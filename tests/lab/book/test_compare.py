@@ -17,7 +17,7 @@ def test_the_same_runs_are_bitwise_equal_whatever_their_seconds(runs):
     again = runs.assign(seconds=1.0, code="another")
     found = compare("one", runs, again)
     assert found.num_equal == found.num_runs == 24
-    assert found.agrees and not found.differing and not found.apart
+    assert found.agrees and not found.differing and not found.different_arms
 
 
 def test_a_figure_that_differs_is_named_and_alone_tells_no_arm_apart(runs):
@@ -28,13 +28,13 @@ def test_a_figure_that_differs_is_named_and_alone_tells_no_arm_apart(runs):
     assert found.agrees
 
 
-def test_an_arm_that_has_become_another_is_told_apart(runs, tmp_path):
+def test_an_arm_that_has_become_another_is_named(runs, tmp_path):
     arms = {**ARMS, "router_eps": Arm(num_failing=6, acts_from=240)}
     found = compare("one", runs, study_folder(tmp_path / "other", arms).results)
-    assert found.apart == ["router_eps (failing seeds)"] and not found.agrees
+    assert found.different_arms == ["router_eps (failing seeds)"] and not found.agrees
     worse = {**ARMS, "router_eps": replace(ARMS["router_eps"], loss=(3.1, 3.0, 3.2))}
     found = compare("one", runs, study_folder(tmp_path / "worse", worse).results)
-    assert found.apart == ["router_eps (loss)"]
+    assert found.different_arms == ["router_eps (loss)"]
 
 
 def test_runs_that_have_not_ended_are_missing(runs):

@@ -21,7 +21,7 @@ def test_failures_are_counted_from_where_an_arm_acts(tmp_path):
     assert m.batches("none") == [20] * 6 and m.mean_batches("router_eps") == 0
 
 
-def test_what_is_told_from_chance_and_how(tmp_path):
+def test_significant_differences_and_their_p_values(tmp_path):
     m = measures(tmp_path)
     assert m.detected("router_eps") == 1 and m.detected("warmdown") == 0
     assert m.fewer_detected() == 1 and m.fewer_detected(except_for=["router_eps"]) == 0
@@ -60,7 +60,7 @@ def test_arms_are_chosen_by_what_their_names_say(tmp_path):
 
 def test_of_several_that_fit_alike_none_is_taken(tmp_path):
     arms = {"none": Arm(), "ema": Arm(), "warmdown": Arm(stability=["ema"], attention="gqa")}
-    with pytest.raises(ValueError, match="is any of"):
+    with pytest.raises(ValueError, match="matches several arms"):
         measures(tmp_path, arms).mean_loss("ema")
 
 
@@ -108,7 +108,7 @@ def test_counts_of_an_arm_that_acts_late_leave_out_what_came_before_and_runs_tha
     assert m.shares_lost("none", after=100, until=300) == [1 / 200] * 3
 
 
-def test_what_chance_did_to_single_runs(tmp_path):
+def test_the_range_of_single_runs_of_the_aa_control(tmp_path):
     counts = [(10, 14), (20, 11), (5, 9), (7, 7), (0, 2), (3, 1)]
     arms = {
         "none": Arm(nonfinite=[range(300, 300 + n) for n, _ in counts]),
@@ -139,7 +139,7 @@ def test_the_largest_norm_of_a_failing_run_comes_before_its_failure_or_not(tmp_p
     assert m.peaked_before("none") == before
 
 
-def test_what_chance_alone_spreads_and_what_seeds_can_see_beside_it(tmp_path):
+def test_the_spread_of_the_aa_control_and_the_effect_that_seeds_can_detect(tmp_path):
     losses = (2.0, 2.1, 2.2, 2.3, 2.4, 2.5)
     shaken = tuple(loss + shift for loss, shift in zip(losses, (0, 1, 0, 1, 0, 1), strict=True))
     m = measures(tmp_path, {"none": Arm(loss=losses), "shaken": Arm(loss=shaken)})
@@ -149,5 +149,5 @@ def test_what_chance_alone_spreads_and_what_seeds_can_see_beside_it(tmp_path):
     assert six / ten == pytest.approx(1.435 / 0.996, rel=0.01)
     assert m.smallest_fall(num_seeds=6, num_arms=1) == 5
     assert m.smallest_fall(num_seeds=6, num_arms=14) == 6
-    with pytest.raises(UndecidedError, match="can find nothing"):
+    with pytest.raises(UndecidedError, match="cannot detect any effect"):
         m.smallest_fall(num_seeds=3, num_arms=1)

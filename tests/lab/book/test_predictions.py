@@ -30,7 +30,7 @@ def test_a_prediction_is_held_against_the_results(measure, bound, verdict, tmp_p
 @pytest.mark.parametrize("entry", [{"says": "so", "measure": "1"}, said("1", below=1, above=0)])
 def test_a_prediction_has_one_bound(entry, tmp_path):
     (tmp_path / "predictions.yaml").write_text(yaml.safe_dump([entry]))
-    with pytest.raises(ValueError, match="must have says, measure, one of"):
+    with pytest.raises(ValueError, match="must have says, measure and one of"):
         predictions(tmp_path)
 
 

@@ -102,7 +102,7 @@ def test_what_has_not_been_run_has_no_page_and_is_not_brought_in(folder, capsys)
     assert lab("book")([*ARGUMENTS]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert lab("reproduce")([*ARGUMENTS, "plan=true"]) == 2
-    assert "studies=whole: is one large run" in capsys.readouterr().err
+    assert "studies=whole: is a single large run" in capsys.readouterr().err
 
 
 DAMAGED = {

@@ -1,5 +1,5 @@
-// Draws every chart again so that it answers to mouse and keyboard. Until then, and where scripts do
-// not run, the page shows the same chart as it was drawn when the report was written.
+// Redraws every chart so that it responds to mouse and keyboard. Until then, and without scripts, the page
+// shows the static drawing that was made with the report.
 document.querySelectorAll("figure.chart").forEach((figure) => {
   const spec = JSON.parse(figure.querySelector("script").textContent);
   const live = document.createElement("div");

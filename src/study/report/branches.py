@@ -1,7 +1,7 @@
-"""Counterfactuals: would an option have averted a failure, had it begun at a saved state?
+"""Branches: would a remedy have prevented a failure, had it begun at a saved state?
 
-All repeats start from one state of one run, and differ by chance alone and by the option. Here the
-repeats are the unit: the answer is about that one failure, and not about others.
+All repeats start from one saved state of one run. They differ only by the remedy and by a tiny
+perturbation. The unit is the repeat, so the answer holds for that one failure only.
 """
 
 from dataclasses import dataclass
@@ -17,72 +17,71 @@ from src.study.report.table import Cell, Column, Table, cell
 
 
 @dataclass(frozen=True, kw_only=True)
-class Averted:
-    """Repeats of one option from one state."""
+class Branch:
+    """The repeats of one remedy from one state."""
 
     source: str
-    """The run whose state it is, as <study>/<variant>/seed-<n>."""
+    """The run that saved the state, as <study>/<variant>/seed-<n>."""
     step: int
     label: str
-    is_null: bool
-    """Shaken, and nothing else."""
-    averted: Proportion
+    is_aa_control: bool
+    finite: Proportion
     """Repeats without a non-finite step after the state."""
-    null: Proportion | None
-    """The same of the null repeats from the same state; None where there are none."""
+    control_finite: Proportion | None
+    """The same for the A/A controls from this state; None if there are none."""
 
     @property
     def p_value(self) -> float | None:
-        """Fisher's, against the null repeats."""
-        if self.is_null or self.null is None:
+        """P of Fisher's test against the A/A controls."""
+        if self.is_aa_control or self.control_finite is None:
             return None
-        return fisher(self.averted, self.null)
+        return fisher(self.finite, self.control_finite)
 
 
-def averted(study: Study) -> list[Averted]:
-    """A line for each option and state, null repeats first; empty where nothing was forked."""
+def branches(study: Study) -> list[Branch]:
+    """One for each remedy and state, A/A controls first; empty if no run is a branch."""
     groups: dict[tuple[str, int, str], list[Run]] = {}
     origins = set()
     for run in study.runs:
         origin = run.record.get("derived_from")
-        # A shared beginning is no counterfactual: the option would not have acted before.
+        # A run that shares its baseline's first steps is not a branch: its remedy starts later.
         if not origin or not has_ended(run) or run.acts_from != origin["step"]:
             continue
         groups.setdefault((origin["run"], origin["step"], run.variant), []).append(run)
         if f"@fork-{origin['step']}" in run.variant:
             origins.add((origin["run"], origin["step"]))
-    # An option whose own start is the fork's step is another run from nothing in name only.
+    # A remedy whose own start is the branch's step has the name of an ordinary run: include it.
     groups = {key: runs for key, runs in groups.items() if key[:2] in origins}
     is_control = {variant: runs[0].is_aa_control for (_, _, variant), runs in groups.items()}
     shorts = short_names(list(is_control))
     counted = {key: _count(runs, step=key[1]) for key, runs in groups.items()}
     lines = []
     for (source, step, variant), proportion in counted.items():
-        nulls = [
+        controls = [
             other
             for (where, when, name), other in counted.items()
             if (where, when) == (source, step) and is_control[name]
         ]
         lines.append(
-            Averted(
+            Branch(
                 source=source,
                 step=step,
                 label=shorts[variant],
-                is_null=is_control[variant],
-                averted=proportion,
-                null=_sum(nulls) if nulls else None,
+                is_aa_control=is_control[variant],
+                finite=proportion,
+                control_finite=_sum(controls) if controls else None,
             )
         )
-    return sorted(lines, key=lambda a: (a.source, a.step, not a.is_null, a.label))
+    return sorted(lines, key=lambda b: (b.source, b.step, not b.is_aa_control, b.label))
 
 
-def _unfailing(study: Study, line: Averted) -> str:
-    """What a reader must know of a source in which nothing failed; empty where something did."""
+def _source_note(study: Study, line: Branch) -> str:
+    """A note if the source run did not fail after the state; else empty."""
     record = read_json(study.folder.parent / line.source / "record.json")
     steps = [] if record is None else record["guard"]["nonfinite_steps"]
     if record is None or any(step > line.step for step in steps):
         return ""
-    return "which did not fail after it: there was nothing to avert"
+    return "which did not fail after it: there was no failure to prevent"
 
 
 def _count(runs: list[Run], *, step: int) -> Proportion:
@@ -94,19 +93,19 @@ def _sum(parts: list[Proportion]) -> Proportion:
     return Proportion(events=sum(p.events for p in parts), total=sum(p.total for p in parts))
 
 
-def averted_table(study: Study, *, title: str) -> Table:
-    """Averted k of R, against the null's k of R."""
+def branches_table(study: Study, *, title: str) -> Table:
+    """One row per branch: finite repeats with the remedy and in the A/A control."""
     rows = []
-    for line in averted(study):
+    for line in branches(study):
         against = NONE
-        if line.null is not None and not line.is_null:
-            against = f"{line.null.events} of {line.null.total}"
+        if line.control_finite is not None and not line.is_aa_control:
+            against = f"{line.control_finite.events} of {line.control_finite.total}"
         p_value = line.p_value
         rows.append(
             [
-                cell(line.label, "null: shaken alone" if line.is_null else ""),
-                cell(f"step {line.step}", line.source, _unfailing(study, line)),
-                Cell(f"{line.averted.events} of {line.averted.total}"),
+                cell(line.label, "A/A control" if line.is_aa_control else ""),
+                cell(f"step {line.step}", line.source, _source_note(study, line)),
+                Cell(f"{line.finite.events} of {line.finite.total}"),
                 Cell(against),
                 Cell(NONE if p_value is None else f"{p_value:.3f}"),
             ]
@@ -114,11 +113,11 @@ def averted_table(study: Study, *, title: str) -> Table:
     return Table(
         title=title,
         columns=[
-            Column(name="option", is_text=True),
+            Column(name="remedy", is_text=True),
             Column(name="from", is_text=True, may_wrap=True),
-            Column(name="averted", note="repeats without a non-finite step after the state"),
-            Column(name="null averted", note="the same, of repeats shaken by 1e-7 alone"),
-            Column(name="p", note="Fisher's, of repeats from this one state, not adjusted"),
+            Column(name="finite", note="repeats without a non-finite step after the state"),
+            Column(name="A/A control finite", note="the same without a remedy, perturbed by 1e-7"),
+            Column(name="p", note="Fisher's test of repeats from this one state, not adjusted"),
         ],
         rows=rows,
     )
