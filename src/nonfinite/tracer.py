@@ -205,8 +205,8 @@ class Tracer(TorchDispatchMode):
         nans = [operand for operand in bad if any_nan([operand])]
         if nans or (bad and not any_nan([tensor])):
             read = nans or bad
-            known = any(_memory(operand) in self._origins for operand in read)
-            if not known and all(operand.dim() == 0 for operand in read):
+            has_origin = any(_memory(operand) in self._origins for operand in read)
+            if not has_origin and all(operand.dim() == 0 for operand in read):
                 # A number in the code, such as that of x[i] = nan, comes as a tensor.
                 return self._written(name, args, kwargs, tensor)
             return self._inherited(read, name)
