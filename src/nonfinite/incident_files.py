@@ -17,6 +17,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 1.5rem au
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 code, pre { background: var(--shade); padding: .1rem .3rem; border-radius: .2rem; }
 pre { padding: .8rem; overflow-x: auto; overflow-wrap: normal; }
+pre.code { white-space: pre-wrap; }
 svg { max-width: 100%; height: auto; display: block; }
 .cause { font-size: 1.1rem; }
 """
@@ -41,7 +42,7 @@ def write_page(
     code = ""
     if source is not None:
         place = html.escape(f"{source['file']}, line {source['line']}")
-        code = f"<p>The line: {place}</p>\n<pre>{html.escape(source['code'])}</pre>"
+        code = f"<p>The line: {place}</p>\n<pre class="code">{html.escape(source['code'])}</pre>"
     helps = incident["advice"]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
