@@ -42,7 +42,7 @@ def write_page(
     code = ""
     if source is not None:
         place = html.escape(f"{source['file']}, line {source['line']}")
-        code = f"<p>The line: {place}</p>\n<pre class="code">{html.escape(source['code'])}</pre>"
+        code = f"<p>The line: {place}</p>\n<pre class='code'>{html.escape(source['code'])}</pre>"
     helps = incident["advice"]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
