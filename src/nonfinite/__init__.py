@@ -12,7 +12,8 @@ from typing import Any
 from nonfinite.expose_router import expose_router
 from nonfinite.finding import Finding
 from nonfinite.tracer import trace
-from nonfinite.watch import Watch, watch
+from nonfinite.watch import watch
+from nonfinite.watched_steps import Watch
 
 __all__ = ["Finding", "Watch", "expose_router", "trace", "watch"]
 

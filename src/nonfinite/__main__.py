@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from nonfinite.finding import is_alike, is_same
+from nonfinite.forward_calls import ForwardCall, run_call
 from nonfinite.rerun import undisturbed
 from nonfinite.tracer import Tracer
-from nonfinite.watch import loaded, run_call
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,20 +33,28 @@ def main(argv: list[str] | None = None) -> int:
     module_name, _, name = given.model.partition(":")
     sys.path.insert(0, "")
     try:
-        build = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        parser.error(f"--model={given.model}: {error}")
-    model = build()
-    model.load_state_dict(state["state_dict"])
+        model = getattr(importlib.import_module(module_name), name)()
+        # A compiled model's weights have a prefix.
+        weights = {key.removeprefix("_orig_mod."): v for key, v in state["state_dict"].items()}
+        model.load_state_dict(weights)
+    except Exception as error:  # a user's code may fail in any way
+        parser.error(f"--model={given.model}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    if state["incident"]["next"] is None and state["incident"]["finding"] is None:
+        parser.error(
+            f"{given.folder}: what failed is not in the model's passes; read incident.html"
+        )
     return _show(model, state)
 
 
 def _show(model: torch.nn.Module, state: dict[str, Any]) -> int:
     recorded = state["incident"]["finding"]
     finding = None
-    for saved in state["calls"]:
+    calls = [ForwardCall.loaded(saved) for saved in state["calls"]]
+    for call in calls:
         with undisturbed(model):
-            finding = run_call(model, Tracer(model), loaded(saved), loss_of=None)
+            finding = run_call(
+                model, Tracer(model), call, all_were_finite=all(c.was_finite for c in calls)
+            )
         if finding is not None:
             break
     print("all values are finite" if finding is None else finding)

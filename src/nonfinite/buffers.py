@@ -14,8 +14,8 @@ Copies = Mapping[str, Tensor]
 class BufferCopies:
     """Copies buffers only when they have changed.
 
-    A module's buffers are copied together, because batch normalisation changes its statistics
-    without counting a version, and only its number of batches tells.
+    Those of a module are copied together. Vectors are always copied, because batch normalisation
+    changes its statistics without counting a version.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -30,7 +30,7 @@ class BufferCopies:
         for path, module in self._modules:
             buffers = [(n, b) for n, b in module._buffers.items() if b is not None]
             versions = tuple(hash((id(buffer), buffer._version)) for _, buffer in buffers)
-            if self._known.get(path) == versions:
+            if self._known.get(path) == versions and not any(map(_is_small, module.buffers(False))):
                 continue
             if not changed:
                 copies, changed = dict(copies), True
@@ -39,6 +39,10 @@ class BufferCopies:
                 copies[f"{path}.{name}" if path else name] = buffer.detach().clone()
         self._copies = copies
         return copies
+
+
+def _is_small(buffer: Tensor) -> bool:
+    return buffer.dim() == 1 and buffer.numel() <= 2**16
 
 
 @torch.no_grad()

@@ -244,7 +244,7 @@ def save(
     state: Mapping[str, Any],
     ring: Sequence[Mapping[str, float]],
     *,
-    command: str,
+    command: str | None,
 ) -> list[str]:
     """Saves an incident, its state and its page; sets `next`.
 
@@ -255,7 +255,8 @@ def save(
         incident: from `make_incident` or `make_spike`.
         state: tensors and plain values to run the step again.
         ring: metrics of the last steps.
-        command: the command that runs the step again, with `{folder}` for the folder.
+        command: the command that runs the step again, with `{folder}` for the folder; None if
+            there is nothing to run.
 
     Returns:
         A line for each file that could not be saved, or not read back.
@@ -268,7 +269,7 @@ def save(
         torch.save({**state, "incident": json_safe(incident)}, folder / "state.part")
         unsafe = unreadable_type(folder / "state.part")
         (folder / "state.part").rename(folder / "state.pt")
-        if unsafe is None:
+        if unsafe is None and command is not None:
             incident["next"] = command.replace("{folder}", shlex.quote(str(folder)))
             _write_json(folder, incident)
     except Exception as error:
@@ -278,7 +279,9 @@ def save(
             f" ({type(error).__name__}: {error})"
         ]
     remarks = []
-    advice = f"<code>{html.escape(incident['next'] or '')}</code>"
+    advice = "There is no command for this: what failed is not in the model's passes."
+    if incident["next"] is not None:
+        advice = f"<code>{html.escape(incident['next'])}</code>"
     if unsafe is not None:
         remarks = [
             f"step {step}: cannot be rerun later: its state holds a {unsafe}, and only tensors"

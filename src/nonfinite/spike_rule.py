@@ -27,7 +27,10 @@ def is_spike(norm: float, earlier: Sequence[float]) -> bool:
         return False
     known.sort()
     median = known[len(known) // 2]
-    return any(len(known) >= least and norm > times * median for least, times in (EARLY, LATE))
+    # A median of 0 is that of steps without a gradient.
+    return median > 0 and any(
+        len(known) >= least and norm > times * median for least, times in (EARLY, LATE)
+    )
 
 
 def num_rows(batch: Any) -> int | None:

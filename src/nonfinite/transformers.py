@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nonfinite.watch import Watch, watch
+from nonfinite.watch import watch
+from nonfinite.watched_steps import Watch
 
 
 class Nonfinite(TrainerCallback):

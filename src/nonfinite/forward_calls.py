@@ -1,0 +1,248 @@
+"""One forward pass of a watched model: what is kept of it, and how it is run again."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from nonfinite.batch_tensors import tensors_of
+from nonfinite.buffers import Copies, put_back
+from nonfinite.finding import Finding, found
+from nonfinite.finite_checks import all_finite
+from nonfinite.incident_files import with_plain_values
+from nonfinite.snapshot import raw_host_states, set_raw_host_states
+from nonfinite.tracer import Tracer, trace_forward_and_backward
+
+LossOf = Callable[[Any], Tensor]
+
+
+@dataclass(kw_only=True)
+class ForwardCall:
+    """The inputs of a forward pass, the state before it, and the gradients that came back."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    versions: tuple[int, ...]
+    """How often each input tensor had been changed in place."""
+    buffers: Copies
+    rng: Tensor
+    cuda_rng: Tensor | None
+    host_rng: Any
+    autocast: tuple[tuple[str, torch.dtype], ...]
+    training: tuple[bool, ...]
+    """Whether each module was in training mode, in the order of `modules()`."""
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    """The gradient that came back to each output, by the output's place."""
+    num_backward: dict[int, int] = field(default_factory=dict)
+    """How often a gradient came back to each output."""
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    """The sum of each output, on its device, which tells whether the output was finite."""
+    is_same: bool = True
+    """Whether the rerun gave the same sums."""
+
+    @classmethod
+    def of(
+        cls, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], buffers: Copies
+    ) -> "ForwardCall":
+        """What has to be kept before a forward pass."""
+        return cls(
+            args=args,
+            kwargs=kwargs,
+            versions=_versions((args, kwargs)),
+            buffers=buffers,
+            rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+            host_rng=raw_host_states(),
+            autocast=tuple(
+                (device, torch.get_autocast_dtype(device))
+                for device in ("cpu", "cuda")
+                if torch.is_autocast_enabled(device)
+            ),
+            training=tuple(module.training for module in root.modules()),
+        )
+
+    def follow(self, output: Any) -> None:
+        """Will keep the gradient that comes back to each output."""
+        for place, (_, tensor) in enumerate(tensors_of(output)):
+            # A weight that is returned as it is would keep the hook for good.
+            if tensor.requires_grad and not tensor.is_leaf:
+                self.sums[place] = tensor.detach().sum()
+                tensor.register_hook(self._keeper(place))
+
+    def _keeper(self, place: int) -> Callable[[Tensor], None]:
+        def keep(gradient: Tensor) -> None:
+            self.gradients[place] = gradient.detach()
+            self.num_backward[place] = self.num_backward.get(place, 0) + 1
+
+        return keep
+
+    @property
+    def was_finite(self) -> bool:
+        """Whether all outputs were finite."""
+        return all_finite(list(self.sums.values()))
+
+    @property
+    def came_back_finite(self) -> bool:
+        """Whether the gradients that came back were finite."""
+        return all_finite(list(self.gradients.values()))
+
+    @property
+    def inputs_changed(self) -> bool:
+        """Whether an input was changed in place since, so that it is not what it was."""
+        return self.versions != _versions((self.args, self.kwargs))
+
+    def saved(self) -> dict[str, Any]:
+        """The call as tensors and plain values."""
+        args, kwargs = _detached((self.args, self.kwargs))
+        return {
+            "args": with_plain_values(args),
+            "kwargs": with_plain_values(kwargs),
+            "buffers": dict(self.buffers),
+            "rng": self.rng,
+            "cuda_rng": self.cuda_rng,
+            "autocast": [list(entry) for entry in self.autocast],
+            "training": list(self.training),
+            "gradients": dict(self.gradients),
+            "sums": dict(self.sums),
+        }
+
+    @classmethod
+    def loaded(cls, saved: dict[str, Any]) -> "ForwardCall":
+        """The call in a saved incident."""
+        args, kwargs = tuple(saved["args"]), dict(saved["kwargs"])
+        return cls(
+            args=args,
+            kwargs=kwargs,
+            versions=_versions((args, kwargs)),
+            buffers=saved["buffers"],
+            rng=saved["rng"],
+            cuda_rng=saved["cuda_rng"],
+            host_rng=raw_host_states(),
+            autocast=tuple((device, dtype) for device, dtype in saved["autocast"]),
+            training=tuple(saved["training"]),
+            gradients=saved["gradients"],
+            sums=saved["sums"],
+        )
+
+
+def run_call(
+    module: nn.Module,
+    tracer: Tracer,
+    call: ForwardCall,
+    *,
+    loss_of: LossOf | None = None,
+    all_were_finite: bool = True,
+    is_distributed: bool = False,
+) -> Finding | None:
+    """Runs a forward pass again, and the backward pass from the gradient that came back.
+
+    Args:
+        module: the model; the caller restores it.
+        tracer: watches both passes.
+        call: what was kept.
+        loss_of: the loss of the output; then the backward pass starts there.
+        all_were_finite: whether the outputs of all calls of the step were finite, so that a
+            non-finite gradient that comes back is the loss's.
+        is_distributed: whether backward passes would wait for other processes.
+    """
+    torch.set_rng_state(call.rng)
+    if call.cuda_rng is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(call.cuda_rng)
+    set_raw_host_states(call.host_rng)
+    put_back(module, call.buffers)
+    tracer.check_weights()
+    if tracer.finding is not None:
+        return tracer.finding
+    # Detached, so that the backward pass ends here and not in whatever made the inputs.
+    args, kwargs = _detached((call.args, call.kwargs))
+    tracer.check_batch((*args, kwargs) if kwargs else args)
+
+    def forward() -> Any:
+        with ExitStack() as stack:
+            for device, dtype in call.autocast:
+                context: AbstractContextManager[Any] = torch.autocast(device, dtype=dtype)
+                stack.enter_context(context)
+            output = module(*args, **kwargs)
+            return output if loss_of is None else loss_of(output)
+
+    def backward(output: Any) -> None:
+        _backward(module, tracer, call, output, all_were_finite, is_distributed)
+
+    with _modes(module, call.training):
+        trace_forward_and_backward(tracer, forward, backward if loss_of is None else None)
+    return tracer.finding
+
+
+def _backward(
+    module: nn.Module,
+    tracer: Tracer,
+    call: ForwardCall,
+    output: Any,
+    all_were_finite: bool,
+    is_distributed: bool,
+) -> None:
+    """The backward pass from the model's outputs."""
+    tensors = dict(enumerate(tensor for _, tensor in tensors_of(output)))
+    places = [place for place in call.gradients if place in tensors]
+    outputs = [tensors[place] for place in places]
+    gradients = [call.gradients[place] for place in places]
+    with torch._C._DisableTorchDispatch():
+        call.is_same = all(
+            torch.equal(tensors[place].detach().sum(), call.sums[place]) for place in places
+        )
+        for tensor in outputs:
+            if not tensor.dim():
+                tracer.check_loss(tensor)
+        if tracer.finding is not None:
+            return
+        bad = [gradient for gradient in gradients if not all_finite([gradient])]
+        if bad:
+            for tensor in outputs:
+                tracer.check_loss(tensor)
+            if tracer.finding is None and all_were_finite:
+                tracer.finding = found("loss", "", "the model's output", bad[0])
+            # Otherwise outputs of the step were not finite, and those of the rerun are.
+            return
+    if is_distributed:
+        # Backward passes of a distributed module would wait for the other processes.
+        params = [p for p in module.parameters() if p.requires_grad]
+        made = torch.autograd.grad(outputs, params, gradients, allow_unused=True)
+        for parameter, gradient in zip(params, made, strict=True):
+            parameter.grad = gradient
+    else:
+        torch.autograd.backward(outputs, gradients)
+    with torch._C._DisableTorchDispatch():
+        tracer.check_gradients()
+
+
+@contextmanager
+def _modes(module: nn.Module, training: tuple[bool, ...]) -> Any:
+    """Inside, each module is in the mode in which it was."""
+    modules = list(module.modules())
+    before = [inner.training for inner in modules]
+    if len(training) == len(modules):
+        for inner, mode in zip(modules, training, strict=True):
+            inner.training = mode
+    try:
+        yield
+    finally:
+        for inner, mode in zip(modules, before, strict=True):
+            inner.training = mode
+
+
+def _detached(tree: Any) -> Any:
+    """The inputs as leaves of a graph of their own."""
+    return tree_map(
+        lambda leaf: (
+            leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+        ),
+        tree,
+    )
+
+
+def _versions(tree: Any) -> tuple[int, ...]:
+    return tuple(tensor._version for _, tensor in tensors_of(tree) if not tensor.is_inference())

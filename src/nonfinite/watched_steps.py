@@ -1,0 +1,417 @@
+"""The object behind `watch`: hooks on a model and its optimizers.
+
+Hooks on the model keep the inputs of each forward pass and the gradient that comes back to its
+outputs; hooks on the optimizer look at the gradient before it is applied. If it is not finite, the
+passes are run again under the tracer, from the same state.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nonfinite.buffers import BufferCopies, Copies, put_back
+from nonfinite.causes import Evidence
+from nonfinite.finding import Finding
+from nonfinite.forward_calls import ForwardCall, LossOf, run_call
+from nonfinite.recording import (
+    Rerun,
+    largest_gradients,
+    lines_of,
+    make_incident,
+    make_spike,
+    run_again,
+    save,
+    second_moment_finite,
+    unrecorded,
+    weight_absmax,
+)
+from nonfinite.spike_rule import is_spike
+from nonfinite.tracer import Tracer
+from nonfinite.update_check import UpdateCheck, UpdateFault, names_of
+
+ON_NONFINITE = ("skip", "raise", "stop", "warn")
+
+MAX_CALLS = 512
+"""Forward passes of one step whose inputs are kept."""
+
+MAX_LEFT_OUT = 16
+"""A GradScaler that leaves out this many steps in a row has a gradient that no scale mends."""
+
+RING = 256
+"""Last steps whose gradient norms are kept."""
+
+COMMAND = "python -m nonfinite {folder} --model <package.module:callable>"
+
+_watched: dict[int, "Watch"] = {}
+"""Watches by the `id` of their optimizers."""
+
+_folders: set[Path] = set()
+"""Folders in which this process has saved incidents."""
+
+
+def is_watched_already(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether another watch has hooks on an optimizer."""
+    return id(optimizer) in _watched
+
+
+class _Hook:
+    """A method as a hook that does nothing in copies of the model, saved ones included."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        # Compiled code must call it as it is.
+        self.method = torch._dynamo.disable(method)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.method(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> Any:
+        return _make_nothing, ()
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Stands for a hook in a copy of a model."""
+
+
+def _make_nothing() -> Callable[..., None]:
+    return _nothing
+
+
+class Watch:
+    """What `watch` returns; see there. A context manager that removes the hooks at its end.
+
+    Attributes:
+        incidents: what was recorded, as in incident.json.
+        stopped: whether a step was not finite and `on_nonfinite` is stop.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        on_nonfinite: str,
+        folder: Path,
+        loss_of: LossOf | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.model = model
+        self.root: nn.Module = getattr(model, "module", model) if _is_ddp(model) else model
+        self.optimizers = list(optimizers)
+        self.on_nonfinite, self.folder = on_nonfinite, folder
+        self.loss_of, self.say = loss_of, say
+        self.incidents: list[dict[str, Any]] = []
+        self.stopped = False
+        self.step = 0
+        self.nonfinite_steps: list[int] = []
+        self.skipped = 0
+        self._updates = {id(o): UpdateCheck(o, names_of(self.root)) for o in optimizers}
+        self._calls: deque[ForwardCall] = deque(maxlen=MAX_CALLS)
+        self._buffers = BufferCopies(self.root)
+        self._before_step: Copies = self._buffers.current()
+        self._stepped: set[int] = set()
+        """Optimizers that have made the present step."""
+        self._sound = True
+        self._left_out = 0
+        self._is_rerun = False
+        self._ring: deque[dict[str, float]] = deque(maxlen=RING)
+        before, after = _Hook(self._before), _Hook(self._after)
+        self._handles: list[Any] = [
+            model.register_forward_pre_hook(before, with_kwargs=True),
+            model.register_forward_hook(after, with_kwargs=True),
+        ]
+        for optimizer in self.optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._before_update))
+            self._handles.append(optimizer.register_step_post_hook(self._after_update))
+            _watched[id(optimizer)] = self
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes all hooks."""
+        for handle in self._handles:
+            handle.remove()
+        for optimizer in self.optimizers:
+            _watched.pop(id(optimizer), None)
+        self._handles.clear()
+        self._calls.clear()
+
+    def summary(self) -> dict[str, Any]:
+        """Steps, non-finite steps, skipped steps, and the line of each incident."""
+        return {
+            "steps": self.step,
+            "nonfinite_steps": list(self.nonfinite_steps),
+            "skipped_steps": self.skipped,
+            "incidents": [incident["line"] for incident in self.incidents],
+        }
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Keeps the inputs and the state of a forward pass that may be differentiated."""
+        if self._is_rerun or not torch.is_grad_enabled():
+            return
+        # A GradScaler may leave out a step; then its gradients are gone, and so are its passes.
+        is_left_out = any(call.gradients for call in self._calls) and all(
+            parameter.grad is None for parameter in self.root.parameters()
+        )
+        # A discriminator's gradients are also dropped, without a step, after the generator's.
+        if is_left_out and not self._stepped and any(not c.came_back_finite for c in self._calls):
+            self._count_left_out()
+        buffers = self._buffers.current()
+        if self._stepped or is_left_out or not self._calls:
+            self._calls.clear()
+            self._stepped.clear()
+            self._before_step = buffers
+        self._calls.append(ForwardCall.of(self.root, args, kwargs, buffers))
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Will keep the gradient that comes back to each output."""
+        if not self._is_rerun and torch.is_grad_enabled() and self._calls:
+            self._calls[-1].follow(output)
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """Looks at the gradient; with a closure, after the closure has computed it."""
+        # The first argument is the optimizer itself.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._check(optimizer)
+            return None
+
+        def checked() -> Any:
+            loss = closure()
+            self._check(optimizer)
+            return loss
+
+        return args[:1], {**kwargs, "closure": checked}
+
+    def _check(self, optimizer: torch.optim.Optimizer) -> None:
+        """Decides what happens to a step: once, for all optimizers that take part in it.
+
+        Raises:
+            FloatingPointError: it is not finite and `on_nonfinite` is raise.
+        """
+        if self._stepped and id(optimizer) not in self._stepped:
+            self._stepped.add(id(optimizer))
+            if not self._sound and self.on_nonfinite != "warn":
+                self._drop(optimizer)
+            return
+        self._stepped = {id(optimizer)}
+        self.step += 1
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            # A fused optimizer leaves out the steps in which a GradScaler found an overflow.
+            self._sound = False
+            return
+        self._left_out = 0
+        params = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        norm = _norm([p.grad for p in params if p.grad is not None])
+        finite = norm - norm == 0.0
+        fault = self._updates[id(optimizer)].rate_fault() if finite else None
+        self._sound = finite and fault is None
+        if self._sound:
+            self._look_for_spike(norm)
+            if self.stopped:
+                self._drop(optimizer)
+            return
+        self.nonfinite_steps.append(self.step)
+        self._record(fault)
+        if self.on_nonfinite == "warn":
+            return
+        self._drop(optimizer)
+        if self.on_nonfinite == "raise":
+            raise FloatingPointError(self._what())
+        self.skipped += 1
+        self.stopped = self.stopped or self.on_nonfinite == "stop"
+
+    def _look_for_spike(self, norm: float) -> None:
+        if not self._has("spike") and is_spike(norm, [entry["grad_norm"] for entry in self._ring]):
+            self._record(None, norm=norm)
+        self._ring.append({"step": self.step, "grad_norm": norm})
+
+    def _count_left_out(self) -> None:
+        """Counts a step that a GradScaler left out; too many in a row are no matter of scale."""
+        self.step += 1
+        self._left_out += 1
+        if self._left_out == MAX_LEFT_OUT:
+            self.nonfinite_steps.append(self.step)
+            self._record(None)
+
+    def _drop(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leaves an optimizer nothing to apply, and puts the buffers back."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        put_back(self.root, self._before_step)
+
+    def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Looks at the weights where the optimizer could have divided by 0."""
+        fault = self._updates[id(optimizer)].applied_fault(gradients=False) if self._sound else None
+        # For a model of which only methods are called, a step begins here.
+        self._before_step = self._buffers.current()
+        if fault is None:
+            return
+        self.nonfinite_steps.append(self.step)
+        self._record(fault)
+        if self.on_nonfinite == "raise":
+            raise FloatingPointError(self._what())
+        self.stopped = self.stopped or self.on_nonfinite == "stop"
+
+    def _has(self, kind: str) -> bool:
+        return any(incident["kind"] == kind for incident in self.incidents)
+
+    def _what(self) -> str:
+        lines = [i["line"] for i in self.incidents if i["step"] == self.step]
+        return lines[0] if lines else f"step {self.step}: non-finite gradient"
+
+    def _record(self, fault: UpdateFault | None, *, norm: float | None = None) -> None:
+        """Records the first incident of a kind; an error in doing so never stops the loop."""
+        kind = "non-finite" if norm is None else "spike"
+        if self._has(kind):
+            return
+        calls = [call for call in self._calls if call.gradients]
+        # The call whose output was not finite explains the gradients of the others.
+        calls.sort(key=lambda call: call.was_finite)
+        remarks: list[str] = []
+        try:
+            rerun = self._rerun(calls, fault, measures_growth=norm is not None)
+            is_writer = _writes(rerun.finding is not None, is_ddp=_is_ddp(self.model))
+            if norm is None:
+                incident = self._incident(rerun, calls, fault)
+            else:
+                gradients = largest_gradients(self.root)
+                incident = make_spike(self.step, norm, rerun, row=None, largest_gradients=gradients)
+            if is_writer:
+                remarks = self._save(incident, calls, can_rerun=fault is None and norm is None)
+        except Exception as error:
+            incident, is_writer = unrecorded(self.step, kind, error), True
+        self.incidents.append(incident)
+        if is_writer:
+            for line in [*lines_of(incident), *remarks]:
+                self.say(line)
+
+    def _rerun(
+        self, calls: Sequence[ForwardCall], fault: UpdateFault | None, *, measures_growth: bool
+    ) -> Rerun:
+        if fault is not None:
+            return Rerun(router={})
+        if not calls:
+            return Rerun(
+                router={},
+                why_finite="No gradient came back through model(...), so nothing was run again:"
+                " watch the module that your loop calls.",
+            )
+        self._is_rerun = True
+        try:
+            passes = [self._pass(call, calls) for call in calls]
+            rerun = run_again(self.root, passes, measures_growth=measures_growth)
+        finally:
+            self._is_rerun = False
+        is_bad_batch = rerun.finding is not None and rerun.finding.phase == "batch"
+        if any(call.inputs_changed for call in calls) and (rerun.finding is None or is_bad_batch):
+            return Rerun(
+                router={},
+                why_finite="The step could not be run again: the inputs of model(...) were changed"
+                " in place since then.",
+            )
+        return rerun
+
+    def _incident(
+        self, rerun: Rerun, calls: Sequence[ForwardCall], fault: UpdateFault | None
+    ) -> dict[str, Any]:
+        why = rerun.why_finite
+        if rerun.reproduced is False and all(call.is_same for call in calls):
+            why = _elsewhere(calls)
+        evidence = Evidence(
+            finding=rerun.finding,
+            router=rerun.router,
+            second_moment_finite=fault is not None
+            or all(map(second_moment_finite, self.optimizers)),
+            weight_absmax=weight_absmax(self.root),
+            last={},
+            update=fault,
+            why_finite=why,
+        )
+        gradients = largest_gradients(self.root)
+        return make_incident(self.step, evidence, rerun, largest_gradients=gradients)
+
+    def _save(
+        self, incident: dict[str, Any], calls: Sequence[ForwardCall], *, can_rerun: bool
+    ) -> list[str]:
+        folder = self.folder / f"step-{self.step}"
+        number = 2
+        while folder.absolute() in _folders:
+            folder = self.folder / f"step-{self.step}-{number}"
+            number += 1
+        _folders.add(folder.absolute())
+        state = {
+            "state_dict": self.root.state_dict(),
+            "calls": [call.saved() for call in calls],
+        }
+        # What the loop's own loss function found cannot be found without it.
+        command = COMMAND if can_rerun and calls and self.loss_of is None else None
+        return save(folder, incident, state, list(self._ring), command=command)
+
+    def _pass(
+        self, call: ForwardCall, calls: Sequence[ForwardCall]
+    ) -> Callable[[nn.Module, Tracer], Finding | None]:
+        # The loop's variables hold the targets of its last forward pass alone.
+        loss_of = self.loss_of if call is self._calls[-1] else None
+        all_were_finite = all(other.was_finite for other in calls)
+
+        def run(module: nn.Module, tracer: Tracer) -> Finding | None:
+            return run_call(
+                module,
+                tracer,
+                call,
+                loss_of=loss_of,
+                all_were_finite=all_were_finite,
+                is_distributed=_is_ddp(self.model),
+            )
+
+        return run
+
+
+def _elsewhere(calls: Sequence[ForwardCall]) -> str:
+    """Why a gradient may be non-finite although the same outputs give finite ones."""
+    if any(number > 1 for call in calls for number in call.num_backward.values()):
+        return (
+            "The rerun gave the same outputs and finite gradients. Several backward passes went"
+            " through one output, such as that of a gradient penalty, and only the last is rerun."
+        )
+    return (
+        "The rerun gave the same outputs and finite gradients, so that the gradient was made"
+        " non-finite elsewhere: by clipping or what else changes it before the update, or by a term"
+        " of the loss that uses the weights directly."
+    )
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    """The norm of all gradients; of a sparse one, that of its values."""
+    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    return float(torch.nn.utils.get_total_norm(dense)) if dense else 0.0
+
+
+def _is_ddp(model: nn.Module) -> bool:
+    return isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+
+
+def _writes(has_finding: bool, *, is_ddp: bool) -> bool:
+    """Whether this process prints and saves: of several, the first that has a finding."""
+    is_there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not is_there or torch.distributed.get_world_size() == 1:
+        return True
+    rank = torch.distributed.get_rank()
+    if not is_ddp:
+        return rank == 0
+    answers: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(answers, has_finding)
+    return rank == (answers.index(True) if True in answers else 0)
