@@ -119,3 +119,19 @@ def is_alike(finding: Finding | None, recorded: Mapping[str, Any] | None) -> boo
     if finding is None or recorded is None:
         return finding is None and recorded is None
     return (finding.module, finding.operation) == (recorded["module"], recorded["operation"])
+
+
+def as_recorded(finding: Finding) -> dict[str, Any]:
+    """The finding as plain values for a file."""
+    source = None if finding.source is None else vars(finding.source)
+    return {**vars(finding), "source": source}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """The operation of a backward pass whose result exceeds its operands by the largest factor."""
+
+    factor: float
+    module: str
+    operation: str
+    source: Source | None

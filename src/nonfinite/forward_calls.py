@@ -37,8 +37,8 @@ class ForwardCall:
     """Whether each module was in training mode, in the order of `modules()`."""
     gradients: dict[int, Tensor] = field(default_factory=dict)
     """The gradient that came back to each output, by the output's place."""
-    num_backward: dict[int, int] = field(default_factory=dict)
-    """How often a gradient came back to each output."""
+    is_differentiated_twice: bool = False
+    """Whether a backward pass through the outputs built a graph of its own."""
     sums: dict[int, Tensor] = field(default_factory=dict)
     """The sum of each output, on its device, which tells whether the output was finite."""
     is_same: bool = True
@@ -75,8 +75,12 @@ class ForwardCall:
 
     def _keeper(self, place: int) -> Callable[[Tensor], None]:
         def keep(gradient: Tensor) -> None:
-            self.gradients[place] = gradient.detach()
-            self.num_backward[place] = self.num_backward.get(place, 0) + 1
+            if torch.is_grad_enabled():
+                self.is_differentiated_twice = True
+                return
+            known = self.gradients.get(place)
+            # Several losses may send gradients back one after the other.
+            self.gradients[place] = gradient.detach() if known is None else known + gradient
 
         return keep
 

@@ -24,15 +24,21 @@ from nonfinite.causes import (
     explanation,
     supporting_values,
 )
-from nonfinite.finding import Finding, is_alike, is_same
+from nonfinite.finding import Finding, Growth, as_recorded, is_alike, is_same
 from nonfinite.incident_files import json_safe, unreadable_type, write_page
 from nonfinite.rerun import ConsumedError, router_stats_at, undisturbed
-from nonfinite.tracer import Growth, Tracer, as_recorded
+from nonfinite.tracer import Tracer
 
 logger = logging.getLogger(__name__)
 
 Pass = Callable[[nn.Module, Tracer], Finding | None]
 """Runs one recorded forward and backward pass of a module, or of a copy of it."""
+
+
+COMPILED = (
+    "The model is compiled, and its rerun was eager and finite: compiled and eager code differ"
+    " here, so look at the compiler or its backend."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +134,7 @@ def _difference(module: nn.Module) -> str:
         for inner in module.modules()
     )
     if compiled:
-        return (
-            "The model is compiled, and its rerun was eager and finite: compiled and eager code"
-            " differ here, so look at the compiler or its backend."
-        )
+        return COMPILED
     return (
         "The rerun with the same weights, batch and random state was finite. What differs is"
         " outside of them: state that the module does not hold, operations that are not"

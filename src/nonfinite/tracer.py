@@ -10,16 +10,15 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nonfinite.batch_tensors import first_nonfinite, tensors_of
-from nonfinite.finding import INPUT, LOSS, NORM, Finding, found
+from nonfinite.finding import INPUT, LOSS, NORM, Finding, Growth, found
 from nonfinite.finite_checks import (
     absmax,
     all_finite,
@@ -29,69 +28,22 @@ from nonfinite.finite_checks import (
     is_mask,
     tensors_in,
 )
+from nonfinite.function_names import FunctionNames, plain_name, running_derivative
 from nonfinite.mechanisms import COMPUTED_WRITES, WRITTEN, Call, explain
+from nonfinite.origins import (
+    FRESH,
+    MADE,
+    MEANT,
+    READ,
+    WRITES,
+    Origin,
+    is_binary,
+    kept_operands,
+    memory_of,
+    nonfinite_numbers,
+    num_bytes,
+)
 from nonfinite.source_lines import Source, of_running_code, of_traceback
-
-_FRESH = frozenset(
-    ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
-)
-"""Operations whose result is uninitialised memory, which may hold anything."""
-
-_WRITES = frozenset(
-    ("fill", "masked_fill", "full", "full_like", "new_full", "scalar_tensor", "where")
-) | frozenset(
-    ("index_put", "_index_put_impl", "index_fill", "masked_scatter", "scatter", "lift_fresh")
-)
-"""Operations that compute nothing: a non-finite value in their result was written on purpose."""
-
-MADE, MEANT, READ = "made", "meant", "read"
-"""Origins: an operation on finite values; a value that was written; a value from outside."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Origin:
-    """Where the non-finite values in a piece of memory come from."""
-
-    kind: str
-    order: int
-    finding: Finding
-
-
-class _Names(TorchFunctionMode):
-    """Keeps the name of the outermost torch function that the user's code is calling."""
-
-    def __init__(self, tracer: "Tracer") -> None:
-        super().__init__()
-        self.tracer = tracer
-        self.running: list[str] = []
-
-    def runs(self, *names: str) -> bool:
-        """Whether the function is one of these, given without its module."""
-        return bool(self.running) and self.running[-1].rpartition(".")[2] in names
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = resolve_name(func) or getattr(func, "__name__", str(func))
-        kwargs = kwargs or {}
-        self.running.append(name)
-        try:
-            with torch._C._DisableTorchDispatch():
-                self.tracer.before_function(func, args, kwargs)
-            result = func(*args, **kwargs)
-            with torch._C._DisableTorchDispatch():
-                self.tracer.after_function(func, args, kwargs, result)
-        finally:
-            self.running.pop()
-        return result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Growth:
-    """The operation of a backward pass whose result exceeds its operands by the largest factor."""
-
-    factor: float
-    module: str
-    operation: str
-    source: Source | None
 
 
 class Tracer(TorchDispatchMode):
@@ -109,10 +61,10 @@ class Tracer(TorchDispatchMode):
         self.root, self.measures_growth = root, measures_growth
         self.finding: Finding | None = None
         self.growth: Growth | None = None
-        self._names = _Names(self)
+        self._names = FunctionNames(self)
         self._path = [""]
         self._paths: dict[int, str] = {}
-        self._origins: dict[int, _Origin] = {}
+        self._origins: dict[int, Origin] = {}
         self._batch: Finding | None = None
         self._num_origins = 0
         # Memory whose address is in use must not be freed and given to another tensor.
@@ -171,7 +123,7 @@ class Tracer(TorchDispatchMode):
         name = getattr(schema, "name", str(func)).rpartition("::")[2].rstrip("_")
         if torch._C._current_autograd_node() is None:
             self._paths.setdefault(torch.autograd._get_sequence_nr() - 1, self.module)
-        before = _kept_operands(schema, args)
+        before = kept_operands(schema, args)
         result = func(*args, **kwargs)
         if self.finding is None:
             self._look(name, before, kwargs, tensors_in(args), result)
@@ -182,13 +134,13 @@ class Tracer(TorchDispatchMode):
     ) -> None:
         """Updates the origin of every result of an operation."""
         operands = tensors_in((args, kwargs))
-        shared = {_memory(tensor) for tensor in originals}
+        shared = {memory_of(tensor) for tensor in originals}
         for tensor in tensors_in(result):
-            memory = _memory(tensor)
-            if not holds_numbers(tensor) or name in _FRESH:
+            memory = memory_of(tensor)
+            if not holds_numbers(tensor) or name in FRESH:
                 self._origins.pop(memory, None)
             elif all_finite([tensor]):
-                covers = tensor.numel() * tensor.element_size() >= _num_bytes(tensor)
+                covers = tensor.numel() * tensor.element_size() >= num_bytes(tensor)
                 if memory not in shared or covers:
                     self._origins.pop(memory, None)
                 if self.measures_growth and torch._C._current_autograd_node() is not None:
@@ -199,42 +151,42 @@ class Tracer(TorchDispatchMode):
 
     def _origin_of(
         self, name: str, args: Any, kwargs: Any, operands: list[Tensor], tensor: Tensor
-    ) -> _Origin:
+    ) -> Origin:
         """Where a non-finite result comes from."""
         bad = [operand for operand in operands if not all_finite([operand])]
         nans = [operand for operand in bad if any_nan([operand])]
         if nans or (bad and not any_nan([tensor])):
             read = nans or bad
-            has_origin = any(_memory(operand) in self._origins for operand in read)
+            has_origin = any(memory_of(operand) in self._origins for operand in read)
             if not has_origin and all(operand.dim() == 0 for operand in read):
                 # A number in the code, such as that of x[i] = nan, comes as a tensor.
                 return self._written(name, args, kwargs, tensor)
             return self._inherited(read, name)
         if bad:
             # NaN out of infinities. Infinities of a mask are no fault, but a NaN made of them is.
-            known = [self._origins.get(_memory(operand)) for operand in bad]
+            known = [self._origins.get(memory_of(operand)) for operand in bad]
             first = [origin for origin in known if origin is not None and origin.kind != MEANT]
             if first:
                 return min(first, key=lambda origin: origin.order)
-        written = _nonfinite_numbers((args, kwargs))
+        written = nonfinite_numbers((args, kwargs))
         is_nan = any_nan([tensor])
         copies = any_nan([torch.tensor(written)]) if written and is_nan else True
-        is_written = name in _WRITES or (bool(written) and not is_nan)
+        is_written = name in WRITES or (bool(written) and not is_nan)
         if not bad and copies and is_written and not self._names.runs(*COMPUTED_WRITES):
             return self._written(name, args, kwargs, tensor)
-        if name.startswith("log") and operands and _is_binary(operands[0]):
+        if name.startswith("log") and operands and is_binary(operands[0]):
             # The logarithm of a mask of zeros and ones is an additive mask.
             return self._written(name, args, kwargs, tensor)
         return self._new(MADE, self._seen(name, args, kwargs, tensor))
 
-    def _written(self, name: str, args: Any, kwargs: Any, tensor: Tensor) -> _Origin:
+    def _written(self, name: str, args: Any, kwargs: Any, tensor: Tensor) -> Origin:
         """The origin of a value that the code wrote, such as a mask's infinity."""
         finding = self._seen(name, args, kwargs, tensor, explained=False)
         detail = f"it was written by {name}, so it was meant, but reached the loss or a gradient"
         return self._new(MEANT, replace(finding, mechanism=WRITTEN, detail=detail))
 
-    def _inherited(self, bad: list[Tensor], name: str) -> _Origin:
-        known = [self._origins.get(_memory(operand)) for operand in bad]
+    def _inherited(self, bad: list[Tensor], name: str) -> Origin:
+        known = [self._origins.get(memory_of(operand)) for operand in bad]
         origins = [origin for origin in known if origin is not None]
         if origins:
             return min(origins, key=lambda origin: origin.order)
@@ -250,9 +202,9 @@ class Tracer(TorchDispatchMode):
         )
         return self._new(READ, finding)
 
-    def _new(self, kind: str, finding: Finding) -> _Origin:
+    def _new(self, kind: str, finding: Finding) -> Origin:
         self._num_origins += 1
-        return _Origin(kind=kind, order=self._num_origins, finding=finding)
+        return Origin(kind=kind, order=self._num_origins, finding=finding)
 
     def _seen(
         self, name: str, args: Any, kwargs: Any, tensor: Tensor, *, explained: bool = True
@@ -260,7 +212,7 @@ class Tracer(TorchDispatchMode):
         """The finding of an operation that made, or wrote, a non-finite value."""
         operands = tensors_in((args, kwargs))
         finite = bool(operands) and all_finite(operands)
-        operation, node = self._operation(name), _derivative()
+        operation, node = self._operation(name), running_derivative()
         said = None
         if explained:
             function = self._names.running[-1] if self._names.running else ""
@@ -268,7 +220,7 @@ class Tracer(TorchDispatchMode):
                 name=name, args=args, kwargs=kwargs, result=tensor, node=node, function=function
             )
             said = explain(call)
-        inside = None if _plain(operation) in (name, f"_{name}") else name
+        inside = None if plain_name(operation) in (name, f"_{name}") else name
         return found(
             self._phase(),
             self._module_of_operation(),
@@ -282,11 +234,11 @@ class Tracer(TorchDispatchMode):
         )
 
     def _phase(self) -> str:
-        return "forward" if _derivative() is None else "backward"
+        return "forward" if running_derivative() is None else "backward"
 
     def _operation(self, name: str) -> str:
         node = torch._C._current_autograd_node()
-        if _derivative() is not None and node is not None:
+        if running_derivative() is not None and node is not None:
             variable = getattr(node, "variable", None)
             if variable is None:
                 return str(node.name())
@@ -295,7 +247,7 @@ class Tracer(TorchDispatchMode):
 
     def _module_of_operation(self) -> str:
         node = torch._C._current_autograd_node()
-        if _derivative() is None or node is None:
+        if running_derivative() is None or node is None:
             return self.module
         if hasattr(node, "variable"):
             return self._name_of(node.variable).rpartition(".")[0]
@@ -308,7 +260,7 @@ class Tracer(TorchDispatchMode):
     def _source(self) -> Source | None:
         node = torch._C._current_autograd_node()
         running = of_running_code(trace_forward_and_backward.__code__)
-        if _derivative() is None or node is None:
+        if running_derivative() is None or node is None:
             return running
         # A backward pass that the user wrote is running code; others have only their forward call.
         if not re.search(r"Backward\d+$", node.name()) and running is not None:
@@ -319,7 +271,7 @@ class Tracer(TorchDispatchMode):
     def _measure(self, operands: list[Tensor], result: Tensor) -> None:
         sizes = [size for size in (absmax([t]) for t in operands if holds_numbers(t)) if size > 0]
         size = absmax([result])
-        if not sizes or _derivative() is None:
+        if not sizes or running_derivative() is None:
             return
         factor = size / min(sizes)
         if factor > 1 and (self.growth is None or factor > self.growth.factor):
@@ -356,9 +308,9 @@ class Tracer(TorchDispatchMode):
     def _bring(self, tensor: Tensor, kind: str, finding: Finding) -> None:
         """Keeps the origin of a tensor from before the trace."""
         self._kept.append(tensor)
-        self._origins[_memory(tensor)] = _Origin(kind=kind, order=0, finding=finding)
+        self._origins[memory_of(tensor)] = Origin(kind=kind, order=0, finding=finding)
 
-    def _chosen(self, origin: _Origin) -> Finding:
+    def _chosen(self, origin: Origin) -> Finding:
         """The finding for an origin: what was read from outside is the batch's, if that is bad."""
         if origin.kind == READ and self._batch is not None:
             return self._batch
@@ -367,7 +319,7 @@ class Tracer(TorchDispatchMode):
     def check_loss(self, loss: Tensor) -> None:
         """Chooses the finding if the loss is not finite."""
         if self.finding is None and not all_finite([loss]):
-            origin = self._origins.get(_memory(loss))
+            origin = self._origins.get(memory_of(loss))
             if origin is not None:
                 self.finding = self._chosen(origin)
             else:
@@ -382,7 +334,7 @@ class Tracer(TorchDispatchMode):
             return
         named = [(n, p.grad) for n, p in self.root.named_parameters() if p.grad is not None]
         bad = [(name, gradient) for name, gradient in named if not all_finite([gradient])]
-        origins = [self._origins.get(_memory(gradient)) for _, gradient in bad]
+        origins = [self._origins.get(memory_of(gradient)) for _, gradient in bad]
         known = [origin for origin in origins if origin is not None]
         if known:
             self.finding = self._chosen(min(known, key=lambda origin: origin.order))
@@ -401,65 +353,6 @@ class Tracer(TorchDispatchMode):
             module, _, field = name.rpartition(".")
             size = absmax([largest])
             self.finding = found("backward", module, f"{NORM} {field}", norm, input_absmax=size)
-
-
-def _derivative() -> str | None:
-    """The node that is computing a derivative; None in a forward pass, recomputed ones included."""
-    node = torch._C._current_autograd_node()
-    # A recomputed block runs with gradients enabled, a derivative only if it is differentiated too.
-    return None if node is None or torch.is_grad_enabled() else str(node.name())
-
-
-def _plain(operation: str) -> str:
-    return operation.rpartition(".")[2].rstrip("_").removesuffix("Backward0").lower()
-
-
-def _kept_operands(schema: Any, args: Any) -> list[Any]:
-    """The operands, with copies of those that the operation is about to change."""
-    kept = list(args)
-    for place, argument in enumerate(getattr(schema, "arguments", ())[: len(kept)]):
-        changes = argument.alias_info is not None and argument.alias_info.is_write
-        if changes and isinstance(kept[place], Tensor) and not kept[place].is_meta:
-            kept[place] = _Copies.of(kept[place])
-    return kept
-
-
-class _Copies:
-    """Copies of tensors that remember whose memory they copy."""
-
-    @staticmethod
-    def of(tensor: Tensor) -> Tensor:
-        copy = tensor.detach().clone()
-        copy._copied_memory = _memory(tensor)  # type: ignore[attr-defined]
-        return copy
-
-
-def _memory(tensor: Tensor) -> int:
-    """Identifies the memory of a tensor, which its views share."""
-    copied: int | None = getattr(tensor, "_copied_memory", None)
-    if copied is not None:
-        return copied
-    if tensor.layout != torch.strided:
-        return id(tensor)
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes() if tensor.layout == torch.strided else 0
-
-
-def _nonfinite_numbers(tree: Any) -> list[float]:
-    """The NaN and infinite numbers among the plain arguments of an operation."""
-    leaves = torch.utils._pytree.tree_leaves(tree)
-    numbers = [leaf for leaf in leaves if isinstance(leaf, float)]
-    return [number for number in numbers if number != number or abs(number) == float("inf")]
-
-
-def _is_binary(tensor: Tensor) -> bool:
-    if tensor.requires_grad:
-        return False
-    zero, one = tensor == 0, tensor == 1
-    return bool((zero | one).all()) and bool(zero.any()) and bool(one.any())
 
 
 def trace(
@@ -514,9 +407,3 @@ def trace_forward_and_backward(
                 torch.autograd.backward([result])
                 with torch._C._DisableTorchDispatch():
                     tracer.check_gradients()
-
-
-def as_recorded(finding: Finding) -> dict[str, Any]:
-    """The finding as plain values for a file."""
-    source = None if finding.source is None else vars(finding.source)
-    return {**vars(finding), "source": source}

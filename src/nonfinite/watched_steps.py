@@ -17,7 +17,9 @@ from nonfinite.buffers import BufferCopies, Copies, put_back
 from nonfinite.causes import Evidence
 from nonfinite.finding import Finding
 from nonfinite.forward_calls import ForwardCall, LossOf, run_call
+from nonfinite.loop_hooks import Hook, is_ddp_module, writes_here
 from nonfinite.recording import (
+    COMPILED,
     Rerun,
     largest_gradients,
     lines_of,
@@ -58,31 +60,6 @@ def is_watched_already(optimizer: torch.optim.Optimizer) -> bool:
     return id(optimizer) in _watched
 
 
-class _Hook:
-    """A method as a hook that does nothing in copies of the model, saved ones included."""
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        # Compiled code must call it as it is.
-        self.method = torch._dynamo.disable(method)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.method(*args, **kwargs)
-
-    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
-        return _nothing
-
-    def __reduce__(self) -> Any:
-        return _make_nothing, ()
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Stands for a hook in a copy of a model."""
-
-
-def _make_nothing() -> Callable[..., None]:
-    return _nothing
-
-
 class Watch:
     """What `watch` returns; see there. A context manager that removes the hooks at its end.
 
@@ -102,7 +79,9 @@ class Watch:
         say: Callable[[str], None],
     ) -> None:
         self.model = model
-        self.root: nn.Module = getattr(model, "module", model) if _is_ddp(model) else model
+        inner: Any = model.module if is_ddp_module(model) else model
+        # Of a compiled model, the eager one is run again.
+        self.root: nn.Module = getattr(inner, "_orig_mod", inner)
         self.optimizers = list(optimizers)
         self.on_nonfinite, self.folder = on_nonfinite, folder
         self.loss_of, self.say = loss_of, say
@@ -121,7 +100,7 @@ class Watch:
         self._left_out = 0
         self._is_rerun = False
         self._ring: deque[dict[str, float]] = deque(maxlen=RING)
-        before, after = _Hook(self._before), _Hook(self._after)
+        before, after = Hook(self._before), Hook(self._after)
         self._handles: list[Any] = [
             model.register_forward_pre_hook(before, with_kwargs=True),
             model.register_forward_hook(after, with_kwargs=True),
@@ -283,7 +262,7 @@ class Watch:
         remarks: list[str] = []
         try:
             rerun = self._rerun(calls, fault, measures_growth=norm is not None)
-            is_writer = _writes(rerun.finding is not None, is_ddp=_is_ddp(self.model))
+            is_writer = writes_here(rerun.finding is not None, is_ddp=is_ddp_module(self.model))
             if norm is None:
                 incident = self._incident(rerun, calls, fault)
             else:
@@ -328,7 +307,9 @@ class Watch:
         self, rerun: Rerun, calls: Sequence[ForwardCall], fault: UpdateFault | None
     ) -> dict[str, Any]:
         why = rerun.why_finite
-        if rerun.reproduced is False and all(call.is_same for call in calls):
+        if rerun.reproduced is False and hasattr(self.model, "_orig_mod"):
+            why = COMPILED
+        elif rerun.reproduced is False and all(call.is_same for call in calls):
             why = _elsewhere(calls)
         evidence = Evidence(
             finding=rerun.finding,
@@ -374,7 +355,7 @@ class Watch:
                 call,
                 loss_of=loss_of,
                 all_were_finite=all_were_finite,
-                is_distributed=_is_ddp(self.model),
+                is_distributed=is_ddp_module(self.model),
             )
 
         return run
@@ -382,10 +363,10 @@ class Watch:
 
 def _elsewhere(calls: Sequence[ForwardCall]) -> str:
     """Why a gradient may be non-finite although the same outputs give finite ones."""
-    if any(number > 1 for call in calls for number in call.num_backward.values()):
+    if any(call.is_differentiated_twice for call in calls):
         return (
-            "The rerun gave the same outputs and finite gradients. Several backward passes went"
-            " through one output, such as that of a gradient penalty, and only the last is rerun."
+            "The rerun gave the same outputs and finite gradients, but without the second"
+            " derivative: look at the term that needs one, such as a gradient penalty."
         )
     return (
         "The rerun gave the same outputs and finite gradients, so that the gradient was made"
@@ -398,20 +379,3 @@ def _norm(gradients: list[Tensor]) -> float:
     """The norm of all gradients; of a sparse one, that of its values."""
     dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     return float(torch.nn.utils.get_total_norm(dense)) if dense else 0.0
-
-
-def _is_ddp(model: nn.Module) -> bool:
-    return isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
-
-
-def _writes(has_finding: bool, *, is_ddp: bool) -> bool:
-    """Whether this process prints and saves: of several, the first that has a finding."""
-    is_there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not is_there or torch.distributed.get_world_size() == 1:
-        return True
-    rank = torch.distributed.get_rank()
-    if not is_ddp:
-        return rank == 0
-    answers: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(answers, has_finding)
-    return rank == (answers.index(True) if True in answers else 0)

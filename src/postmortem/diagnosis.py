@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from nonfinite.causes import ADVICE, Evidence, cause, describe, explanation
-from nonfinite.finding import Finding, is_alike, is_same
+from nonfinite.finding import Finding, as_recorded, is_alike, is_same
 from nonfinite.headroom import Headroom, headroom_of
 from nonfinite.lightning.rerun_step import rerun_loss
 from nonfinite.recording import weight_absmax
 from nonfinite.rerun import router_stats_at
-from nonfinite.tracer import as_recorded
 from src.checkpoint.validate import recorded_device
 from src.cli.field_checks import choice, given_path, number
 from src.common import terminal

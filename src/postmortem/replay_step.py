@@ -11,11 +11,11 @@ from lightning.fabric.utilities import move_data_to_device
 
 from nonfinite.causes import describe
 from nonfinite.config import GuardConfig
-from nonfinite.finding import Finding, is_alike, is_same
+from nonfinite.finding import Finding, as_recorded, is_alike, is_same
 from nonfinite.lightning.guard import StepGuard
 from nonfinite.lightning.rerun_step import autocast_for, rerun_loss
 from nonfinite.rerun import router_stats_at
-from nonfinite.tracer import as_recorded, trace
+from nonfinite.tracer import trace
 from src.checkpoint.rebuild import (
     empty_model,
     restore_parts,

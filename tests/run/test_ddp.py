@@ -43,7 +43,7 @@ class Gate(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, tokens):
-        return self.scale * (tokens != self.token).float().log().clamp(max=0)
+        return self.scale * ((tokens != self.token) * 0.5).log().clamp(max=0)
 """
 
 
