@@ -1,6 +1,6 @@
 """One forward pass of a watched model: what is kept of it, and how it is run again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from nonfinite.buffers import Copies, put_back
 from nonfinite.finding import Finding, found
 from nonfinite.finite_checks import all_finite
 from nonfinite.incident_files import with_plain_values
-from nonfinite.snapshot import raw_host_states, set_raw_host_states
+from nonfinite.snapshot import set_raw_host_states
 from nonfinite.tracer import Tracer, trace_forward_and_backward
 
 LossOf = Callable[[Any], Tensor]
@@ -46,9 +46,14 @@ class ForwardCall:
 
     @classmethod
     def of(
-        cls, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], buffers: Copies
+        cls,
+        modules: Sequence[nn.Module],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        buffers: Copies,
+        host_rng: Any,
     ) -> "ForwardCall":
-        """What has to be kept before a forward pass."""
+        """What has to be kept before a forward pass; `host_rng` from `raw_host_states`, or None."""
         return cls(
             args=args,
             kwargs=kwargs,
@@ -56,18 +61,18 @@ class ForwardCall:
             buffers=buffers,
             rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-            host_rng=raw_host_states(),
+            host_rng=host_rng,
             autocast=tuple(
                 (device, torch.get_autocast_dtype(device))
                 for device in ("cpu", "cuda")
                 if torch.is_autocast_enabled(device)
             ),
-            training=tuple(module.training for module in root.modules()),
+            training=tuple(module.training for module in modules),
         )
 
     def follow(self, output: Any) -> None:
         """Will keep the gradient that comes back to each output."""
-        for place, (_, tensor) in enumerate(tensors_of(output)):
+        for place, tensor in enumerate(_tensors(output)):
             # A weight that is returned as it is would keep the hook for good.
             if tensor.requires_grad and not tensor.is_leaf:
                 self.sums[place] = tensor.detach().sum()
@@ -125,7 +130,7 @@ class ForwardCall:
             buffers=saved["buffers"],
             rng=saved["rng"],
             cuda_rng=saved["cuda_rng"],
-            host_rng=raw_host_states(),
+            host_rng=None,
             autocast=tuple((device, dtype) for device, dtype in saved["autocast"]),
             training=tuple(saved["training"]),
             gradients=saved["gradients"],
@@ -156,7 +161,8 @@ def run_call(
     torch.set_rng_state(call.rng)
     if call.cuda_rng is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(call.cuda_rng)
-    set_raw_host_states(call.host_rng)
+    if call.host_rng is not None:
+        set_raw_host_states(call.host_rng)
     put_back(module, call.buffers)
     tracer.check_weights()
     if tracer.finding is not None:
@@ -190,7 +196,7 @@ def _backward(
     is_distributed: bool,
 ) -> None:
     """The backward pass from the model's outputs."""
-    tensors = dict(enumerate(tensor for _, tensor in tensors_of(output)))
+    tensors = dict(enumerate(_tensors(output)))
     places = [place for place in call.gradients if place in tensors]
     outputs = [tensors[place] for place in places]
     gradients = [call.gradients[place] for place in places]
@@ -248,5 +254,13 @@ def _detached(tree: Any) -> Any:
     )
 
 
-def _versions(tree: Any) -> tuple[int, ...]:
-    return tuple(tensor._version for _, tensor in tensors_of(tree) if not tensor.is_inference())
+def _tensors(value: Any) -> Iterable[Tensor]:
+    """The tensors in inputs or outputs, which mostly are one tensor."""
+    return (value,) if isinstance(value, Tensor) else (tensor for _, tensor in tensors_of(value))
+
+
+def _versions(inputs: tuple[Any, Any]) -> tuple[int, ...]:
+    args, kwargs = inputs
+    single = not kwargs and len(args) == 1
+    tensors = _tensors(args[0] if single else inputs)
+    return tuple(tensor._version for tensor in tensors if not tensor.is_inference())

@@ -179,6 +179,14 @@ def raw_host_states() -> Any:
     return random.getstate(), None if np is None else np.random.get_state()
 
 
+def same_host_states(states: Any) -> bool:
+    """Whether both generators are as they were at `raw_host_states`."""
+    python, numpy = raw_host_states()
+    # NumPy's state holds an array of numbers and the place in it.
+    same = numpy is None or (numpy[2] == states[1][2] and bool((numpy[1] == states[1][1]).all()))
+    return python == states[0] and same
+
+
 def set_raw_host_states(states: Any) -> None:
     """Restores both generators from `raw_host_states`."""
     random.setstate(states[0])

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 
@@ -49,6 +50,21 @@ def _short(file: str) -> str:
     """A path relative to the working folder if it is below it, else the last two parts."""
     relative = os.path.relpath(file) if os.path.isabs(file) else file
     return os.sep.join(file.split(os.sep)[-2:]) if relative.startswith(os.pardir) else relative
+
+
+def of_node(node: Any, stop: CodeType) -> Source | None:
+    """The line of what is running: of a derivative that torch computes, that of its forward call.
+
+    Args:
+        node: the node of the graph whose derivative is computed; None in a forward pass.
+        stop: as for `of_running_code`.
+    """
+    running = of_running_code(stop)
+    # A backward pass that the user wrote is running code; others have only their forward call.
+    is_own = node is None or re.search(r"Backward\d+$", node.name()) is None
+    if node is None or (is_own and running is not None):
+        return running
+    return of_traceback(node.metadata.get("traceback_", []))
 
 
 def of_running_code(stop: CodeType) -> Source | None:

@@ -7,11 +7,10 @@ merely logged do no harm.
 """
 
 import contextlib
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ from nonfinite.origins import (
     nonfinite_numbers,
     num_bytes,
 )
-from nonfinite.source_lines import Source, of_running_code, of_traceback
+from nonfinite.source_lines import Source, of_node
 
 
 class Tracer(TorchDispatchMode):
@@ -258,15 +257,9 @@ class Tracer(TorchDispatchMode):
         return next((name for name, known in named if known is parameter), "a tensor")
 
     def _source(self) -> Source | None:
-        node = torch._C._current_autograd_node()
-        running = of_running_code(trace_forward_and_backward.__code__)
-        if running_derivative() is None or node is None:
-            return running
-        # A backward pass that the user wrote is running code; others have only their forward call.
-        if not re.search(r"Backward\d+$", node.name()) and running is not None:
-            return running
-        lines = cast(Any, node).metadata.get("traceback_", [])
-        return of_traceback(lines)
+        stop = trace_forward_and_backward.__code__
+        is_derivative = running_derivative() is not None
+        return of_node(torch._C._current_autograd_node() if is_derivative else None, stop)
 
     def _measure(self, operands: list[Tensor], result: Tensor) -> None:
         sizes = [size for size in (absmax([t]) for t in operands if holds_numbers(t)) if size > 0]

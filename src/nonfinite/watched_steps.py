@@ -31,6 +31,7 @@ from nonfinite.recording import (
     unrecorded,
     weight_absmax,
 )
+from nonfinite.snapshot import raw_host_states, same_host_states
 from nonfinite.spike_rule import is_spike
 from nonfinite.tracer import Tracer
 from nonfinite.update_check import UpdateCheck, UpdateFault, names_of
@@ -90,6 +91,8 @@ class Watch:
         self.step = 0
         self.nonfinite_steps: list[int] = []
         self.skipped = 0
+        # Walking through the modules at each step would take longer than all checks.
+        self._modules, self._parameters = list(self.root.modules()), list(self.root.parameters())
         self._updates = {id(o): UpdateCheck(o, names_of(self.root)) for o in optimizers}
         self._calls: deque[ForwardCall] = deque(maxlen=MAX_CALLS)
         self._buffers = BufferCopies(self.root)
@@ -98,6 +101,7 @@ class Watch:
         """Optimizers that have made the present step."""
         self._sound = True
         self._left_out = 0
+        self._num_calls, self._uses_host_rng = 0, False
         self._is_rerun = False
         self._ring: deque[dict[str, float]] = deque(maxlen=RING)
         before, after = Hook(self._before), Hook(self._after)
@@ -139,23 +143,38 @@ class Watch:
         if self._is_rerun or not torch.is_grad_enabled():
             return
         # A GradScaler may leave out a step; then its gradients are gone, and so are its passes.
-        is_left_out = any(call.gradients for call in self._calls) and all(
-            parameter.grad is None for parameter in self.root.parameters()
+        is_left_out = (
+            not self._stepped
+            and any(call.gradients for call in self._calls)
+            and all(parameter.grad is None for parameter in self._parameters)
         )
         # A discriminator's gradients are also dropped, without a step, after the generator's.
-        if is_left_out and not self._stepped and any(not c.came_back_finite for c in self._calls):
+        if is_left_out and any(not call.came_back_finite for call in self._calls):
             self._count_left_out()
         buffers = self._buffers.current()
         if self._stepped or is_left_out or not self._calls:
             self._calls.clear()
             self._stepped.clear()
             self._before_step = buffers
-        self._calls.append(ForwardCall.of(self.root, args, kwargs, buffers))
+        host_rng = raw_host_states() if self._host_rng_is_kept() else None
+        self._calls.append(ForwardCall.of(self._modules, args, kwargs, buffers, host_rng))
+
+    def _host_rng_is_kept(self) -> bool:
+        """Whether the states of Python's and NumPy's generators are kept, which takes long.
+
+        They are if a forward pass has used them; that is looked at in the first passes, and in some
+        later ones.
+        """
+        self._num_calls += 1
+        return self._uses_host_rng or self._num_calls <= 8 or self._num_calls % 64 == 0
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Will keep the gradient that comes back to each output."""
         if not self._is_rerun and torch.is_grad_enabled() and self._calls:
-            self._calls[-1].follow(output)
+            call = self._calls[-1]
+            call.follow(output)
+            if call.host_rng is not None and not self._uses_host_rng:
+                self._uses_host_rng = not same_host_states(call.host_rng)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Looks at the gradient; with a closure, after the closure has computed it."""
@@ -191,7 +210,8 @@ class Watch:
             self._sound = False
             return
         self._left_out = 0
-        params = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        groups = [group for entry in self.optimizers for group in entry.param_groups]
+        params = [parameter for group in groups for parameter in group["params"]]
         norm = _norm([p.grad for p in params if p.grad is not None])
         finite = norm - norm == 0.0
         fault = self._updates[id(optimizer)].rate_fault() if finite else None
@@ -378,4 +398,4 @@ def _elsewhere(calls: Sequence[ForwardCall]) -> str:
 def _norm(gradients: list[Tensor]) -> float:
     """The norm of all gradients; of a sparse one, that of its values."""
     dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    return float(torch.nn.utils.get_total_norm(dense)) if dense else 0.0
+    return float(torch.nn.utils.get_total_norm(dense, foreach=True)) if dense else 0.0

@@ -1,13 +1,20 @@
 """What is kept of a module, and put back."""
 
 import collections
+import random
 import warnings
 
 import numpy as np
 import torch
 from torch import nn
 
-from nonfinite.snapshot import Snapshot, unsaved
+from nonfinite.snapshot import (
+    Snapshot,
+    raw_host_states,
+    same_host_states,
+    set_raw_host_states,
+    unsaved,
+)
 
 
 class Hoards(nn.Module):
@@ -114,3 +121,15 @@ def test_what_a_state_dict_holds_is_not_among_what_is_unsaved():
     module.tables["a"]["b"] = 2
     after = unsaved(module)
     assert [name for name in after if after[name] != before[name]] == ["gone", "tables"]
+
+
+def test_a_generator_that_was_used_has_another_state():
+    states = raw_host_states()
+    assert same_host_states(states)
+    random.random()
+    assert not same_host_states(states)
+    set_raw_host_states(states)
+    assert same_host_states(states)
+    np.random.rand()
+    assert not same_host_states(states)
+    set_raw_host_states(states)
