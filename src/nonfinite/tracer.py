@@ -120,7 +120,7 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         schema = getattr(func, "_schema", None)
         name = getattr(schema, "name", str(func)).rpartition("::")[2].rstrip("_")
-        if torch._C._current_autograd_node() is None:
+        if running_derivative() is None:
             self._paths.setdefault(torch.autograd._get_sequence_nr() - 1, self.module)
         before = kept_operands(schema, args)
         result = func(*args, **kwargs)
