@@ -3,8 +3,8 @@
 The saved model determines sizes, attention, feed-forward part and tokenizer; the run's
 configuration determines everything else. This includes how experts are routed, so that any router
 can be trained on them. If the experts are slices of a dense network, only a router that picks all
-slices of one copy together preserves the function. The write-up's router, whose logits all start
-at 0, does not; the loss before training shows the difference.
+slices of one copy together preserves the function. The router of `ffn=moe_writeup`, whose logits
+all start at 0, does not; the loss before training shows the difference.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from src.model.norm import RMSNorm
 SECTIONS = ("model", "attention", "ffn")
 
 NOT_IN_SHAPES = ("inner_dim", "sizes", "tie_embeddings")
-"""Fields of the model that do not show in any weight's shape, so a different value would do nothing
-or harm. They cannot be typed."""
+"""Fields of the model that do not show in any weight's shape, so a different value would have no
+effect or do harm. They cannot be typed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ class Role:
 
     hashed: Literal["value", "content", "no"] = "value"
     """How the field enters the hash. value: as written in config.yaml; content: by what it refers
-    to, such as the text of the data, which `RunConfig.config_hash` computes; no: not at all."""
+    to, such as the text of the data, see `RunConfig.config_hash`; no: not at all."""
     named: bool = True
     """Whether a typed value becomes part of the run folder's name."""
     typed: bool = True
@@ -59,7 +59,7 @@ ROLES: dict[str, Role] = {
     # A branch may have a different router: the parts of its state that fit are restored.
     "ffn.router": Role(set_by=("model", "preset", "init")),
     "model": Role(must_match=True, set_by=("preset", "init")),
-    # The hash has the sizes that parts use from these parts; the others change nothing.
+    # Sizes that a part uses are hashed with that part; unused ones change nothing.
     "model.sizes": Role(hashed="no"),
     "model.source": Role(typed=False, must_match=True),
     "tokenizer": Role(hashed="content", must_match=True, set_by=("preset", "init")),
@@ -81,8 +81,8 @@ ROLES: dict[str, Role] = {
     "trainer.activation_checkpointing": Role(hashed="no", named=False),
     "compile": Role(hashed="content"),
     "init": Role(hashed="content"),
-    # `RunConfig.config_hash` adds the fork to the hash if the branch gives other numbers than the
-    # same configuration trained from step 0.
+    # `RunConfig.config_hash` adds the fork to the hash if the branch would differ from the same
+    # configuration trained from step 0.
     "fork": _OF_THIS_RUN,
     "save_at": _OF_THIS_RUN,
     "validate_at": _OF_THIS_RUN,

@@ -109,7 +109,10 @@ class RunConfig:
     def architecture(self) -> Architecture:
         """The parts that the model is built from."""
         if isinstance(self.model, ExternalConfig):
-            return ExternalModel(config=self.model, seq_len=self.recipe.seq_len)
+            recipe = self.recipe
+            return ExternalModel(
+                config=self.model, seq_len=recipe.seq_len, precision=recipe.precision
+            )
         # check_parts in compose ensures that no part is external unless the model is.
         assert not isinstance(self.attention, ExternalPart)
         assert not isinstance(self.ffn, ExternalPart)

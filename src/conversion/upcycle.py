@@ -3,8 +3,8 @@
 Upcycling follows He et al., arXiv 2410.07524. Experts are copies of the dense network or, if they
 are narrower, of slices of it. The router starts with equal rows for all slices of one copy (the
 paper's virtual groups), so that a token's picked experts form whole copies. The picked experts'
-weights sum to 1, and so do the copies'. Shared experts, which the paper does not have, are further
-copies; each slice is divided by the number of times that it occurs in the sum.
+weights sum to 1, and so do the weights of the copies. Shared experts, which the paper does not
+have, are further copies; each slice is divided by the number of times that it occurs in the sum.
 
 Axes: E routed experts, I inner, F inner of the dense network, D hidden.
 """
@@ -60,7 +60,7 @@ def to_experts(
     num_parts = check_upcycle(target, dense_dim=len(gate_FD))
     part_E = torch.arange(target.num_routed) % num_parts
     shared_part = torch.arange(target.num_shared) % num_parts
-    # How often a slice occurs in the sum: once routed, plus its number of shared copies.
+    # How often a slice occurs in the sum: once through routing, once for each shared copy.
     times = 1 + torch.bincount(shared_part, minlength=num_parts)
 
     gates, ups = (w.unflatten(0, (num_parts, -1)) for w in (gate_FD, up_FD))

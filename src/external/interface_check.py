@@ -1,4 +1,4 @@
-"""Checks that an external model has the interface that training needs, before training."""
+"""Checks before training what an external model must offer; `src.external.model` lists it."""
 
 import re
 from collections.abc import Mapping
@@ -96,6 +96,19 @@ def check_interface(model: nn.Module, tokens_BT: Tensor, *, what: str) -> None:
             _check_router_stats(router, what=f"{what}: router_stats of {path or 'the model'}")
         _call_finish_methods(model, what=what)
     num_inactive_params(model, what=what)
+
+
+def check_autocast(model: nn.Module, tokens_BT: Tensor, *, what: str, dtype: torch.dtype) -> None:
+    """Runs a forward and a backward pass in the mixed precision of the run.
+
+    Raises:
+        InputError: the model cannot be trained in it, although it can in float32.
+    """
+    with undisturbed(model), running(f"{what}: in mixed precision"):
+        model.train()
+        with torch.autocast("cpu", dtype=dtype):
+            logits_BTV = model(tokens_BT)
+        logits_BTV.float().logsumexp(dim=-1).mean().backward()
 
 
 def _overlaps(tensor: Tensor) -> bool:

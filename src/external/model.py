@@ -36,6 +36,7 @@ from src.common.errors import InputError
 from src.common.override_grammar import Override
 from src.common.read_checkpoint import EXTERNAL
 from src.external.interface_check import (
+    check_autocast,
     check_interface,
     logits_of,
     num_inactive_params,
@@ -96,6 +97,8 @@ class ExternalModel(Architecture):
 
     config: ExternalConfig
     seq_len: int
+    precision: str
+    """Of the run, by Lightning's names."""
 
     @property
     def vocab_size(self) -> int | None:
@@ -135,6 +138,10 @@ class ExternalModel(Architecture):
                 f" tokenizer's {vocab_size}"
             )
         check_interface(model, tokens_BT, what=self._what)
+        # Products in float16 are slow on a CPU, where some are missing.
+        if self.precision == "bf16-mixed":
+            what = f"recipe.precision=bf16-mixed: {self._what}"
+            check_autocast(model, tokens_BT, what=what, dtype=torch.bfloat16)
         return model
 
     def notes(self, model: nn.Module) -> list[str]:

@@ -257,9 +257,8 @@ class Tracer(TorchDispatchMode):
         return next((name for name, known in named if known is parameter), "a tensor")
 
     def _source(self) -> Source | None:
-        stop = trace_forward_and_backward.__code__
-        is_derivative = running_derivative() is not None
-        return of_node(torch._C._current_autograd_node() if is_derivative else None, stop)
+        node = None if running_derivative() is None else torch._C._current_autograd_node()
+        return of_node(node, trace_forward_and_backward.__code__)
 
     def _measure(self, operands: list[Tensor], result: Tensor) -> None:
         sizes = [size for size in (absmax([t]) for t in operands if holds_numbers(t)) if size > 0]
@@ -279,9 +278,7 @@ class Tracer(TorchDispatchMode):
         """Finds a parameter or buffer that is invalid before anything has run."""
         named: list[tuple[str, Tensor]] = [*self.root.named_parameters()]
         named += [*self.root.named_buffers()]
-        invalid = [(name, tensor) for name, tensor in named if is_invalid(tensor)]
-        if invalid:
-            name, tensor = invalid[0]
+        for name, tensor in [entry for entry in named if is_invalid(entry[1])][:1]:
             module, _, field = name.rpartition(".")
             self.finding = found("weights", module, field, tensor)
         for _, tensor in named:

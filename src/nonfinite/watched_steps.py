@@ -353,10 +353,8 @@ class Watch:
             folder = self.folder / f"step-{self.step}-{number}"
             number += 1
         _folders.add(folder.absolute())
-        state = {
-            "state_dict": self.root.state_dict(),
-            "calls": [call.saved() for call in calls],
-        }
+        passes = [call.saved() for call in calls]
+        state = {"state_dict": self.root.state_dict(), "calls": passes}
         # What the loop's own loss function found cannot be found without it.
         command = COMMAND if can_rerun and calls and self.loss_of is None else None
         return save(folder, incident, state, list(self._ring), command=command)

@@ -1,4 +1,4 @@
-"""The life of a run, told in `run`: check, resume or start, build, fit, record."""
+"""The stages of a run, in the order of `run`: check, resume or start, build, fit, record."""
 
 import logging
 import signal
@@ -215,7 +215,7 @@ def _fit(parts: Assembly, start: Path | None, folder: RunFolder) -> str:
 
 
 def _record(job: Job, training: Training, status: str) -> dict[str, Any]:
-    """Writes record.json and, for a finished run, samples.md; then completes the mirror."""
+    """Writes record.json and, for a finished run, samples.md; then sends the rest to MLflow."""
     record = build_record(
         job.config,
         training.parts,
@@ -259,7 +259,7 @@ def _show_finished(job: Job, record: dict[str, Any]) -> int:
 
 
 def _add_missing_samples(job: Job) -> None:
-    """Writes samples.md if the run was killed between its record and its samples."""
+    """Writes samples.md if the run was killed after its record and before its samples."""
     if (job.folder.path / SAMPLES).is_file() or not job.folder.last.is_file():
         return
     if not writes_text(job.model, job.corpus):
@@ -316,7 +316,7 @@ def _extras(job: Job, saved: dict[str, Any] | None) -> dict[str, Any]:
         "config_hash": job.config_hash,
         "tokenizer": job.corpus.tokenizer.state(),
         "derived_from": None if saved is None else saved["derived_from"],
-        # Only observers that have seen every step: one that was added on resuming missed the first.
+        # Only observers that have seen every step: one that was added on resuming missed some.
         "observed": {
             name: fields
             for name, fields in plain["observe"].items()

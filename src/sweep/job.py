@@ -36,7 +36,7 @@ MIN_GRACE_SECONDS, MAX_GRACE_SECONDS = 5.0, 60.0
 """How long a process may take to end with a checkpoint before it is killed."""
 
 MOVED = ".moved"
-"""Suffix of the file that marks that rerun=true has moved the earlier run aside."""
+"""Suffix of the marker that is written after rerun=true has moved the earlier run aside."""
 
 BUSY = "another sweep has it"
 
@@ -59,6 +59,7 @@ class Job:
     start: list[Any] | None
     """Run folder, step and key of the baseline's state that the run can start from; None: none."""
     rerun: bool
+    """Whether to train a finished run again."""
     timeout: float | None
     """Seconds after which the job is ended; None: never."""
     stop_file: str
@@ -69,7 +70,7 @@ class Job:
     """Host and process id of the sweep; the job ends if that process ends. None on a cluster, where
     the job continues."""
     mlflow: bool
-    """Whether runs are mirrored, so that MLflow should be imported beforehand."""
+    """Whether runs are sent to MLflow; if so, it is imported in advance."""
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))

@@ -1,4 +1,4 @@
-"""Sends a run folder to MLflow: everything that is not there yet, and nothing twice."""
+"""Sends a run folder to MLflow: everything that is not there yet, without repeats."""
 
 import json
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ REPORT = "report"
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """What was sent. It is false if nothing was."""
+    """What was sent. Falsy if nothing was."""
 
     described: bool = False
     """Whether tags and params were sent."""
@@ -60,7 +60,7 @@ class Pushed:
 
 
 def push(folder: Path, server: Server, *, over: bool) -> Pushed:
-    """Sends everything of a run or a sweep that MLflow does not have yet, and nothing twice.
+    """Sends everything of a run or a sweep that MLflow does not have yet, without repeats.
 
     Everything that sends runs to MLflow calls this: the thread that follows a run, the sweep, the
     closing of runs whose process died, and src.sync.
@@ -126,8 +126,8 @@ def end_of(folder: Path, state: State) -> str:
     record = read_record(folder)
     if record is not None:
         return MLFLOW_STATUS[record["status"]]
-    # Without a record, the state may hold the status: a sweep writes its own there, and `close_run`
-    # that of a run whose process died.
+    # Without a record, the state may hold the status: a sweep writes its own there, and
+    # `sweep_run.close_run` writes that of a run whose process died.
     return KILLED if state.status == RUNNING else state.status
 
 
@@ -172,7 +172,7 @@ def _find_or_create(server: Server, state: State, file: Path, *, running: bool) 
     if state.described:
         return None if deleted else False
     if deleted:
-        # A deleted run that is trained again is wanted again.
+        # A deleted run that is trained again must be restored.
         server.client.restore_run(state.run_id)
     _describe(server, state, run, running=running)
     state.described = True
@@ -218,8 +218,8 @@ def _find_parent(folder: Path, state: State) -> bool:
 def _send_lines(server: Server, state: State, file: Path, *, folder: Path) -> int:
     """Sends the missing lines of metrics.jsonl and updates the state after every batch.
 
-    Metrics of observers are left out. They are in the file for the branches of this run; on the
-    run's own page they would look like its own. Returns the number of lines.
+    Metrics of observers are left out. They are in the file for the branches of this run; in
+    MLflow they would look like the run's own metrics. Returns the number of lines.
     """
     assert state.run_id is not None
     lines, before = metric_lines(folder), state.lines_sent
@@ -263,7 +263,7 @@ def _close_run(server: Server, state: State, *, folder: Path, status: str) -> No
         ]
         server.log(state.run_id, metrics=points)
     server.log(state.run_id, tags=end_tags(folder, state))
-    # Before the files, because their storage may be unreachable while the server is not.
+    # Before the files, because their storage may be down although the server is up.
     server.client.set_terminated(state.run_id, status=status, end_time=ended)
     for name in ARTIFACTS:
         if (folder / name).is_file():
@@ -275,7 +275,7 @@ def _close_run(server: Server, state: State, *, folder: Path, status: str) -> No
 def _close_sweep(server: Server, state: State, *, folder: Path, status: str) -> None:
     assert state.run_id is not None
     ended = milliseconds() if state.ended is None else state.ended
-    # Each has the time of the end, so that a sweep that is run again adds values of a later time.
+    # All carry the time of the end, so that a repeated sweep adds later values.
     metrics = [(name, value, ended, 0) for name, value in state.metrics.items()]
     server.log(state.run_id, metrics=metrics, tags=end_tags(folder, state) | state.tags)
     server.client.set_terminated(state.run_id, status=status, end_time=ended)

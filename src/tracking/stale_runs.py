@@ -1,4 +1,7 @@
-"""Completes what earlier processes left undone in MLflow: open runs, and unsent parts of runs."""
+"""Completes what earlier processes left undone in MLflow: open runs, and unsent parts of runs.
+
+A sweep closes the runs of its own killed jobs, by `sweep_run.close_run`.
+"""
 
 import logging
 from collections.abc import Callable, Iterator

@@ -3,6 +3,7 @@
 OWN = """
 import functools
 import random
+from types import SimpleNamespace
 
 import numpy
 import torch
@@ -28,6 +29,31 @@ def raises(vocab_size):
 
 def number():
     return 3
+
+
+class InFloat32(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(weight)
+        return (x @ weight).bfloat16() if torch.is_autocast_enabled("cpu") else x @ weight
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight.mT, None
+
+
+class OnlyInFloat32(Bigram):
+    # Its backward pass expects a gradient in float32.
+    def forward(self, tokens):
+        logits = super().forward(tokens)
+        return InFloat32.apply(logits, torch.eye(logits.shape[-1]))
+
+
+class HasLogits(Bigram):
+    # As models of transformers do.
+    def forward(self, tokens):
+        return SimpleNamespace(logits=super().forward(tokens), loss=None)
 
 
 class Pair(Bigram):

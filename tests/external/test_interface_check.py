@@ -190,3 +190,20 @@ def test_being_tried_leaves_a_model_as_it_was():
     assert model.passes == 0
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_model_that_fails_in_the_precision_of_the_run_is_refused_before_it_starts(pace, capsys):
+    in_bf16 = [*pace, *own("OnlyInFloat32"), "recipe.precision=bf16-mixed"]
+    assert main(in_bf16) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: recipe.precision=bf16-mixed: model.target=own_model:OnlyInFloat"
+    )
+    assert "in mixed precision: RuntimeError" in error
+    assert main([*pace, *own("OnlyInFloat32"), "recipe.precision=32-true"]) == 0
+
+
+def test_of_an_output_that_has_logits_these_are_taken(pace):
+    folder = train(pace, *own("HasLogits"))
+    plain = train(pace, *own("Bigram"))
+    assert record(folder)["final"]["val/loss"] == record(plain)["final"]["val/loss"]

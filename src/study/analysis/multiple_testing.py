@@ -1,4 +1,4 @@
-"""Tests of all arms of a study at once, and the smallest effect each could have detected."""
+"""Tests of all arms of a study, adjusted by Holm, and the smallest effect that each can detect."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
