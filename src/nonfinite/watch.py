@@ -49,7 +49,7 @@ def watch(
 
     Raises:
         TypeError: model or optimizer is of another type.
-        ValueError: on_nonfinite is none of these, or the optimizer or model is not supported.
+        ValueError: on_nonfinite is not one of these, or the optimizer or model is not supported.
     """
     optimizers = _checked(model, optimizer, on_nonfinite, folder)
     for name, function in (("loss_of", loss_of), ("say", say)):

@@ -35,7 +35,7 @@ def in_a_folder(tmp_path, monkeypatch):
 
 
 def unwatched(model: nn.Module, optimizer: Any) -> None:
-    """What stands in the place of `watch` in a script that is unchanged."""
+    """Replaces `watch` in an unchanged script."""
 
 
 @dataclass
