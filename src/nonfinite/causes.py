@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nonfinite import mechanisms as how
 from nonfinite.finding import INPUT, LOSS, NORM, Finding
-from nonfinite.update_check import UpdateFault
+from nonfinite.update_check import CHANGED, RATE, UPDATE, UpdateFault
 
 UNKNOWN = "unknown"
 WEIGHTS = "non-finite weights"
@@ -68,7 +69,7 @@ def _made_by(*mechanisms: str) -> Callable[[Evidence], bool]:
     )
 
 
-def _updated(evidence: Evidence, cause: str) -> bool:
+def _updated(cause: str, evidence: Evidence) -> bool:
     return evidence.update is not None and evidence.update.cause == cause
 
 
@@ -109,12 +110,7 @@ def _bad_gradient(evidence: Evidence) -> bool:
 
 
 RULES: tuple[tuple[str, Callable[[Evidence], bool]], ...] = (
-    ("learning rate not finite", lambda e: _updated(e, "learning rate not finite")),
-    (
-        "gradient changed before the update",
-        lambda e: _updated(e, "gradient changed before the update"),
-    ),
-    ("optimizer update", lambda e: _updated(e, "optimizer update")),
+    *((name, partial(_updated, name)) for name in (RATE, CHANGED, UPDATE)),
     ("router underflow", _router_underflow),
     ("optimizer second moment", lambda evidence: not evidence.second_moment_finite),
     (WEIGHTS, _in("weights")),
@@ -151,10 +147,10 @@ RULES: tuple[tuple[str, Callable[[Evidence], bool]], ...] = (
 """The first rule that holds is the cause."""
 
 ADVICE = {
-    "learning rate not finite": "check the schedule: a warm-up or decay over 0 steps divides by 0",
-    "gradient changed before the update": "look at your clipping: dividing by a norm of 0 is NaN;"
+    RATE: "check the schedule: a warm-up or decay over 0 steps divides by 0",
+    CHANGED: "look at your clipping: dividing by a norm of 0 is NaN;"
     " add an epsilon, or use torch.nn.utils.clip_grad_norm_",
-    "optimizer update": "give the optimizer's divisor an epsilon that the weights' dtype can hold"
+    UPDATE: "give the optimizer's divisor an epsilon that the weights' dtype can hold"
     " (1e-4 in float16), or keep the weights in float32",
     "router underflow": "add an epsilon to the sum of scores, and keep the bias out of the scores",
     "optimizer second moment": "go back to an earlier checkpoint, and clip the gradient",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -103,6 +103,11 @@ class ForwardCall:
     def inputs_changed(self) -> bool:
         """Whether an input was changed in place since, so that it is not what it was."""
         return self.versions != _versions((self.args, self.kwargs))
+
+    def on_cpu(self) -> "ForwardCall":
+        """The call with its tensors on the CPU, for a copy of the model there."""
+        parts = ("args", "kwargs", "gradients", "sums")
+        return replace(self, **{name: _to_cpu(getattr(self, name)) for name in parts})
 
     def saved(self) -> dict[str, Any]:
         """The call as tensors and plain values."""
@@ -242,6 +247,10 @@ def _modes(module: nn.Module, training: tuple[bool, ...]) -> Any:
     finally:
         for inner, mode in zip(modules, before, strict=True):
             inner.training = mode
+
+
+def _to_cpu(tree: Any) -> Any:
+    return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def _detached(tree: Any) -> Any:

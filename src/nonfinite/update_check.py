@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from nonfinite.finite_checks import all_finite
 
+RATE = "learning rate not finite"
+CHANGED = "gradient changed before the update"
+UPDATE = "optimizer update"
+
 EPSILONS = ("eps", "epsilon")
 """Names under which optimizers keep the number that they add to a divisor."""
 
@@ -53,7 +57,7 @@ class UpdateCheck:
             rate = group.get("lr")
             if rate is not None and not math.isfinite(float(rate)):
                 return UpdateFault(
-                    cause="learning rate not finite",
+                    cause=RATE,
                     operation=f"{self.name}, learning rate of group {number}",
                     summary=f"the learning rate of {self.name} is {float(rate)}",
                     explanation=f"The learning rate of {self.name}'s group {number} is"
@@ -107,7 +111,7 @@ class UpdateCheck:
     def _changed(self, parameter: nn.Parameter) -> UpdateFault:
         name = self.names.get(id(parameter), "a parameter")
         return UpdateFault(
-            cause="gradient changed before the update",
+            cause=CHANGED,
             operation=f"gradient clipping, or what else changed the gradient of {name}",
             summary=f"the gradient of {name} was changed to a non-finite one before the update",
             explanation=f"The gradient of {name} was finite after the backward pass, and was not"
@@ -129,7 +133,7 @@ class UpdateCheck:
             )
         bad = int((~parameter.detach().isfinite()).sum())
         return UpdateFault(
-            cause="optimizer update",
+            cause=UPDATE,
             operation=f"{self.name} step",
             summary=f"the update of {self.name} made {name} non-finite",
             explanation=f"The update of {self.name} made {bad} of {parameter.numel()} elements of"

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ RING = 256
 
 COMMAND = "python -m nonfinite {folder} --model <package.module:callable>"
 
-_watched: dict[int, "Watch"] = {}
-"""Watches by the `id` of their optimizers."""
+_watched: WeakSet[torch.optim.Optimizer] = WeakSet()
+"""Optimizers with hooks; a model that is no longer used must not be kept for them."""
 
 _folders: set[Path] = set()
 """Folders in which this process has saved incidents."""
@@ -58,7 +59,7 @@ _folders: set[Path] = set()
 
 def is_watched_already(optimizer: torch.optim.Optimizer) -> bool:
     """Whether another watch has hooks on an optimizer."""
-    return id(optimizer) in _watched
+    return optimizer in _watched
 
 
 class Watch:
@@ -112,7 +113,7 @@ class Watch:
         for optimizer in self.optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_update))
             self._handles.append(optimizer.register_step_post_hook(self._after_update))
-            _watched[id(optimizer)] = self
+            _watched.add(optimizer)
 
     def __enter__(self) -> "Watch":
         return self
@@ -125,7 +126,7 @@ class Watch:
         for handle in self._handles:
             handle.remove()
         for optimizer in self.optimizers:
-            _watched.pop(id(optimizer), None)
+            _watched.discard(optimizer)
         self._handles.clear()
         self._calls.clear()
 
@@ -370,7 +371,7 @@ class Watch:
             return run_call(
                 module,
                 tracer,
-                call,
+                call if module is self.root else call.on_cpu(),
                 loss_of=loss_of,
                 all_were_finite=all_were_finite,
                 is_distributed=is_ddp_module(self.model),

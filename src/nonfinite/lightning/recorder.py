@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
 from nonfinite.causes import LOOKED_AT, Evidence
@@ -193,8 +194,13 @@ class IncidentRecorder(StepCallback):
         precision, accumulate = trainer.precision_plugin.train_step_context, len(self._batches)
 
         def run(task: nn.Module, tracer: Tracer) -> Finding | None:
-            loss_of = rerun_loss(task, entry, precision, accumulate=accumulate)
-            return trace(task, loss_of, tracer, batch=entry["batch"])
+            batch = entry["batch"]
+            if task is not trainer.lightning_module:
+                # A copy of the module is run on the CPU.
+                batch = move_data_to_device(batch, torch.device("cpu"))
+            given = {**entry, "batch": batch}
+            loss_of = rerun_loss(task, given, precision, accumulate=accumulate)
+            return trace(task, loss_of, tracer, batch=batch)
 
         return run
 
