@@ -15,6 +15,7 @@ from nonfinite.finding import Finding, found
 from nonfinite.finite_checks import all_finite
 from nonfinite.incident_files import with_plain_values
 from nonfinite.snapshot import set_raw_host_states
+from nonfinite.spike_rule import guilty_row, num_rows, with_rows
 from nonfinite.tracer import Tracer, trace_forward_and_backward
 
 LossOf = Callable[[Any], Tensor]
@@ -109,6 +110,13 @@ class ForwardCall:
         parts = ("args", "kwargs", "gradients", "sums")
         return replace(self, **{name: _to_cpu(getattr(self, name)) for name in parts})
 
+    def with_rows(self, rows: Sequence[int], total: int) -> "ForwardCall":
+        """The call with some rows of its inputs, and of the gradients that came back."""
+        parts = ("args", "kwargs", "gradients")
+        return replace(
+            self, **{name: with_rows(getattr(self, name), rows, total) for name in parts}
+        )
+
     def saved(self) -> dict[str, Any]:
         """The call as tensors and plain values."""
         args, kwargs = _detached((self.args, self.kwargs))
@@ -163,33 +171,87 @@ def run_call(
             non-finite gradient that comes back is the loss's.
         is_distributed: whether backward passes would wait for other processes.
     """
+    forward = _prepared(module, call)
+    tracer.check_weights()
+    if tracer.finding is not None:
+        return tracer.finding
+    tracer.check_batch((*call.args, call.kwargs) if call.kwargs else call.args)
+
+    def loss() -> Any:
+        return forward() if loss_of is None else loss_of(forward())
+
+    def backward(output: Any) -> None:
+        _backward(module, tracer, call, output, all_were_finite, is_distributed)
+
+    with _modes(module, call.training):
+        trace_forward_and_backward(tracer, loss, backward if loss_of is None else None)
+    return tracer.finding
+
+
+def guilty_row_of(module: nn.Module, call: ForwardCall) -> dict[str, Any] | None:
+    """The row of a call's inputs without which there is no spike; None if no single row made it.
+
+    Args:
+        module: the model; the caller restores it.
+        call: the only forward pass of the step.
+    """
+    total = num_rows((call.args, call.kwargs))
+    if total is None:
+        return None
+
+    def norm_of(rows: Sequence[int]) -> float:
+        some = call.with_rows(rows, total)
+        forward = _prepared(module, some)
+        for parameter in module.parameters():
+            parameter.grad = None
+        with _modes(module, some.training):
+            outputs = dict(enumerate(_tensors(forward())))
+        torch.autograd.backward(
+            [outputs[place] for place in some.gradients], list(some.gradients.values())
+        )
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    # A model need not accept other numbers of rows, nor have a row of output for each.
+    try:
+        return guilty_row(total, norm_of)
+    except Exception:
+        return None
+
+
+def why_finite(calls: Sequence[ForwardCall]) -> str:
+    """Why a gradient may be non-finite although the same outputs give finite ones."""
+    if any(call.is_differentiated_twice for call in calls):
+        return (
+            "The rerun gave the same outputs and finite gradients, but without the second"
+            " derivative: look at the term that needs one, such as a gradient penalty."
+        )
+    return (
+        "The rerun gave the same outputs and finite gradients, so that the gradient was made"
+        " non-finite elsewhere: by clipping or what else changes it before the update, or by a term"
+        " of the loss that uses the weights directly."
+    )
+
+
+def _prepared(module: nn.Module, call: ForwardCall) -> Callable[[], Any]:
+    """Restores the state before a forward pass; returns a function that runs it again."""
     torch.set_rng_state(call.rng)
     if call.cuda_rng is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(call.cuda_rng)
     if call.host_rng is not None:
         set_raw_host_states(call.host_rng)
     put_back(module, call.buffers)
-    tracer.check_weights()
-    if tracer.finding is not None:
-        return tracer.finding
     # Detached, so that the backward pass ends here and not in whatever made the inputs.
     args, kwargs = _detached((call.args, call.kwargs))
-    tracer.check_batch((*args, kwargs) if kwargs else args)
 
     def forward() -> Any:
         with ExitStack() as stack:
             for device, dtype in call.autocast:
                 context: AbstractContextManager[Any] = torch.autocast(device, dtype=dtype)
                 stack.enter_context(context)
-            output = module(*args, **kwargs)
-            return output if loss_of is None else loss_of(output)
+            return module(*args, **kwargs)
 
-    def backward(output: Any) -> None:
-        _backward(module, tracer, call, output, all_were_finite, is_distributed)
-
-    with _modes(module, call.training):
-        trace_forward_and_backward(tracer, forward, backward if loss_of is None else None)
-    return tracer.finding
+    return forward
 
 
 def _backward(

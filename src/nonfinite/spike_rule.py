@@ -21,11 +21,13 @@ SHARE = 0.5
 
 def is_spike(norm: float, earlier: Sequence[float]) -> bool:
     """Whether a gradient norm is far above those of the steps before it."""
-    known = [value for value in earlier[-WINDOW:] if math.isfinite(value)]
+    recent = earlier[-WINDOW:]
     # Most norms are not even far above the smallest, so that nothing need be sorted.
-    if not known or not math.isfinite(norm) or norm <= LATE[1] * min(known):
+    if not recent or not math.isfinite(norm) or norm <= LATE[1] * min(recent):
         return False
-    known.sort()
+    known = sorted(filter(math.isfinite, recent))
+    if not known:
+        return False
     median = known[len(known) // 2]
     # A median of 0 is that of steps without a gradient.
     return median > 0 and any(

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,16 +89,18 @@ class UpdateCheck:
                 if parameter.grad is not None and not all_finite([parameter.grad]):
                     return self._changed(parameter)
         for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if self._is_at_risk(group, parameter) and not all_finite([parameter]):
+            dtypes = {parameter.dtype for parameter in group["params"]}
+            at_risk = {dtype for dtype in dtypes if self._is_at_risk(group, dtype)}
+            for parameter in group["params"] if at_risk else ():
+                if parameter.dtype in at_risk and not all_finite([parameter]):
                     return self._broken(group, parameter)
         return None
 
     def _parameters(self) -> Iterable[nn.Parameter]:
         return (p for group in self.optimizer.param_groups for p in group["params"])
 
-    def _is_at_risk(self, group: Mapping[str, Any], parameter: nn.Parameter) -> bool:
-        """Whether the update could divide by 0, so that its result must be looked at.
+    def _is_at_risk(self, group: Mapping[str, Any], dtype: torch.dtype) -> bool:
+        """Whether the update of weights of a dtype could divide by 0, and has to be looked at.
 
         torch's optimizers give finite weights for a finite gradient and rate, unless their epsilon
         is 0 in the dtype of the weights. Of others, nothing is known.
@@ -106,7 +108,7 @@ class UpdateCheck:
         if not type(self.optimizer).__module__.startswith("torch.optim"):
             return True
         epsilons = [group[name] for name in EPSILONS if isinstance(group.get(name), float)]
-        return any(_is_zero(eps, parameter.dtype) for eps in epsilons)
+        return any(_is_zero(eps, dtype) for eps in epsilons)
 
     def _changed(self, parameter: nn.Parameter) -> UpdateFault:
         name = self.names.get(id(parameter), "a parameter")
@@ -156,3 +158,20 @@ def _version(gradient: Tensor) -> int:
 def names_of(module: nn.Module) -> dict[int, str]:
     """The path of each parameter of a module, by its `id`."""
     return {id(parameter): name for name, parameter in module.named_parameters()}
+
+
+def gradient_norm(optimizers: Sequence[torch.optim.Optimizer]) -> float:
+    """The norm of all gradients that optimizers will apply; of a sparse one, that of its values."""
+    gradients = [
+        gradient.coalesce().values() if gradient.is_sparse else gradient
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if (gradient := parameter.grad) is not None
+    ]
+    if not gradients:
+        return 0.0
+    if any(g.device != gradients[0].device or g.dtype != gradients[0].dtype for g in gradients):
+        return float(torch.nn.utils.get_total_norm(gradients, foreach=True))
+    # get_total_norm would group them first, which takes as long as the norms of a small model.
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))

@@ -12,12 +12,12 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nonfinite.buffers import BufferCopies, Copies, put_back
 from nonfinite.causes import Evidence
 from nonfinite.finding import Finding
-from nonfinite.forward_calls import ForwardCall, LossOf, run_call
+from nonfinite.forward_calls import ForwardCall, LossOf, guilty_row_of, run_call, why_finite
 from nonfinite.loop_hooks import Hook, is_ddp_module, writes_here
 from nonfinite.recording import (
     COMPILED,
@@ -32,10 +32,11 @@ from nonfinite.recording import (
     unrecorded,
     weight_absmax,
 )
+from nonfinite.rerun import undisturbed
 from nonfinite.snapshot import raw_host_states, same_host_states
-from nonfinite.spike_rule import is_spike
+from nonfinite.spike_rule import WINDOW, is_spike
 from nonfinite.tracer import Tracer
-from nonfinite.update_check import UpdateCheck, UpdateFault, names_of
+from nonfinite.update_check import UpdateCheck, UpdateFault, gradient_norm, names_of
 
 ON_NONFINITE = ("skip", "raise", "stop", "warn")
 
@@ -105,6 +106,7 @@ class Watch:
         self._num_calls, self._uses_host_rng = 0, False
         self._is_rerun = False
         self._ring: deque[dict[str, float]] = deque(maxlen=RING)
+        self._norms: deque[float] = deque(maxlen=WINDOW)
         before, after = Hook(self._before), Hook(self._after)
         self._handles: list[Any] = [
             model.register_forward_pre_hook(before, with_kwargs=True),
@@ -211,9 +213,7 @@ class Watch:
             self._sound = False
             return
         self._left_out = 0
-        groups = [group for entry in self.optimizers for group in entry.param_groups]
-        params = [parameter for group in groups for parameter in group["params"]]
-        norm = _norm([p.grad for p in params if p.grad is not None])
+        norm = gradient_norm(self.optimizers)
         finite = norm - norm == 0.0
         fault = self._updates[id(optimizer)].rate_fault() if finite else None
         self._sound = finite and fault is None
@@ -233,8 +233,9 @@ class Watch:
         self.stopped = self.stopped or self.on_nonfinite == "stop"
 
     def _look_for_spike(self, norm: float) -> None:
-        if not self._has("spike") and is_spike(norm, [entry["grad_norm"] for entry in self._ring]):
+        if is_spike(norm, list(self._norms)):
             self._record(None, norm=norm)
+        self._norms.append(norm)
         self._ring.append({"step": self.step, "grad_norm": norm})
 
     def _count_left_out(self) -> None:
@@ -288,7 +289,8 @@ class Watch:
                 incident = self._incident(rerun, calls, fault)
             else:
                 gradients = largest_gradients(self.root)
-                incident = make_spike(self.step, norm, rerun, row=None, largest_gradients=gradients)
+                row = self._guilty_row(calls) if is_writer else None
+                incident = make_spike(self.step, norm, rerun, row=row, largest_gradients=gradients)
             if is_writer:
                 remarks = self._save(incident, calls, can_rerun=fault is None and norm is None)
         except Exception as error:
@@ -324,6 +326,17 @@ class Watch:
             )
         return rerun
 
+    def _guilty_row(self, calls: Sequence[ForwardCall]) -> dict[str, Any] | None:
+        """The row of the batch that made a spike, in a step of one forward pass."""
+        if len(calls) != 1 or calls[0].inputs_changed or is_ddp_module(self.model):
+            return None
+        self._is_rerun = True
+        try:
+            with undisturbed(self.root):
+                return guilty_row_of(self.root, calls[0])
+        finally:
+            self._is_rerun = False
+
     def _incident(
         self, rerun: Rerun, calls: Sequence[ForwardCall], fault: UpdateFault | None
     ) -> dict[str, Any]:
@@ -331,7 +344,7 @@ class Watch:
         if rerun.reproduced is False and hasattr(self.model, "_orig_mod"):
             why = COMPILED
         elif rerun.reproduced is False and all(call.is_same for call in calls):
-            why = _elsewhere(calls)
+            why = why_finite(calls)
         evidence = Evidence(
             finding=rerun.finding,
             router=rerun.router,
@@ -378,23 +391,3 @@ class Watch:
             )
 
         return run
-
-
-def _elsewhere(calls: Sequence[ForwardCall]) -> str:
-    """Why a gradient may be non-finite although the same outputs give finite ones."""
-    if any(call.is_differentiated_twice for call in calls):
-        return (
-            "The rerun gave the same outputs and finite gradients, but without the second"
-            " derivative: look at the term that needs one, such as a gradient penalty."
-        )
-    return (
-        "The rerun gave the same outputs and finite gradients, so that the gradient was made"
-        " non-finite elsewhere: by clipping or what else changes it before the update, or by a term"
-        " of the loss that uses the weights directly."
-    )
-
-
-def _norm(gradients: list[Tensor]) -> float:
-    """The norm of all gradients; of a sparse one, that of its values."""
-    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    return float(torch.nn.utils.get_total_norm(dense, foreach=True)) if dense else 0.0

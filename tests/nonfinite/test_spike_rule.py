@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
+from nonfinite import watch
 from nonfinite.spike_rule import guilty_row, is_spike, num_rows, with_rows
 
 
@@ -45,3 +48,55 @@ def test_rows_are_taken_out_of_tensors_that_have_them():
     assert some["x"].tolist() == [[0, 1, 2], [9, 10, 11]]
     assert some["scale"] is batch["scale"]
     assert num_rows([torch.tensor(1.0)]) is None
+
+
+class Regression(nn.Module):
+    def __init__(self, *, flat: bool) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        self.flat = flat
+
+    def forward(self, x_BD):
+        y_BD = self.inner(x_BD)
+        return y_BD.flatten() if self.flat else y_BD
+
+
+def spike_of(model, folder, rows):
+    """Trains ten steps of eight rows; in the eighth some rows are large. The spike's incident."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    handle = watch(model, optimizer, folder=folder, say=lambda line: None)
+    draw = torch.Generator().manual_seed(1)
+    for step in range(10):
+        x_BD = torch.randn(8, 4, generator=draw)
+        if step == 7:
+            x_BD[rows] *= 300.0
+        optimizer.zero_grad()
+        output = model(x_BD)
+        F.mse_loss(output, torch.zeros_like(output)).backward()
+        optimizer.step()
+    (incident,) = handle.incidents
+    return incident
+
+
+def test_watch_names_the_row_that_made_a_spike(tmp_path):
+    torch.manual_seed(0)
+    incident = spike_of(Regression(flat=False), tmp_path, [5])
+    assert (incident["kind"], incident["step"]) == ("spike", 8)
+    assert incident["figures"]["row"] == 5
+    assert "Without row 5 of the batch the norm is" in incident["explanation"]
+
+
+@pytest.mark.parametrize(
+    ("flat", "rows"),
+    [
+        # No single row made it.
+        (False, [1, 2, 3, 4, 5]),
+        # Elements of the output are not those of a row.
+        (True, [5]),
+    ],
+)
+def test_watch_names_no_row_where_none_is_to_blame(tmp_path, flat, rows):
+    torch.manual_seed(0)
+    incident = spike_of(Regression(flat=flat), tmp_path, rows)
+    assert incident["kind"] == "spike"
+    assert "row" not in incident["figures"]
