@@ -1,5 +1,6 @@
 """What the README tells a reader to write is complete."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -41,3 +42,11 @@ def test_the_remedy_of_the_readme_works_as_written(tmp_path):
     wrong = train("stability=centre", "stability.centre.start_frac=2")
     assert wrong.returncode == 2
     assert "start_frac=2" in wrong.stderr
+
+
+def test_the_picture_of_the_terminal_is_what_the_example_prints():
+    folder = ROOT / "docs" / "images"
+    spec = importlib.util.spec_from_file_location("drawing", folder / "draw_terminal.py")
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert (folder / "terminal.svg").read_text(encoding="utf-8") == drawing.draw()

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import altair as alt
@@ -12,7 +11,8 @@ from src.common.errors import InputError
 from src.lab.book.page_words import Measures
 from src.lab.book.single import SingleRun
 from src.study.analysis.results import Analysis
-from src.study.report.draw import BLUE, MUTED, VERMILLION, DrawnChart
+from src.study.analysis.stats import wilson
+from src.study.report.draw import BLUE, GREY, MUTED, VERMILLION, DrawnChart
 from src.study.report.sections import CHARTS, Findings
 
 FRONT_STUDY = "stability"
@@ -26,9 +26,9 @@ FRONT_ARMS = {
     "clip03": "clip to 0.3",
     "warmdown": "LR warmdown",
     "noise": "gradient noise",
-    "lower_lr": "lower LR",
-    "shaken_full": "perturbed by 1e-7",
-    "router_eps": "epsilon in gate",
+    "clip_value": "clip by value",
+    "lower_lr": "0.3 of the LR",
+    "router_eps": "epsilon in the router",
 }
 """The arms that the front page shows, and their names there."""
 
@@ -50,10 +50,39 @@ def study_charts(measures: Measures, page: Path) -> Mapping[str, str]:
 
 
 def front_chart(measures: Measures) -> str:
-    """Non-finite batches of every seed, for a few arms under plain names."""
-    arms = [replace(measures.one(name), label=label) for name, label in FRONT_ARMS.items()]
-    found = _findings(measures, replace(measures.analysis, arms=arms))
-    return DrawnChart(CHARTS["failures"](found)).svg
+    """The share of seeds that fail with each remedy, for a few arms under plain names."""
+    rows = []
+    for name, label in FRONT_ARMS.items():
+        share = measures.one(name, scale=None).nonfinite
+        low, high = wilson(share)
+        rows.append(
+            {
+                "remedy": label,
+                "share": share.events / share.total,
+                "low": low,
+                "high": high,
+                "count": f"{share.events} of {share.total}",
+            }
+        )
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        y=alt.Y(
+            "remedy:N",
+            sort=None,
+            title=None,
+            axis=alt.Axis(ticks=False, domain=False, labelPadding=12),
+        )
+    )
+    shares = alt.X(
+        "share:Q", title="seeds whose training goes non-finite, with 95 % interval",
+        axis=alt.Axis(format=".0%", tickCount=5), scale=alt.Scale(domain=[0, 1]),
+    )  # fmt: skip
+    title = "Seeds that fail with each remedy"
+    chart = alt.layer(
+        base.mark_rule(color=GREY, strokeWidth=2).encode(x="low:Q", x2="high:Q"),
+        base.mark_circle(color=VERMILLION, opacity=1, size=90).encode(x=shares),
+        base.mark_text(align="left", fontSize=12).encode(x=alt.value(432), text="count:N"),
+    ).properties(width=420, height=alt.Step(24), title=title, description=title)
+    return DrawnChart(chart).svg
 
 
 def _findings(measures: Measures, analysis: Analysis) -> Findings:

@@ -47,8 +47,8 @@ def share_difference(arm: Proportion, baseline: Proportion) -> Estimate | None:
     if arm.total == 0 or baseline.total == 0:
         return None
     one, two = arm.events / arm.total, baseline.events / baseline.total
-    one_low, one_high = _wilson(arm)
-    two_low, two_high = _wilson(baseline)
+    one_low, one_high = wilson(arm)
+    two_low, two_high = wilson(baseline)
     difference = one - two
     return Estimate(
         mean=difference,
@@ -59,7 +59,8 @@ def share_difference(arm: Proportion, baseline: Proportion) -> Estimate | None:
 
 
 @cache
-def _wilson(share: Proportion) -> tuple[float, float]:
+def wilson(share: Proportion) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
     ends = stats.binomtest(share.events, share.total).proportion_ci(1 - ALPHA, method="wilson")
     return float(ends.low), float(ends.high)
 
