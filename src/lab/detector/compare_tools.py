@@ -108,7 +108,8 @@ def plain_loop(case: PublicCase) -> Report | None:
         for step, loss_is_finite in train_plainly(case, model, optimizer):
             if not loss_is_finite:
                 return Report(step=step, named="loss")
-    # Whatever torch raises on the way counts as noticed.
+    # Whatever torch raises on the way counts as noticed. It is raised in the step after the last
+    # one that was yielded, here and below.
     except Exception as error:
         return Report(step=step + 1, named=type(error).__name__)
     return None

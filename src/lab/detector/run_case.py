@@ -102,7 +102,7 @@ def _train_in_lightning(case: PublicCase, folder: Path) -> None:
         max_steps=len(batches) // num_batches,
         log_every=2,
     )
-    callbacks = [
+    callbacks: list[pl.Callback] = [
         guard,
         GradientWatch(every=2),
         SpikeWatch(guard, every=2),

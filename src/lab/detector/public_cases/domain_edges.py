@@ -191,9 +191,10 @@ class GradientPenalty(PublicFailure):
 
     def __init__(self) -> None:
         super().__init__()
-        self.critic = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 1))
+        first = nn.Linear(4, 8, bias=False)
         with torch.no_grad():
-            self.critic[0].weight.abs_()
+            first.weight.abs_()
+        self.critic = nn.Sequential(first, nn.ReLU(), nn.Linear(8, 1))
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
         between = (0.5 * real + 0.5 * fake).requires_grad_()
