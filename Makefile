@@ -82,7 +82,7 @@ reproduce: $(READY)  ## rerun the studies of experiments/ and compare (hours; re
 book: $(READY)  ## rewrite the pages of experiments/; STUDIES=stability collects its runs first
 	$(BIN)/python -m src.lab book $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
 
-detector: $(READY)  ## measure how often warnings and diagnoses are right, on planted failures (13 minutes)
+detector: $(READY)  ## measure how often warnings and diagnoses are right, on known failures (15 minutes); ARGS=only=public
 	$(BIN)/python -m src.lab detect $(ARGS)
 
 bench: $(READY)  ## time a training step against its floor and transformers; ARGS='shapes=[mid]'

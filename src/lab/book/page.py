@@ -17,6 +17,7 @@ from src.lab.book.page_words import Measures
 from src.lab.book.predictions import RIGHT, UNDECIDED, WRONG, predictions
 from src.lab.book.select_arms import UndecidedError
 from src.lab.book.single import single_runs
+from src.lab.detector.detector_page import DetectorPage
 from src.study.analysis.frames import arms_frame
 from src.study.report.summary import arms_table
 from src.study.report.table import escape_markdown
@@ -131,6 +132,7 @@ class Book:
             "num_states": lambda name: scale.num_states(self.measures(name).folder.study),
             "makespan": scale.makespan,
             "run": lambda name: self.runs[name].words,
+            "detector": lambda: DetectorPage(self.folder / "detector"),
             "measured": lambda shape: scale.measured(self.folder, shape=shape),
         }
         folder = template.parent

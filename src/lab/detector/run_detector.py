@@ -1,4 +1,4 @@
-"""The detector benchmark: trains missing runs, judges every run, and prints the scores."""
+"""The detector benchmark: trains missing runs, judges them and the public cases, prints scores."""
 
 import contextlib
 import csv
@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from nonfinite.lightning.early_warning import Thresholds
-from src.cli.field_checks import given_path, number
+from src.cli.field_checks import choice, given_path, number
 from src.common import terminal
 from src.common.errors import InputError
 from src.common.orphans import end_with
 from src.common.run_folder import check_study, read_metrics
 from src.lab.detector.cases import CASES, QUICK, Case
+from src.lab.detector.public_cases.case_list import PUBLIC_CASES
+from src.lab.detector.public_table import SUMMARY, PublicTable
 from src.lab.detector.score import misses, score
 from src.lab.detector.thresholds import Outcome, try_all
 from src.lab.detector.verdict import Verdict, judge, limited_metrics
 
 MAX_JOBS = 1024
+
+PLANTED, PUBLIC = "planted", "public"
+"""The two parts of the benchmark, one of which `only` may name."""
 
 HALVES = {"set": "seeds", "unseen": "unseen"}
 """The two halves, and the fields that hold their seeds."""
@@ -33,6 +38,7 @@ def detect(given: Mapping[str, Any]) -> int:
     Raises:
         InputError: a field is invalid.
     """
+    only = choice(given, "only", (None, PLANTED, PUBLIC))
     n_jobs = number(given, "n_jobs", int, least=1, most=MAX_JOBS)
     seeds = {half: _seeds(given, field) for half, field in HALVES.items()}
     common = set(seeds["set"]) & set(seeds["unseen"])
@@ -45,13 +51,29 @@ def detect(given: Mapping[str, Any]) -> int:
     for case in CASES:
         check_study(f"{study}-{case.slug}")
     out = Path(paths["runs"]) / study if given["out"] is None else given_path(given, "out")
+    if only != PUBLIC:
+        _detect_planted(seeds, study=study, paths=paths, n_jobs=n_jobs, out=out / "results.csv")
+    if only != PLANTED:
+        _detect_public(out / "public.csv")
+    return 0
+
+
+def _detect_planted(
+    seeds: Mapping[str, Sequence[int]],
+    *,
+    study: str,
+    paths: Mapping[str, str],
+    n_jobs: int,
+    out: Path,
+) -> None:
+    """Trains and judges the planted failures and the healthy runs."""
     jobs = [(case, half, seed) for case in CASES for half, all_ in seeds.items() for seed in all_]
     folders = _train_all(jobs, study=study, paths=paths, n_jobs=n_jobs)
     verdicts = [
         judge(case, folder, half=half, seed=seed)
         for (case, half, seed), folder in zip(jobs, folders, strict=True)
     ]
-    _write(out / "results.csv", verdicts)
+    _write(out, [verdict.row() for verdict in verdicts])
     outcomes = try_all(
         [
             (verdict, limited_metrics(read_metrics(folder / "metrics.jsonl")), case.float_max)
@@ -60,8 +82,23 @@ def detect(given: Mapping[str, Any]) -> int:
         ]
     )
     _show(verdicts, outcomes)
-    terminal.say(f"results: {out / 'results.csv'}")
-    return 0
+    terminal.say(f"results: {out}")
+
+
+def _detect_public(out: Path) -> None:
+    """Runs the public failures under four tools."""
+    # Here, because transformers, which one of the tools comes from, is installed for tests only.
+    from src.lab.detector.compare_tools import compare_tools
+
+    rows = []
+    for count, public in enumerate(PUBLIC_CASES, start=1):
+        rows.append(compare_tools(public))
+        if count % 10 == 0 or count == len(PUBLIC_CASES):
+            terminal.say(f"[{count}/{len(PUBLIC_CASES)}] public cases")
+    _write(out, rows)
+    table = PublicTable.read(out)
+    terminal.table("public failures", SUMMARY, table.summary())
+    terminal.say(f"results: {out}")
 
 
 def _seeds(given: Mapping[str, Any], field: str) -> list[int]:
@@ -120,12 +157,12 @@ def _train(case: Case, *, seed: int, study: str, paths: Mapping[str, str]) -> Pa
     return compose("train", arguments).folder
 
 
-def _write(file: Path, verdicts: Sequence[Verdict]) -> None:
+def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, list(verdicts[0].row()), lineterminator="\n")
+        writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(verdict.row() for verdict in verdicts)
+        writer.writerows(rows)
 
 
 def _show(verdicts: Sequence[Verdict], outcomes: Sequence[Outcome]) -> None:

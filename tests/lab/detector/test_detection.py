@@ -189,6 +189,7 @@ def test_the_command_trains_judges_and_lists(tmp_path, monkeypatch, capsys, shar
     few = [case for case in CASES if case.name in ("an MLP", "attention growth")]
     monkeypatch.setattr(run_detector, "CASES", few)
     given = ["seeds=[1]", "unseen=[2]", "n_jobs=1", f"paths.cache={shared_cache}", "out=book"]
+    given.append("only=planted")
     assert lab("detect")(given) == 0
     said = capsys.readouterr().out
     assert "1 of 1 (100%)" in said
@@ -213,6 +214,7 @@ def test_the_command_trains_judges_and_lists(tmp_path, monkeypatch, capsys, shar
         ("seeds=[]", "seeds=[]"),
         ("seeds=[-1]", "seeds=[-1]"),
         ("n_jobs=0", "n_jobs=0"),
+        ("only=both", "only=both"),
         ("seeds=[1] unseen=[1]", "unseen=[1]"),
         ("sead=1", "unknown field"),
     ],

@@ -1,0 +1,1 @@
+"""Failures of training that people reported in public, each rebuilt small."""
