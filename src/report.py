@@ -5,7 +5,7 @@ import sys
 from src.cli import interrupt
 
 USAGE = """
-python -m src.report study=NAME [paths.runs=FOLDER] [out=FOLDER]
+python -m src.report study=NAME [paths.runs=FOLDER] [out=FOLDER] [family=study|baseline]
 
 Writes the report of a study and prints a short table. The report consists of report.html (a single
 self-contained page), report.md, report.csv (one line per run), arms.csv (one line per arm) and
@@ -13,6 +13,8 @@ figures/.
 
   study=NAME           name of the study, which is a folder below paths.runs
   paths.runs=FOLDER    folder of all runs; default: runs
+  family=study         the arms over which p values are adjusted: all of the study, or with
+                       family=baseline those that share a baseline
   out=FOLDER           where to write the report; default: <paths.runs>/<study>/report
 """
 

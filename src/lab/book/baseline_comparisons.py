@@ -6,10 +6,10 @@ from typing import Any
 
 from src.common import number_format
 from src.lab.book.select_arms import StudyArms, UndecidedError
-from src.study.analysis import stats
-from src.study.analysis.analyse import undetected_controls
+from src.study.analysis import power, stats
+from src.study.analysis.analyse import arm_results, undetected_controls
 from src.study.analysis.arms import arms_of
-from src.study.analysis.results import Comparison, Estimate, Proportion
+from src.study.analysis.results import ArmResult, Comparison, Estimate
 from src.study.analysis.stats import ALPHA
 
 
@@ -47,11 +47,28 @@ class BaselineComparisons(StudyArms):
         found = self._comparison(stability, "loss", fields)
         return int(found.detected and found.difference is not None and found.difference.mean > 0)
 
+    def num_compared(self, endpoint: str = "nonfinite") -> int:
+        """The number of arms that are compared in an endpoint."""
+        return sum(c.p_value is not None for c in self._remedies(self.arms, endpoint))
+
+    def num_detected(self, endpoint: str) -> int:
+        """The number of arms that are significantly different in an endpoint."""
+        return sum(c.detected for c in self._remedies(self.arms, endpoint))
+
+    def num_detected_over_study(self, endpoint: str) -> int:
+        """The same if p is adjusted over all arms of the study."""
+        arms = arm_results(self.folder.study, family="study")
+        return sum(c.detected for c in self._remedies(arms, endpoint))
+
+    def _remedies(self, arms: Sequence[ArmResult], endpoint: str) -> list[Comparison]:
+        return [a.comparisons[endpoint] for a in arms if a.comparisons and not a.is_aa_control]
+
     def fewer_detected(self, except_for: Sequence[str] = ()) -> int:
-        """The number of arms with significantly fewer failing seeds than their baseline."""
+        """The number of arms with significantly fewer failing runs than the untreated."""
         return sum(
             arm.comparisons["nonfinite"].detected
-            and arm.nonfinite.events < (arm.baseline_nonfinite or arm.nonfinite).events
+            and (found := arm.comparisons["nonfinite"].difference) is not None
+            and found.mean < 0
             for arm in self.arms
             if arm.comparisons and self.fields_of(arm)["stability"] not in except_for
         )
@@ -101,13 +118,9 @@ class BaselineComparisons(StudyArms):
         """The largest difference of a single run of the A/A control from its baseline."""
         return max(map(abs, self._aa_range(stability, endpoint)))
 
-    def most_called(self, stability: str, **fields: str | None) -> int:
-        """The largest number of failing seeds at which the arm would have been significant."""
-        arm = self.one(stability, **fields)
-        share = self.smallest_effect(stability, "nonfinite", **fields)
-        untreated = arm.baseline_nonfinite
-        assert untreated is not None
-        return round((untreated.events / untreated.total - share) * arm.nonfinite.total)
+    def detectable(self, stability: str, **fields: str | None) -> float:
+        """The share of failures that a remedy must prevent to be detected with 80 % power."""
+        return self.smallest_effect(stability, "nonfinite", **fields)
 
     def null_width(self, stability: str, endpoint: str = "nonfinite_batches") -> float:
         """Width of the A/A control's range: largest minus smallest difference of single runs."""
@@ -140,14 +153,39 @@ class BaselineComparisons(StudyArms):
             raise UndecidedError(f"{num_seeds} seeds cannot detect any effect")
         return effect * self.null_spread(stability, endpoint)
 
-    def smallest_fall(self, *, num_seeds: int, num_arms: int) -> int:
-        """How many fewer seeds must fail to be significant, if all baseline seeds fail.
+    def visible_prevention(self, *, num_seeds: int, num_arms: int) -> float:
+        """The share of failures that a remedy must prevent to be detected with 80 % power.
 
-        Assumes that no other arm of the study is significant: beside one, Holm requires less.
+        For one run of the arm and four untreated ones per seed, of which as many fail as in this
+        study, if no other arm is significant: beside one, Holm requires less.
+
+        Raises:
+            UndecidedError: not even a remedy that prevents all failures would be detected.
         """
-        everything = Proportion(events=num_seeds, total=num_seeds)
-        others = (1.0,) * (num_arms - 1)
-        share = stats.smallest_share(everything, num_seeds=num_seeds, others=others)
-        if share is None:
+        untreated = [
+            arm.untreated_nonfinite
+            for arm in self.arms
+            if arm.untreated_nonfinite is not None and not arm.acts_from and not arm.is_aa_control
+        ]
+        counts = next((found for found in untreated if found.total), None)
+        found = counts and power.detectable_prevention(
+            share=counts.events / counts.total,
+            num_seeds=num_seeds,
+            num_arm=1,
+            num_untreated=4,
+            bound=ALPHA / num_arms,
+        )
+        if found is None:
             raise UndecidedError(f"{num_seeds} seeds cannot detect any effect in {num_arms} arms")
-        return round(share * num_seeds)
+        return found
+
+    def failure_correlation(self) -> float:
+        """The correlation of failures within a seed, over the untreated runs."""
+        found = [
+            arm.failure_correlation
+            for arm in self.arms
+            if arm.failure_correlation is not None and not arm.is_aa_control
+        ]
+        if not found:
+            raise UndecidedError("no seed has two untreated runs")
+        return found[0]

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from statistics import median
 
+import numpy as np
+
 from src.common import number_format
 from src.lab.book.select_arms import StudyArms, UndecidedError, statistic
-from src.study.analysis.results import Estimate
-from src.study.read.collect import Run
+from src.study.analysis.permutation import NUM_DRAWN
+from src.study.analysis.results import Estimate, Proportion
+from src.study.read.collect import Run, flat
 
 
 class Failures(StudyArms):
@@ -32,25 +35,36 @@ class Failures(StudyArms):
 
     def seeds_at_risk(self, stability: str | None = None, **fields: str | None) -> int:
         """The number of seeds that were finite until the arm begins to act."""
+        return sum(arm.num_at_risk for arm in self.chosen(stability, **fields))
+
+    def runs_at_risk(self, stability: str | None = None, **fields: str | None) -> int:
+        """The number of runs that were finite until the arm begins to act."""
         return sum(arm.nonfinite.total for arm in self.chosen(stability, **fields))
 
     def failing(self, stability: str | None = None, **fields: str | None) -> int:
-        """The number of seeds that fail after the arm begins to act, summed over the arms."""
+        """The number of runs that fail after the arm begins to act, summed over the arms."""
         return sum(arm.nonfinite.events for arm in self.chosen(stability, **fields))
 
     def failing_untreated(self, stability: str, **fields: str | None) -> int:
-        """The number of baseline seeds that fail after the arm begins to act."""
-        found = self.one(stability, **fields).baseline_nonfinite
+        """The number of untreated runs that fail after the arm begins to act."""
+        return self._untreated(stability, fields).events
+
+    def untreated_at_risk(self, stability: str, **fields: str | None) -> int:
+        """The number of untreated runs, of baseline and A/A control, with which it is compared."""
+        return self._untreated(stability, fields).total
+
+    def _untreated(self, stability: str, fields: Mapping[str, str | None]) -> Proportion:
+        found = self.one(stability, **fields).untreated_nonfinite
         if found is None:
             raise UndecidedError(f"{stability} has no baseline")
-        return found.events
+        return found
 
     def sum_failing(self) -> int:
         """The number of runs, of all arms, with a non-finite batch at any step."""
         return sum(bool(run.nonfinite_steps) for arm in self.arms for run in self.ended(arm))
 
     def least_failing(self) -> int:
-        """The smallest number of failing seeds of any arm with a seed at risk."""
+        """The smallest number of failing runs of any arm with a run at risk."""
         return int(statistic(min, [a.nonfinite.events for a in self.arms if a.nonfinite.total]))
 
     def batches(self, stability: str | None = None, **fields: str | None) -> list[int]:
@@ -178,3 +192,23 @@ class Failures(StudyArms):
             return number_format.fixed(found.mean, 0)
         between = number_format.between(found.low, found.high, 0)
         return f"{number_format.fixed(found.mean, 0)} ({between})"
+
+    def trend_p(self, field: str) -> float:
+        """P value of a trend of failures over a field's values, which are exchanged within seeds.
+
+        The statistic is the sum of the ranks of the values at which runs fail (Cochran-Armitage).
+        """
+        runs = [run for arm in self.arms for run in self.ended(arm) if not arm.is_aa_control]
+        levels = sorted({float(flat(run.config, ("recipe",))[f"recipe.{field}"]) for run in runs})
+        by_seed: dict[int, list[tuple[int, bool]]] = {}
+        for run in runs:
+            level = levels.index(float(flat(run.config, ("recipe",))[f"recipe.{field}"]))
+            by_seed.setdefault(run.seed, []).append((level, bool(run.nonfinite_steps)))
+        random = np.random.default_rng(0)
+        observed, drawn = 0.0, np.zeros(NUM_DRAWN)
+        for each in by_seed.values():
+            ranks, failed = np.array(each, dtype=float).T
+            ranks -= ranks.mean()
+            observed += float(ranks @ failed)
+            drawn += random.permuted(np.tile(ranks, (NUM_DRAWN, 1)), axis=1) @ failed
+        return float((1 + (np.abs(drawn) >= abs(observed) - 1e-9).sum()) / (NUM_DRAWN + 1))

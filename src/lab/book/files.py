@@ -12,6 +12,7 @@ import yaml
 from src.common.errors import InputError
 from src.common.override_grammar import file_arguments
 from src.config.schema import CONF
+from src.study.analysis.compare_arms import FAMILIES
 from src.study.read.collect import Study
 from src.study.read.from_csv import read_frame, rebuilt
 
@@ -50,9 +51,9 @@ class StudyFolder(BookFolder):
 
     @cached_property
     def plan(self) -> Mapping[str, Any]:
-        """The content of study.yaml: `sweeps`, lists of overrides, and `short`.
+        """The content of study.yaml: `sweeps`, lists of overrides, `short`, and `family`.
 
-        `short` is a list of overrides that shorten a run to seconds.
+        `short` is a list of overrides that shorten a run to seconds. `family` is one of FAMILIES.
 
         Raises:
             InputError: the file is damaged.
@@ -63,6 +64,9 @@ class StudyFolder(BookFolder):
             sweeps, short = plan["sweeps"], plan["short"]
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
             raise InputError(f"{file}: must have sweeps and short ({error})") from error
+        family = plan.get("family", "study")
+        if family not in FAMILIES:
+            raise InputError(f"{file}: family={family}: must be one of {', '.join(FAMILIES)}")
         lists = [short, *(sweeps if isinstance(sweeps, list) else [None])]
         if not sweeps or not all(isinstance(each, list) for each in lists):
             raise InputError(
@@ -71,6 +75,7 @@ class StudyFolder(BookFolder):
         return {
             "sweeps": [file_arguments(list(map(str, sweep)), where=str(file)) for sweep in sweeps],
             "short": file_arguments(list(map(str, short)), where=str(file)),
+            "family": family,
         }
 
     def sweeps(self, *, short: bool = False) -> list[list[str]]:
@@ -82,6 +87,13 @@ class StudyFolder(BookFolder):
         # The last of two values for a field wins.
         last = [*(self.plan["short"] if short else []), f"study={self.name}"]
         return [_joined(sweep, last) for sweep in self.plan["sweeps"]]
+
+    @property
+    def family(self) -> str:
+        """The arms over which p is adjusted: `family` of study.yaml, or the whole study."""
+        if not (self.folder / STUDY_FILE).is_file():
+            return "study"
+        return str(self.plan["family"])
 
     @cached_property
     def study(self) -> Study:

@@ -35,7 +35,7 @@ class StudyArms:
     @cached_property
     def arms(self) -> list[ArmResult]:
         """All arms, baselines first."""
-        return arm_results(self.folder.study)
+        return arm_results(self.folder.study, family=self.folder.family)
 
     @cached_property
     def analysis(self) -> Analysis:

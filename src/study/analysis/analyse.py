@@ -7,8 +7,8 @@ from statistics import fmean
 
 from src.study.analysis import stats
 from src.study.analysis.answer import answer, reduces_failures
-from src.study.analysis.arms import Arm, arms_of, nearest_aa_control
-from src.study.analysis.compare_arms import comparisons
+from src.study.analysis.arms import Arm, arms_of, matching_aa_control
+from src.study.analysis.compare_arms import comparisons, failure_correlation
 from src.study.analysis.endpoints import (
     AXES,
     Measure,
@@ -25,15 +25,19 @@ from src.study.analysis.warnings import warnings
 from src.study.read.collect import Run, Study
 
 
-def analyse(study: Study) -> Analysis:
+def analyse(study: Study, *, family: str = "study") -> Analysis:
     """All statistics of a study, its answer and its warnings.
 
-    The unit is the seed: repeats of a seed are averaged, or vote, before anything is compared. A
-    comparison uses only the steps after the arm begins to act, and only seeds that were finite
-    until then in both the arm and its baseline.
+    An arm is compared with untreated runs of the same seeds: those of its baseline, and those of
+    the A/A control that begins to act where it does. A comparison uses only the steps after the arm
+    begins to act, and only seeds that were finite until then in both the arm and its baseline.
+
+    Args:
+        study: its runs.
+        family: the arms over which p is adjusted, of FAMILIES.
     """
     arms = arms_of(study)
-    results = _results(arms)
+    results = _results(arms, family)
     controls = [arm for arm in results if arm.is_positive_control and arm.baseline is not None]
     undetected = undetected_controls(controls)
     return Analysis(
@@ -54,16 +58,16 @@ def undetected_controls(controls: Sequence[ArmResult]) -> list[ArmResult]:
     return [arm for arm in controls if arm.baseline not in detected]
 
 
-def arm_results(study: Study) -> list[ArmResult]:
+def arm_results(study: Study, *, family: str = "study") -> list[ArmResult]:
     """The statistics of every arm, baselines first, without answer and warnings."""
-    return _results(arms_of(study))
+    return _results(arms_of(study), family)
 
 
-def _results(arms: Sequence[Arm]) -> list[ArmResult]:
-    compared = comparisons(arms)
+def _results(arms: Sequence[Arm], family: str) -> list[ArmResult]:
+    compared = comparisons(arms, family=family)
     budgets = _budgets(arms)
     return [
-        _result(arm, compared.get(arm.variant, {}), nearest_aa_control(arm, arms), budgets)
+        _result(arm, compared.get(arm.variant, {}), matching_aa_control(arm, arms), budgets)
         for arm in sorted(arms, key=lambda arm: arm.baseline is not None)
     ]
 
@@ -83,9 +87,9 @@ def _result(
     window, runs = arm.window, [run for each in arm.paired.arm.values() for run in each]
     if arm.paired.baseline:
         candidates, at_risk = len(arm.paired.shared), arm.paired.arm_at_risk
-        baseline_nonfinite = window.proportion(arm.paired.baseline_at_risk)
+        untreated_nonfinite = window.proportion(arm.paired.untreated_at_risk)
     else:
-        candidates, baseline_nonfinite = len(arm.paired.arm), None
+        candidates, untreated_nonfinite = len(arm.paired.arm), None
         at_risk = {
             seed: each
             for seed, each in arm.paired.arm.items()
@@ -105,9 +109,11 @@ def _result(
         outcomes=dict(Counter(run.outcome for run in arm.runs)),
         acts_from=window.start,
         num_failed_before=candidates - len(at_risk),
+        num_at_risk=len(at_risk),
+        failure_correlation=failure_correlation(arm),
         censored_at=arm.censored_at,
         nonfinite=window.proportion(at_risk),
-        baseline_nonfinite=baseline_nonfinite,
+        untreated_nonfinite=untreated_nonfinite,
         nonfinite_batches=stats.interval(seed_means(at_risk, measures["nonfinite_batches"])),
         first_nonfinite=window.firsts(at_risk),
         spikes=stats.interval(seed_means(at_risk, measures["spikes"])),

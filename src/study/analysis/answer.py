@@ -1,11 +1,9 @@
 """The sentences with which a report begins."""
 
 from collections.abc import Iterable, Sequence
-from itertools import count
 
 from src.common.number_format import p_value, signed, steps
 from src.study.analysis.results import ArmResult, Comparison
-from src.study.analysis.stats import ALPHA, smallest_fisher_p
 from src.study.analysis.verdicts import WORDS, fraction
 from src.study.read.collect import Study
 
@@ -16,7 +14,7 @@ PRIMARY = "nonfinite"
 
 
 def reduces_failures(arm: ArmResult) -> bool:
-    """Whether significantly fewer seeds go non-finite than in its baseline."""
+    """Whether significantly fewer runs go non-finite than untreated ones."""
     primary = arm.comparisons.get(PRIMARY)
     return primary is not None and primary.detected and _change(primary) < 0
 
@@ -66,21 +64,21 @@ def _cannot_rank(
     labels = {arm.variant: arm.label for arm in arms}
     against = dict.fromkeys(labels.get(str(arm.baseline), "its baseline") for arm in undetected)
     where = f" against {_listed(against)}" if len(undetected) < num_controls else ""
-    kind = "positive control" if len(undetected) == 1 else "positive controls"
-    counts = _listed(_with_counts(arm, with_p=True) for arm in undetected)
+    kind = "the positive control" if len(undetected) == 1 else "the positive controls"
+    counts = _listed(map(_with_counts, undetected))
     return (
-        f"This study cannot rank remedies{where}: it does not detect the effect of its {kind}"
-        f" {counts}.{_more_seeds(undetected)}"
+        f"Too few failures to rank remedies{where}: even {counts}, {kind}, cannot be distinguished"
+        f" from chance.{_more_seeds(undetected)}"
     )
 
 
 def _more_seeds(undetected: Sequence[ArmResult]) -> str:
-    """Advice, if no outcome of these seeds could have been significant."""
+    """Advice, if more seeds would help."""
+    needed = [n for arm in undetected if (n := arm.comparisons[PRIMARY].seeds_for_all) is not None]
     seeds = [arm.nonfinite.total for arm in undetected]
-    needed = next(number for number in count(1) if smallest_fisher_p(number) <= ALPHA)
-    if not min(seeds) or max(seeds) >= needed:
+    if not needed or max(needed) <= max(seeds):
         return ""
-    return f" Run at least {needed} seeds."
+    return f" Run at least {max(needed)} seeds: 'seed=range({max(needed)})'."
 
 
 def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
@@ -93,7 +91,7 @@ def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
         where = f"{run.composition} at preset {run.axes['preset']}"
         name = f"With {where}" if len(shown) == 1 else f"{arm.label} (with {where})"
         first = f", first at step {steps(arm.first_nonfinite)}" if arm.first_nonfinite else ""
-        clauses.append(f"{name}: {fraction(arm.nonfinite)} seeds go non-finite{first}")
+        clauses.append(f"{name}: {fraction(arm.nonfinite)} runs go non-finite{first}")
     rest = len(shown) - MAX_NAMED
     more = f"; {rest} more in the table" if rest > 0 else ""
     return f"{'; '.join(clauses)}{more}."
@@ -103,24 +101,44 @@ def _significant(word: str, arms: Sequence[ArmResult]) -> str | None:
     if not arms:
         return None
     counts = _listed(_with_counts(arm) for arm in arms)
-    return f"Significantly {word} seeds fail with {counts}{_p_range(arms)}."
+    return f"Significantly {word} runs fail with {counts}{_p_range(arms)}."
 
 
 def _inconclusive(unknown: Sequence[ArmResult], arms: Sequence[ArmResult]) -> str | None:
-    """Arms that are not significantly different from their baseline, and the A/A controls."""
+    """Arms that are not significantly different from the untreated runs, and what more would take.
+
+    One seed is shown as it is: it gives no interval and no p.
+    """
     if not unknown:
         return None
     names = _listed(f"{arm.label} ({fraction(arm.nonfinite)})" for arm in unknown)
     controls = [
         arm for arm in arms if arm.is_aa_control and arm.comparisons and arm.nonfinite.total
     ]
+    if max(arm.num_seeds for arm in unknown) == 1:
+        return (
+            f"Failing runs with 1 seed, which gives no interval: {names}. For an answer run at"
+            " least 6 seeds: seed=0,1,2,3,4,5."
+        )
     counts = _listed(f"{arm.label} ({fraction(arm.nonfinite)})" for arm in controls)
     kind = "A/A control" if len(controls) == 1 else "A/A controls"
     clauses = [f"; {kind}: {counts}" if controls else "", *_secondary(unknown)]
     return (
-        "Inconclusive (share of failing seeds not significantly different):"
-        f" {names}{_p_range(unknown)}{''.join(clauses)}."
+        "Cannot tell (share of failing runs not significantly different):"
+        f" {names}{_p_range(unknown)}{''.join(clauses)}.{_to_see_half(unknown)}"
     )
+
+
+def _to_see_half(unknown: Sequence[ArmResult]) -> str:
+    """How many seeds would show a remedy that prevents half of the failures, and their cost."""
+    if any(arm.untreated_nonfinite and not arm.untreated_nonfinite.events for arm in unknown):
+        return ""
+    needed = [n for arm in unknown if (n := arm.comparisons[PRIMARY].seeds_for_half) is not None]
+    if not needed or max(needed) <= max(arm.num_seeds for arm in unknown):
+        return ""
+    seconds = max(needed) * sum(arm.seconds * arm.num_runs / arm.num_seeds for arm in unknown)
+    cost = f" ({seconds / 60:.0f} minutes for these arms)" if seconds > 60 else ""
+    return f" To see a halving, run seed=range({max(needed)}){cost}."
 
 
 def _secondary(unknown: Sequence[ArmResult]) -> list[str]:
@@ -200,15 +218,11 @@ def _cost(arm: ArmResult) -> str:
     return f"{arm.label} {signed(loss.difference.mean)} ({ends}{note})"
 
 
-def _with_counts(arm: ArmResult, *, with_p: bool = False) -> str:
-    comparison = arm.comparisons[PRIMARY]
-    if comparison.p_value is None or arm.baseline_nonfinite is None:
+def _with_counts(arm: ArmResult) -> str:
+    if arm.comparisons[PRIMARY].p_value is None or arm.untreated_nonfinite is None:
         return f"{arm.label} (nothing to compare)"
-    counts, baseline = fraction(arm.nonfinite), fraction(arm.baseline_nonfinite)
-    if with_p:
-        p = p_value(comparison.p_value)
-        return f"{arm.label} ({counts} seeds fail, baseline {baseline}, p = {p})"
-    return f"{arm.label} ({counts}, baseline {baseline})"
+    counts, untreated = fraction(arm.nonfinite), fraction(arm.untreated_nonfinite)
+    return f"{arm.label} ({counts} fail, untreated {untreated})"
 
 
 def _p_range(arms: Sequence[ArmResult], endpoint: str = PRIMARY) -> str:

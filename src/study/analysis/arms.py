@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
 
@@ -52,6 +52,7 @@ class Arm:
     def measures(self) -> dict[str, Measure]:
         """By endpoint, what is counted inside the window or taken at its end."""
         return {
+            "nonfinite": self.window.failed,
             "nonfinite_batches": self.window.num_nonfinite,
             "first_nonfinite": self.window.steps_until_nonfinite,
             "spikes": self.window.num_spikes,
@@ -96,7 +97,15 @@ def arms_of(study: Study) -> list[Arm]:
                 censored_at=censored_at,
             )
         )
-    return arms
+    return [_with_untreated(arm, arms) for arm in arms]
+
+
+def _with_untreated(arm: Arm, arms: Sequence[Arm]) -> Arm:
+    """The arm with the runs of its A/A control as further untreated runs."""
+    control = matching_aa_control(arm, arms)
+    if control is None or arm.is_aa_control:
+        return arm
+    return replace(arm, paired=replace(arm.paired, aa_control=control.paired.arm))
 
 
 def _censored_at(runs: endpoints.Runs) -> int | None:
@@ -112,16 +121,22 @@ def _censored_at(runs: endpoints.Runs) -> int | None:
     return min(ends, default=None)
 
 
-def nearest_aa_control(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """The A/A control of the same baseline that begins to act nearest to where the arm does.
+def matching_aa_control(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    """The A/A control of the same baseline that begins to act where the arm does, or just before.
 
-    An A/A control is its own.
+    One that begins later would be the same run as the baseline in part of the compared steps. An
+    A/A control is its own.
     """
     if arm.is_aa_control:
         return arm
-    controls = [other for other in arms if other.is_aa_control and other.baseline == arm.baseline]
-    start = arm.window.start
-    return min(controls, key=lambda control: abs(control.window.start - start), default=None)
+    controls = [
+        other
+        for other in arms
+        if other.is_aa_control
+        and other.baseline == arm.baseline
+        and other.window.start <= arm.window.start
+    ]
+    return max(controls, key=lambda control: control.window.start, default=None)
 
 
 def labels(examples: Mapping[str, Run]) -> dict[str, str]:

@@ -1,56 +1,77 @@
-"""Compares every arm with its baseline, endpoint by endpoint, with an A/A control for scale."""
+"""Compares every arm with untreated runs, endpoint by endpoint, with an A/A control for scale."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from src.study.analysis import multiple_testing, stats, verdicts
-from src.study.analysis.arms import Arm, nearest_aa_control
-from src.study.analysis.endpoints import Paired
+from src.study.analysis.arms import Arm, matching_aa_control
+from src.study.analysis.endpoints import Paired, values
 from src.study.analysis.multiple_testing import Tested
 from src.study.analysis.results import Comparison, Estimate
 from src.study.analysis.verdicts import Standing
 
+FAMILIES = ("study", "baseline")
+"""The arms over which p is adjusted: all arms of the study, or those with the same baseline."""
 
-def comparisons(arms: Sequence[Arm]) -> dict[str, dict[str, Comparison]]:
+Family = Mapping[str, Arm]
+
+
+def comparisons(arms: Sequence[Arm], *, family: str) -> dict[str, dict[str, Comparison]]:
     """Comparisons of all arms that have a baseline, by variant and endpoint.
 
-    P values are adjusted over the arms, separately for each endpoint; the first endpoint is the
-    primary one. A/A controls are a family of their own: they are not remedies, and would cost the
-    remedies power.
+    P values are adjusted over the arms of a family, separately for each endpoint. A/A controls are
+    families of their own: they are not remedies, and would cost the remedies power.
     """
     compared = [arm for arm in arms if arm.baseline is not None]
+    families: dict[tuple[bool, str | None], dict[str, Arm]] = {}
+    for arm in compared:
+        key = arm.is_aa_control, arm.baseline if family == "baseline" else None
+        families.setdefault(key, {})[arm.variant] = arm
     found: dict[str, dict[str, Comparison]] = {arm.variant: {} for arm in compared}
-    for is_aa_control in (False, True):
-        family = {arm.variant: arm for arm in compared if arm.is_aa_control == is_aa_control}
-        controls = {name: nearest_aa_control(arm, compared) for name, arm in family.items()}
-        for variant, comparison in _primary(family, controls).items():
+    for each in families.values():
+        controls = {name: matching_aa_control(arm, compared) for name, arm in each.items()}
+        for variant, comparison in _primary(each, controls).items():
             found[variant]["nonfinite"] = comparison
         for endpoint in verdicts.WORDS:
-            for variant, comparison in _secondary(family, controls, endpoint).items():
+            for variant, comparison in _secondary(each, controls, endpoint).items():
                 found[variant][endpoint] = comparison
     return found
 
 
-def _primary(
-    family: Mapping[str, Arm], controls: Mapping[str, Arm | None]
-) -> dict[str, Comparison]:
+def failure_correlation(arm: Arm) -> float | None:
+    """The correlation of failures within a seed, over the untreated runs of an arm."""
+    untreated = arm.paired.untreated_at_risk.values()
+    return stats.within_seed_correlation([values(runs, arm.window.failed) for runs in untreated])
+
+
+def _primary(family: Family, controls: Mapping[str, Arm | None]) -> dict[str, Comparison]:
     shares = {
         name: (
             arm.window.proportion(arm.paired.arm_at_risk),
-            arm.window.proportion(arm.paired.baseline_at_risk),
+            arm.window.proportion(arm.paired.untreated_at_risk),
         )
         for name, arm in family.items()
         if arm.paired.at_risk and not arm.window.is_empty
     }
-    tested = multiple_testing.shares(shares)
+    tested = multiple_testing.shares(
+        {name: family[name].pairs("nonfinite") for name in shares},
+        {name: untreated for name, (_, untreated) in shares.items()},
+    )
     found = {}
     for name, arm in family.items():
         standing, test = _standing(arm), tested.get(name)
+        difference = None
+        if test is not None:
+            difference = stats.share_difference(
+                *shares[name],
+                num_seeds=len(arm.paired.at_risk),
+                within_seed=failure_correlation(arm) or 0.0,
+            )
         found[name] = _comparison(
             "nonfinite",
             arm,
             test,
-            difference=None if test is None else stats.share_difference(*shares[name]),
+            difference=difference,
             aa_range=_aa_range(arm, controls[name], "nonfinite"),
             verdict=standing.untestable()
             if test is None
@@ -60,12 +81,15 @@ def _primary(
 
 
 def _secondary(
-    family: Mapping[str, Arm], controls: Mapping[str, Arm | None], endpoint: str
+    family: Family, controls: Mapping[str, Arm | None], endpoint: str
 ) -> dict[str, Comparison]:
     pairs = {name: arm.pairs(endpoint) for name, arm in family.items()}
+    scores = pairs
+    if endpoint == "first_nonfinite":
+        scores = {name: arm.paired.log_rank_scores() for name, arm in family.items()}
     least = 2 if endpoint == "loss" else 1
     tested = multiple_testing.means(
-        {name: each for name, each in pairs.items() if len(each) >= least}
+        {name: scores[name] for name, each in pairs.items() if len(each) >= least}
     )
     found = {}
     for name, arm in family.items():
@@ -108,6 +132,8 @@ def _comparison(
         p_value=None if test is None else test.p_value,
         smallest_p=None if test is None else test.smallest_p,
         smallest_effect=None if test is None else test.smallest_effect,
+        seeds_for_half=None if test is None else test.seeds_for_half,
+        seeds_for_all=None if test is None else test.seeds_for_all,
         verdict=verdict,
         # A significant A/A control is chance or a fault of the study, never a finding.
         detected=test is not None and test.detected and not arm.is_aa_control,
@@ -129,7 +155,7 @@ def _aa_range(arm: Arm, control: Arm | None, endpoint: str) -> tuple[float, floa
 
 
 def _share_differences(paired: Paired) -> list[float]:
-    """Differences in the share of failing seeds, one for each repeat."""
+    """Differences in the share of failing runs, one for each repeat."""
     runs = [run for each in paired.arm_at_risk.values() for run in each]
     differences = []
     for repeat in sorted({run.repeat for run in runs}):

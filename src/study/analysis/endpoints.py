@@ -1,11 +1,12 @@
 """The endpoints of runs, seed by seed: failures after the landmark, counts, losses, costs."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from statistics import fmean, median_low
+from statistics import fmean
 
 from src.study.analysis.permutation import Pair
 from src.study.analysis.results import Proportion
@@ -72,47 +73,53 @@ class Window:
         """The number of spikes. Every non-finite batch is one, too."""
         return float(len(self.of(run.spike_steps)))
 
-    def has_event(self, runs: Sequence[Run]) -> bool:
-        """Whether most runs of a seed went non-finite. In a tie the first run decides.
-
-        Repeats are not independent seeds, so each seed counts once. With more repeats a majority
-        does not become likelier, as "any" would, nor less likely, as "all" would.
-        """
-        events = [bool(self.of(run.nonfinite_steps)) for run in runs]
-        ayes = sum(events)
-        return events[0] if 2 * ayes == len(events) else 2 * ayes > len(events)
+    def failed(self, run: Run) -> float:
+        """1 if it went non-finite, else 0."""
+        return float(bool(self.of(run.nonfinite_steps)))
 
     def proportion(self, runs: Runs) -> Proportion:
-        """How many of the seeds have an event."""
-        events = sum(self.has_event(each) for each in runs.values())
-        return Proportion(events=events, total=len(runs))
+        """How many of the runs fail."""
+        failed = [bool(self.failed(run)) for each in runs.values() for run in each]
+        return Proportion(events=sum(failed), total=len(failed))
 
     def firsts(self, runs: Runs) -> list[int]:
-        """The first non-finite step of every seed with an event; over repeats the low median."""
-        steps = []
-        for each in runs.values():
-            if self.has_event(each):
-                found = [self.of(run.nonfinite_steps) for run in each]
-                steps.append(median_low([min(one) for one in found if one]))
-        return steps
+        """The first non-finite step of every run that fails, in order of seeds."""
+        found = [self.of(run.nonfinite_steps) for each in runs.values() for run in each]
+        return [min(steps) for steps in found if steps]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """An arm and its baseline, paired by seed."""
+    """An arm and its untreated runs, by seed."""
 
     arm: Runs
     baseline: Runs
     window: Window
+    aa_control: Runs = field(default_factory=dict)
+    """The runs of the A/A control that matches the arm: untreated as well."""
 
     @cached_property
     def shared(self) -> list[int]:
-        """The seeds that both have."""
+        """The seeds that arm and baseline both have."""
         return [seed for seed in self.arm if seed in self.baseline]
 
     @cached_property
+    def untreated(self) -> Runs:
+        """Runs of the baseline and of the A/A control, by shared seed.
+
+        An A/A run that failed before the window began has no part in it.
+        """
+        return {
+            seed: [
+                *self.baseline[seed],
+                *filter(self.window.is_at_risk, self.aa_control.get(seed, ())),
+            ]
+            for seed in self.shared
+        }
+
+    @cached_property
     def at_risk(self) -> list[int]:
-        """The shared seeds of which all runs were finite until the window begins."""
+        """The shared seeds whose runs in arm and baseline were finite until the window begins."""
         runs = {seed: [*self.arm[seed], *self.baseline[seed]] for seed in self.shared}
         return [
             seed for seed in self.shared if all(self.window.is_at_risk(run) for run in runs[seed])
@@ -124,18 +131,40 @@ class Paired:
         return {seed: self.arm[seed] for seed in self.at_risk}
 
     @property
-    def baseline_at_risk(self) -> Runs:
-        """The baseline's runs on the seeds at risk."""
-        return {seed: self.baseline[seed] for seed in self.at_risk}
+    def untreated_at_risk(self) -> Runs:
+        """The untreated runs on the seeds at risk."""
+        return {seed: self.untreated[seed] for seed in self.at_risk}
 
     def pairs(self, measure: Measure) -> dict[int, Pair]:
         """Values by seed, for the seeds at risk on which both sides have one."""
         found = {}
         for seed in self.at_risk:
-            one, two = values(self.arm[seed], measure), values(self.baseline[seed], measure)
+            one, two = values(self.arm[seed], measure), values(self.untreated[seed], measure)
             if one and two:
                 found[seed] = Pair(arm=tuple(one), baseline=tuple(two))
         return found
+
+    def log_rank_scores(self) -> dict[int, Pair]:
+        """The score of each run in the log-rank test of the steps until it failed.
+
+        A run that fails at step t scores 1 - H(t), one that does not -H(end), where H is the
+        cumulative hazard of all runs (Nelson-Aalen); so a run that fails early scores high, and
+        one that never fails scores lowest (Peto and Peto 1972).
+        """
+        runs = [*self.arm_at_risk.values(), *self.untreated_at_risk.values()]
+        firsts = [min(self.window.of(r.nonfinite_steps), default=None) for e in runs for r in e]
+        events = Counter(step for step in firsts if step is not None)
+        hazards, hazard, left = {}, 0.0, len(firsts)
+        for step in sorted(events):
+            hazard += events[step] / left
+            hazards[step] = hazard
+            left -= events[step]
+
+        def score(run: Run) -> float:
+            first = min(self.window.of(run.nonfinite_steps), default=None)
+            return -hazard if first is None else 1.0 - hazards[first]
+
+        return self.pairs(score)
 
 
 def values(runs: Sequence[Run], measure: Measure) -> list[float]:

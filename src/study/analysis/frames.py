@@ -16,7 +16,7 @@ from src.study.read.collect import Run, Study, flat
 Row = dict[str, Any]
 
 ENDPOINTS = {
-    "nonfinite": ("non-finite seeds, share", 2),
+    "nonfinite": ("non-finite runs, share", 2),
     "nonfinite_batches": ("non-finite batches", 1),
     "first_nonfinite": ("first non-finite step", 0),
     "spikes": ("spikes", 1),
@@ -52,7 +52,7 @@ def _arm_row(arm: ArmResult, runs: Sequence[Run]) -> Row:
         "censored_at": arm.censored_at,
         "num_failed_before": arm.num_failed_before,
         **_proportion("nonfinite", arm.nonfinite),
-        **_proportion("baseline_nonfinite", arm.baseline_nonfinite),
+        **_proportion("untreated_nonfinite", arm.untreated_nonfinite),
         **_estimate("nonfinite_batches", arm.nonfinite_batches),
         "first_nonfinite": " ".join(map(str, arm.first_nonfinite)),
         **_estimate("spikes", arm.spikes),
@@ -90,7 +90,7 @@ def role(arm: ArmResult) -> str:
 
 def _proportion(name: str, proportion: Proportion | None) -> Row:
     return {
-        f"{name}_seeds": None if proportion is None else proportion.events,
+        f"{name}_runs": None if proportion is None else proportion.events,
         f"{name}_total": None if proportion is None else proportion.total,
     }
 
@@ -105,7 +105,14 @@ def _comparison(arm: ArmResult, endpoint: str) -> Row:
     low, high = (None, None) if found is None or found.aa_range is None else found.aa_range
     row = _estimate(f"{endpoint}_difference", None if found is None else found.difference)
     row |= {f"{endpoint}_null_low": low, f"{endpoint}_null_high": high}
-    for name in ("p_value", "smallest_p", "smallest_effect", "detected", "verdict"):
+    for name in (
+        "p_value",
+        "smallest_p",
+        "smallest_effect",
+        "seeds_for_half",
+        "detected",
+        "verdict",
+    ):
         value = None if found is None else getattr(found, name)
         row[f"{endpoint}_{name}"] = int(value) if isinstance(value, bool) else value
     return row
@@ -239,7 +246,7 @@ def headline(analysis: Analysis) -> dict[str, float]:
             # Zero failures that only reflect fewer or shared steps would look like the best result.
             counts = []
         else:
-            metrics[f"{name}/nonfinite_seeds"] = float(arm.nonfinite.events)
+            metrics[f"{name}/nonfinite_runs"] = float(arm.nonfinite.events)
         for key, estimate in (*counts, ("val_loss", arm.loss)):
             if estimate is not None:
                 metrics[f"{name}/{key}"] = estimate.mean

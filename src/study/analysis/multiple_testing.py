@@ -1,21 +1,13 @@
-"""Tests of all arms of a study, adjusted by Holm, and the smallest effect that each can detect."""
+"""Tests of all arms of a family, adjusted by Holm, and what each could have shown."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median_low
 
-from src.study.analysis.permutation import Pair, max_t, smallest_max_t_p
+from src.study.analysis import power
+from src.study.analysis.permutation import Pair, permute
 from src.study.analysis.results import Proportion
-from src.study.analysis.stats import (
-    ALPHA,
-    fisher,
-    holm,
-    smallest_fisher_p,
-    smallest_mean_effect,
-    smallest_share,
-)
-
-Data = TypeVar("Data")
+from src.study.analysis.stats import ALPHA, holm, smallest_mean_effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,73 +16,90 @@ class Tested:
 
     p_value: float
     smallest_p: float
-    smallest_effect: float | None
+    bound: float
+    """The unadjusted p at which the arm would be significant beside the others' results."""
+    smallest_effect: float | None = None
+    seeds_for_half: int | None = None
+    seeds_for_all: int | None = None
 
     @property
     def detected(self) -> bool:
-        """Whether the arm is significantly different from its baseline."""
+        """Whether the arm is significantly different from the untreated runs."""
         return self.p_value <= ALPHA
 
 
-def shares(arms: Mapping[str, tuple[Proportion, Proportion]]) -> dict[str, Tested]:
-    """Fisher's test of each arm's share against its baseline's, with Holm's correction.
+def shares(
+    arms: Mapping[str, Mapping[int, Pair]], untreated: Mapping[str, Proportion]
+) -> dict[str, Tested]:
+    """Tests the share of failing runs.
 
     Args:
-        arms: the shares of arm and baseline, each of at least one seed.
+        arms: 1 for each run that failed and 0 for each other, by arm and seed.
+        untreated: by arm, the untreated runs that failed.
     """
     tested = {}
-    for name, (family, p_value) in _adjusted(arms, _fisher_holm, best=_smallest_raw_p).items():
-        arm, baseline = arms[name]
-        # Holm is step-down: what this arm could have shown depends on the others' results.
-        others = tuple(fisher(*family[other]) for other in family if other != name)
-        tested[name] = Tested(
-            p_value=p_value,
-            smallest_p=holm(dict(enumerate((smallest_fisher_p(arm.total), *others))))[0],
-            smallest_effect=smallest_share(baseline, num_seeds=arm.total, others=others),
+    for name, found in adjusted(arms).items():
+        pairs, control = arms[name].values(), untreated[name]
+        share = control.events / control.total if control.total else 0.0
+        design = {
+            "num_arm": median_low([len(pair.arm) for pair in pairs]),
+            "num_untreated": median_low([len(pair.baseline) for pair in pairs]),
+            "bound": found.bound,
+        }
+        effect = power.detectable_prevention(share=share, num_seeds=len(pairs), **design)
+        half, every = (
+            power.seeds_needed(share=share, prevented=prevented, **design)
+            for prevented in (0.5, 1.0)
+        )
+        tested[name] = replace(
+            found, smallest_effect=effect, seeds_for_half=half, seeds_for_all=every
         )
     return tested
 
 
 def means(arms: Mapping[str, Mapping[int, Pair]]) -> dict[str, Tested]:
-    """Step-down max-T over the arms' paired differences.
+    """Tests mean differences.
 
     Args:
-        arms: pairs by seed, at least one per arm.
+        arms: values by arm and seed.
     """
     tested = {}
-    for name, (_, p_value) in _adjusted(arms, max_t, best=smallest_max_t_p).items():
-        smallest_p = smallest_max_t_p(arms[name])
+    for name, found in adjusted(arms).items():
         differences = [pair.difference for pair in arms[name].values()]
         # If no p can be small enough, no effect is detectable.
-        effect = smallest_mean_effect(differences) if smallest_p <= ALPHA else None
-        tested[name] = Tested(p_value=p_value, smallest_p=smallest_p, smallest_effect=effect)
+        effect = smallest_mean_effect(differences) if found.smallest_p <= ALPHA else None
+        tested[name] = replace(found, smallest_effect=effect)
     return tested
 
 
-def _fisher_holm(arms: Mapping[str, tuple[Proportion, Proportion]]) -> dict[str, float]:
-    return holm({name: fisher(arm, baseline) for name, (arm, baseline) in arms.items()})
+def adjusted(arms: Mapping[str, Mapping[int, Pair]]) -> dict[str, Tested]:
+    """The permutation test of every arm, with Holm's correction over the family.
 
-
-def _smallest_raw_p(arm: tuple[Proportion, Proportion]) -> float:
-    return smallest_fisher_p(arm[0].total)
-
-
-def _adjusted(
-    arms: Mapping[str, Data],
-    test: Callable[[Mapping[str, Data]], dict[str, float]],
-    *,
-    best: Callable[[Data], float],
-) -> dict[str, tuple[Mapping[str, Data], float]]:
-    """Every arm's adjusted p, and the family in which it was adjusted.
-
-    An arm with too few seeds to be significant whatever they show costs the other arms no power:
-    those are a family without it (Tarone 1990). Its own p is adjusted over all arms.
+    An arm with too few runs to be significant whatever they show costs the others no power: they
+    are a family without it (Tarone 1990). Its own p is adjusted over all arms.
     """
-    able = {name: data for name, data in arms.items() if best(data) <= ALPHA}
-    adjusted: dict[str, tuple[Mapping[str, Data], float]] = {}
-    if able:
-        adjusted = {name: (able, p_value) for name, p_value in test(able).items()}
-    if len(able) < len(arms):
-        everything = test(arms).items()
-        adjusted |= {name: (arms, p) for name, p in everything if name not in able}
-    return adjusted
+    raw = {name: permute(pairs) for name, pairs in arms.items()}
+    able = [name for name, found in raw.items() if found.smallest_p <= ALPHA]
+    tested = {}
+    for name, found in raw.items():
+        family = able if name in able else list(raw)
+        p_values = {other: raw[other].p_value for other in family}
+        others = [p_value for other, p_value in p_values.items() if other != name]
+        tested[name] = Tested(
+            p_value=holm(p_values)[name], smallest_p=found.smallest_p, bound=holm_bound(others)
+        )
+    return tested
+
+
+def holm_bound(others: Sequence[float]) -> float:
+    """The largest unadjusted p at which one more arm is significant beside these.
+
+    Holm's correction is step-down: an arm pays only for the arms that are not significant before
+    it, so the bound depends on the others' results.
+    """
+    left = len(others) + 1
+    for p_value in sorted(others):
+        if p_value > ALPHA / left:
+            break
+        left -= 1
+    return ALPHA / left

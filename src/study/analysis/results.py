@@ -16,7 +16,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Proportion:
-    """The number of seeds with an event, and of all seeds at risk."""
+    """The number of runs that fail, and of all runs that were finite until the arm acts."""
 
     events: int
     total: int
@@ -24,24 +24,32 @@ class Proportion:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An arm against its baseline, paired by seed, on one endpoint."""
+    """An arm against untreated runs of the same seeds, on one endpoint.
+
+    Untreated are the runs of its baseline and those of the A/A control that matches it.
+    """
 
     endpoint: str
     """nonfinite, nonfinite_batches, first_nonfinite, spikes or loss."""
     difference: Estimate | None
-    """Arm minus baseline; None if no seed can be compared (for loss: fewer than two)."""
+    """Arm minus untreated runs; None if no seed can be compared (for loss: fewer than two)."""
     aa_range: tuple[float, float] | None
-    """Smallest and largest difference of the A/A control's single runs; for nonfinite, the
-    difference in the share of seeds, by repeat. None without an A/A control."""
+    """Smallest and largest difference of the A/A control's single runs from the baseline; for
+    nonfinite, the difference in the share of runs, by repeat. None without an A/A control."""
     p_value: float | None
-    """Adjusted over the arms of the study; None if nothing could be tested."""
+    """Adjusted over the arms of the family; None if nothing could be tested."""
     smallest_p: float | None
-    """The smallest p that this number of seeds can reach; for nonfinite, adjusted."""
+    """The smallest unadjusted p that these runs could have given."""
     smallest_effect: float | None
-    """For nonfinite, the smallest decrease in the share of seeds that would be significant. For
-    other endpoints the minimum detectable effect: the smallest mean difference, in units of the
-    endpoint, that a paired t test of this arm alone detects with 80 % power. None if no difference
-    would be."""
+    """For nonfinite, the smallest share of failures that a remedy must prevent to be detected with
+    80 % power, by simulation. For other endpoints the minimum detectable effect: the smallest mean
+    difference, in units of the endpoint, that a paired t test of this arm alone detects with 80 %
+    power. None if no effect would be."""
+    seeds_for_half: int | None
+    """For nonfinite, the number of seeds with which a remedy that prevents half of the failures is
+    detected with 80 % power; None if unknown."""
+    seeds_for_all: int | None
+    """The same for a remedy that prevents all failures."""
     verdict: str
     """A clause: what the comparison shows, or why it is inconclusive."""
     detected: bool
@@ -65,16 +73,20 @@ class ArmResult:
     """The step after which the arm is compared: until then its runs are bitwise the baseline's."""
     num_failed_before: int
     """Seeds that failed before the arm could act, which are left out of its comparison."""
+    num_at_risk: int
+    """The other seeds."""
+    failure_correlation: float | None
+    """The correlation of failures within a seed, over the untreated runs."""
     censored_at: int | None
     """The step at which training ends early: zero failures after it reflect fewer steps only."""
     nonfinite: Proportion
-    """Seeds that went non-finite after `acts_from`; repeats of a seed vote."""
-    baseline_nonfinite: Proportion | None
-    """The same for the baseline, on the same seeds from the same step on."""
+    """Runs that went non-finite after `acts_from`."""
+    untreated_nonfinite: Proportion | None
+    """The same for the untreated runs, on the same seeds from the same step on."""
     nonfinite_batches: Estimate | None
     """After `acts_from`, per seed."""
     first_nonfinite: list[int]
-    """The first non-finite step of every seed counted in `nonfinite`, in order of seeds."""
+    """The first non-finite step of every run counted in `nonfinite`, in order of seeds."""
     spikes: Estimate | None
     """Spikes per seed after `acts_from`."""
     loss: Estimate | None

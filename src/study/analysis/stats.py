@@ -1,4 +1,4 @@
-"""Statistics over seeds: intervals, Fisher's test, Holm's correction, detectable effects.
+"""Statistics over runs and seeds: intervals, correlations, Holm's correction, detectable effects.
 
 Built on scipy. The test of paired values is in permutation.py.
 """
@@ -37,32 +37,68 @@ def _student_quantile(df: int) -> float:
     return float(stats.t.ppf(1 - ALPHA / 2, df))
 
 
-def share_difference(arm: Proportion, baseline: Proportion) -> Estimate | None:
-    """Difference of two shares with Newcombe's 95 % interval; None if a share has no seeds.
+def share_difference(
+    arm: Proportion, untreated: Proportion, *, num_seeds: int, within_seed: float = 0.0
+) -> Estimate | None:
+    """Difference of two shares with Newcombe's 95 % interval; None if a share has no runs.
 
     The interval combines Wilson's intervals of both shares (Newcombe 1998, method 10). It keeps a
-    width even if all seeds agree, as in 0 of 6 against 6 of 6, where an interval over the seeds'
-    differences has none. Like Fisher's test it ignores the pairing.
+    width even if all runs agree, as in 0 of 6 against 6 of 6, where an interval over the seeds'
+    differences has none.
+
+    Args:
+        arm: runs of the arm that failed.
+        untreated: untreated runs that failed.
+        num_seeds: the seeds of these runs.
+        within_seed: the correlation of failures within a seed; above 0, the runs of one seed count
+            as fewer (the design effect of Kish 1965).
     """
-    if arm.total == 0 or baseline.total == 0:
+    if arm.total == 0 or untreated.total == 0:
         return None
-    one, two = arm.events / arm.total, baseline.events / baseline.total
-    one_low, one_high = wilson(arm)
-    two_low, two_high = wilson(baseline)
+    one, two = arm.events / arm.total, untreated.events / untreated.total
+    (one_low, one_high), (two_low, two_high) = (
+        wilson(share, design_effect=1 + (share.total / num_seeds - 1) * max(0.0, within_seed))
+        for share in (arm, untreated)
+    )
     difference = one - two
     return Estimate(
         mean=difference,
         low=max(-1.0, difference - math.hypot(one - one_low, two_high - two)),
         high=min(1.0, difference + math.hypot(one_high - one, two - two_low)),
-        num_seeds=arm.total,
+        num_seeds=num_seeds,
     )
 
 
 @cache
-def wilson(share: Proportion) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    ends = stats.binomtest(share.events, share.total).proportion_ci(1 - ALPHA, method="wilson")
-    return float(ends.low), float(ends.high)
+def wilson(share: Proportion, *, design_effect: float = 1.0) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, of as many runs as are left after the design effect."""
+    number, mean = share.total / design_effect, share.events / share.total
+    z = float(stats.norm.ppf(1 - ALPHA / 2))
+    shrunk = 1 + z * z / number
+    middle = (mean + z * z / (2 * number)) / shrunk
+    half = z / shrunk * math.sqrt(mean * (1 - mean) / number + (z / (2 * number)) ** 2)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def within_seed_correlation(seeds: Sequence[Sequence[float]]) -> float | None:
+    """The correlation of values within a seed: ICC(1) by analysis of variance.
+
+    None with fewer than two seeds of two runs, or if no value differs from another. An estimate
+    below 0 means that seeds differ no more than chance would have it.
+    """
+    groups = [each for each in seeds if len(each) > 1]
+    if len(groups) < 2:
+        return None
+    number = sum(map(len, groups))
+    mean = math.fsum(value for each in groups for value in each) / number
+    means = [math.fsum(each) / len(each) for each in groups]
+    between = sum(len(g) * (m - mean) ** 2 for g, m in zip(groups, means, strict=True))
+    within = sum((v - m) ** 2 for g, m in zip(groups, means, strict=True) for v in g)
+    if between + within == 0:
+        return None
+    size = (number - sum(len(g) ** 2 for g in groups) / number) / (len(groups) - 1)
+    between, within = between / (len(groups) - 1), within / (number - len(groups))
+    return (between - within) / (between + (size - 1) * within)
 
 
 @cache
@@ -83,43 +119,6 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
-
-
-def smallest_fisher_p(num_seeds: int) -> float:
-    """The p of all seeds against none, before Holm's correction."""
-    return fisher(
-        Proportion(events=0, total=num_seeds), Proportion(events=num_seeds, total=num_seeds)
-    )
-
-
-@cache
-def smallest_share(
-    baseline: Proportion, *, num_seeds: int, others: tuple[float, ...] = ()
-) -> float | None:
-    """The smallest decrease in the share of seeds that is significant after Holm's correction.
-
-    Holm's correction is step-down: an arm pays only for the arms whose p is not smaller than its
-    own. So the answer depends on the results of the other arms. Multiplying by the number of arms
-    (Bonferroni) would understate the power whenever another arm is significant.
-
-    Args:
-        baseline: the share observed in the baseline.
-        num_seeds: the number of seeds of the arm.
-        others: p values of the other arms of the family, before Holm's correction.
-
-    Returns:
-        A magnitude above 0, or None if even an arm without any event would not be significant.
-    """
-    if num_seeds == 0 or baseline.total == 0:
-        return None
-    share = baseline.events / baseline.total
-    for events in range(num_seeds, -1, -1):
-        fall = share - events / num_seeds
-        p_value = fisher(Proportion(events=events, total=num_seeds), baseline)
-        family = dict(enumerate((p_value, *others)))
-        if fall > 0 and holm(family)[0] <= ALPHA:
-            return fall
-    return None
 
 
 @cache

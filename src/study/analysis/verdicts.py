@@ -48,13 +48,13 @@ class Standing:
         return f"{INCONCLUSIVE}: {what} failed by step {window.start}, before the arm could act"
 
     def _censored(self) -> str:
-        baseline = self.paired.baseline_at_risk
-        ends = [run.max_steps for runs in baseline.values() for run in runs]
-        rest = Window(start=self.window.end, end=max(ends, default=0)).proportion(baseline)
+        untreated = self.paired.untreated_at_risk
+        ends = [run.max_steps for runs in untreated.values() for run in runs]
+        rest = Window(start=self.window.end, end=max(ends, default=0)).proportion(untreated)
         return (
             f"{INCONCLUSIVE}: censored, because training ends at step {self.window.end};"
             " zero failures only reflect fewer steps, not an effect of the remedy"
-            f" ({fraction(rest)} seeds of the baseline fail after that step)"
+            f" ({fraction(rest)} untreated runs fail after that step)"
         )
 
     def framed(self, clause: str, tested: Tested) -> str:
@@ -73,21 +73,22 @@ def fraction(share: Proportion) -> str:
     return f"{share.events} of {share.total}"
 
 
-def of_shares(standing: Standing, arm: Proportion, baseline: Proportion, tested: Tested) -> str:
-    """The verdict on the primary endpoint."""
-    counts = f"{fraction(arm)}, baseline {fraction(baseline)}, p = {p_value(tested.p_value)}"
+def of_shares(standing: Standing, arm: Proportion, untreated: Proportion, tested: Tested) -> str:
+    """The verdict on the share of failing runs."""
+    counts = f"{fraction(arm)}, untreated {fraction(untreated)}, p = {p_value(tested.p_value)}"
     if tested.detected:
-        fewer = arm.events < baseline.events
-        return standing.framed(f"{'fewer' if fewer else 'more'} seeds fail: {counts}", tested)
-    if tested.smallest_p > ALPHA:
-        reach = f"with so few seeds p cannot be below {p_value(tested.smallest_p)}"
-    elif baseline.events == 0:
-        reach = "no seed of the baseline fails, so nothing could be prevented"
+        # In shares, because both sides need not have as many runs.
+        fewer = arm.events * untreated.total < untreated.events * arm.total
+        return standing.framed(f"{'fewer' if fewer else 'more'} runs fail: {counts}", tested)
+    if untreated.events == 0:
+        reach = "no untreated run fails, so nothing could be prevented"
     elif tested.smallest_effect is None:
-        reach = f"with {fraction(baseline)} failing in the baseline no decrease is significant"
+        reach = "not even a remedy that prevents all failures would mostly be detected"
     else:
-        seeds = round(tested.smallest_effect * arm.total)
-        reach = f"only a decrease by {seeds} of {arm.total} seeds or more would be significant"
+        prevented = f"{100 * tested.smallest_effect:.0f} %"
+        reach = f"detectable with 80 % power: a remedy that prevents {prevented} of the failures"
+    if tested.seeds_for_half and (tested.smallest_effect or 1.0) > 0.5:
+        reach += f"; to detect one that prevents half, run {tested.seeds_for_half} seeds"
     return standing.framed(f"{INCONCLUSIVE}: {counts}; {reach}", tested)
 
 
@@ -104,7 +105,7 @@ def of_means(standing: Standing, endpoint: str, difference: Estimate, tested: Te
         last = f"step {standing.censored_at}, its last"
         return f"{INCONCLUSIVE}: up to {last}, the arm is identical to its baseline"
     if tested.smallest_p > ALPHA:
-        reach = f"; with so few seeds p cannot be below {p_value(tested.smallest_p)}"
+        reach = f"; with these runs p cannot be below {p_value(tested.smallest_p)}"
     elif tested.smallest_effect is None:
         reach = ""
     else:

@@ -106,7 +106,7 @@ def _failed_before(arms: Sequence[ArmResult]) -> Iterator[str]:
     groups: dict[tuple[str | None, int, int, int], list[str]] = {}
     for arm in arms:
         if arm.num_failed_before:
-            seeds = arm.num_failed_before + arm.nonfinite.total
+            seeds = arm.num_failed_before + arm.num_at_risk
             key = arm.baseline, arm.num_failed_before, seeds, arm.acts_from
             groups.setdefault(key, []).append(arm.label)
     for (_, failed, seeds, step), labels in groups.items():

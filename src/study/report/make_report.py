@@ -10,6 +10,7 @@ from src.cli.field_checks import given_path
 from src.common import terminal
 from src.common.errors import InputError
 from src.study.analysis.analyse import analyse
+from src.study.analysis.compare_arms import FAMILIES
 from src.study.analysis.frames import headline
 from src.study.read.collect import Study, collect
 from src.study.read.from_csv import write_frame
@@ -38,7 +39,10 @@ def report_command(given: Mapping[str, Any]) -> int:
     """
     name, runs = _text("study", given["study"]), given_path(given, "paths.runs")
     out = None if given["out"] is None else given_path(given, "out")
-    write_report(collect(runs, name), out)
+    family = given["family"]
+    if family not in FAMILIES:
+        raise InputError(f"family={family}: must be one of {', '.join(FAMILIES)}")
+    write_report(collect(runs, name), out, family=family)
     return 0
 
 
@@ -50,12 +54,15 @@ def _text(field: str, value: Any) -> str:
     raise InputError(f"{field}={shown}: must be text")
 
 
-def write_report(study: Study | Path, out: Path | None = None, *, show: bool = True) -> ReportFiles:
+def write_report(
+    study: Study | Path, out: Path | None = None, *, family: str = "study", show: bool = True
+) -> ReportFiles:
     """Writes report.html, report.md, report.csv (one line per run), arms.csv and figures/.
 
     Args:
         study: the study, or the folder with its runs.
         out: the report's folder; if None, report/ in the study's folder.
+        family: the arms over which p is adjusted, of FAMILIES.
         show: whether to print the answer, the short table and the paths.
 
     Raises:
@@ -64,11 +71,12 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
     if isinstance(study, Path):
         study = collect(study.parent, study.name)
     folder = study.folder / "report" if out is None else out
-    analysis = analyse(study)
+    analysis = analyse(study, family=family)
     report = page.build_report(Findings(study=study, analysis=analysis, folder=folder))
     repeat = shlex.join(
         [
             *("python", "-m", "src.report", f"study={study.name}"),
+            *([] if family == "study" else [f"family={family}"]),
             *([] if study.folder.parent == Path("runs") else [f"paths.runs={study.folder.parent}"]),
         ]
     )

@@ -21,7 +21,7 @@ from src.study.report.table import (
 SHORT = (
     "arm",
     "outcomes",
-    "non-finite seeds",
+    "non-finite runs",
     "non-finite batches",
     "first one",
     "val/loss",
@@ -45,9 +45,9 @@ ARM_COLUMNS = (
         may_wrap=True,
     ),
     Column(
-        name="non-finite seeds",
-        note="seeds with a non-finite batch after the arm begins to act; below it, the baseline's"
-        " on the same seeds from the same step on",
+        name="non-finite runs",
+        note="runs with a non-finite batch after the arm begins to act; below it, the untreated"
+        " ones (of baseline and A/A control) of the same seeds from the same step on",
     ),
     Column(name="non-finite batches", note="per run after that step: mean and 95 % interval"),
     Column(name="first one", note="the first non-finite step of every seed that has one"),
@@ -108,14 +108,14 @@ def _outcomes(row: Row) -> Cell:
 
 def _nonfinite(row: Row) -> Cell:
     def share(prefix: str) -> str:
-        events, total = row[f"{prefix}_seeds"], row[f"{prefix}_total"]
+        events, total = row[f"{prefix}_runs"], row[f"{prefix}_total"]
         return "" if events is None or total is None else f"{events:.0f} of {total:.0f}"
 
-    baseline, before = share("baseline_nonfinite"), row["num_failed_before"]
+    untreated, before = share("untreated_nonfinite"), row["num_failed_before"]
     return cell(
         share("nonfinite") or number_format.NONE,
-        f"baseline {baseline}" if baseline else "",
-        f"{before:.0f} failed before" if before else "",
+        f"untreated {untreated}" if untreated else "",
+        f"{before:.0f} seed{'s' if before > 1 else ''} failed before" if before else "",
     )
 
 

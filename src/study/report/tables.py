@@ -23,20 +23,23 @@ from src.study.report.table import (
 COMPARISON_COLUMNS = (
     Column(name="arm", is_text=True),
     Column(name="endpoint", note="measured after the arm begins to act", is_text=True),
-    Column(name="seeds", note="seeds that are paired with the baseline"),
-    Column(name="difference", note="arm minus baseline: mean and 95 % interval"),
+    Column(name="seeds", note="seeds that both arm and baseline have"),
+    Column(
+        name="difference",
+        note="arm minus untreated runs (of baseline and A/A control): mean and 95 % interval",
+    ),
     Column(
         name="A/A control",
         note="smallest and largest difference of single seeds of the A/A control (for the share:"
         " over all seeds)",
     ),
     Column(name="p", note="adjusted over all arms of the study"),
-    Column(name="smallest p", note="the smallest p that this number of seeds can reach"),
+    Column(name="smallest p", note="the smallest p that these runs could have given"),
     Column(
         name="detectable effect",
-        note="for the share, the smallest decrease that would be significant; otherwise the minimum"
-        " detectable effect of this arm alone, with 80 % power; none if no difference could be"
-        " significant or the seeds do not vary",
+        note="detected with 80 % power: for the share, the part of the failures that a remedy must"
+        " prevent; otherwise the mean difference of this arm alone; none if no effect would be"
+        " detected or the seeds do not vary",
     ),
     Column(name="verdict", is_text=True, may_wrap=True),
 )

@@ -1,0 +1,99 @@
+"""What a design can see: the power of the test of failing runs, by simulating that test."""
+
+from functools import cache
+
+import numpy as np
+from scipy import stats
+
+NUM_STUDIES = 1_000
+"""Studies that are simulated for one power."""
+
+POWER = 0.8
+
+STEPS = 20
+"""Prevented shares are searched in steps of 1 / STEPS."""
+
+SEEDS = (3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
+
+
+@cache
+def power(
+    *,
+    share: float,
+    prevented: float,
+    num_seeds: int,
+    num_arm: int,
+    num_untreated: int,
+    bound: float,
+) -> float:
+    """The share of simulated studies in which the arm's unadjusted p is at most `bound`.
+
+    Args:
+        share: the share of untreated runs that fail.
+        prevented: the share of these failures that the remedy prevents, from 0 to 1.
+        num_seeds: seeds of the study.
+        num_arm: the arm's runs per seed.
+        num_untreated: untreated runs per seed: the baseline's and the A/A control's.
+        bound: what Holm's correction leaves to the arm.
+    """
+    if num_seeds < 2:
+        return 0.0
+    random = np.random.default_rng(0)
+    size = (NUM_STUDIES, num_seeds)
+    events = random.binomial(num_arm, share * (1 - prevented), size)
+    both = events + random.binomial(num_untreated, share, size)
+    # By number of failing runs in a seed: how many of them the arm has if labels are exchanged.
+    total = num_arm + num_untreated
+    counts = np.arange(num_seeds * num_arm + 1)
+    known = [stats.hypergeom(total, k, num_arm).pmf(counts) for k in range(total + 1)]
+    # A sum over seeds is a convolution, which is a product of Fourier transforms.
+    transformed = np.fft.rfft(np.array(known), axis=1)
+    product = np.prod(transformed[both], axis=1)
+    chances = np.fft.irfft(product, n=len(counts), axis=1).clip(0)
+    expected = both.sum(axis=1, keepdims=True) * num_arm / total
+    distance = np.abs(counts[None, :] - expected)
+    observed = np.abs(events.sum(axis=1, keepdims=True) - expected)
+    p_values = np.where(distance >= observed - 1e-9, chances, 0.0).sum(axis=1)
+    return float(np.mean(p_values <= bound + 1e-12))
+
+
+@cache
+def detectable_prevention(
+    *, share: float, num_seeds: int, num_arm: int, num_untreated: int, bound: float
+) -> float | None:
+    """The smallest share of failures that is detected with 80 % power if a remedy prevents it.
+
+    None if not even a remedy that prevents all failures would be.
+    """
+    low, high = 0, STEPS + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = power(
+            share=share,
+            prevented=middle / STEPS,
+            num_seeds=num_seeds,
+            num_arm=num_arm,
+            num_untreated=num_untreated,
+            bound=bound,
+        )
+        low, high = (low, middle) if found >= POWER else (middle, high)
+    return high / STEPS if high <= STEPS else None
+
+
+@cache
+def seeds_needed(
+    *, share: float, prevented: float, num_arm: int, num_untreated: int, bound: float
+) -> int | None:
+    """The number of seeds with which a remedy is detected with 80 % power; None above 100."""
+    for num_seeds in SEEDS:
+        found = power(
+            share=share,
+            prevented=prevented,
+            num_seeds=num_seeds,
+            num_arm=num_arm,
+            num_untreated=num_untreated,
+            bound=bound,
+        )
+        if found >= POWER:
+            return num_seeds
+    return None
