@@ -1,4 +1,4 @@
-"""What the README tells a reader to write is complete."""
+"""What the documentation tells a reader to write is complete."""
 
 import re
 import shutil
@@ -12,13 +12,12 @@ from tests.runs import ROOT
 
 
 @pytest.mark.slow
-def test_the_remedy_of_the_readme_works_as_written(tmp_path):
+def test_the_remedy_of_the_documentation_works_as_written(tmp_path):
     for folder in ("src", "conf"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index("## A remedy of your own") :]
+    section = (ROOT / "docs" / "your_own_remedy.md").read_text()
     (code,) = re.findall(r"`(src/\S+\.py)`:\n\n```python\n(.*?)```", section, re.DOTALL)
     (options,) = re.findall(r"`(conf/\S+\.yaml)`:\n\n```yaml\n(.*?)```", section, re.DOTALL)
     for name, content in (code, options):
