@@ -269,8 +269,8 @@ def _sweep() -> str:
     return (
         "## Sweeps: `--multirun`\n\nThese fields belong to a sweep as a whole, so they are not part"
         " of any run's hash or name. [Sweeps](sweeps.md) explains them. Experiments are listed in"
-        f" the [laboratory book](laboratory_book.md#experiments). {launchers} chooses where runs are"
-        " started; the fields of `slurm` are in [cluster](cluster.md).\n\n"
+        f" the [laboratory book](laboratory_book.md#experiments). {launchers} chooses where runs"
+        " are started; the fields of `slurm` are in [cluster](cluster.md).\n\n"
         + _table(("field", "default", "values", "meaning"), rows)
     )
 
