@@ -1,6 +1,7 @@
 """The page docs/configuration.md, as text."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ This page lists every field of every command. Type a field as `field=value`, in 
 An unknown field or a wrong value ends the command with exit code 2 and one line, which names the
 field, the value and what is allowed.
 
+<contents>
+
 ## Where a value comes from
 
 1. `conf/base.yaml` and the file of each chosen option, such as `conf/model/proxy.yaml`, hold the
@@ -85,6 +88,10 @@ name; a field that differs says so in the table. [Branches](sweeps.md#branches) 
 state of another run: they inherit the values that were typed for it, and some fields must be the
 same.
 """
+
+OPTIONS = """\
+Each option is a file in `conf/`. Remedies, the options of `stability`, have a [section of their
+own](#remedies-stability)."""
 
 SECTIONS = {
     "recipe": "Training",
@@ -123,7 +130,8 @@ def configuration_page() -> str:
     words = [f"{group}={option}" for group, option in chosen.items()]
     defaults = "\n    ".join(" ".join(words[i : i + 4]) for i in range(0, len(words), 4))
     parts = [f"<!-- {NOTE} -->", "# Configuration", INTRO.format(defaults=defaults)]
-    parts += ["## Options", *(_options(group) for group in GROUPS if group != "stability")]
+    parts += [f"## Options\n\n{OPTIONS}"]
+    parts += [_options(group) for group in GROUPS if group != "stability"]
     for section, title in SECTIONS.items():
         parts += [_section(f"{title}: `{section}`", section, section_rows(section))]
     parts += [_model(), _sizes()]
@@ -136,7 +144,17 @@ def configuration_page() -> str:
     parts += [_remedies()]
     parts += ["## Fields of the whole run", _general()]
     parts += [_sweep(), *_commands()]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    text = "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    return text.replace("<contents>", _contents(text))
+
+
+def _contents(text: str) -> str:
+    """Links to the sections of the page."""
+    links = []
+    for title in re.findall(r"^## (.*)$", text, re.MULTILINE):
+        anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        links.append(f"- [{title.partition(':')[0]}](#{anchor})")
+    return "\n".join(links)
 
 
 def composed_choices() -> dict[str, str]:
