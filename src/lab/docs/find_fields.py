@@ -94,7 +94,7 @@ def remedy_fields() -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = {}
     parts = _parts(())
     for name in REMEDIES:
-        remedy = OmegaConf.to_object(composed(f"stability={name}").stability[name])
+        remedy: Any = OmegaConf.to_object(composed(f"stability={name}").stability[name])
         for field in remedy.config_overrides(parts):
             found.setdefault(field, []).append(name)
     return {field: tuple(names) for field, names in found.items()}

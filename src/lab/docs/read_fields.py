@@ -17,7 +17,6 @@ REQUIRED = "???"
 """The value in YAML of a field that must be typed."""
 
 
-@functools.cache
 def docstrings(config: type) -> dict[str, str]:
     """The docstring of each field of a dataclass, inherited ones too, on one line each."""
     found: dict[str, str] = {}
