@@ -16,11 +16,8 @@ PAGES = [*DOCS, ROOT / "README.md", ROOT / "src" / "nonfinite" / "README.md"]
 WIDTH = 90
 """Columns of a line of code that a page shows without a scroll bar."""
 
-TOO_WIDE = ("README.md", "src/nonfinite/README.md")
+TOO_WIDE = ("README.md",)
 """Pages whose code lines are not within WIDTH yet."""
-
-WITHOUT_FIELDS = ("docs/configuration.md",)
-"""The page in which all fields are read."""
 
 OPEN = ("with.", "model.kwargs", "model.sizes.", "hydra.launcher.")
 """Beginnings of fields that take any name."""
