@@ -21,7 +21,7 @@ CONVERT_ROPE_convert = 16
 CONVERT_ROPE_convert_smollm2 = 32
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock test test-all test-gpu test-slurm check smoke train ablate report reproduce book ui smollm2 convert \
+.PHONY: help setup lock test test-all test-gpu test-slurm check smoke train ablate report reproduce book docs ui smollm2 convert \
 	detector bench gpu-report clean
 
 help:  ## list the targets
@@ -81,6 +81,9 @@ reproduce: $(READY)  ## rerun the studies of experiments/ and compare (hours; re
 
 book: $(READY)  ## rewrite the pages of experiments/; STUDIES=stability collects its runs first
 	$(BIN)/python -m src.lab book $(if $(STUDIES),studies=[$(STUDIES)]) $(ARGS)
+
+docs: $(READY)  ## rewrite docs/configuration.md from the dataclasses and conf/
+	$(BIN)/python -m src.lab docs
 
 detector: $(READY)  ## measure how often warnings and diagnoses are right, on known failures (15 minutes); ARGS=only=public
 	$(BIN)/python -m src.lab detect $(ARGS)

@@ -20,7 +20,7 @@ python -m src.train --multirun field=a,b,c ...     train one run for each value
   recipe.max_steps=440  recipe.learning_rate=3e-3  recipe.precision=32-true|bf16-mixed  ...
 
 Sweeps: experiment=stability|precision|... n_jobs=2 timeout=SECONDS plan=true share_prefix=false
-        hydra/launcher=slurm hydra.launcher.partition=...   (src/sweep/CLUSTER.md)
+        hydra/launcher=slurm hydra.launcher.partition=...   (docs/cluster.md)
 One run on several devices: trainer=ddp trainer.devices=8
 Branches: fork=RUN_FOLDER@STEP starts from a state that the run saved with save_at=[STEP,...]
 

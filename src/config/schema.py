@@ -91,9 +91,10 @@ class TrackingConfig:
     """Server or database, without user and password; null: MLFLOW_TRACKING_URI if set, otherwise
     mlflow.db in the current folder."""
     parent_run_id: str | None
-    """The MLflow run of the sweep that this run belongs to; null: none."""
+    """The MLflow run of the sweep that this run belongs to; set by the sweep; null: none."""
     sweep_id: str | None
-    """The sweep that this run belongs to; set even if the sweep has no MLflow run; null: none."""
+    """The sweep that this run belongs to; set by the sweep, even if that has no MLflow run; null:
+    none."""
 
     def __post_init__(self) -> None:
         if self.uri is not None:

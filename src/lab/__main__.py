@@ -1,4 +1,4 @@
-"""`python -m src.lab detect | bench | book | reproduce`: what measures the project itself."""
+"""`python -m src.lab detect | bench | book | reproduce | docs`: the project itself, examined."""
 
 import importlib
 import sys
@@ -58,13 +58,21 @@ differ, as on another machine, by statistics. Ctrl-C stops it; the same command 
   paths.runs=FOLDER                where the runs go; runs unless given
 """
 
+DOCS = """
+python -m src.lab docs [out=FILE]
+
+Writes docs/configuration.md, the reference of all fields, from the dataclasses under src/ and the
+files in conf/. Needed after a change in one of these; a test says so.
+"""
+
 USAGE = """
-python -m src.lab detect | bench | book | reproduce [field=value ...]
+python -m src.lab detect | bench | book | reproduce | docs [field=value ...]
 
   detect      how often early warnings and named causes are right, on known failures
   bench       how fast a training step is, beside the floor and beside transformers
   book        the pages of experiments/, made from results
   reproduce   the studies of experiments/, run again and compared
+  docs        docs/configuration.md, made from the configuration
 
 python -m src.lab <command> --help says more.
 """
@@ -74,6 +82,7 @@ COMMANDS = {
     "bench": ("src.lab.benchmark.run_benchmark", "bench", BENCH),
     "book": ("src.lab.book.run_studies", "write_book", BOOK),
     "reproduce": ("src.lab.book.run_studies", "reproduce", REPRODUCE),
+    "docs": ("src.lab.docs.write_docs", "write_docs", DOCS),
 }
 """Module, function and help of each; its fields are in conf/<command>.yaml."""
 

@@ -1,6 +1,5 @@
-"""What the README tells a reader to write is complete."""
+"""What the documentation tells a reader to write is complete."""
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -13,13 +12,12 @@ from tests.runs import ROOT
 
 
 @pytest.mark.slow
-def test_the_remedy_of_the_readme_works_as_written(tmp_path):
+def test_the_remedy_of_the_documentation_works_as_written(tmp_path):
     for folder in ("src", "conf"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index("## A remedy of your own") :]
+    section = (ROOT / "docs" / "your_own_remedy.md").read_text()
     (code,) = re.findall(r"`(src/\S+\.py)`:\n\n```python\n(.*?)```", section, re.DOTALL)
     (options,) = re.findall(r"`(conf/\S+\.yaml)`:\n\n```yaml\n(.*?)```", section, re.DOTALL)
     for name, content in (code, options):
@@ -42,11 +40,3 @@ def test_the_remedy_of_the_readme_works_as_written(tmp_path):
     wrong = train("stability=centre", "stability.centre.start_frac=2")
     assert wrong.returncode == 2
     assert "start_frac=2" in wrong.stderr
-
-
-def test_the_picture_of_the_terminal_is_what_the_example_prints():
-    folder = ROOT / "docs" / "images"
-    spec = importlib.util.spec_from_file_location("drawing", folder / "draw_terminal.py")
-    drawing = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(drawing)
-    assert (folder / "terminal.svg").read_text(encoding="utf-8") == drawing.draw()
