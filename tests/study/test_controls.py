@@ -22,7 +22,11 @@ def test_repeats_of_the_aa_control_widen_its_range():
     null = Arm(
         nonfinite=[steps for each in FAILS for steps in (each, [])], acts_from=START, repeats=2
     )
-    arms = {"none": Arm(nonfinite=FAILS), "shaken": null, "fp32": Arm(nonfinite=FAILS)}
+    arms = {
+        "none": Arm(nonfinite=FAILS),
+        "shaken": null,
+        "fp32": Arm(nonfinite=FAILS, acts_from=START),
+    }
 
     found = arm(analyse(synthetic.in_memory(arms)), "fp32")
 
@@ -30,7 +34,7 @@ def test_repeats_of_the_aa_control_widen_its_range():
 
 
 def test_the_range_of_the_aa_control_is_that_of_single_runs_inside_the_arms_own_window():
-    null = Arm(spikes=[[100, 200], [100, 200, 300, 400, 420]], acts_from=START, repeats=2)
+    null = Arm(spikes=[[100, 200], [100, 200, 300, 400, 420]], repeats=2)
     arms = {"none": Arm(), "shaken": null, "zclip": Arm(), "warmdown": Arm(acts_from=START)}
 
     analysis = analyse(synthetic.in_memory(arms))
@@ -42,7 +46,7 @@ def test_the_range_of_the_aa_control_is_that_of_single_runs_inside_the_arms_own_
 def test_the_aa_control_counts_the_seeds_at_risk_in_the_arms_own_window():
     arms = {
         "none": Arm(nonfinite=[[100], [], [], [], [], []]),
-        "shaken": Arm(nonfinite=[[100, 300, 301], [], [], [], [], []], acts_from=START),
+        "shaken": Arm(nonfinite=[[100, 300, 301], [], [], [], [], []]),
         "zclip": Arm(),
         "warmdown": Arm(acts_from=START),
     }
@@ -56,7 +60,7 @@ def test_the_aa_control_counts_the_seeds_at_risk_in_the_arms_own_window():
 def test_an_aa_control_of_another_baseline_is_not_used():
     arms = {
         "none": Arm(),
-        "shaken": Arm(acts_from=START),
+        "shaken": Arm(),
         "clip03": Arm(),
         "sound": Arm(ffn="moe", stability=[], baseline=None),
         "sound_shaken": Arm(ffn="moe", stability=["shaken"], baseline="sound"),
@@ -67,7 +71,7 @@ def test_an_aa_control_of_another_baseline_is_not_used():
     assert arm(analysis, "moe_writeup_add+clip03").aa_control == "moe_writeup_add+shaken"
 
 
-def test_the_aa_control_that_starts_nearest_is_taken():
+def test_the_aa_control_that_begins_with_the_arm_is_taken():
     arms = REMEDIES | {"shaken_full": Arm(nonfinite=SHAKEN)}
 
     analysis = analyse(synthetic.in_memory(arms))
@@ -78,7 +82,8 @@ def test_the_aa_control_that_starts_nearest_is_taken():
 
 
 def test_an_aa_control_is_never_a_finding_and_costs_the_others_nothing():
-    clean = {"none": Arm(num_failing=6), "shaken": Arm(), "shaken_full": Arm(), "router_eps": Arm()}
+    late = Arm(acts_from=START)
+    clean = {"none": Arm(num_failing=6), "shaken": late, "shaken_full": late, "router_eps": Arm()}
 
     analysis = analyse(synthetic.in_memory(clean))
 
@@ -99,8 +104,8 @@ def test_if_the_positive_control_is_not_detected_no_remedy_can_be_ranked():
 
     assert not analysis.can_rank
     assert analysis.answer[0] == (
-        "This study cannot rank remedies: it does not detect the effect of its positive control"
-        " router_eps (5 of 6 seeds fail, baseline 6 of 6, p = 1.000)."
+        "Too few failures to rank remedies: even router_eps (5 of 6 fail, untreated 11 of 12), the"
+        " positive control, cannot be distinguished from chance."
     )
 
 
@@ -130,7 +135,7 @@ def test_a_positive_control_that_adds_failures_is_not_detected():
 
     assert arm(analysis, "router_eps").comparisons["nonfinite"].detected
     assert not analysis.can_rank
-    assert "more seeds fail with router_eps (6 of 6, baseline 0 of 6)" in analysis.answer[2]
+    assert "more runs fail with router_eps (6 of 6 fail, untreated 0 of 6)" in analysis.answer[2]
 
 
 def test_a_study_without_a_positive_control_says_so_and_ranks():
@@ -154,4 +159,4 @@ def test_of_two_baselines_the_one_without_a_detected_positive_control_is_named()
     analysis = analyse(synthetic.in_memory(arms))
 
     assert not analysis.can_rank
-    assert analysis.answer[0].startswith("This study cannot rank remedies against moe+none: ")
+    assert analysis.answer[0].startswith("Too few failures to rank remedies against moe+none: ")

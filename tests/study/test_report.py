@@ -56,7 +56,7 @@ def test_every_arm_is_in_the_first_table_with_its_outcomes(full):
     assert list(rows) == list(ARMS)
     assert rows["none"][2] == "6\N{NO-BREAK SPACE}intermittent"
     assert rows["router_eps"][0] == "router_eps|positive control"
-    assert rows["router_eps"][3] == "0 of 6|baseline 6 of 6"
+    assert rows["router_eps"][3] == "0 of 6|untreated 6 of 6"
     assert rows["shaken"][0] == "shaken|A/A control|acts after step 240"
     assert "trains only to step 280" in rows["early_stop"][0]
 
@@ -78,7 +78,7 @@ def test_every_difference_has_the_range_of_the_aa_control(full):
     rows = [*page.table("Failures and loss"), *page.table("Other endpoints")]
     # Every arm but the baseline, on each of five endpoints.
     assert len(rows) == 5 * (len(ARMS) - 1)
-    endpoints = {"non-finite seeds, share": "nonfinite", "val/loss": "loss", "spikes": "spikes"}
+    endpoints = {"non-finite runs, share": "nonfinite", "val/loss": "loss", "spikes": "spikes"}
     checked = 0
     for row in rows:
         found = arms[row[0].split("|")[0]].comparisons.get(endpoints.get(row[1], ""))
@@ -209,7 +209,7 @@ def test_the_headline_holds_finite_figures_under_names_that_mlflow_takes(tmp_pat
     study = synthetic.study(tmp_path, arms)
     figures = headline(analyse(study))
     assert all(re.fullmatch(r"[A-Za-z0-9_./ -]+", name) for name in figures)
-    assert figures["report/none/nonfinite_seeds"] == 4
+    assert figures["report/none/nonfinite_runs"] == 4
     assert figures["report/none/nonfinite_batches"] == pytest.approx(4 * 20 / 6)
     (key,) = (key for key in figures if "rate" in key and key.endswith("/val_loss"))
     assert figures[key] == pytest.approx(2.1067, abs=1e-4)

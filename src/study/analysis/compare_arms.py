@@ -16,7 +16,7 @@ FAMILIES = ("study", "baseline")
 Family = Mapping[str, Arm]
 
 
-def comparisons(arms: Sequence[Arm], *, family: str) -> dict[str, dict[str, Comparison]]:
+def comparisons(arms: Sequence[Arm], *, family: str = "study") -> dict[str, dict[str, Comparison]]:
     """Comparisons of all arms that have a baseline, by variant and endpoint.
 
     P values are adjusted over the arms of a family, separately for each endpoint. A/A controls are

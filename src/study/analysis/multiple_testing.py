@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from statistics import median_low
 
 from src.study.analysis import power
-from src.study.analysis.permutation import Pair, permute
+from src.study.analysis.permutation import Pair, Permuted, permute
 from src.study.analysis.results import Proportion
-from src.study.analysis.stats import ALPHA, holm, smallest_mean_effect
+from src.study.analysis.stats import ALPHA, fisher, holm, smallest_mean_effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def shares(
         untreated: by arm, the untreated runs that failed.
     """
     tested = {}
-    for name, found in adjusted(arms).items():
+    for name, found in adjusted({n: _of_failures(pairs) for n, pairs in arms.items()}).items():
         pairs, control = arms[name].values(), untreated[name]
         share = control.events / control.total if control.total else 0.0
         design = {
@@ -64,7 +64,7 @@ def means(arms: Mapping[str, Mapping[int, Pair]]) -> dict[str, Tested]:
         arms: values by arm and seed.
     """
     tested = {}
-    for name, found in adjusted(arms).items():
+    for name, found in adjusted({n: permute(pairs) for n, pairs in arms.items()}).items():
         differences = [pair.difference for pair in arms[name].values()]
         # If no p can be small enough, no effect is detectable.
         effect = smallest_mean_effect(differences) if found.smallest_p <= ALPHA else None
@@ -72,13 +72,35 @@ def means(arms: Mapping[str, Mapping[int, Pair]]) -> dict[str, Tested]:
     return tested
 
 
-def adjusted(arms: Mapping[str, Mapping[int, Pair]]) -> dict[str, Tested]:
-    """The permutation test of every arm, with Holm's correction over the family.
+def _of_failures(pairs: Mapping[int, Pair]) -> Permuted:
+    """The permutation test of failures, or Fisher's without an A/A control.
+
+    With a single untreated run per seed an exchange within seeds has hardly any power (it is
+    McNemar's test). Then runs are exchanged across seeds, which is Fisher's test. It is
+    conservative if runs of one seed fail alike, because each seed has runs on both sides.
+    """
+    if len(pairs) < 2 or median_low([len(pair.baseline) for pair in pairs.values()]) > 1:
+        return permute(pairs)
+    arm, untreated = (
+        Proportion(events=round(sum(runs)), total=len(runs))
+        for runs in (
+            [value for pair in pairs.values() for value in pair.arm],
+            [value for pair in pairs.values() for value in pair.baseline],
+        )
+    )
+    best = fisher(
+        Proportion(events=0, total=arm.total),
+        Proportion(events=untreated.total, total=untreated.total),
+    )
+    return Permuted(p_value=fisher(arm, untreated), smallest_p=best)
+
+
+def adjusted(raw: Mapping[str, Permuted]) -> dict[str, Tested]:
+    """Holm's correction over a family.
 
     An arm with too few runs to be significant whatever they show costs the others no power: they
     are a family without it (Tarone 1990). Its own p is adjusted over all arms.
     """
-    raw = {name: permute(pairs) for name, pairs in arms.items()}
     able = [name for name, found in raw.items() if found.smallest_p <= ALPHA]
     tested = {}
     for name, found in raw.items():

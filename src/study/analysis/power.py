@@ -42,14 +42,18 @@ def power(
     size = (NUM_STUDIES, num_seeds)
     events = random.binomial(num_arm, share * (1 - prevented), size)
     both = events + random.binomial(num_untreated, share, size)
-    # By number of failing runs in a seed: how many of them the arm has if labels are exchanged.
     total = num_arm + num_untreated
     counts = np.arange(num_seeds * num_arm + 1)
-    known = [stats.hypergeom(total, k, num_arm).pmf(counts) for k in range(total + 1)]
-    # A sum over seeds is a convolution, which is a product of Fourier transforms.
-    transformed = np.fft.rfft(np.array(known), axis=1)
-    product = np.prod(transformed[both], axis=1)
-    chances = np.fft.irfft(product, n=len(counts), axis=1).clip(0)
+    if num_untreated > 1:
+        # By number of failing runs in a seed: how many of them the arm has if labels are exchanged.
+        known = [stats.hypergeom(total, k, num_arm).pmf(counts) for k in range(total + 1)]
+        # A sum over seeds is a convolution, which is a product of Fourier transforms.
+        transformed = np.fft.rfft(np.array(known), axis=1)
+        chances = np.fft.irfft(np.prod(transformed[both], axis=1), n=len(counts), axis=1).clip(0)
+    else:
+        # Without an A/A control labels are exchanged across seeds.
+        every = stats.hypergeom(num_seeds * total, both.sum(axis=1), num_seeds * num_arm)
+        chances = every.pmf(counts[:, None]).T
     expected = both.sum(axis=1, keepdims=True) * num_arm / total
     distance = np.abs(counts[None, :] - expected)
     observed = np.abs(events.sum(axis=1, keepdims=True) - expected)

@@ -10,6 +10,8 @@ from src.study.analysis.stats import ALPHA
 
 INCONCLUSIVE = "inconclusive"
 
+TOO_FEW = "with so few runs no difference can be significant: add seeds, or stability=shaken"
+
 WORDS = {
     "nonfinite_batches": ("fewer non-finite batches", "more non-finite batches", 1),
     "first_nonfinite": ("an earlier first non-finite batch", "a later first non-finite batch", 0),
@@ -80,7 +82,9 @@ def of_shares(standing: Standing, arm: Proportion, untreated: Proportion, tested
         # In shares, because both sides need not have as many runs.
         fewer = arm.events * untreated.total < untreated.events * arm.total
         return standing.framed(f"{'fewer' if fewer else 'more'} runs fail: {counts}", tested)
-    if untreated.events == 0:
+    if tested.smallest_p > tested.bound:
+        reach = TOO_FEW
+    elif untreated.events == 0:
         reach = "no untreated run fails, so nothing could be prevented"
     elif tested.smallest_effect is None:
         reach = "not even a remedy that prevents all failures would mostly be detected"
@@ -104,8 +108,8 @@ def of_means(standing: Standing, endpoint: str, difference: Estimate, tested: Te
     if standing.window.is_empty and standing.censored_at is not None:
         last = f"step {standing.censored_at}, its last"
         return f"{INCONCLUSIVE}: up to {last}, the arm is identical to its baseline"
-    if tested.smallest_p > ALPHA:
-        reach = f"; with these runs p cannot be below {p_value(tested.smallest_p)}"
+    if tested.smallest_p > tested.bound:
+        reach = f"; {TOO_FEW}"
     elif tested.smallest_effect is None:
         reach = ""
     else:
