@@ -31,8 +31,7 @@ runs/; `make ui` shows them.
 
 def main(argv: list[str] | None = None) -> int:
     with interrupt.quiet_interrupt():
-        # Imported here, because this takes seconds in which Ctrl-C must already work.
-        from src.sweep.runner import train
+        from src.sweep.start import train
 
         return train(argv, usage=USAGE)
 

@@ -15,15 +15,26 @@ INTERRUPTED = 130
 
 @contextlib.contextmanager
 def quiet_interrupt() -> Iterator[None]:
-    """Inside this context Ctrl-C prints one line and exits with code 130."""
-    # During imports a handler that exits replaces KeyboardInterrupt, which some imported modules
-    # would turn into an ImportError. A Ctrl-C that the parent ignores stays ignored.
+    """Inside this context Ctrl-C prints one line and exits with code 130.
+
+    What is imported here is imported as in `importing`, until `imports_are_done` is called.
+    """
+    try:
+        with importing():
+            yield
+    except KeyboardInterrupt:
+        _end()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Inside this context Ctrl-C exits at once, because nothing is open that has to be closed."""
+    # A handler that exits replaces KeyboardInterrupt, which some imported modules would turn into
+    # an ImportError. A Ctrl-C that the parent ignores stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     try:
         yield
-    except KeyboardInterrupt:
-        _end()
     finally:
         imports_are_done()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from src.common.errors import InputError
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from src.model.size import measure
 from src.sweep.cost import COMPILE_SECONDS
 from src.sweep.plan import make_plan
