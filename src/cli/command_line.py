@@ -151,6 +151,10 @@ def _main(
             if argument.startswith("-"):
                 raise unknown_flag(config_name, argument, following)
         arguments = [quote_free_text(argument) for argument in join_braces(typed)]
+        if flags.completion is not None:
+            from src.cli.completion import complete
+
+            return complete(flags.completion, config_name)
         if flags.info:
             from src.cli.inspect_config import show_info
 

@@ -46,7 +46,7 @@ class Cell:
 
     def key(self, step: int) -> str:
         """The key that the state saved after a step must have."""
-        return start_fork.statekey_of(self.config.config_hash(), self.observe, step)
+        return start_fork.state_key(self.config.config_hash(), self.observe, step)
 
     @property
     def first_step(self) -> int:

@@ -11,7 +11,17 @@ import pytest
 
 from tests.runs import ROOT
 
-COMMANDS = ("train", "describe", "generate", "report", "replay", "diagnose", "convert", "sync", "ui")
+COMMANDS = (
+    "train",
+    "describe",
+    "generate",
+    "report",
+    "replay",
+    "diagnose",
+    "convert",
+    "sync",
+    "ui",
+)
 NUMERIC = ("torch", "numpy", "pandas", "lightning", "transformers", "mlflow")
 TRAINERS = ("lightning", "pytorch_lightning", "transformers")
 
