@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from src.common.errors import InputError
 
@@ -61,19 +62,18 @@ def read_flags(words: Sequence[str]) -> Flags:
     # Help is given whatever else is typed.
     if any(SWITCHES.get(word) == "help" for word in words):
         return Flags(help=True)
-    switches: dict[str, bool] = {}
-    values: dict[str, str] = {}
+    found: dict[str, Any] = {}
     others: list[str] = []
     remaining = iter(words)
     for word in remaining:
         flag, equals, value = word.partition("=")
         if word in SWITCHES:
-            switches[SWITCHES[word]] = True
+            found[SWITCHES[word]] = True
         elif flag in VALUED:
             text = value if equals else next(remaining, "")
             if not text or text.startswith("-"):
                 raise InputError(f"{flag}: has no value; type {EXAMPLES[VALUED[flag]]}")
-            values[VALUED[flag]] = text
+            found[VALUED[flag]] = text
         else:
             others.append(word)
-    return Flags(**switches, **values, arguments=tuple(others))
+    return Flags(**found, arguments=tuple(others))

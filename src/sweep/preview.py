@@ -102,6 +102,12 @@ def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
     groups: dict[str, list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault(cell.config.variant_name, []).append(cell)
+    # Said first, because measuring the cost of many arms takes a while.
+    launcher, n_jobs = plan.settings.launcher, plan.settings.n_jobs
+    terminal.say(
+        f"sweep of {len(plan.cells)} runs, {len(groups)} arms, n_jobs={n_jobs} on {launcher}, in"
+        f" {plan.folder}"
+    )
     shorts = short_names(list(groups))
     estimator, total, rows = Estimator(), Cost(), []
     for name, cells in groups.items():
