@@ -29,7 +29,9 @@ class RemedyCallback(StepCallback):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """An instance of the class that Lightning knows as a callback."""
-        return super().__new__(_with_lightning(cls))
+        # As Any, because mypy takes the hash of a class for that of its instances.
+        own: Any = cls
+        return super().__new__(_with_lightning(own))
 
     def log_at(self, trainer: pl.Trainer, step: int, metrics: dict[str, float]) -> None:
         """Logs the metrics of a step, if the step is one whose metrics are logged."""
