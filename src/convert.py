@@ -1,6 +1,7 @@
 """`python -m src.convert`: converts models between formats and architectures."""
 
 import sys
+from typing import Any
 
 from src.cli import interrupt
 
@@ -26,15 +27,21 @@ given as run= to src.generate and as init= to src.train.
 """
 
 
+def _convert(fields: dict[str, Any]) -> int:
+    with interrupt.importing():
+        from src.conversion.convert_model import convert
+
+    return convert(fields)
+
+
 def main(argv: list[str] | None = None) -> int:
     with interrupt.quiet_interrupt():
         from src.cli import command_line
-        from src.conversion.convert_model import convert
 
         # Hydra would read these as groups of conf/, whose options need the sizes of a model there.
         verbatim = ["attention", "ffn"]
         return command_line.plain_main(
-            "convert", convert, usage=USAGE, verbatim=verbatim, argv=argv
+            "convert", _convert, usage=USAGE, verbatim=verbatim, argv=argv
         )
 
 

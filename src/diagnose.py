@@ -1,6 +1,7 @@
 """`python -m src.diagnose`: finds the first non-finite operation of a saved model."""
 
 import sys
+from typing import Any
 
 from src.cli import interrupt
 
@@ -25,12 +26,18 @@ Loading a checkpoint never executes code from it. The only foreign code that run
 """
 
 
+def _diagnose(fields: dict[str, Any]) -> int:
+    with interrupt.importing():
+        from src.postmortem.diagnosis import diagnose
+
+    return diagnose(fields)
+
+
 def main(argv: list[str] | None = None) -> int:
     with interrupt.quiet_interrupt():
         from src.cli import command_line
-        from src.postmortem.diagnosis import diagnose
 
-        return command_line.plain_main("diagnose", diagnose, usage=USAGE, argv=argv)
+        return command_line.plain_main("diagnose", _diagnose, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

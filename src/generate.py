@@ -1,6 +1,7 @@
 """`python -m src.generate`: generates text with a trained model."""
 
 import sys
+from typing import Any
 
 from src.cli import interrupt
 
@@ -18,13 +19,19 @@ Continues prompts with a trained model. Without a prompt it uses the five prompt
 """
 
 
+def _generate(fields: dict[str, Any]) -> int:
+    with interrupt.importing():
+        from src.generation.generate_text import generate
+
+    return generate(fields)
+
+
 def main(argv: list[str] | None = None) -> int:
     with interrupt.quiet_interrupt():
         from src.cli import command_line
-        from src.generation.generate_text import generate
 
         return command_line.plain_main(
-            "generate", generate, usage=USAGE, verbatim=["prompt"], argv=argv
+            "generate", _generate, usage=USAGE, verbatim=["prompt"], argv=argv
         )
 
 

@@ -1,6 +1,7 @@
 """`python -m src.replay`: reruns the recorded step of an incident."""
 
 import sys
+from typing import Any
 
 from src.cli import interrupt
 
@@ -16,18 +17,19 @@ FOLDER is runs/<study>/<variant>/seed-<n>/incidents/step-<n>.
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    with interrupt.quiet_interrupt():
-        from src.cli import command_line
+def _replay(fields: dict[str, Any]) -> int:
+    with interrupt.importing():
         from src.cli.field_checks import given_path
         from src.postmortem.replay_step import replay
 
-        return command_line.plain_main(
-            "replay",
-            lambda fields: replay(given_path(fields, "incident"), fields["with"], fields["format"]),
-            usage=USAGE,
-            argv=argv,
-        )
+    return replay(given_path(fields, "incident"), fields["with"], fields["format"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+
+        return command_line.plain_main("replay", _replay, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`python -m src.report`: writes the report of a study."""
 
 import sys
+from typing import Any
 
 from src.cli import interrupt
 
@@ -19,12 +20,18 @@ figures/.
 """
 
 
+def _report(fields: dict[str, Any]) -> int:
+    with interrupt.importing():
+        from src.study.report.make_report import report_command
+
+    return report_command(fields)
+
+
 def main(argv: list[str] | None = None) -> int:
     with interrupt.quiet_interrupt():
         from src.cli import command_line
-        from src.study.report.make_report import report_command
 
-        return command_line.plain_main("report", report_command, usage=USAGE, argv=argv)
+        return command_line.plain_main("report", _report, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

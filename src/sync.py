@@ -1,6 +1,7 @@
 """`python -m src.sync`: sends MLflow what it has missed."""
 
 import sys
+from typing import Any
 
 from src.cli import interrupt
 
@@ -20,23 +21,24 @@ to such an address, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    with interrupt.quiet_interrupt():
-        from src.cli import command_line
+def _sync(fields: dict[str, Any]) -> int:
+    with interrupt.importing():
         from src.cli.field_checks import given_path
         from src.common.tracking_address import given_uri
         from src.tracking.sync_folders import sync
 
-        return command_line.plain_main(
-            "sync",
-            lambda fields: sync(
-                runs=given_path(fields, "paths.runs"),
-                study=None if fields["study"] is None else str(fields["study"]),
-                uri=given_uri(fields),
-            ),
-            usage=USAGE,
-            argv=argv,
-        )
+    return sync(
+        runs=given_path(fields, "paths.runs"),
+        study=None if fields["study"] is None else str(fields["study"]),
+        uri=given_uri(fields),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    with interrupt.quiet_interrupt():
+        from src.cli import command_line
+
+        return command_line.plain_main("sync", _sync, usage=USAGE, argv=argv)
 
 
 if __name__ == "__main__":

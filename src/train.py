@@ -19,9 +19,11 @@ python -m src.train --multirun field=a,b,c ...     train one run for each value
   seed=0  study=name  resume=auto|never|CHECKPOINT  rerun=true  tracking=mlflow|local
   recipe.max_steps=440  recipe.learning_rate=3e-3  recipe.precision=32-true|bf16-mixed  ...
 
-Sweeps: experiment=stability|precision|... n_jobs=2 timeout=SECONDS plan=true share_prefix=false
+Sweeps: experiment=stability|precision|... n_jobs=2 timeout=SECONDS share_prefix=false
         hydra/launcher=slurm hydra.launcher.partition=...   (docs/cluster.md)
 One run on several devices: trainer=ddp trainer.devices=8
+Shown, not run: plan=true (size and cost)  --cfg job (the configuration)  --info (all options)
+Your own options: --config-dir FOLDER   Completion: --shell-completion install=bash
 Branches: fork=RUN_FOLDER@STEP starts from a state that the run saved with save_at=[STEP,...]
 
 The files in conf/ list all fields; the dataclasses that they name explain them. Results are in
@@ -31,8 +33,7 @@ runs/; `make ui` shows them.
 
 def main(argv: list[str] | None = None) -> int:
     with interrupt.quiet_interrupt():
-        # Imported here, because this takes seconds in which Ctrl-C must already work.
-        from src.sweep.runner import train
+        from src.sweep.start import train
 
         return train(argv, usage=USAGE)
 

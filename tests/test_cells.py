@@ -6,7 +6,7 @@ import pytest
 
 from src.common.override_grammar import quote_free_text
 from src.config.compose import compose
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from tests.conftest import TINY
 from tests.runs import metrics, record, train
 

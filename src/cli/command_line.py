@@ -4,59 +4,65 @@ Exit codes: 0 done, 1 failure, 2 bad input, 130 Ctrl-C, 143 terminated.
 """
 
 import io
+import itertools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from src.cli import interrupt
-from src.cli.hydra_errors import GRAMMAR_HINT, readable
+from src.cli.flags import Flags, read_flags
 from src.common import storage, terminal
 from src.common.errors import InputError
-from src.common.override_grammar import join_braces, parse_all, quote_free_text
 from src.common.tracking_address import masked, take_typed
-from src.config.compose import compose
-from src.config.hydra_compose import compose_plain
-from src.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from src.config.run_config import RunConfig
 
 OK, FAILURE, BAD_INPUT = 0, 1, 2
-
-SWEEP_FIELDS = ("experiment", "n_jobs", "timeout", "share_prefix", "plan")
-"""Fields of conf/sweep.yaml, which belong to a sweep and not to its runs."""
-
-
-def is_sweep_field(argument: str) -> bool:
-    """Whether an argument is for the sweep or its launcher, and not for its runs."""
-    key = argument.partition("=")[0].lstrip("+~").strip()
-    return key in SWEEP_FIELDS or key.startswith(("hydra/launcher", "hydra.launcher"))
 
 
 def main(
     config_name: str,
-    command: Callable[[RunConfig], int],
+    command: "Callable[[RunConfig], int]",
     *,
     usage: str,
     sweep: Callable[[str, Sequence[str]], int] | None = None,
+    plan: "Callable[[RunConfig], int] | None" = None,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Runs a command and returns its exit code.
+    """Runs a command that composes a run, and returns its exit code.
 
     Args:
         config_name: its file in conf/.
-        command: called with the checked configuration; returns the exit code.
+        command: called with the checked configuration; returns the exit code. It imports what it
+            needs itself, so that a mistake is answered before.
         usage: the text of --help.
         sweep: called for --multirun with the config name and the arguments; None: --multirun is an
             error.
+        plan: called in place of the command for plan=true; None: the command has no such field.
         argv: arguments; None: those of the process.
     """
 
-    def act(arguments: list[str], multirun: bool) -> int:
-        if not multirun:
-            return command(checked(config_name, arguments))
-        if sweep is None:
-            raise InputError("--multirun: works only with src.train")
-        return sweep(config_name, arguments)
+    def act(arguments: list[str], flags: Flags) -> int:
+        if flags.multirun and flags.cfg is not None:
+            raise InputError(
+                "--cfg: shows a single run; leave out --multirun, or type plan=true to see all"
+            )
+        if flags.multirun:
+            if sweep is None:
+                raise InputError("--multirun: works only with src.train")
+            return sweep(config_name, arguments)
+        arguments, is_plan = _without_plan(arguments) if plan is not None else (arguments, False)
+        check_early(config_name, arguments)
+        config = checked(config_name, arguments)
+        if flags.cfg is not None:
+            from src.cli.inspect_config import show_run
 
-    return _main(act, usage=usage, argv=argv)
+            return show_run(config)
+        interrupt.imports_are_done()
+        return plan(config) if is_plan and plan is not None else command(config)
+
+    return _main(config_name, act, usage=usage, argv=argv)
 
 
 def plain_main(
@@ -71,7 +77,8 @@ def plain_main(
 
     Args:
         config_name: its file in conf/.
-        command: called with the values; returns the exit code.
+        command: called with the values; returns the exit code. It imports what it needs itself, so
+            that a mistake is answered before.
         usage: the text of --help.
         verbatim: fields whose value is taken as typed, without Hydra's grammar.
         argv: arguments; None: those of the process.
@@ -85,8 +92,12 @@ def plain_main(
         else:
             others.append(argument)
 
-    def act(arguments: list[str], multirun: bool) -> int:
-        if multirun:
+    def act(arguments: list[str], flags: Flags) -> int:
+        from src.cli.hydra_errors import readable
+        from src.common.override_grammar import parse_all
+        from src.config.hydra_compose import compose_plain
+
+        if flags.multirun:
             raise InputError("--multirun: works only with src.train")
         _check_decoded([f"{field}={text}" for field, text in texts.items()])
         with readable(config_name, arguments):
@@ -97,31 +108,58 @@ def plain_main(
                     raise InputError(
                         f"{override.input_line}: type fields as field=value, without + or ~"
                     )
-            return command(compose_plain(config_name, arguments) | texts)
+            fields = compose_plain(config_name, arguments) | texts
+        if flags.cfg is not None:
+            from src.cli.inspect_config import show_fields
 
-    return _main(act, usage=usage, argv=others)
+            return show_fields(fields)
+        interrupt.imports_are_done()
+        return command(fields)
+
+    return _main(config_name, act, usage=usage, argv=others)
 
 
-def _main(act: Callable[[list[str], bool], int], *, usage: str, argv: Sequence[str] | None) -> int:
-    interrupt.imports_are_done()
+def _main(
+    config_name: str,
+    act: Callable[[list[str], Flags], int],
+    *,
+    usage: str,
+    argv: Sequence[str] | None,
+) -> int:
     raw = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As on standard error: a character that the locale lacks, such as C, must not raise.
         sys.stdout.reconfigure(errors="backslashreplace")
-    without_multirun = [argument for argument in raw if argument not in ("-m", "--multirun")]
-    multirun = len(without_multirun) < len(raw)
-    if any(argument in ("--help", "-h") for argument in without_multirun):
-        terminal.say(usage.strip())
-        return OK
     try:
-        _check_decoded(without_multirun)
+        flags = read_flags(raw)
+        if flags.cfg not in (None, "job"):
+            raise InputError(f"--cfg {flags.cfg}: type --cfg job, which shows the configuration")
+        if flags.help:
+            terminal.say(usage.strip())
+            return OK
+        # From here on Hydra is needed, which takes a moment to import.
+        from src.cli.name_checks import unknown_flag
+        from src.common.override_grammar import join_braces, quote_free_text
+        from src.config.hydra_compose import use_config_dir
+
+        _check_decoded(flags.arguments)
         # Before anything else, so that no message and no file repeats the password of an address.
-        typed = [take_typed(argument) for argument in without_multirun]
-        flags = [argument for argument in typed if argument.startswith("-")]
-        if flags:
-            raise InputError(f"{flags[0]}: unknown flag; {GRAMMAR_HINT}")
+        typed = [take_typed(argument) for argument in flags.arguments]
+        if flags.config_dir is not None:
+            use_config_dir(flags.config_dir)
+        for argument, following in itertools.zip_longest(typed, typed[1:]):
+            if argument.startswith("-"):
+                raise unknown_flag(config_name, argument, following)
         arguments = [quote_free_text(argument) for argument in join_braces(typed)]
-        return act(arguments, multirun)
+        if flags.completion is not None:
+            from src.cli.completion import complete
+
+            return complete(flags.completion, config_name)
+        if flags.info:
+            from src.cli.inspect_config import show_info
+
+            return show_info()
+        return act(arguments, flags)
     except InputError as error:
         # Masked, because an address may have been typed for any field.
         terminal.error(masked(str(error)))
@@ -144,26 +182,49 @@ def _check_decoded(arguments: Sequence[str]) -> None:
             )
 
 
-def checked(config_name: str, arguments: Sequence[str]) -> RunConfig:
+def _without_plan(arguments: list[str]) -> tuple[list[str], bool]:
+    """The arguments without `plan`, and whether it is true.
+
+    Raises:
+        InputError: it is neither true nor false.
+    """
+    others, is_plan = [], False
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key != "plan":
+            others.append(argument)
+        elif value.lower() not in ("true", "false"):
+            raise InputError(f"{argument}: must be true or false")
+        else:
+            is_plan = value.lower() == "true"
+    return others, is_plan
+
+
+def check_early(config_name: str, arguments: Sequence[str]) -> None:
+    """Raises InputError for a mistake in a name, within half a second and without PyTorch.
+
+    Args:
+        config_name: the file in conf/ of a command that composes a run.
+        arguments: those of one run.
+    """
+    from src.cli.hydra_errors import readable
+    from src.cli.name_checks import check_form, check_names
+
+    with readable(config_name, arguments):
+        check_form(config_name, arguments)
+        check_names(config_name, arguments)
+
+
+def checked(config_name: str, arguments: Sequence[str]) -> "RunConfig":
     """Composes the configuration of one run.
 
     Raises:
         InputError: any mistake in the arguments, including those that Hydra finds.
     """
+    from src.cli.hydra_errors import readable
+    from src.cli.name_checks import check_form
+    from src.config.compose import compose
+
     with readable(config_name, arguments):
-        for override in parse_all(arguments):
-            if override.is_add() or override.is_force_add() or override.is_delete():
-                raise InputError(
-                    f"{override.input_line}: type fields as field=value, without + or ~"
-                )
-            if is_sweep_field(override.input_line or ""):
-                raise InputError(
-                    f"{override.input_line}: is a field of sweeps; add --multirun to start one"
-                )
-            if override.key_or_group.startswith("hydra"):
-                raise InputError(f"{override.input_line}: Hydra's own settings cannot be changed")
-            if override.is_sweep_override():
-                raise InputError(
-                    f"{override.input_line}: has several values; add --multirun to run each"
-                )
+        check_form(config_name, arguments)
         return compose(config_name, arguments)

@@ -9,25 +9,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 import hydra.errors
 import omegaconf.errors
 
-from src.common.errors import InputError, nearest
+from src.cli.hints import for_word
+from src.cli.name_checks import GRAMMAR_HINT, not_on, unknown_field, unknown_option
+from src.common.errors import InputError
 from src.common.override_grammar import GROUPS, parse
 from src.common.tracking_address import masked
-from src.config.compose import compose
-from src.config.field_roles import role_of
-from src.config.hydra_compose import compose_plain
-from src.config.schema import CONF, Schema
-from src.stability import REMEDIES
-
-COMPOSED = ("train", "describe")
-"""Commands that compose a run. All others have fields of their own."""
-
-NOT_OFFERED = {
-    "trainer=fsdp": "sharded weights are not supported, because each process reruns a failed step"
-    " by itself, which needs all weights; "
-}
-"""Options that people ask for, and why they do not exist."""
-
-GRAMMAR_HINT = "type arguments as field=value; values with spaces or special characters need quotes"
+from src.config.field_names import COMPOSED, fields_of, names_in
 
 UNKNOWN_KEY = (omegaconf.errors.ConfigKeyError, omegaconf.errors.ConfigAttributeError)
 
@@ -48,9 +35,11 @@ def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except hydra.errors.MissingConfigException as error:
-        raise _unknown_option(error) from error
+        # Masked as a whole, because half an address with a password could not be recognised.
+        group, _, option = masked(str(error.missing_cfg_file)).rpartition("/")
+        raise unknown_option(group, option) from error
     except hydra.errors.OverrideParseException as error:
-        raise InputError(f"{error.override}: cannot be read; {GRAMMAR_HINT}") from error
+        raise _unreadable(config_name, str(error.override), arguments) from error
     except (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException) as error:
         raise _bad_field(config_name, error, arguments) from error
     except ValueError as error:
@@ -69,20 +58,8 @@ def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
             section, _, field = override.key.partition(".")
             remedy = field.partition(".")[0]
             if section == "stability" and remedy:
-                raise InputError(
-                    f"{override.key}={override.text}: stability={remedy} is not on"
-                    f" (allowed: stability=<one or a list of {', '.join(REMEDIES)}>)"
-                ) from error
+                raise not_on(override.key, override.text, remedy) from error
         raise
-
-
-def _unknown_option(error: hydra.errors.MissingConfigException) -> InputError:
-    """The line for an option that its group does not have."""
-    # Masked, because a user may have typed an address with a password instead of an option.
-    group, _, option = masked(str(error.missing_cfg_file)).rpartition("/")
-    options = sorted(file.stem for file in (CONF / group).glob("*.yaml")) if group else []
-    why = NOT_OFFERED.get(f"{group}={option}", f"unknown option; {nearest(option, options)}")
-    return InputError(f"{group}={option}: {why}allowed: {', '.join(options)}")
 
 
 def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> InputError:
@@ -103,10 +80,20 @@ def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> 
     if argument is None:
         return InputError(str(error))
     if cause is not None and not isinstance(cause, UNKNOWN_KEY):
-        return InputError(f"{argument}: {_type_reason(cause)}")
-    key = _key(argument)
-    others = [a for a in arguments if a != argument]
-    return _unknown_field(config_name, path if path.startswith(f"{key}.") else key, others)
+        return InputError(f"{argument}: {_type_reason(cause)}{_type_hint(argument, cause)}")
+    key, value = _key(argument), argument.partition("=")[2]
+    names = known_fields(config_name, [a for a in arguments if a != argument])
+    return unknown_field(config_name, path if path.startswith(f"{key}.") else key, value, names)
+
+
+def _unreadable(config_name: str, argument: str, arguments: Sequence[str]) -> InputError:
+    """The line for an argument that Hydra's grammar does not accept."""
+    hint = None
+    if "=" not in argument.strip("="):
+        after = arguments[arguments.index(argument) + 1 :] if argument in arguments else []
+        following = after[0] if after else None
+        hint = for_word(argument, following, known_fields(config_name, []))
+    return InputError(f"{argument}: cannot be read; {hint or GRAMMAR_HINT}")
 
 
 def _omegaconf_error(error: BaseException) -> Any:
@@ -143,22 +130,6 @@ def _key(argument: str) -> str:
     return argument.lstrip("+~").partition("=")[0]
 
 
-def _unknown_field(config_name: str, key: str, others: Sequence[str]) -> InputError:
-    """The line for a field that does not exist, with the nearest one and those beside it.
-
-    Args:
-        config_name: the command's file in conf/.
-        key: the field.
-        others: the other arguments; a group may need one of them to be composed at all, such as
-            model=external, whose target has no default.
-    """
-    fields = known_fields(config_name, others)
-    section = key.partition(".")[0]
-    top = list(GROUPS) if config_name in COMPOSED else [f for f in fields if "." not in f]
-    siblings = [f for f in fields if f.startswith(f"{section}.")] or top
-    return InputError(f"{key}: unknown field; {nearest(key, fields)}allowed: {', '.join(siblings)}")
-
-
 def _type_reason(error: Any) -> str:
     """What the value should have been, from the fields of OmegaConf's exception."""
     if isinstance(error, omegaconf.errors.KeyValidationError):
@@ -180,26 +151,33 @@ def _type_reason(error: Any) -> str:
     return KINDS.get(get_origin(needed) or needed, "has the wrong type")
 
 
+def _type_hint(argument: str, error: Any) -> str:
+    """What to type, where the value of the wrong type tells it."""
+    key, _, value = argument.partition("=")
+    reason = _type_reason(error)
+    # recipe.betas, the only list of fractions, needs two.
+    if reason == KINDS[list] and value and get_args(error.ref_type) != (float,):
+        return f"; type {key}=[{value}]"
+    if reason in (KINDS[int], KINDS[float]) and value.startswith("["):
+        return f"; to run each, type --multirun {key}={value.strip('[]').replace(' ', '')}"
+    if reason == KINDS[int] and re.fullmatch(r"\d{1,9}(\.\d*)?(e\d)?", value, re.IGNORECASE):
+        whole = float(value)
+        return f"; type {key}={int(whole)}" if whole.is_integer() else ""
+    return ""
+
+
 def known_fields(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """All fields and groups that can be typed for a command, given its other arguments."""
-    composed = config_name in COMPOSED
-    fields = list(GROUPS) if composed else []
+    """All fields and groups that can be typed for a command, given its other arguments.
 
-    def walk(prefix: str, value: object) -> None:
-        fields.append(prefix)
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-
+    The other arguments count, because a group may need one of them to be composed at all, such as
+    model=external, whose target has no default.
+    """
     with contextlib.suppress(Exception):  # The list is a hint; it must not raise another error.
-        plain = (
-            compose(config_name, arguments).plain()
-            if composed
-            else compose_plain(config_name, None)
-        )
-        for key, value in plain.items():
-            walk(key, value)
-    if composed:
-        # Some fields of a run, such as resume, are not in config.yaml.
-        fields += [field.name for field in dataclasses.fields(Schema) if field.name not in fields]
-    return [field for field in fields if role_of(field).typed]
+        brought: list[str] = []
+        if config_name in COMPOSED and any(a.startswith("init=") for a in arguments):
+            # Imported here, because only this reads a saved model, which needs PyTorch.
+            from src.config.compose import initial
+
+            brought = initial(config_name, arguments, parse(arguments))[1]
+        return names_in(config_name, fields_of(config_name, [*brought, *arguments]))
+    return list(GROUPS) if config_name in COMPOSED else []

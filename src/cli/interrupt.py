@@ -1,4 +1,4 @@
-"""Ctrl-C during start-up, while heavy modules are imported: one line instead of a traceback.
+"""Ctrl-C, or a missing library, during start-up: one line instead of a traceback.
 
 This module imports nothing heavy, so that it takes effect at once.
 """
@@ -10,20 +10,40 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-INTERRUPTED = 130
+from src.cli.missing_module import missing_library
+
+BAD_INPUT, INTERRUPTED = 2, 130
 
 
 @contextlib.contextmanager
 def quiet_interrupt() -> Iterator[None]:
-    """Inside this context Ctrl-C prints one line and exits with code 130."""
-    # During imports a handler that exits replaces KeyboardInterrupt, which some imported modules
-    # would turn into an ImportError. A Ctrl-C that the parent ignores stays ignored.
+    """Inside this context Ctrl-C prints one line and exits with code 130.
+
+    What is imported here is imported as in `importing`, until `imports_are_done` is called. A
+    library that this Python lacks also ends the command with one line.
+    """
+    try:
+        with importing():
+            yield
+    except KeyboardInterrupt:
+        _end()
+    except ModuleNotFoundError as error:
+        line = missing_library(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Inside this context Ctrl-C exits at once, because nothing is open that has to be closed."""
+    # A handler that exits replaces KeyboardInterrupt, which some imported modules would turn into
+    # an ImportError. A Ctrl-C that the parent ignores stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     try:
         yield
-    except KeyboardInterrupt:
-        _end()
     finally:
         imports_are_done()
 

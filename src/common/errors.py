@@ -17,9 +17,10 @@ class DamagedError(InputError):
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """`did you mean X? `, or an empty string if no allowed word is similar."""
-    found = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
-    return f"did you mean {found[0]}? " if found else ""
+    """`did you mean X? `, or an empty string if no allowed word is similar; case is ignored."""
+    by_lower = {name.lower(): name for name in allowed}
+    found = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.5)
+    return f"did you mean {by_lower[found[0]]}? " if found else ""
 
 
 @contextlib.contextmanager

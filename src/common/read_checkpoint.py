@@ -7,8 +7,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from src.common.errors import InputError
 
 EXTERNAL = "external"
@@ -101,6 +99,9 @@ def read_tensors(path: Path, *, field: str) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, damaged, or something else.
     """
+    # Imported here, because the checks of names and the records of runs need no tensors.
+    import torch
+
     try:
         check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

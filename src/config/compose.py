@@ -13,13 +13,14 @@ from src.common.override_grammar import GROUPS, Override, parse
 from src.common.run_folder import MAX_NAME, check_study
 from src.common.tracking_address import check_address, default_uri
 from src.config.compile_choice import is_compiled
+from src.config.field_names import check_groups, external_parts
 from src.config.fork import parse_fork, with_inherited
 from src.config.hydra_compose import check_integers, choices_of, composed_config
 from src.config.remedy_overrides import apply_remedy_overrides, observers_of
 from src.config.run_config import RunConfig
 from src.config.schema import Schema
 from src.config.variant_name import MAX_PATH, ROOM, Variant, variant_name
-from src.external.model import check_parts, parts_for
+from src.external.model import check_parts
 from src.model.architecture import ModelParts
 
 
@@ -35,9 +36,9 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     """
     arguments = with_inherited(parse(arguments), arguments)
     typed = parse(arguments)
-    _check_groups(typed)
-    init, brought = _initial(config_name, arguments, typed)
-    composed = composed_config(config_name, [*brought, *parts_for(typed), *arguments])
+    check_groups(typed)
+    init, brought = initial(config_name, arguments, typed)
+    composed = composed_config(config_name, [*brought, *external_parts(typed), *arguments])
     choices = choices_of(composed)
     parts = _to_objects(composed)
     if init is None and parts["init"] is not None:
@@ -92,7 +93,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     return config
 
 
-def _initial(
+def initial(
     config_name: str, arguments: Sequence[str], typed: Sequence[Override]
 ) -> tuple[Init | None, list[str]]:
     """The saved model that `init` names, and the overrides that select its options.
@@ -115,27 +116,6 @@ def _initial(
     init = Init(path=str(composed.init))
     defaults = choices_of(composed_config(config_name, []))
     return init, options_of(init, typed, choices=choices_of(composed), defaults=defaults)
-
-
-def _check_groups(typed: Sequence[Override]) -> None:
-    """Raises InputError if a group is given a mapping, or a list where it takes one option."""
-    for override in typed:
-        if override.key in GROUPS and override.text.startswith("{"):
-            # The value is not repeated: it could hold a password (tracking).
-            raise InputError(
-                f"{override.key}={{...}}: must be the name of an option; set its fields as"
-                f" {override.key}.<field>=<value>"
-            )
-        several = override.text.startswith("[")
-        if several and override.key in GROUPS and override.key != "stability":
-            raise InputError(f"{override.key}={override.text}: must be one option, not a list")
-        options = override.text[1:-1].split(",") if several else []
-        if override.key == "stability" and "none" in options:
-            raise InputError(
-                f"stability={override.text}: none cannot be combined with other remedies"
-            )
-        if len(set(options)) < len(options):
-            raise InputError(f"stability={override.text}: names a remedy twice; once is enough")
 
 
 def _to_objects(composed: DictConfig) -> dict[str, Any]:

@@ -1,17 +1,69 @@
-"""Composes the files in conf/ and typed overrides with Hydra."""
+"""Composes the files in conf/ and typed overrides with Hydra.
 
+This module imports nothing heavy. What it composes is checked for types only where
+`src.config.schema` has been imported.
+"""
+
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from src.common.errors import InputError
 from src.common.override_grammar import allow_new_names
-from src.config.schema import CONF
+
+CONF = Path(__file__).parents[2] / "conf"
+
+CONFIG_DIR = "SMOLDEEPSEEK_CONFIG_DIR"
+"""The environment variable that holds the folder of --config-dir, so that the processes which this
+one starts compose with it too."""
 
 MAX_INTEGER = 2**63 - 1
+
+
+class _UsersFolder(SearchPathPlugin):
+    """Makes Hydra look for options in the folder of --config-dir as well."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in conf_folders()[1:]:
+            search_path.append("command-line", f"file://{folder}")
+
+
+Plugins.instance().register(_UsersFolder)
+
+
+def conf_folders() -> list[Path]:
+    """The folders with options: conf/, and that of --config-dir if it was typed."""
+    return [CONF, *(Path(folder) for folder in [os.environ.get(CONFIG_DIR)] if folder)]
+
+
+def use_config_dir(text: str) -> None:
+    """Adds a folder with options and experiments, laid out like conf/.
+
+    Raises:
+        InputError: it is not a folder, or one of its files has the name of a file in conf/.
+    """
+    folder = Path(text).expanduser().resolve()
+    if not text or not folder.is_dir():
+        raise InputError(f"--config-dir={text}: no such folder")
+    for file in sorted(folder.rglob("*.yaml")):
+        name = file.relative_to(folder)
+        if (CONF / name).is_file() and folder != CONF.resolve():
+            # Hydra would take one of the two without a word.
+            raise InputError(f"--config-dir={text}: conf/ has {name} too; give yours another name")
+    os.environ[CONFIG_DIR] = str(folder)
+
+
+def option_names(group: str) -> list[str]:
+    """The names of the options of a group, sorted."""
+    return sorted({file.stem for conf in conf_folders() for file in (conf / group).glob("*.yaml")})
 
 
 def choices_of(composed: DictConfig) -> dict[Any, Any]:

@@ -6,7 +6,6 @@ The schema of a part is the dataclass beside the part's class.
 import dataclasses
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +24,6 @@ from src.model.attention import ATTENTIONS
 from src.model.ffn import FEED_FORWARDS
 from src.stability import REMEDIES
 from src.training.recipe import RecipeConfig
-
-CONF = Path(__file__).parents[2] / "conf"
 
 MAX_THREADS, MAX_DEVICES = 1024, 64
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -58,6 +59,7 @@ def load_callable(target: str, *, field: str) -> Callable[..., Any]:
     if not TARGET.fullmatch(target):
         raise InputError(f"{field}={target}: must be package.module:callable")
     module, _, path = target.partition(":")
+    _check_not_hidden(module, target, field=field)
     with running(f"{field}={target}"):
         found: Any = importlib.import_module(module)
         for name in path.split("."):
@@ -66,6 +68,21 @@ def load_callable(target: str, *, field: str) -> Callable[..., Any]:
         raise InputError(f"{field}={target}: is a {type(found).__name__}; must be callable")
     called: Callable[..., Any] = found
     return called
+
+
+def _check_not_hidden(module: str, target: str, *, field: str) -> None:
+    """Raises InputError for a module in a package of the user's that is called src, as ours is."""
+    package, _, rest = module.partition(".")
+    if package != "src" or not rest:
+        return
+    with contextlib.suppress(ModuleNotFoundError):
+        if importlib.util.find_spec(module) is not None:
+            return
+    raise InputError(
+        f"{field}={target}: there is no {module} in this project, whose own package is called src"
+        f" and hides yours; type {field}={target.removeprefix('src.')} and put your folder src into"
+        " PYTHONPATH, or rename your package"
+    )
 
 
 def call(

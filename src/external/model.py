@@ -22,7 +22,7 @@ treat it as a router; `nonfinite.expose_router` adds this method to a linear gat
 `src.external.interface_check` tests all of this before anything is written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.checkpoint.rebuild import ExternalPart
 from src.common.errors import InputError
-from src.common.override_grammar import Override
 from src.common.read_checkpoint import EXTERNAL
 from src.external.interface_check import (
     check_autocast,
@@ -65,21 +64,6 @@ class ExternalConfig:
     def __post_init__(self) -> None:
         if not TARGET.fullmatch(self.target):
             raise ValueError(f"target={self.target}: must be package.module:callable")
-
-
-def parts_for(typed: Sequence[Override]) -> list[str]:
-    """Overrides that choose attention=external and ffn=external, whatever a preset says.
-
-    Raises:
-        InputError: the user typed other parts.
-    """
-    last = {override.key: override.text for override in typed}
-    if last.get("model") != EXTERNAL:
-        return []
-    for group in ("attention", "ffn"):
-        if last.get(group, EXTERNAL) != EXTERNAL:
-            raise InputError(f"{group}={last[group]}: model={EXTERNAL} has its own; leave it out")
-    return [f"{group}={EXTERNAL}" for group in ("attention", "ffn") if group not in last]
 
 
 def check_parts(parts: Mapping[str, Any]) -> None:

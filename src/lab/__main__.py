@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from src.cli import interrupt
 
@@ -104,7 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             terminal.error(f"{name}: unknown command; {hint}allowed: {', '.join(COMMANDS)}")
             return command_line.BAD_INPUT
         module, function, usage = COMMANDS[name]
-        act = getattr(importlib.import_module(module), function)
+
+        def act(fields: dict[str, Any]) -> int:
+            with interrupt.importing():
+                command = getattr(importlib.import_module(module), function)
+            code: int = command(fields)
+            return code
+
         return command_line.plain_main(name, act, usage=usage, argv=arguments)
 
 

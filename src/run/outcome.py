@@ -152,31 +152,6 @@ def _marked(metrics: dict[str, float], prefix: str, name: str) -> str:
     return value if frac == 0 else f"{value} ({frac:.0%} of windows non-finite)"
 
 
-def verdict(record: dict[str, Any]) -> str | None:
-    """One line on what went wrong in a run, with its cause; None if nothing did."""
-    guard, incident = record["guard"], record["incident"]
-    if guard["first_nonfinite_step"] is None:
-        if record["outcome"] != "stopped":
-            return None
-        return f"stopped by an early warning: {record['alarms'][0]['line']}"
-    begin = record["steps"] - record["own_steps"]
-    # A step that ended the run with an error is not counted in record["steps"].
-    steps = max(record["steps"], *guard["nonfinite_steps"])
-    # The guard's counts of a branch include the steps of its source.
-    bad = [step for step in guard["nonfinite_steps"] if step > begin]
-    what = "loss" if guard["nonfinite_loss_steps"] else "gradients"
-    why = "" if incident is None else f": {incident['cause']}"
-    if bad and len(bad) == steps - begin:
-        how = "skipped" if guard["skipped_steps"] >= len(bad) else "not finite"
-        whole = "the only step was" if len(bad) == 1 else f"all {len(bad):,} steps were"
-        return f"nothing was learned: {whole} {how} (non-finite {what} from step {bad[0]}{why})"
-    first = guard["first_nonfinite_step"] if incident is None else incident["step"]
-    return (
-        f"{record['outcome'] or record['status']}: {len(guard['nonfinite_steps']):,} of"
-        f" {steps:,} steps were not finite, the first at step {first}{why}"
-    )
-
-
 def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> None:
     """Prints the final table, a sample if there is one, and what went wrong.
 
@@ -225,7 +200,7 @@ def show_record(record: dict[str, Any], folder: RunFolder, *, repeat: str) -> No
     terminal.say(f"run folder: {folder.path}")
     if record["incident"] is not None:
         _show_incident(record["incident"], folder, repeat)
-    line = verdict(record)
+    line = records.verdict(record)
     if line is not None:
         terminal.sentence(line)
 

@@ -1,12 +1,15 @@
 """The interface of a remedy: config overrides, a factor on the learning rate, or callbacks."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-import lightning.pytorch as pl
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from src.common.nested_values import value_at
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 ROUTER = "ffn.router"
 """The section of the configuration that router remedies need."""

@@ -1,14 +1,18 @@
 """A bound on single entries of the gradient."""
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-import lightning.pytorch as pl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from src.stability.base import RemedyConfig, RunFacts, check_positive
 from src.stability.gradient_remedy import GradientRemedy
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 SCALES = ("absolute", "gradient_rms")
 

@@ -1,14 +1,18 @@
 """Stopping a run early."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 
-from nonfinite.lightning.step_callback import StepCallback, log
 from src.stability.base import RemedyConfig, RunFacts, check_frac
+from src.stability.remedy_callback import RemedyCallback
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)
@@ -42,10 +46,11 @@ class EarlyStopConfig(RemedyConfig):
         return [EarlyStop(self, run)]
 
 
-class EarlyStop(StepCallback):
+class EarlyStop(RemedyCallback):
     """Makes the trainer stop after exactly `stop_step` steps."""
 
     def __init__(self, config: EarlyStopConfig, run: RunFacts) -> None:
+        self.run = run
         self.stop_step = max(1, run.step_at(config.stop_frac))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -63,4 +68,4 @@ class EarlyStop(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         if step >= self.stop_step:
-            log(trainer, {"stability/early_stop_step": float(step)}, step=step)
+            self.log_at(trainer, step, {"stability/early_stop_step": float(step)})

@@ -1,15 +1,20 @@
 """A metric that shows that a remedy acted, read from what the remedy changed."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-import lightning.pytorch as pl
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from torch import nn
 
-from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts
+from src.stability.remedy_callback import RemedyCallback
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
-class EffectMetric(StepCallback):
+class EffectMetric(RemedyCallback):
     """Logs `stability/<name>` on logged steps.
 
     Args:
@@ -28,8 +33,9 @@ class EffectMetric(StepCallback):
         self.name, self.read, self.run = name, read, run
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        if is_log_step(trainer, step, every=self.run.log_every):
-            log(trainer, {f"stability/{self.name}": self.read(trainer, pl_module)}, step=step)
+        # Read only where it is logged, because reading may wait for the device.
+        if self.is_log_step(trainer, step):
+            self.log_at(trainer, step, {f"stability/{self.name}": self.read(trainer, pl_module)})
 
 
 def count_norms(module: nn.Module, *names: str) -> float:

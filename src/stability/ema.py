@@ -1,16 +1,19 @@
 """An exponential moving average of the weights, for evaluation and inference."""
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import lightning.pytorch as pl
 from torch import nn
 from torch_ema import ExponentialMovingAverage
 
-from nonfinite.lightning.guard import StepGuard
-from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts, check_frac
+from src.stability.remedy_callback import RemedyCallback
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)
@@ -51,7 +54,7 @@ class EmaConfig(RemedyConfig):
         return [WeightAverage(self, run)]
 
 
-class WeightAverage(StepCallback):
+class WeightAverage(RemedyCallback):
     """Averages the weights; validation evaluates the average as `val_ema/`.
 
     The average is updated only after applied steps, because one non-finite update would make it
@@ -88,13 +91,14 @@ class WeightAverage(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         assert self.average is not None
-        if StepGuard.step_was_sound(trainer):
+        guard = self.guard_of(trainer)
+        if guard is None or (guard.applied and guard.finite):
             self.average.update()
-        if is_log_step(trainer, step, every=self.run.log_every):
+        if self.is_log_step(trainer, step):
             updates = self.average.num_updates or 0
             decay = min(self.decay, (1 + updates) / (10 + updates))
             metrics = {"stability/ema_updates": float(updates), "stability/ema_decay": decay}
-            log(trainer, metrics, step=step)
+            self.log_at(trainer, step, metrics)
 
     def evaluation_weights(self) -> dict[str, Any]:
         """Contexts by name; inside, the model holds the averaged weights. Validation calls this."""

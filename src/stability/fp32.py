@@ -1,15 +1,18 @@
 """Full precision in the last part of a run."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.precision import Precision
 
-from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts, check_frac
+from src.stability.remedy_callback import RemedyCallback
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)
@@ -36,7 +39,7 @@ class Fp32Config(RemedyConfig):
         return [PrecisionSwitch(self, run)]
 
 
-class PrecisionSwitch(StepCallback):
+class PrecisionSwitch(RemedyCallback):
     """Switches autocast off between two steps; weights and optimizer state do not change."""
 
     def __init__(self, config: Fp32Config, run: RunFacts) -> None:
@@ -47,6 +50,8 @@ class PrecisionSwitch(StepCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        from lightning.pytorch.plugins.precision import Precision
+
         # Not an equality: a resumed run must switch at its first step.
         if not self.active and trainer.global_step >= self.start_step:
             self.active = True
@@ -54,5 +59,4 @@ class PrecisionSwitch(StepCallback):
             torch.set_float32_matmul_precision("highest")
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        if is_log_step(trainer, step, every=self.run.log_every):
-            log(trainer, {"stability/fp32_active": float(self.active)}, step=step)
+        self.log_at(trainer, step, {"stability/fp32_active": float(self.active)})

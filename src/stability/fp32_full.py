@@ -1,14 +1,18 @@
 """Full precision throughout."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 
 from src.stability.base import RemedyConfig, RunFacts
 from src.stability.effect_metric import EffectMetric
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)

@@ -1,17 +1,21 @@
 """Base class of remedies that change the gradient."""
 
-from abc import ABC, abstractmethod
+from __future__ import annotations
 
-import lightning.pytorch as pl
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from nonfinite.lightning.guard import StepGuard
-from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RunFacts
+from src.stability.remedy_callback import RemedyCallback
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
-class GradientRemedy(StepCallback, ABC):
+class GradientRemedy(RemedyCallback, ABC):
     """Calls `change` with the gradients of each applied step, before norm clipping.
 
     A step that the guard has dropped has no gradients left, so `change` is not called.
@@ -43,7 +47,7 @@ class GradientRemedy(StepCallback, ABC):
         gradients = [p.grad for p in params if p.grad is not None]
         if not gradients:
             return
-        guard = StepGuard.of(trainer)
+        guard = self.guard_of(trainer)
         norm = None if guard is None else guard.current_norm
         if norm is None:
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -54,6 +58,6 @@ class GradientRemedy(StepCallback, ABC):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Logs `figures` as stability/<name>_<figure>."""
-        if is_log_step(trainer, step, every=self.run.log_every) and self.figures:
+        if self.is_log_step(trainer, step) and self.figures:
             metrics = {f"stability/{self.name}_{k}": float(v) for k, v in self.figures.items()}
-            log(trainer, metrics, step=step)
+            self.log_at(trainer, step, metrics)

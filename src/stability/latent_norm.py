@@ -1,13 +1,16 @@
 """Normalised latents in mlha attention."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import lightning.pytorch as pl
+from typing import TYPE_CHECKING, Any
 
 from src.stability.base import RemedyConfig, RunFacts
 from src.stability.effect_metric import EffectMetric, count_norms
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)

@@ -1,17 +1,21 @@
 """Gaussian noise on the gradient."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from src.common.random_streams import stream_seed
 from src.stability.base import RemedyConfig, RunFacts, check_frac, check_positive
 from src.stability.gradient_remedy import GradientRemedy
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 SCALES = ("absolute", "gradient_rms", "clip_norm")
 

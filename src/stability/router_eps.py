@@ -3,13 +3,16 @@
 It is known to remove the NaN. It does not remove loss spikes.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import lightning.pytorch as pl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from src.stability.base import ROUTER, RemedyConfig, Role, RunFacts, check_frac, check_positive
 from src.stability.router_override import RouterOverride
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)

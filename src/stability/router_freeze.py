@@ -1,12 +1,15 @@
 """A frozen router bias: a positive control for routers whose bias drifts."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import lightning.pytorch as pl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from src.stability.base import ROUTER, RemedyConfig, Role, RunFacts, check_frac
 from src.stability.router_override import RouterOverride
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)

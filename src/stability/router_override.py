@@ -1,14 +1,17 @@
 """Changes attributes of the routers in the middle of a run."""
 
-from typing import Any, cast
+from __future__ import annotations
 
-import lightning.pytorch as pl
+from typing import TYPE_CHECKING, Any, cast
 
-from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RunFacts
+from src.stability.remedy_callback import RemedyCallback
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
-class RouterOverride(StepCallback):
+class RouterOverride(RemedyCallback):
     """Sets attributes of every module that has a method `router_stats`, once, between two steps.
 
     A router must read `norm_eps` and `bias_frozen` from itself at each use.
@@ -32,5 +35,4 @@ class RouterOverride(StepCallback):
                     setattr(cast(Any, module), field, value)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        if is_log_step(trainer, step, every=self.run.log_every):
-            log(trainer, {f"stability/{self.name}_active": float(self.active)}, step=step)
+        self.log_at(trainer, step, {f"stability/{self.name}_active": float(self.active)})

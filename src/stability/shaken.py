@@ -1,12 +1,15 @@
 """The A/A control: it differs from the baseline by chance alone."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import lightning.pytorch as pl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from src.stability.base import Role, RunFacts
 from src.stability.noise import GradientNoise, NoiseConfig
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)

@@ -1,16 +1,18 @@
 """Skips steps whose loss or gradient norm is an outlier."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 
-from nonfinite.lightning.guard import StepGuard
-from nonfinite.lightning.spikes import SpikeScore
-from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
 from src.stability.base import RemedyConfig, RunFacts, check_positive
+from src.stability.remedy_callback import RemedyCallback
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)
@@ -35,10 +37,12 @@ class SpikeSkipConfig(RemedyConfig):
         return [SpikeSkip(self, run)]
 
 
-class SpikeSkip(StepCallback):
+class SpikeSkip(RemedyCallback):
     """Drops the gradients of an outlier step. The trainer must have a StepGuard."""
 
     def __init__(self, config: SpikeSkipConfig, run: RunFacts) -> None:
+        from nonfinite.lightning.spikes import SpikeScore
+
         self.run = run
         self.scores = {name: SpikeScore(sigmas=config.sigmas) for name in ("loss", "norm")}
         self.num_skipped = 0
@@ -46,7 +50,7 @@ class SpikeSkip(StepCallback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        guard = StepGuard.of(trainer)
+        guard = self.guard_of(trainer)
         if guard is None:
             raise ValueError("spike_skip needs a StepGuard among the trainer's callbacks")
         assert guard.loss is not None
@@ -66,8 +70,7 @@ class SpikeSkip(StepCallback):
         return spike
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        if is_log_step(trainer, step, every=self.run.log_every):
-            log(trainer, {"stability/spike_skip_skipped": float(self.num_skipped)}, step=step)
+        self.log_at(trainer, step, {"stability/spike_skip_skipped": float(self.num_skipped)})
 
     def state_dict(self) -> dict[str, Any]:
         scores = {name: score.state_dict() for name, score in self.scores.items()}

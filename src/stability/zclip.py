@@ -1,15 +1,19 @@
 """Adaptive clipping of the gradient norm, by its running statistics."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 from torch import Tensor
 
 from src.stability.base import RemedyConfig, RunFacts, check_positive
 from src.stability.gradient_remedy import GradientRemedy
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(kw_only=True)

@@ -43,6 +43,9 @@ BUSY = "another sweep has it"
 IMPORTS = (
     "src.sweep.server",
     "src.cli.command_line",
+    # A command imports these two only when it needs them.
+    "src.cli.hydra_errors",
+    "src.config.compose",
     "src.run.lifecycle",
 )
 """Modules that every training process needs; the fork server imports them once, in this order."""

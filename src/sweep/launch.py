@@ -17,7 +17,7 @@ from omegaconf import open_dict
 
 from src.common.orphans import end_with
 from src.common.override_grammar import quote_free_text
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from src.sweep.job import run_job
 
 

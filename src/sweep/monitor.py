@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from src.common import terminal
+from src.common.record import verdict
 from src.common.run_folder import read_json
 from src.config.variant_name import short_names
-from src.run.outcome import verdict
 from src.sweep.plan import Cell
 
 REFRESH_SECONDS = 1.0

@@ -2,32 +2,25 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override as HydraOverride
-
-from src.cli import command_line
-from src.cli.hydra_errors import readable
+from src.cli.name_checks import is_sweep_field
 from src.common.errors import InputError
 from src.common.override_grammar import parse
 from src.common.tracking_address import default_uri
 from src.config.field_roles import role_of
 from src.config.fork import Fork
 from src.config.run_config import RunConfig
-from src.config.schema import CONF
 from src.run import start_fork
 from src.stability import RemedyConfig
 from src.sweep.cluster import LAUNCHER, check_cluster
 from src.sweep.composer import Composer
-from src.sweep.settings import SweepSettings, compose_settings
+from src.sweep.expand import expand, key_of, naming_experiment, read_sweep
+from src.sweep.settings import SweepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,32 +111,24 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     Raises:
         InputError: there is a mistake in the arguments of any run.
     """
-    own = [a for a in arguments if command_line.is_sweep_field(a)]
-    settings = compose_settings(own)
-    typed = [a for a in arguments if a not in own]
-    keys = {_key(a) for a in typed}
-    swept = [a for a in settings.axes if _key(a) not in keys] + typed
-    rerun = _rerun([a for a in swept if _key(a) == "rerun"])
-    expanded = _without_fields_of_absent_remedies(_expand(config_name, swept))
+    settings, swept = read_sweep(arguments)
+    keys = {key_of(a) for a in arguments if not is_sweep_field(a)}
+    rerun = _rerun([a for a in swept if key_of(a) == "rerun"])
+    expanded = expand(config_name, swept)
     identity = "\n".join(sorted(" ".join(_identity(cell)) for cell in expanded))
     sweep_id = hashlib.sha256(identity.encode()).hexdigest()[:8]
     study = settings.experiment or f"sweep-{sweep_id}"
-    if "study" not in keys and not any(_key(a) == "study" for a in settings.axes):
+    if "study" not in keys and not any(key_of(a) == "study" for a in settings.axes):
         expanded = [[*cell, f"study={study}"] for cell in expanded]
-    for field in sorted({_key(a) for cell in expanded for a in cell}):
+    for field in sorted({key_of(a) for cell in expanded for a in cell}):
         role = role_of(field)
         makes_no_run = not role.is_hashed and not role.named and role.identifies_sweep
-        if makes_no_run and len({a for cell in expanded for a in cell if _key(a) == field}) > 1:
+        if makes_no_run and len({a for cell in expanded for a in cell if key_of(a) == field}) > 1:
             raise InputError(
                 f"{field}: does not distinguish runs, so a sweep takes a single value of it"
             )
-    from_experiment = {_key(a) for a in settings.axes} - keys
-    try:
+    with naming_experiment(settings, arguments):
         cells, dropped = _with_baselines(config_name, expanded)
-    except InputError as error:
-        if _key(str(error)) not in from_experiment:
-            raise
-        raise InputError(f"experiment={settings.experiment}: sets {error}") from error
     for field in ("study", "paths", "tracking"):
         values = dict.fromkeys(str(getattr(cell.config, field)) for cell in cells)
         if len(values) > 1:
@@ -195,60 +180,8 @@ def _rerun(arguments: Sequence[str]) -> bool:
     return text == "true"
 
 
-def _key(argument: str) -> str:
-    return argument.partition("=")[0].strip()
-
-
 def _identity(cell: Sequence[str]) -> list[str]:
-    return sorted(a for a in cell if role_of(_key(a)).identifies_sweep)
-
-
-def _expand(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
-    """The arguments of each run: the product of all fields with several values."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        # The parser needs the loader to resolve glob(*) into the options of a group.
-        with readable(config_name, arguments):
-            overrides = OverridesParser.create(config_loader=loader).parse_overrides(
-                [a for a in arguments if _key(a) != "rerun"]
-            )
-            # If a field is typed twice, the last one counts, as in a single run.
-            axes = {override.get_key_element(): _values(override) for override in overrides}
-    cells = [list(cell) for cell in itertools.product(*axes.values())]
-    if not cells:
-        empty = [a for a in arguments if "glob(" in a]
-        raise InputError(f"{' '.join(empty)}: matches no option; there is nothing to sweep")
-    return cells
-
-
-def _values(override: HydraOverride) -> list[str]:
-    """The arguments `field=value` that one argument of a sweep stands for."""
-    key = override.get_key_element()
-    if override.is_sweep_override():
-        if not override.is_discrete_sweep():
-            raise InputError(f"{override.input_line}: must be a list of values, such as a,b")
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    return [f"{key}={override.get_value_element_as_str()}"]
-
-
-def _remedies(cell: Sequence[str]) -> set[str]:
-    """The names of the remedies that a run selects."""
-    chosen = [override.text for override in parse(cell) if override.key == "stability"]
-    return set(chosen[-1].strip("[]").split(",")) if chosen else set()
-
-
-def _without_fields_of_absent_remedies(cells: list[list[str]]) -> list[list[str]]:
-    """Keeps a field of a remedy only in the runs that have the remedy, if any run has it."""
-    swept = set().union(*map(_remedies, cells))
-
-    def belongs(argument: str, cell: Sequence[str]) -> bool:
-        section, _, rest = _key(argument).partition(".")
-        remedy = rest.partition(".")[0]
-        return section != "stability" or remedy not in swept or remedy in _remedies(cell)
-
-    kept = [[a for a in cell if belongs(a, cell)] for cell in cells]
-    return [list(cell) for cell in dict.fromkeys(tuple(cell) for cell in kept)]
+    return sorted(a for a in cell if role_of(key_of(a)).identifies_sweep)
 
 
 def _with_baselines(
@@ -273,10 +206,9 @@ def _with_baselines(
             continue
         baseline = reference if config.variant_name != reference else None
         if config.remedies:
-            untreated_arguments = [
-                *(a for a in arguments if _key(a).partition(".")[0] not in ("stability", "repeat")),
-                "stability=none",
-            ]
+            of_treatment = ("stability", "repeat")
+            others = [a for a in arguments if key_of(a).partition(".")[0] not in of_treatment]
+            untreated_arguments = [*others, "stability=none"]
             untreated = composer.config(untreated_arguments)
             baseline = untreated.variant_name
             if untreated.folder not in cells:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from src.common import terminal
 from src.common.run_folder import RunFolder, read_metrics
 from src.config.memory_estimate import vocab_size
@@ -71,11 +73,41 @@ class Estimator:
         )
 
 
+def show_run(config: RunConfig) -> int:
+    """Prints the configuration, size and cost of one run; returns the exit code."""
+    terminal.say(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True))
+    estimator = Estimator()
+    size = estimator.size(config)
+    cost = estimator.cost(Cell(config=config, arguments=[], baseline=None, added=False))
+    time = "unknown" if cost.seconds is None else f"about {terminal.duration(cost.seconds)}"
+    terminal.table(
+        f"{config.folder}",
+        ["", "value"],
+        [
+            ["parameters (active per token)", f"{size.params_total:,} ({size.params_active:,})"],
+            ["steps to train", f"{cost.steps:,}"],
+            ["tokens", f"{cost.tokens:,}"],
+            ["FLOPs", f"{cost.flops:.2g}"],
+            ["checkpoint, bytes", f"{size.checkpoint_bytes:,}"],
+            [f"time on {config.trainer.device_type}", time],
+        ],
+    )
+    for note in config.notes:
+        terminal.warn(note)
+    return 0
+
+
 def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
     """Prints one line per variant and the total cost."""
     groups: dict[str, list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault(cell.config.variant_name, []).append(cell)
+    # Said first, because measuring the cost of many arms takes a while.
+    launcher, n_jobs = plan.settings.launcher, plan.settings.n_jobs
+    terminal.say(
+        f"sweep of {len(plan.cells)} runs, {len(groups)} arms, n_jobs={n_jobs} on {launcher}, in"
+        f" {plan.folder}"
+    )
     shorts = short_names(list(groups))
     estimator, total, rows = Estimator(), Cost(), []
     for name, cells in groups.items():

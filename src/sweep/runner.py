@@ -23,7 +23,7 @@ from src.common.environment import code_digest
 from src.common.errors import DamagedError, InputError
 from src.common.run_folder import read_json
 from src.common.tracking_address import default_uri
-from src.run.lifecycle import run
+from src.config.hydra_compose import conf_folders
 from src.run.resume import finished_record
 from src.sweep.cluster import LAUNCHER, cancel_waiting, is_queued
 from src.sweep.job import MAX_GRACE_SECONDS, MOVED, Job, is_alive
@@ -40,11 +40,6 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 MAX_LAUNCHES = 3
 """How often one wave is launched, if the launcher loses its workers."""
-
-
-def train(arguments: Sequence[str] | None = None, *, usage: str = "") -> int:
-    """The command src.train, for one run or a sweep; returns the exit code."""
-    return command_line.main("train", run, usage=usage, sweep=sweep, argv=arguments)
 
 
 def sweep(config_name: str, arguments: Sequence[str]) -> int:
@@ -69,7 +64,10 @@ def sweep(config_name: str, arguments: Sequence[str]) -> int:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "src.train", "--multirun", *arguments])
+    added = [
+        argument for folder in conf_folders()[1:] for argument in ("--config-dir", str(folder))
+    ]
+    return shlex.join(["python", "-m", "src.train", "--multirun", *added, *arguments])
 
 
 def _finished(plan: Plan, cell: Cell) -> bool:

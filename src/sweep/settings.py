@@ -10,10 +10,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli.hydra_errors import readable
+from src.cli.name_checks import unknown_option
 from src.common.errors import InputError
 from src.common.override_grammar import parse_all, quote_free_text
 from src.common.tracking_address import take_typed
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 
 MAX_JOBS = 1024
 
@@ -71,6 +72,8 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
                 raise InputError(f"{override.input_line}: type n_jobs=<number> instead")
             if override.key_or_group == "hydra.launcher":
                 raise InputError(f"{override.input_line}: type hydra/launcher=<name>, with a slash")
+            if override.input_line == "hydra/launcher=submitit_slurm":
+                raise unknown_option("hydra/launcher", "submitit_slurm")
             if override.key_or_group == "experiment" and override.value() is None:
                 raise InputError(
                     "experiment=null: must be the name of a file in conf/experiment; leave it out"

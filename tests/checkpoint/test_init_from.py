@@ -12,7 +12,7 @@ from src.checkpoint.trained_model import load_trained
 from src.common.errors import InputError
 from src.common.override_grammar import quote_free_text
 from src.config.compose import compose
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from src.config.variant_name import without_common_folders
 from src.convert import main as convert
 from src.generate import main as generate

@@ -8,7 +8,7 @@ import yaml
 from src.common.errors import InputError
 from src.common.override_grammar import FREE_TEXT, PATHS, quote_free_text
 from src.config.compose import compose
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from src.tracking.client import Server
 from src.train import main
 from tests.runs import ROOT

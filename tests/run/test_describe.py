@@ -3,6 +3,7 @@ import json
 import pytest
 
 from src import describe
+from src.run import describe_run
 
 
 @pytest.fixture(autouse=True)
@@ -11,7 +12,7 @@ def _memory_is_not_asked_for(monkeypatch):
 
     Of the larger models these are gigabytes, which PyTorch keeps for the rest of the process.
     """
-    monkeypatch.setattr(describe, "predict_memory", lambda *_, **__: None)
+    monkeypatch.setattr(describe_run, "predict_memory", lambda *_, **__: None)
 
 
 def sizes(capsys, *arguments: str) -> dict:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from src import replay
+from src.common.record import verdict
 from src.generation.prompts import WRITEUP
-from src.run.outcome import verdict
 from src.train import main
 from tests.runs import record, train
 

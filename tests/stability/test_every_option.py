@@ -7,7 +7,7 @@ import pytest
 
 from src.common.errors import InputError
 from src.config.compose import compose
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from src.stability import REMEDIES
 from src.train import main
 from tests.runs import ROOT, assert_same_run, stop_after, train

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from src.common.errors import InputError
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from src.model.size import measure
 from src.sweep.cost import COMPILE_SECONDS
 from src.sweep.plan import make_plan
@@ -265,7 +265,7 @@ def test_jobs_with_more_threads_than_cores_are_warned_of(
     assert ("more than the 2 cores of this machine" in " ".join(printed.split())) is is_warned
 
 
-@pytest.mark.parametrize("argument", ["n_jobs=2", "experiment=smoke", "plan=true"])
+@pytest.mark.parametrize("argument", ["n_jobs=2", "experiment=smoke", "timeout=9"])
 def test_a_field_of_sweeps_without_multirun_is_said_to_be_one(argument, tiny, capsys):
     assert main([*tiny, argument]) == 2
     assert f"{argument}: is a field of sweeps; add --multirun" in capsys.readouterr().err

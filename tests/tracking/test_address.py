@@ -281,7 +281,7 @@ def test_ui_gives_a_server_the_database_with_its_password_and_nobody_else(
 ):
     monkeypatch.chdir(tmp_path)
     started = []
-    monkeypatch.setattr(ui.os, "execv", lambda *command: started.append(command))
+    monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
     monkeypatch.setattr(Server, "connection_error", lambda self: None)
     if way == "environment":
         monkeypatch.setenv(tracking_address.VARIABLE, DATABASE)

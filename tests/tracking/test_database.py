@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy
 
 from src import ui
+from src.study import serve_pages
 from src.tracking import database as databases
 from src.tracking.client import Server, one_line
 from tests.runs import ROOT
@@ -126,7 +127,7 @@ def test_ui_makes_the_database_before_mlflow_s_server_does(quick, monkeypatch):
         started.append(quick.exists())
         return 0
 
-    monkeypatch.setattr(ui, "run_bound", serve)
+    monkeypatch.setattr(serve_pages, "run_bound", serve)
     assert ui.main([]) == 0
     assert started == [True]
 

@@ -26,7 +26,7 @@ def main() -> int:
 
     from src.lab.benchmark.shapes import Case
     from src.run import lifecycle
-    from src.sweep.runner import train
+    from src.sweep.start import train
 
     assemble = lifecycle.assemble
 

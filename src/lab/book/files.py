@@ -11,7 +11,7 @@ import yaml
 
 from src.common.errors import InputError
 from src.common.override_grammar import file_arguments
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from src.study.analysis.compare_arms import FAMILIES
 from src.study.read.collect import Study
 from src.study.read.from_csv import read_frame, rebuilt

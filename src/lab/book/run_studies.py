@@ -59,7 +59,7 @@ def reproduce(given: Mapping[str, Any]) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     # Imported here, because it imports all that training needs.
-    from src.sweep.runner import train
+    from src.sweep.start import train
 
     return train(["--multirun", *arguments])
 

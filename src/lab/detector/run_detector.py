@@ -136,7 +136,7 @@ def _train(case: Case, *, seed: int, study: str, paths: Mapping[str, str]) -> Pa
     """Trains one run in a worker process; discards what it prints."""
     from src.common.override_grammar import quote_free_text
     from src.config.compose import compose
-    from src.sweep.runner import train
+    from src.sweep.start import train
 
     arguments = [
         quote_free_text(argument)
