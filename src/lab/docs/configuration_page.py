@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from src.common.override_grammar import GROUPS
 from src.config.field_roles import Role, role_of, set_by
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from src.data import SOURCES, TOKENIZERS
 from src.lab.docs.find_fields import (
     FieldRow,

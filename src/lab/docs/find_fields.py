@@ -14,9 +14,8 @@ from src.common.override_grammar import GROUPS
 from src.config.compile_choice import CHOICES
 from src.config.compose import compose
 from src.config.field_roles import Role, role_of
-from src.config.hydra_compose import composed_config
+from src.config.hydra_compose import CONF, composed_config
 from src.config.run_config import RunConfig
-from src.config.schema import CONF
 from src.lab.docs.find_ranges import fields_of, in_words, kind_of, range_of
 from src.lab.docs.read_fields import (
     REQUIRED,

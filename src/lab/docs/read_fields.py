@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 
 REQUIRED = "???"
 """The value in YAML of a field that must be typed."""

@@ -7,7 +7,7 @@ from typing import Any
 from src.cli import command_line
 from src.cli.field_checks import given_path
 from src.common import terminal
-from src.config.schema import CONF
+from src.config.hydra_compose import CONF
 from src.lab.docs.configuration_page import configuration_page
 
 PAGE = CONF.parent / "docs" / "configuration.md"
