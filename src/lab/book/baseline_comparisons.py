@@ -168,8 +168,9 @@ class BaselineComparisons(StudyArms):
             if arm.untreated_nonfinite is not None and not arm.acts_from and not arm.is_aa_control
         ]
         counts = next((found for found in untreated if found.total), None)
-        found = counts and power.detectable_prevention(
-            share=counts.events / counts.total,
+        share = 0.0 if counts is None else counts.events / counts.total
+        found = power.detectable_prevention(
+            share=share,
             num_seeds=num_seeds,
             num_arm=1,
             num_untreated=4,

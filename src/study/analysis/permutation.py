@@ -94,7 +94,8 @@ def permute(pairs: Mapping[int, Pair]) -> Permuted:
 
 def _distribution(choices: list[Sums], tolerance: float) -> tuple[Sums, Sums] | None:
     """All sums of one choice per seed with their probabilities; None if there are too many."""
-    sums, shares = np.zeros(1), np.ones(1)
+    sums: Sums = np.zeros(1)
+    shares: Sums = np.ones(1)
     for each in choices:
         if len(sums) * len(each) > 64 * MAX_EXACT:
             return None
@@ -102,6 +103,7 @@ def _distribution(choices: list[Sums], tolerance: float) -> tuple[Sums, Sums] | 
         kept, places = np.unique(keys, return_inverse=True)
         if len(kept) > MAX_EXACT:
             return None
-        shares = np.bincount(places, weights=np.repeat(shares / len(each), len(each)))
+        weights = np.repeat(shares / len(each), len(each))
+        shares = np.asarray(np.bincount(places, weights=weights), dtype=np.float64)
         sums = kept * tolerance
     return sums, shares
