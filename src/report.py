@@ -17,6 +17,16 @@ figures/.
   family=study         the arms over which p values are adjusted: all of the study, or with
                        family=baseline those that share a baseline
   out=FOLDER           where to write the report; default: <paths.runs>/<study>/report
+
+Runs that were made elsewhere are compared in the same way:
+
+python -m src.report csv=FILE arm=COLUMN seed=COLUMN endpoint=COLUMN [control=NAME] [out=FOLDER]
+python -m src.report mlflow=EXPERIMENT arm=PARAM seed=PARAM endpoint=METRIC [control=NAME]
+
+  endpoint=NAME        what is compared: numbers, or yes and no (1 and 0) for runs that failed or
+                       not; a run without a finite number has failed
+  control=NAME         the untreated arm; default: one called none, baseline or control
+  tracking.uri=ADDRESS the MLflow server or database
 """
 
 

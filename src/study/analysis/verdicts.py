@@ -10,7 +10,9 @@ from src.study.analysis.stats import ALPHA
 
 INCONCLUSIVE = "inconclusive"
 
-TOO_FEW = "with so few runs no difference can be significant: add seeds, or stability=shaken"
+TOO_FEW_RUNS = "with so few runs no difference can be significant"
+
+TOO_FEW = f"{TOO_FEW_RUNS}: add seeds, or stability=shaken"
 
 WORDS = {
     "nonfinite_batches": ("fewer non-finite batches", "more non-finite batches", 1),

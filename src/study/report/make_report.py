@@ -9,14 +9,18 @@ from typing import Any
 from src.cli.field_checks import given_path
 from src.common import terminal
 from src.common.errors import InputError
+from src.common.tracking_address import default_uri, given_uri
 from src.study.analysis.analyse import analyse
 from src.study.analysis.compare_arms import FAMILIES
 from src.study.analysis.frames import headline
 from src.study.read.collect import Study, collect
 from src.study.read.from_csv import write_frame
+from src.study.read.outside_runs import OutsideStudy, from_csv_file, from_mlflow
 from src.study.report import study_page as page
+from src.study.report.outside_page import write_comparison
 from src.study.report.sections import Findings
 from src.study.report.summary import SHORT
+from src.tracking.experiment_runs import experiment_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +35,43 @@ class ReportFiles:
     """The metrics of the sweep's own run in MLflow."""
 
 
+SOURCES = ("study", "csv", "mlflow")
+"""Where runs come from: this project's folders, a table, or an MLflow experiment."""
+
+
 def report_command(given: Mapping[str, Any]) -> int:
     """`python -m src.report`: writes the report and prints its short table.
 
     Raises:
-        InputError: there is no such study, or the folder cannot be written.
+        InputError: there is no such study, table or experiment, or the folder cannot be written.
     """
-    name, runs = _text("study", given["study"]), given_path(given, "paths.runs")
+    named = [source for source in SOURCES if given[source] is not None]
+    if len(named) != 1:
+        shown = " ".join(f"{source}={given[source]}" for source in named) or "study=null"
+        raise InputError(f"{shown}: name one of study=NAME, csv=FILE and mlflow=EXPERIMENT")
     out = None if given["out"] is None else given_path(given, "out")
+    if named != ["study"]:
+        write_comparison(_outside(given, named[0]), given["control"], out or Path("comparison"))
+        return 0
+    name, runs = _text("study", given["study"]), given_path(given, "paths.runs")
     family = given["family"]
     if family not in FAMILIES:
         raise InputError(f"family={family}: must be one of {', '.join(FAMILIES)}")
     write_report(collect(runs, name), out, family=family)
     return 0
+
+
+def _outside(given: Mapping[str, Any], source: str) -> OutsideStudy:
+    """The runs of a table or of an MLflow experiment."""
+    lacking = [field for field in ("arm", "seed", "endpoint") if given[field] is None]
+    if lacking:
+        what = "column" if source == "csv" else "param, tag or metric"
+        raise InputError(f"{lacking[0]}=null: name the {what} of the {lacking[0]}")
+    keys = {field: _text(field, given[field]) for field in ("arm", "seed", "endpoint")}
+    if source == "csv":
+        return from_csv_file(given_path(given, "csv"), **keys)
+    name, uri = _text("mlflow", given["mlflow"]), given_uri(given) or default_uri()
+    return from_mlflow(experiment_runs(name, uri), name=name, **keys)
 
 
 def _text(field: str, value: Any) -> str:

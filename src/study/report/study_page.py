@@ -101,7 +101,7 @@ def build_report(found: Findings) -> Report:
 def to_html(report: Report, *, repeat: str) -> str:
     """The HTML page; `repeat` is the command that writes it again."""
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             report=report,
@@ -119,19 +119,20 @@ def to_html(report: Report, *, repeat: str) -> str:
 
 def table_html(table: Table) -> str:
     """A single table as HTML, for notebooks."""
-    return str(_environment().get_template("tables.html").module.show(table))  # type: ignore[attr-defined]
+    return str(environment().get_template("tables.html").module.show(table))  # type: ignore[attr-defined]
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates of pages."""
+    found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["with_code"] = _with_code
-    return environment
+    found.filters["with_code"] = _with_code
+    return found
 
 
 def _with_code(text: str) -> Markup:

@@ -58,8 +58,8 @@ ARM_COLUMNS = (
     ),
     Column(
         name="difference",
-        note="loss minus the baseline's, paired by seed, with its 95 % interval; below it, the"
-        " range of single seeds of the A/A control",
+        note="loss minus that of untreated runs of the same seeds, with its 95 % interval; below"
+        " it, the range of single seeds of the A/A control",
     ),
     Column(name="spikes", note="mean number per run, by any of the definitions"),
     Column(
