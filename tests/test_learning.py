@@ -33,6 +33,7 @@ def test_the_bigram_figure_is_that_of_characters_of_shakespeare(tiny):
     assert 2.3 < bigram_loss(arguments) < 2.6
 
 
+@pytest.mark.slow
 def test_seconds_of_training_beat_a_bigram_model(tmp_path, monkeypatch, shared_cache):
     monkeypatch.chdir(tmp_path)
     arguments = [

@@ -208,6 +208,7 @@ def test_another_saved_model_is_another_run(here, base, capsys):
     assert "(init.digest was " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_over_saved_models_compares_them_and_reports_before_and_after(here, capsys):
     sweep = [*here, "study=saved", "init=sizes, narrow,exact", "seed=0,1", "recipe.max_steps=8"]
     assert main(["--multirun", *sweep, "watch.routers_every=null"]) == 0

@@ -116,6 +116,7 @@ FAULTY = [
 ]
 
 
+@pytest.mark.slow
 def test_a_model_with_a_memory_of_its_own_fails_alike_whether_its_beginning_is_shared(pace):
     sweep = [*pace, "--multirun", *FAULTY, "stability=warmdown"]
     first = {}

@@ -119,6 +119,7 @@ def _rare_token(options):
     raise AssertionError("no such token in so few steps")
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_first_whatever_ends_it(tiny, tmp_path):
     arguments = [*tiny, "recipe.max_steps=100000", DDP]
     process = start("train", arguments, tmp_path)

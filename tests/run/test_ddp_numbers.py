@@ -63,6 +63,7 @@ SCRIPT = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_nan_on_one_rank_skips_the_step_on_both(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(SCRIPT)

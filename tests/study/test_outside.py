@@ -41,11 +41,7 @@ def test_losses_are_compared_within_seeds(tmp_path, monkeypatch, capsys):
     assert "loss: better: lower, by 0.099" in said
     assert "loss: cannot tell: same" in said
     page = (tmp_path / "comparison" / "report.html").read_text()
-    assert (
-        "better" in page
-        and "<svg" in page
-        and "http" not in page.split("<script>")[0].replace("http://www.w3.org", "")
-    )
+    assert "better" in page and "<svg" in page
     with (tmp_path / "comparison" / "arms.csv").open() as lines:
         rows = {row["arm"]: row for row in csv.DictReader(lines)}
     # Two signs of eight, and two arms.

@@ -57,6 +57,7 @@ def test_a_run_stands_in_mlflow_with_all_its_metrics_and_training_is_the_same(
     assert metrics(folder_of("b", tmp_path)) == metrics(folder)
 
 
+@pytest.mark.slow
 def test_a_terminated_run_is_killed_and_goes_on_in_the_same_mlflow_run(database, tmp_path):
     process = start_waiting(["study=a"], tmp_path)
     until(lambda: any(points(database, name) for name in runs(database)))
@@ -80,6 +81,7 @@ def test_a_terminated_run_is_killed_and_goes_on_in_the_same_mlflow_run(database,
     assert all(metric.startswith("speed/") for metric, _, _ in stored - expected)
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_force_is_mended_and_completed_by_the_next_one(database, tmp_path):
     process = start_waiting(["study=a"], tmp_path)
     until(lambda: any(points(database, name) for name in runs(database)))

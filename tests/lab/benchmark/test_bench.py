@@ -56,6 +56,7 @@ def test_the_floor_has_the_products_of_the_model():
     assert flops / rows == pytest.approx(2 * (size.params_active - norms), rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_race_gives_every_contestant_its_turns(capsys):
     given = ["cells=[gqa+mlp]", "contestants=[ours,floor]", "rounds=2", "steps=1", "warmup=2"]
     assert lab("bench")([*given, "batch_size=1", "format=json"]) == 0

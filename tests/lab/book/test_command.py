@@ -26,6 +26,7 @@ def tiny_book(tmp_path, monkeypatch):
 ARGUMENTS = ("studies=small", "paths.book=experiments")
 
 
+@pytest.mark.slow
 def test_a_study_is_run_brought_into_the_book_and_repeated_bitwise(tiny_book, capsys):
     assert lab("reproduce")([*ARGUMENTS, "plan=true"]) == 0
     assert "4 runs, about" in capsys.readouterr().out

@@ -183,6 +183,7 @@ class Here:
         return done
 
 
+@pytest.mark.slow
 def test_the_command_trains_judges_and_lists(tmp_path, monkeypatch, capsys, shared_cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_detector, "ProcessPoolExecutor", Here)
