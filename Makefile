@@ -131,8 +131,8 @@ convert: convert-source-$(CONVERT)  ## convert at several ranks and train furthe
 report: $(READY)  ## rewrite the report of a study; STUDY=ablate
 	$(BIN)/python -m src.report study=$(STUDY)
 
-ui: $(READY)  ## show the runs in MLflow on this machine; PORT=5000
-	$(BIN)/python -m src.ui port=$(PORT)
+ui: $(READY)  ## compare the arms of a study in MLflow; STUDY=ablate PORT=5000 ARGS=open=true
+	$(BIN)/python -m src.ui port=$(PORT) $(if $(filter command line environment,$(origin STUDY)),study=$(STUDY)) $(ARGS)
 
 clean:  ## remove .venv and caches, but no runs or databases
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -16,6 +16,7 @@ from src.study.read.from_csv import write_frame
 from src.study.report import study_page as page
 from src.study.report.sections import Findings
 from src.study.report.summary import SHORT
+from src.tracking.push import SUMMARY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def _text(field: str, value: Any) -> str:
 
 
 def write_report(study: Study | Path, out: Path | None = None, *, show: bool = True) -> ReportFiles:
-    """Writes report.html, report.md, report.csv (one line per run), arms.csv and figures/.
+    """Writes report.html, report.md, summary.md, report.csv (one line per run), arms.csv, figures/.
 
     Args:
         study: the study, or the folder with its runs.
@@ -79,6 +80,7 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
         texts = {
             "report.html": page.to_html(report, repeat=repeat),
             "report.md": page.to_markdown(report, repeat=repeat, charts="figures"),
+            SUMMARY: page.to_summary(report),
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -86,7 +88,7 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
         write_frame(report.found.arms, folder / "arms.csv")
     except OSError as error:
         raise InputError(f"out={folder}: cannot be written ({error.strerror})") from error
-    names = ("report.html", "report.md", "report.csv", "arms.csv", "figures")
+    names = ("report.html", "report.md", SUMMARY, "report.csv", "arms.csv", "figures")
     if show:
         for sentence in analysis.answer:
             terminal.say(sentence)
@@ -95,8 +97,7 @@ def write_report(study: Study | Path, out: Path | None = None, *, show: bool = T
         more = len(analysis.warnings) - page.MOST_REMARKS
         if more > 0:
             terminal.warn(f"{more} more warnings in the report")
-        _, arms = report.sections[0].tables[0]
-        arms.only(SHORT).show()
+        report.arms.only(SHORT).show()
         terminal.say(f"report: {folder / 'report.html'} (and .md, .csv, arms.csv, figures)")
     return ReportFiles(
         page=folder / "report.html",
