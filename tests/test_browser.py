@@ -178,3 +178,24 @@ def test_the_report_is_whole_in_light_and_dark_and_without_scripts(scheme, scrip
         drawn = page.evaluate("getComputedStyle(document.querySelector('figure text')).fill")
         assert drawn == ("rgb(95, 99, 104)" if scheme == "light" else "rgb(164, 169, 176)")
     context.close()
+
+
+def test_on_a_phone_nothing_is_out_of_sight_and_a_tap_tells_about_a_point(swept, browser):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True
+    )
+    page = context.new_page()
+    report = (swept / "runs" / "seen" / "report" / "report.html").as_uri()
+    page.goto(report)
+    page.locator("figure.chart").last.locator(".vega-embed svg").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.screenshot(path=str(swept / "phone.png"), full_page=True)
+    # Every value of the first table, and every chart, within the width.
+    for place in ("table.cards >> nth=0 >> td:not(.empty)", "figure.chart svg.marks"):
+        for found in page.locator(place).all():
+            box = found.bounding_box()
+            assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 391, place
+    points(page).first.tap(force=True)
+    page.locator("#vg-tooltip-element").wait_for()
+    assert page.url == report
+    context.close()

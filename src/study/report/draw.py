@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import uuid
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -131,6 +132,17 @@ class DrawnChart:
             f'<figure class="chart"><div>{svg}</div>'
             f'<script type="application/json">{spec}</script></figure>'
         )
+
+    def interactive(self) -> str:
+        """HTML for notebooks: the static drawing, which a script replaces by the interactive one.
+
+        The notebook must show `vega_script()` before.
+        """
+        name = f"chart-{uuid.uuid4().hex}"
+        spec = json.dumps(self.spec).replace("<", "\\u003c")
+        options = '{renderer: "svg", actions: false}'
+        script = f'vegaEmbed(document.getElementById("{name}"), {spec}, {options});'
+        return f'<div id="{name}">{self.svg}</div><script>{script}</script>'
 
 
 def _page_colours(text: str) -> str:

@@ -15,6 +15,12 @@ from src.study.report.sections import SECTIONS, Findings, Section, TableOf
 from src.study.report.summary import SHORT
 from src.study.report.table import Table, escape_markdown
 
+NOTEBOOK_STYLE = (
+    ".study-table small { display: block; opacity: .75; }"
+    " .study-table :is(th, td) { vertical-align: top; }"
+    " .study-table .text { text-align: left; }"
+)
+
 MOST_REMARKS = 6
 """The number of remarks that are always shown; the others are folded."""
 
@@ -133,8 +139,9 @@ def to_html(report: Report, *, repeat: str) -> str:
 
 
 def table_html(table: Table) -> str:
-    """A single table as HTML, for notebooks."""
-    return str(_environment().get_template("tables.html").module.show(table))  # type: ignore[attr-defined]
+    """A single table as HTML, for notebooks, which have no styles for its small print."""
+    table_text = _environment().get_template("tables.html").module.show(table)  # type: ignore[attr-defined]
+    return f'<style>{NOTEBOOK_STYLE}</style><div class="study-table">{table_text}</div>'
 
 
 def _environment() -> Environment:

@@ -26,7 +26,7 @@ function narrow(spec, room) {
   if (isFacet) spec.columns = 1;
   // What stands to the right of each run is in its tooltip too.
   plot.layer = plot.layer.filter((layer) => layer.encoding?.text?.field !== "note");
-  walk(plot, (part) => {
+  walk(plot.layer, (part) => {
     if (part.value === wide) part.value = plot.width;
     if (part.labelLimit) part.labelLimit = names - 12;
     if (part.tickCount > 4) part.tickCount = 4;
@@ -43,6 +43,8 @@ document.querySelectorAll("figure.chart").forEach((figure) => {
   // On a touch screen a tap shows the tooltip; a link would leave the page first.
   if (isTouch) walk(spec, (part) => delete part.href);
   const live = document.createElement("div");
+  // A finger never hovers: what the mouse does above a point follows its tap.
+  if (isTouch) live.addEventListener("click", (tap) => tap.target.dispatchEvent(new PointerEvent("pointermove", tap)));
   const options = { renderer: "svg", actions: false, tooltip: { theme: "page" } };
   vegaEmbed(live, spec, options)
     .then(() => figure.querySelector("div").replaceWith(live))
