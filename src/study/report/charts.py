@@ -195,7 +195,7 @@ def learning_rates(points: pd.DataFrame) -> alt.FacetChart:
     )
     y = alt.Y(
         "loss:Q",
-        title="nats per token",
+        title="val/loss",
         scale=alt.Scale(zero=False),
         axis=alt.Axis(tickCount=5, format="~g"),
     )

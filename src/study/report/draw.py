@@ -4,7 +4,6 @@ import html
 import json
 import re
 import uuid
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ class DrawnChart:
         self.spec = chart.to_dict(validate=False)
         self.svg = self._draw(self.spec)
 
-    def _draw(self, spec: Mapping[str, Any]) -> str:
+    def _draw(self, spec: dict[str, Any]) -> str:
         return _smaller(vl_convert.vegalite_to_svg(spec), str(self.spec["description"]))
 
     def save(self, folder: Path, name: str) -> None:

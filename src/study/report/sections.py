@@ -185,7 +185,7 @@ SECTIONS = (
         name="rates",
         heading="Learning rates",
         charts={"learning-rate": _learning_rates},
-        reading="Final validation loss over the learning rate. Each point is a run, marked by its"
+        reading="Final validation loss in nats per token. Each point is a run, marked by its"
         " outcome; the line is the mean. A run that"
         " collapsed, was stopped or had non-finite validation windows is drawn at the loss of a"
         " uniform guess.",
