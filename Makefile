@@ -21,7 +21,7 @@ CONVERT_ROPE_convert = 16
 CONVERT_ROPE_convert_smollm2 = 32
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock test test-all test-gpu test-slurm check smoke train ablate report reproduce book docs ui smollm2 convert \
+.PHONY: help setup lock test test-all test-gpu test-slurm check smoke train ablate report reproduce book docs notebook ui smollm2 convert \
 	detector bench gpu-report clean
 
 help:  ## list the targets
@@ -134,8 +134,11 @@ convert: convert-source-$(CONVERT)  ## convert at several ranks and train furthe
 report: $(READY)  ## rewrite the report of a study; STUDY=ablate
 	$(BIN)/python -m src.report study=$(STUDY)
 
-ui: $(READY)  ## show the runs in MLflow on this machine; PORT=5000
-	$(BIN)/python -m src.ui port=$(PORT)
+notebook: $(READY)  ## open the notebook that compares two arms of a study; STUDY=ablate
+	SMOL_STUDY=$(STUDY) $(BIN)/python -m jupyterlab notebooks/compare.ipynb $(ARGS)
+
+ui: $(READY)  ## compare the arms of a study in MLflow; STUDY=ablate PORT=5000 ARGS=open=true
+	$(BIN)/python -m src.ui port=$(PORT) $(if $(filter command line environment,$(origin STUDY)),study=$(STUDY)) $(ARGS)
 
 clean:  ## remove .venv and caches, but no runs or databases
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

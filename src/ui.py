@@ -1,4 +1,4 @@
-"""`python -m src.ui`: serves MLflow's pages and prints those that compare the arms of a study."""
+"""`python -m src.ui`: serves MLflow's pages, prints and opens the one that compares the arms."""
 
 import sys
 from typing import Any
@@ -6,12 +6,13 @@ from typing import Any
 from src.cli import interrupt
 
 USAGE = """
-python -m src.ui [study=NAME] [port=5000]
+python -m src.ui [study=NAME] [port=5000] [open=true]
 
 Starts MLflow's pages at http://127.0.0.1:PORT, reachable from this machine only, and prints the
-addresses of pages that compare the arms of a study, with the first seed of each. Ctrl-C ends it.
+addresses of the page that compares the arms of a study and of its report. Ctrl-C ends it.
 
   study=NAME       the study to compare; default: the one that was run last
+  open=true        also opens the page in the browser
   paths.runs=runs  tracking.uri=sqlite:///mlflow.db|http://...
 """
 

@@ -70,35 +70,50 @@ def pages(swept):
             except OSError:
                 continue
         found = dict(re.findall(r"seen, ([\w ]+): (\S+)", log.read_text()))
-        assert {"arms compared", "curves of validation loss"} <= set(found), log.read_text()
+        assert {"arms compared", "table of runs", "answer"} <= set(found), log.read_text()
         yield found
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=60)
 
 
-def test_mlflows_comparison_shows_the_arms_and_a_chart(pages, browser, swept):
+def test_the_printed_address_opens_the_arms_unfolded_with_their_charts(pages, browser, swept):
     page = browser.new_page(viewport={"width": 1500, "height": 1100})
     page.goto(pages["arms compared"])
-    page.get_by_text("mlha+moe+warmdown", exact=False).first.wait_for(timeout=90_000)
-    text = page.inner_text("body")
-    for arm in ARMS:
-        assert f"mlha+moe+{arm}" in text, arm
-    assert "stability\tnone\twarmdown\tclip03" in text
-    page.locator("svg.main-svg").first.wait_for(timeout=60_000)
+    page.locator(".scatterlayer .trace").first.wait_for(timeout=90_000)
+    assert page.get_by_text("Arms compared").first.is_visible()
     page.screenshot(path=str(swept / "compare.png"))
+    text = page.inner_text("body")
+    assert all(f"Group: {arm}" in text for arm in ARMS)
+    # Two seeds an arm, all in sight.
+    assert page.get_by_role("link", name=re.compile("mlha.*seed-")).count() == 2 * len(ARMS)
+    for metric in ("train/loss", "val/loss", "grad/norm"):
+        assert page.get_by_text(metric, exact=True).first.is_visible(), metric
     page.close()
 
 
-def test_mlflows_page_of_curves_shows_one_an_arm(pages, browser, swept):
-    page = browser.new_page(viewport={"width": 1500, "height": 1000})
-    page.goto(pages["curves of validation loss"])
-    page.locator(".scatterlayer .trace").first.wait_for(timeout=90_000)
-    page.screenshot(path=str(swept / "curves.png"))
-    # Each run is drawn twice: as it is, and smoothed.
-    assert page.locator(".scatterlayer .trace").count() >= len(ARMS)
+def test_the_table_of_runs_has_their_outcomes_as_columns(pages, browser, swept):
+    page = browser.new_page(viewport={"width": 2400, "height": 1000})
+    page.goto(pages["table of runs"])
+    page.get_by_text("result/val_loss").first.wait_for(timeout=90_000)
+    page.screenshot(path=str(swept / "table.png"))
     text = page.inner_text("body")
-    assert all(f"mlha+moe+{arm}" in text for arm in ARMS)
+    for column in ("seed", "outcome", "result/nonfinite_steps", "result/seconds"):
+        assert column in text, column
+    assert "sweep" not in page.locator(".ag-center-cols-container").first.inner_text()
+    page.close()
+
+
+def test_the_run_of_the_sweep_tells_the_answer_and_links_to_the_report(pages, browser, swept):
+    page = browser.new_page(viewport={"width": 1500, "height": 1100})
+    page.goto(pages["answer"])
+    page.get_by_text("Show more").click(timeout=90_000)
+    page.screenshot(path=str(swept / "answer.png"))
+    described = page.inner_text("body")
+    assert "non-finite seeds" in described and all(arm in described for arm in ARMS)
+    link = page.get_by_role("link", name="report", exact=True).get_attribute("href")
+    page.goto(f"{pages['answer'].partition('#')[0]}{link[link.index('#') :]}")
+    page.frame_locator("iframe").get_by_text("How to reproduce it").first.wait_for(timeout=60_000)
     page.close()
 
 
@@ -162,4 +177,25 @@ def test_the_report_is_whole_in_light_and_dark_and_without_scripts(scheme, scrip
     if scripts:
         drawn = page.evaluate("getComputedStyle(document.querySelector('figure text')).fill")
         assert drawn == ("rgb(95, 99, 104)" if scheme == "light" else "rgb(164, 169, 176)")
+    context.close()
+
+
+def test_on_a_phone_nothing_is_out_of_sight_and_a_tap_tells_about_a_point(swept, browser):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True
+    )
+    page = context.new_page()
+    report = (swept / "runs" / "seen" / "report" / "report.html").as_uri()
+    page.goto(report)
+    page.locator("figure.chart").last.locator(".vega-embed svg").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.screenshot(path=str(swept / "phone.png"), full_page=True)
+    # Every value of the first table, and every chart, within the width.
+    for place in ("table.cards >> nth=0 >> td:not(.empty)", "figure.chart svg.marks"):
+        for found in page.locator(place).all():
+            box = found.bounding_box()
+            assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 391, place
+    points(page).first.tap(force=True)
+    page.locator("#vg-tooltip-element").wait_for()
+    assert page.url == report
     context.close()

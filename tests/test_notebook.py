@@ -63,7 +63,8 @@ def test_the_comparison_shows_table_figures_and_differences_of_a_study(tmp_path,
     assert time.monotonic() - before < TIMEOUT_SECONDS
     assert "4 of 4 seeds" in found["text/markdown"]
     assert all(f">{arm}<" in found["text/html"] for arm in arms)
-    # Four of the report, and the pairs.
-    assert found["image/svg+xml"].count("<svg") == 5
+    # Four of the report, and the pairs; each is drawn, and drawn again by a script.
+    assert found["text/html"].count('<svg role="img"') == 5
+    assert found["text/html"].count("vegaEmbed(document") == 5
     # Four seeds pair; the baseline's losses are no losses of sound runs.
     assert "ema minus none, 4 seeds" in found["text/plain"]

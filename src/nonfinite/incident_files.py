@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,44 @@ from typing import Any
 import torch
 
 STYLE = """
-:root { color-scheme: light dark; --shade: color-mix(in srgb, currentColor 8%, transparent); }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 1.5rem auto;
-       padding: 0 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-code, pre { background: var(--shade); padding: .1rem .3rem; border-radius: .2rem; }
-pre { padding: .8rem; overflow-x: auto; overflow-wrap: normal; }
+:root { color-scheme: light dark; --ink: #222222; --muted: #5f6368; --rule: #d5d7da;
+        --paper: #ffffff; --shade: #f6f6f3; --alert: #fdf3ec; --vermillion: #d55e00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --muted: #a4a9b0; --rule: #3a3e44;
+        --paper: #17191c; --shade: #212428; --alert: #33241b; --vermillion: #f0793a; } }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 48rem; margin: 1.5rem auto 3rem; padding: 0 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .6rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; padding-top: .7rem;
+     border-top: 1px solid var(--rule); }
+p { margin: .4rem 0; }
+code, pre { font: .9rem/1.5 ui-monospace, Menlo, Consolas, monospace; background: var(--shade); }
+code { padding: .1rem .3rem; border-radius: .2rem; }
+pre { padding: .7rem .9rem; overflow-x: auto; overflow-wrap: normal; margin: .4rem 0; }
 pre.code { white-space: pre-wrap; }
 svg { max-width: 100%; height: auto; display: block; }
-.cause { font-size: 1.1rem; }
+svg text { fill: var(--muted); }
+.cause { border-left: 4px solid var(--vermillion); background: var(--alert);
+         padding: .6rem 1rem; margin: .8rem 0; }
+.cause p:first-child { font-size: 1.1rem; font-weight: 600; }
+.quiet { color: var(--muted); font-size: .9rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .4rem 0; }
+dt { color: var(--muted); } dd { margin: 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--rule); }
+summary { cursor: pointer; color: var(--muted); margin: .6rem 0; }
+.phone { display: none; }
+@media (max-width: 640px) { .wide { display: none; } .phone { display: block; }
+        h1 { font-size: 1.35rem; } }
 """
 
 GREY = "#808080"
 """Readable on white and on black."""
+
+NUM_LAST = 10
+"""The number of steps that are shown in numbers."""
+
+WIDTHS = {"wide": 620, "phone": 280}
+"""The widths of the curves in pixels, by the class of the page's style that shows them."""
 
 
 def write_page(
@@ -38,31 +64,77 @@ def write_page(
         advice: how to run the step again, or why that is not possible, as HTML.
     """
     shown = {key: incident[key] for key in ("finding", "figures", "largest_gradients")}
-    source = incident["source"]
+    source, helps = incident["source"], incident["advice"]
     code = ""
     if source is not None:
         place = html.escape(f"{source['file']}, line {source['line']}")
-        code = f"<p>The line: {place}</p>\n<pre class='code'>{html.escape(source['code'])}</pre>"
-    helps = incident["advice"]
+        code = (
+            f"<pre class='code'>{html.escape(source['code'])}</pre>\n<p class='quiet'>{place}</p>"
+        )
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Incident in step {incident["step"]}</title><style>{STYLE}</style></head><body>
 <h1>Step {incident["step"]}: {html.escape(incident["cause"])}</h1>
-<p class="cause">{html.escape(incident["explanation"])}</p>
+<div class="cause">
+<p>{html.escape(incident["explanation"])}</p>
 {"" if helps is None else f"<p>What usually helps: {html.escape(helps)}.</p>"}
+</div>
 {code}
-<p>{html.escape(_rerun_words(incident))}</p>
+{_facts(incident)}
 <h2>Before this step</h2>
 {_curves(ring)}
 <h2>Run it again</h2>
 <p>{advice}</p>
 <h2>Details</h2>
 <p>{html.escape(incident["line"])}</p>
-<pre>{html.escape(json.dumps(json_safe(shown), indent=2))}</pre>
+{_last_steps(ring)}
+<details><summary>All values</summary>
+<pre>{html.escape(_compact(json_safe(shown)))}</pre>
+</details>
 </body></html>
 """
     path.write_text(page, encoding="utf-8")
+
+
+def _facts(incident: Mapping[str, Any]) -> str:
+    """Where it failed, and what the reruns say, as a list of terms."""
+    facts = {
+        "phase": incident["phase"],
+        "module": incident["module"],
+        "operation": incident["operation"],
+        "rerun": _rerun_words(incident),
+    }
+    terms = (
+        f"<dt>{name}</dt><dd>{html.escape(str(fact))}</dd>" for name, fact in facts.items() if fact
+    )
+    return f"<dl>{''.join(terms)}</dl>"
+
+
+def _last_steps(ring: Sequence[Mapping[str, float]]) -> str:
+    """The last steps before the incident in numbers, as a table that opens at a click."""
+    names = [name for name in ("loss", "grad_norm") if ring and name in ring[-1]]
+    if not names:
+        return ""
+    heads = "".join(f"<th>{name.replace('grad_norm', 'gradient norm')}</th>" for name in names)
+    rows = [
+        "".join(f"<td>{entry.get(name, math.nan):.6g}</td>" for name in names)
+        for entry in ring[-NUM_LAST:]
+    ]
+    steps = [f"<tr><td>{entry['step']:g}</td>" for entry in ring[-NUM_LAST:]]
+    body = "".join(f"{step}{row}</tr>" for step, row in zip(steps, rows, strict=True))
+    return (
+        "<details><summary>The last steps in numbers</summary>"
+        f"<table><tr><th>step</th>{heads}</tr>{body}</table></details>"
+    )
+
+
+def _compact(value: Any) -> str:
+    """JSON with an entry per line; what holds no further mapping stays on one line."""
+    if isinstance(value, dict) and value:
+        inner = ",\n".join(f"{json.dumps(key)}: {_compact(each)}" for key, each in value.items())
+        return "{\n" + textwrap.indent(inner, "  ") + "\n}"
+    return json.dumps(value)
 
 
 def _rerun_words(incident: Mapping[str, Any]) -> str:
@@ -92,25 +164,51 @@ def _curves(ring: Sequence[Mapping[str, float]]) -> str:
     except ImportError:
         return "<p>Install altair and vl-convert-python to see curves.</p>"
 
-    panels = [_panel(altair, ring, ["grad_norm"], "gradient norm", log=True)]
-    if "loss" in ring[-1]:
-        panels.insert(0, _panel(altair, ring, ["loss"], "loss", log=False))
-    biases = [key for key in ring[-1] if key.startswith("bias_mean/")]
-    if biases:
-        panels.append(_panel(altair, ring, biases, "mean router bias", log=False))
     try:
         import vl_convert
     except ImportError:
         return "<p>Install vl-convert-python to see curves.</p>"
-    chart = altair.vconcat(*panels).configure(background="transparent")
-    chart = chart.configure_view(stroke=GREY).configure_axis(
-        labelColor=GREY, titleColor=GREY, gridOpacity=0.2, domainColor=GREY, tickColor=GREY
-    )
-    return str(vl_convert.vegalite_to_svg(chart.to_dict()))
+    drawn = []
+    for style, width in WIDTHS.items():
+        chart = altair.vconcat(*_panels(altair, ring, width), spacing=12)
+        chart = chart.configure(background="transparent", font="Arial, Helvetica, sans-serif")
+        chart = chart.configure_title(
+            anchor="start", fontSize=12, fontWeight="normal", color=GREY, offset=4
+        )
+        chart = chart.configure_view(stroke=None).configure_axis(
+            **{"labelColor": GREY, "titleColor": GREY, "gridColor": GREY, "domainColor": GREY},
+            **{"tickColor": GREY, "gridOpacity": 0.2, "labelFontSize": 12, "titleFontSize": 12},
+            titleFontWeight="normal",
+        )
+        svg = vl_convert.vegalite_to_svg(chart.to_dict())
+        drawn.append(f'<div class="{style}">{svg}</div>')
+    return "\n".join(drawn)
+
+
+def _panels(altair: Any, ring: Sequence[Mapping[str, float]], width: int) -> list[Any]:
+    """One panel for each kind of metric; the last has the title of the common axis."""
+    biases = [key for key in ring[-1] if key.startswith("bias_mean/")]
+    kinds = [(["loss"], "loss", False)] if "loss" in ring[-1] else []
+    kinds.append((["grad_norm"], "gradient norm", True))
+    kinds += [(biases, "mean router bias", False)] if biases else []
+    last = kinds[-1][1]
+    return [
+        _panel(
+            altair, ring, keys, title, log=log, width=width, below="step" if title == last else None
+        )
+        for keys, title, log in kinds
+    ]
 
 
 def _panel(
-    altair: Any, ring: Sequence[Mapping[str, float]], keys: list[str], title: str, *, log: bool
+    altair: Any,
+    ring: Sequence[Mapping[str, float]],
+    keys: list[str],
+    title: str,
+    *,
+    log: bool,
+    width: int,
+    below: str | None,
 ) -> Any:
     """One curve for each key; a logarithmic axis leaves out what is not positive."""
     rows = [
@@ -120,13 +218,16 @@ def _panel(
         if key in entry and math.isfinite(entry[key]) and (entry[key] > 0 or not log)
     ]
     scale = altair.Scale(type="log" if log else "linear", zero=False)
-    colour = altair.value("#0072b2") if len(keys) == 1 else altair.Color("of:N", legend=None)
+    steps = altair.Axis(tickCount=max(3, width // 90), grid=False)
+    # A logarithmic axis has a line for every digit.
+    values = altair.Axis(tickCount=4, grid=not log)
+    colour = altair.value("#3a9bd9") if len(keys) == 1 else altair.Color("of:N", legend=None)
     return (
-        altair.Chart(altair.Data(values=rows), width=560, height=120)
-        .mark_line()
+        altair.Chart(altair.Data(values=rows), width=width, height=110, title=title)
+        .mark_line(strokeWidth=1.6)
         .encode(
-            x=altair.X("step:Q", scale=altair.Scale(zero=False)),
-            y=altair.Y("value:Q", title=title, scale=scale),
+            x=altair.X("step:Q", title=below, axis=steps, scale=altair.Scale(zero=False)),
+            y=altair.Y("value:Q", title=None, scale=scale, axis=values),
             color=colour,
         )
     )

@@ -1,8 +1,11 @@
-"""Serves MLflow's pages and prints the addresses of those that compare the arms of a study."""
+"""Serves MLflow's pages, and prints and opens the one that compares the arms of a study."""
 
-import json
 import os
 import sys
+import threading
+import time
+import urllib.request
+import webbrowser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,35 +17,50 @@ from src.common.errors import DamagedError, InputError
 from src.common.orphans import run_bound
 from src.common.tracking_address import default_uri, given_uri, with_secrets
 from src.study.read.collect import Study, collect
+from src.tracking import pages
 from src.tracking.client import Server, one_line
-from src.tracking.push_state import read_state, state_file
+from src.tracking.compare_view import write_view
 
-CURVE = "val/loss"
-
-MAX_COMPARED = 20
-"""Number of runs on one comparison page; with more, MLflow's charts become unreadable."""
+START_SECONDS = 120.0
+"""How long to wait for MLflow's server before the browser is opened."""
 
 
 def ui(fields: dict[str, Any]) -> int:
     """Prints the addresses and serves MLflow's pages until it is stopped; returns the exit code."""
-    port = fields["port"]
+    port, must_open = fields["port"], fields["open"]
     if type(port) is not int or not 1024 <= port <= 65535:
         raise InputError(f"port={port}: must be an integer from 1024 to 65535")
+    if type(must_open) is not bool:
+        raise InputError(f"open={must_open}: must be true or false")
     server = Server(given_uri(fields) or default_uri())
     has_own_pages = server.uri.lower().startswith(("http://", "https://"))
     root = server.uri.rstrip("/") if has_own_pages else f"http://127.0.0.1:{port}"
+    is_ours = not has_own_pages and pages.is_installed()
     study = _study(given_path(fields, "paths.runs"), fields["study"])
-    terminal.say(f"all studies: {root}")
+    first = root
     if study is not None:
         try:
-            for what, address in comparisons(study, server, root).items():
-                terminal.say(f"{study.name}, {what}: {address}")
+            view = write_view(server, study.name)
         except Exception as error:  # The other addresses are useful without these.
             terminal.warn(f"{study.name}: no comparison available ({one_line(error)})")
+        else:
+            addresses = {what: f"{root}/{link}" for what, link in view.links().items()}
+            # The report on disk, whose links to runs work, is shown below.
+            addresses.pop("report", None)
+            if is_ours:
+                addresses["arms compared"] = f"{root}/compare/{quote(study.name)}"
+            first = addresses["arms compared"]
+            for what, address in addresses.items():
+                terminal.say(f"{study.name}, {what}: {address}")
         report = study.folder / "report" / "report.html"
         if report.is_file():
-            terminal.say(f"{study.name}, the report: {report.resolve().as_uri()}")
+            terminal.say(f"{study.name}, report: {report.resolve().as_uri()}")
+    terminal.say(f"all studies: {root}")
+    if not has_own_pages:
+        terminal.say("Ctrl-C ends the server")
     if has_own_pages:
+        if must_open:
+            webbrowser.open(first)
         return command_line.OK
     # This also creates a missing database. If MLflow's own server created it, a kill could leave it
     # incomplete.
@@ -50,8 +68,17 @@ def ui(fields: dict[str, Any]) -> int:
     if problem is not None:
         terminal.error(server.trouble(problem))
         return command_line.FAILURE
+    if must_open:
+        threading.Thread(target=_open, args=(root, first), daemon=True).start()
+    return _serve(server, port, app=pages.APP if is_ours else None)
+
+
+def _serve(server: Server, port: int, *, app: str | None) -> int:
+    """Runs MLflow's server until it is stopped; returns the exit code."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1"]
+    # A line for each request would push the addresses above out of sight.
+    command += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    command += [] if app is None else ["--app-name", app]
     # Not as an argument, because every user of this machine can read the arguments of a process.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = with_secrets(server.uri)
     sys.stdout.flush()
@@ -60,6 +87,20 @@ def ui(fields: dict[str, Any]) -> int:
     # it the server starts three times faster.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     return command_line.OK if run_bound(command) == 0 else command_line.FAILURE
+
+
+def _open(root: str, address: str) -> None:
+    """Opens a page in the browser as soon as the server answers."""
+    latest = time.monotonic() + START_SECONDS
+    while time.monotonic() < latest:
+        try:
+            with urllib.request.urlopen(f"{root}/health", timeout=2.0):
+                break
+        except OSError:
+            time.sleep(0.3)
+    else:
+        return
+    webbrowser.open(address)
 
 
 def _study(runs: Path, name: str | None) -> Study | None:
@@ -72,25 +113,3 @@ def _study(runs: Path, name: str | None) -> Study | None:
     except DamagedError as error:  # Only a warning, because the user has not named this study.
         terminal.warn(str(error))
         return None
-
-
-def comparisons(study: Study, server: Server, root: str) -> dict[str, str]:
-    """Addresses of MLflow's pages that compare the first seed of each variant, by their content."""
-    ids = []
-    for variant in study.variants[:MAX_COMPARED]:
-        for run in study.of(variant):
-            state = read_state(state_file(run.folder, server.uri))
-            if state is not None and state.run_id is not None:
-                ids.append(state.run_id)
-                break
-    values = {"runs": ids, "experiments": [server.experiment_id(study.name)]}
-    runs = _query(values)
-    curves = _query({**values, "metric": CURVE, "plot_metric_keys": [CURVE]})
-    return {
-        "arms compared": f"{root}/#/compare-runs?{runs}",
-        "curves of validation loss": f"{root}/#/metric?{curves}&x_axis=step",
-    }
-
-
-def _query(values: dict[str, Any]) -> str:
-    return "&".join(f"{name}={quote(json.dumps(value))}" for name, value in values.items())

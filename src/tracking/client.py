@@ -22,6 +22,7 @@ LATER = "nothing is lost: python -m src.sync sends the rest later"
 
 KIND = "mlflow.experimentKind"
 """The tag that makes MLflow's pages show training runs first, instead of traces of chats."""
+MODEL_TRAINING = "custom_model_development"
 
 MAX_METRICS = 1000
 MAX_ENTRIES = 100
@@ -95,7 +96,7 @@ class Server:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                location, tags = self._artifacts(name), {KIND: "custom_model_development"}
+                location, tags = self._artifacts(name), {KIND: MODEL_TRAINING}
                 made = self.client.create_experiment(name, artifact_location=location, tags=tags)
                 return str(made)
             except MlflowException:

@@ -12,6 +12,7 @@ from src.common.run_folder import RunFolder
 from src.common.tracking_address import masked
 from src.config.remedy_roles import loss_metric, roles_of
 from src.tracking.client import MAX_METRICS, Server
+from src.tracking.compare_view import REPORT, CompareView
 from src.tracking.labels import PARENT, is_measured_by
 from src.tracking.new_state import ensure_state, metric_lines, modified, read_record
 from src.tracking.push_state import (
@@ -34,8 +35,10 @@ KEY = "mirror_key"
 
 RESULT = "result"
 """Group of the metrics that summarise a run."""
-REPORT = "report"
-"""Folder of the artifacts of a sweep."""
+SUMMARY = "summary.md"
+"""The file among them that becomes the description of the sweep's run."""
+NOTE = "mlflow.note.content"
+"""The tag of a description, which MLflow's pages show as Markdown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,10 +280,25 @@ def _close_sweep(server: Server, state: State, *, folder: Path, status: str) -> 
     ended = milliseconds() if state.ended is None else state.ended
     # All carry the time of the end, so that a repeated sweep adds later values.
     metrics = [(name, value, ended, 0) for name, value in state.metrics.items()]
-    server.log(state.run_id, metrics=metrics, tags=end_tags(folder, state) | state.tags)
+    tags = end_tags(folder, state) | state.tags | _description(server, state)
+    server.log(state.run_id, metrics=metrics, tags=tags)
     server.client.set_terminated(state.run_id, status=status, end_time=ended)
     for path in map(Path, state.artifacts):
         if path.is_dir():
             server.client.log_artifacts(state.run_id, str(path), f"{REPORT}/{path.name}")
         elif path.is_file():
             server.client.log_artifact(state.run_id, str(path), REPORT)
+
+
+def _description(server: Server, state: State) -> dict[str, str]:
+    """The tag with the report's answer and table, below links to the report and to the arms."""
+    for file in map(Path, state.artifacts):
+        if file.name == SUMMARY and file.is_file():
+            view = CompareView(
+                experiment_id=server.experiment_id(state.experiment), sweep_run_id=state.run_id
+            )
+            found = view.links()
+            links = [f"[{what}]({found[what]})" for what in ("report", "arms compared")]
+            text = masked(file.read_text(encoding="utf-8"))
+            return {NOTE: f"{' · '.join(links)}\n\n{text}"}
+    return {}

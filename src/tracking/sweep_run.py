@@ -13,6 +13,7 @@ How a sweep uses it:
 Problems with MLflow raise no exception here, and every call is limited in time.
 """
 
+import contextlib
 import logging
 import math
 import threading
@@ -23,6 +24,7 @@ from typing import Any
 
 from src.common import terminal
 from src.tracking.client import LATER, Server
+from src.tracking.compare_view import NoRunsError, write_view
 from src.tracking.new_state import begin_sweep, ensure_state
 from src.tracking.push import is_behind, push
 from src.tracking.push_state import (
@@ -144,7 +146,7 @@ class SweepRun:
         artifacts: Sequence[Path] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Logs the sweep's metrics, uploads files and folders to report/, and closes the run.
+        """Logs the sweep's metrics, uploads its files, closes the run, and writes the study's view.
 
         Args:
             status: MLflow's status: FINISHED, FAILED or KILLED.
@@ -167,6 +169,8 @@ class SweepRun:
             push(self.folder, self.server, over=True)
             # Runs that trained while this parent could not be created are not below it yet.
             self._catch_up()
+            with contextlib.suppress(NoRunsError):
+                write_view(self.server, self.experiment)
 
         self._try(act, CLOSE_SECONDS)
 

@@ -147,7 +147,7 @@ def test_incidents_lead_to_their_pages_from_wherever_the_report_is(tmp_path):
     for out in (None, tmp_path / "elsewhere" / "deep"):
         files = write_report(study, out, show=False)
         links = [attrs["href"] for tag, attrs in Page(files.page).tags if tag == "a"]
-        (link,) = (link for link in links if not link.startswith("#"))
+        (link,) = (link for link in links if link.endswith(".html"))
         assert (files.page.parent / unquote(link)).resolve() == target.resolve()
     row = Page(files.page).table("What failed first")[0]
     assert row[:4] == ["none", "0", "300", "router underflow"]
@@ -179,7 +179,7 @@ def test_figures_read_back_from_csv_are_those_of_the_page(full):
     assert texts_of(arms_table(arms, title="")) == page.table("What happened")
     runs = read_frame(files.page.parent / "report.csv")
     assert len(runs) == 30
-    assert texts_of(runs_table(runs, title="")) == page.table("Every run")
+    assert texts_of(runs_table(runs, title="", links={})) == page.table("Every run")
 
 
 def test_csv_keeps_full_precision(full):
@@ -195,7 +195,7 @@ def test_the_folder_of_a_study_gives_the_same_report_and_all_files_are_there(ful
     study, files, _ = full
     again = write_report(study.folder, tmp_path, show=False)
     names = [file.relative_to(tmp_path).as_posix() for file in again.files]
-    assert names == ["report.html", "report.md", "report.csv", "arms.csv", "figures"]
+    assert names == ["report.html", "report.md", "summary.md", "report.csv", "arms.csv", "figures"]
     assert all(file.exists() for file in again.files)
     for name in ("arms.csv", "report.csv", "figures/failures.svg"):
         assert (tmp_path / name).read_text() == (files.page.parent / name).read_text()
@@ -284,3 +284,44 @@ def test_every_section_is_told_in_both_forms_and_in_one_order(full):
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     places = [f"#{attrs['id']}" for tag, attrs in page.tags if tag == "h2"]
     assert [link for link in links if link.startswith("#")] == places
+
+
+def test_a_heading_is_not_repeated_above_a_table_or_a_chart(full):
+    _, _, page = full
+    headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", page.source)
+    titles = re.findall(r'<p class="title">([^<]+)</p>', page.source)
+    assert len(headings) > 5 and titles
+    assert not {each.lower() for each in titles} & {each.lower() for each in headings}
+    # The setting stands at the top, not in every title.
+    assert not any("preset stress" in title for title in titles)
+    for heading in headings:
+        drawn = page.source[page.source.index(f">{heading}</h2>") :].partition("<h2")[0]
+        assert f">{heading}</text>" not in drawn
+
+
+def test_on_a_phone_a_row_is_a_card_that_names_every_value(full):
+    _, _, page = full
+    shown = {attrs["aria-label"]: attrs["class"] for tag, attrs in page.tags if tag == "table"}
+    kinds = {title.partition(" (")[0]: kind for title, kind in shown.items()}
+    assert kinds["What happened, by arm"] == kinds["Every run"] == "cards"
+    assert kinds["Validation loss at each eleventh of the run"] == "grid"
+    cells = [attrs for tag, attrs in page.tags if tag == "td"]
+    assert all(attrs["data-name"] for attrs in cells)
+
+
+def test_the_seed_of_a_run_leads_to_its_folder(tmp_path):
+    study = synthetic.study(tmp_path, {"none": Arm()}, seeds=2)
+    files, page = report(study, tmp_path)
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a" and "seed-" in attrs["href"]]
+    found = [(files.page.parent / unquote(link)).resolve() for link in links]
+    assert found == [run.folder.resolve() for run in study.runs]
+
+
+def test_the_summary_is_the_answer_and_the_table(full):
+    _, files, _ = full
+    text = (files.page.parent / "summary.md").read_text()
+    assert "6 of 6 seeds go non-finite" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 5
+    assert rows[0].startswith("| arm | outcomes | non-finite seeds |")
+    assert "- *" not in text

@@ -1,11 +1,13 @@
 """MLflow's pages, as a user starts and stops them."""
 
+import contextlib
 import signal
 import time
 import urllib.request
 
 import pytest
 
+from src import ui
 from tests.runs import free_port, start
 
 
@@ -38,3 +40,26 @@ def test_a_signal_ends_the_pages_without_a_traceback(number, database, tmp_path)
     if number == signal.SIGINT:
         assert "error: interrupted" in err
     assert not answers(port)
+
+
+def test_open_shows_the_comparison_in_the_browser_once_the_server_answers(monkeypatch):
+    opened = []
+    monkeypatch.setattr(ui.webbrowser, "open", opened.append)
+    answered = iter([OSError("not yet"), contextlib.nullcontext()])
+
+    def answer(*_, **__):
+        found = next(answered)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    monkeypatch.setattr(ui.urllib.request, "urlopen", answer)
+    monkeypatch.setattr(ui.time, "sleep", lambda _: None)
+    ui._open("http://127.0.0.1:5000", "http://127.0.0.1:5000/compare/a")
+    assert opened == ["http://127.0.0.1:5000/compare/a"]
+
+
+def test_open_takes_true_or_false_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert ui.main(["open=perhaps"]) == 2
+    assert "open=perhaps: must be true or false" in capsys.readouterr().err

@@ -264,7 +264,9 @@ def loss_curves(curves: pd.DataFrame) -> alt.FacetChart:
         "step:Q", title="step", axis=alt.Axis(tickCount=4, format=",d", grid=False),
         scale=alt.Scale(nice=False, zero=True),
     )  # fmt: skip
-    y = alt.Y("loss:Q", title="val/loss", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
+    y = alt.Y(
+        "loss:Q", title="nats per token", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)
+    )
     base = alt.Chart().encode(x=x, y=y)
     span = base.encode(color=colour, detail="side:N")
     line = base.encode(color=colour, detail="line:Q", **_links(curves))

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import uuid
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -101,22 +102,46 @@ class DrawnChart:
     def __init__(self, chart: Any) -> None:
         # Tests validate the charts against the schema; that takes longer than drawing them.
         self.spec = chart.to_dict(validate=False)
-        self.svg = _smaller(vl_convert.vegalite_to_svg(self.spec), str(self.spec["description"]))
+        self.svg = self._draw(self.spec)
+
+    def _draw(self, spec: dict[str, Any]) -> str:
+        return _smaller(vl_convert.vegalite_to_svg(spec), str(self.spec["description"]))
 
     def save(self, folder: Path, name: str) -> None:
         """Writes NAME.svg and NAME.png."""
         (folder / f"{name}.svg").write_text(self.svg, encoding="utf-8")
         (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(self.svg, scale=PNG_SCALE))
 
-    def figure(self) -> Markup:
-        """HTML: the static drawing, and the specification for the interactive one."""
+    def figure(self, *, titled: bool = True) -> Markup:
+        """HTML: the static drawing, and the specification for the interactive one.
+
+        Args:
+            titled: whether to keep the title; False below a heading that says the same.
+        """
+        shown, drawing = self.spec, self.svg
+        if not titled:
+            subtitle = shown["title"].get("subtitle") if isinstance(shown["title"], dict) else ""
+            shown = {key: value for key, value in shown.items() if key != "title"}
+            shown |= {"title": {"text": "", "subtitle": subtitle}} if subtitle else {}
+            drawing = self._draw(shown)
         # Escaped, so that no HTML element can begin or end inside the script's text.
-        spec = _page_colours(json.dumps(self.spec)).replace("<", "\\u003c")
-        svg = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", _page_colours(self.svg))
+        spec = _page_colours(json.dumps(shown)).replace("<", "\\u003c")
+        svg = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", _page_colours(drawing))
         return Markup(
             f'<figure class="chart"><div>{svg}</div>'
             f'<script type="application/json">{spec}</script></figure>'
         )
+
+    def interactive(self) -> str:
+        """HTML for notebooks: the static drawing, which a script replaces by the interactive one.
+
+        The notebook must show `vega_script()` before.
+        """
+        name = f"chart-{uuid.uuid4().hex}"
+        spec = json.dumps(self.spec).replace("<", "\\u003c")
+        options = '{renderer: "svg", actions: false}'
+        script = f'vegaEmbed(document.getElementById("{name}"), {spec}, {options});'
+        return f'<div id="{name}">{self.svg}</div><script>{script}</script>'
 
 
 def _page_colours(text: str) -> str:

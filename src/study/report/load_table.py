@@ -31,6 +31,7 @@ def load_table(
             )
     return Table(
         title=title,
+        is_grid=True,
         columns=(
             Column(name="arm", is_text=True),
             Column(name="layer"),

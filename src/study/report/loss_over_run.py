@@ -63,6 +63,7 @@ def loss_over_run_table(study: Study, analysis: Analysis, *, title: str) -> Tabl
         title=title,
         columns=columns,
         rows=rows,
+        is_grid=True,
         remarks=[
             "Mean over the seeds of the validation nearest to each eleventh of the run; below it"
             " the number of seeds, if some have none.",

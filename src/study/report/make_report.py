@@ -21,6 +21,7 @@ from src.study.report.outside_page import write_comparison
 from src.study.report.sections import Findings
 from src.study.report.summary import SHORT
 from src.tracking.experiment_runs import experiment_runs
+from src.tracking.push import SUMMARY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def _text(field: str, value: Any) -> str:
 def write_report(
     study: Study | Path, out: Path | None = None, *, family: str = "study", show: bool = True
 ) -> ReportFiles:
-    """Writes report.html, report.md, report.csv (one line per run), arms.csv and figures/.
+    """Writes the report: page, Markdown, summary.md, CSV files and figures/.
 
     Args:
         study: the study, or the folder with its runs.
@@ -115,6 +116,7 @@ def write_report(
         texts = {
             "report.html": page.to_html(report, repeat=repeat),
             "report.md": page.to_markdown(report, repeat=repeat, charts="figures"),
+            SUMMARY: page.to_summary(report),
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -122,7 +124,7 @@ def write_report(
         write_frame(report.found.arms, folder / "arms.csv")
     except OSError as error:
         raise InputError(f"out={folder}: cannot be written ({error.strerror})") from error
-    names = ("report.html", "report.md", "report.csv", "arms.csv", "figures")
+    names = ("report.html", "report.md", SUMMARY, "report.csv", "arms.csv", "figures")
     if show:
         for sentence in analysis.answer:
             terminal.say(sentence)
@@ -131,8 +133,7 @@ def write_report(
         more = len(analysis.warnings) - page.MOST_REMARKS
         if more > 0:
             terminal.warn(f"{more} more warnings in the report")
-        _, arms = report.sections[0].tables[0]
-        arms.only(SHORT).show()
+        report.arms.only(SHORT).show()
         terminal.say(f"report: {folder / 'report.html'} (and .md, .csv, arms.csv, figures)")
     return ReportFiles(
         page=folder / "report.html",

@@ -15,7 +15,7 @@ from src.study.analysis.outside import OutsideArm
 from src.study.analysis.verdicts import fraction
 from src.study.read.outside_runs import OutsideStudy
 from src.study.report.draw import BLUE, GREY, TEMPLATES, VERMILLION, DrawnChart, vega_script
-from src.study.report.study_page import environment, table_html
+from src.study.report.study_page import environment
 from src.study.report.table import Cell, Column, Table, cell
 
 CONTROL_NAMES = ("none", "baseline", "control", "untreated", "default", "vanilla")
@@ -65,7 +65,7 @@ def write_comparison(study: OutsideStudy, control: Any, out: Path) -> None:
             name=study.name,
             answer=answer,
             chart=chart,
-            table=Markup(table_html(table)),
+            table=table,
             style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
             vega=vega_script(),
             script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),

@@ -61,6 +61,14 @@ class Findings:
         return runs_frame(self.study, self.analysis)
 
     @cached_property
+    def links(self) -> dict[tuple[str, int, int], str]:
+        """Links to the folders of the runs that have one, by variant, seed and repeat."""
+        links = {
+            (run.variant, run.seed, run.repeat): self.facts(run)["link"] for run in self.study.runs
+        }
+        return {key: link for key, link in links.items() if link is not None}
+
+    @cached_property
     def setting(self) -> str:
         """Router and preset, for the titles of tables."""
         return setting(self.study)
@@ -177,7 +185,8 @@ SECTIONS = (
         name="rates",
         heading="Learning rates",
         charts={"learning-rate": _learning_rates},
-        reading="Each point is a run, marked by its outcome; the line is the mean. A run that"
+        reading="Final validation loss in nats per token. Each point is a run, marked by its"
+        " outcome; the line is the mean. A run that"
         " collapsed, was stopped or had non-finite validation windows is drawn at the loss of a"
         " uniform guess.",
         tables=[
@@ -221,7 +230,7 @@ SECTIONS = (
     ),
     Section(
         name="loss",
-        heading="Loss over the run",
+        heading="Validation loss over the run",
         charts={"loss": _loss_curves},
         reading="Each thin line is a seed. The thick line and the band show the mean and the range"
         " of the clean seeds. A cross marks a validation with non-finite windows; a line breaks"
@@ -269,7 +278,7 @@ SECTIONS = (
             TableOf(
                 "Early warnings, by run",
                 lambda f, title: alarms_table(f.study, f.analysis, title=title),
-                "Every run",
+                "Show every run",
                 24,
             )
         ],
@@ -286,7 +295,7 @@ SECTIONS = (
                 lambda f, title: provenance.incidents_table(
                     f.study, f.analysis, title=title, folder=f.folder
                 ),
-                "Every run",
+                "Show every run",
                 24,
             )
         ],
@@ -316,7 +325,12 @@ SECTIONS = (
         name="runs",
         heading="Every run",
         tables=[
-            TableOf("Every run", lambda f, title: runs_table(f.runs, title=title), "Every run", 24)
+            TableOf(
+                "Every run",
+                lambda f, title: runs_table(f.runs, title=title, links=f.links),
+                "Show the table",
+                24,
+            )
         ],
     ),
 )

@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from src.common import number_format
 from src.study.report import provenance
 from src.study.report.draw import TEMPLATES, DrawnChart, vega_script
 from src.study.report.sections import SECTIONS, Findings, Section, TableOf
+from src.study.report.summary import SHORT
 from src.study.report.table import Table, escape_markdown
+
+NOTEBOOK_STYLE = (
+    ".study-table small { display: block; opacity: .75; }"
+    " .study-table :is(th, td) { vertical-align: top; }"
+    " .study-table .text { text-align: left; }"
+)
 
 MOST_REMARKS = 6
 """The number of remarks that are always shown; the others are folded."""
@@ -28,6 +36,14 @@ class MadeSection:
     tables: Sequence[tuple[TableOf, Table]]
     """The tables that have rows."""
 
+    def shown_title(self, table: TableOf) -> str:
+        """The title above a table; empty if the section's heading says it already.
+
+        Router and preset, which a table's own title names, stand at the top of the page.
+        """
+        is_alone = not self.charts and table is self.tables[0][0]
+        return "" if is_alone or table.title == self.section.heading else table.title
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -41,6 +57,11 @@ class Report:
     def charts(self) -> dict[str, DrawnChart]:
         """The charts of all sections, by name."""
         return {name: chart for made in self.sections for name, chart in made.charts.items()}
+
+    @property
+    def arms(self) -> Table:
+        """The first table: the outcomes, with one row per arm."""
+        return self.sections[0].tables[0][1]
 
     @property
     def facts(self) -> list[str]:
@@ -118,8 +139,9 @@ def to_html(report: Report, *, repeat: str) -> str:
 
 
 def table_html(table: Table) -> str:
-    """A single table as HTML, for notebooks."""
-    return str(environment().get_template("tables.html").module.show(table))  # type: ignore[attr-defined]
+    """A single table as HTML, for notebooks, which have no styles for its small print."""
+    table_text = environment().get_template("tables.html").module.show(table)  # type: ignore[attr-defined]
+    return f'<style>{NOTEBOOK_STYLE}</style><div class="study-table">{table_text}</div>'
 
 
 def environment() -> Environment:
@@ -132,6 +154,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["with_code"] = _with_code
+    found.globals["none_text"] = number_format.NONE
     return found
 
 
@@ -160,6 +183,13 @@ def to_markdown(report: Report, *, repeat: str, charts: str) -> str:
     commands = provenance.commands(report.found.study)
     lines += [*(_one_line(command) for command in commands), repeat, "```", ""]
     return "\n".join(lines)
+
+
+def to_summary(report: Report) -> str:
+    """The answer and the short table of arms as Markdown, for MLflow."""
+    answer = [f"{escape_markdown(sentence)}\n" for sentence in report.found.analysis.answer]
+    table = report.arms.only(SHORT).markdown(with_notes=False)
+    return "\n".join([*answer, table, ""])
 
 
 def _one_line(command: str) -> str:

@@ -68,6 +68,9 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     remarks: Sequence[str] = ()
+    is_grid: bool = False
+    """Whether columns are to be compared with each other. A narrow screen then scrolls the table
+    sideways; otherwise it shows each row as a card, so that no column is out of sight."""
 
     @property
     def notes(self) -> list[tuple[str, str]]:
@@ -88,16 +91,17 @@ class Table:
             columns=[self.columns[i] for i in picked],
             rows=[[row[i] for i in picked] for row in self.rows],
             remarks=self.remarks,
+            is_grid=self.is_grid,
         )
 
-    def markdown(self) -> str:
+    def markdown(self, *, with_notes: bool = True) -> str:
         """The table as Markdown, with all text escaped."""
         heads = " | ".join(escape_markdown(column.name) for column in self.columns)
         rule = "|".join(":--" if column.is_text else "--:" for column in self.columns)
         lines = [f"**{escape_markdown(self.title)}**", "", f"| {heads} |", f"|{rule}|"]
         lines += [f"| {' | '.join(escape_markdown(c.plain) for c in row)} |" for row in self.rows]
         lines += [f"\n{escape_markdown(remark)}" for remark in self.remarks]
-        if self.notes:
+        if self.notes and with_notes:
             lines += [
                 "",
                 *(f"- *{escape_markdown(n)}*: {escape_markdown(t)}" for n, t in self.notes),

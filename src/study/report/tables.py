@@ -1,6 +1,6 @@
 """The tables of comparisons, of losses at equal cost, and of all runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -100,6 +100,7 @@ def equal_cost_table(frame: pd.DataFrame, *, title: str) -> Table:
         title=title,
         columns=[Column(name="arm", is_text=True), *(Column(name=names[axis]) for axis in axes)],
         rows=lines,
+        is_grid=True,
         remarks=[
             "Mean validation loss of the clean seeds, interpolated where each has cost as much as"
             " the cheapest clean run of the study in total. This is the fair comparison of arms"
@@ -124,14 +125,20 @@ RUN_COLUMNS = (
 )
 
 
-def runs_table(frame: pd.DataFrame, *, title: str) -> Table:
-    """One row per run."""
+def runs_table(
+    frame: pd.DataFrame, *, title: str, links: Mapping[tuple[str, int, int], str]
+) -> Table:
+    """One row per run; its seed links to its folder, by variant, seed and repeat."""
     lines = []
     for row in frame.to_dict("records"):
         lines.append(
             [
                 Cell(str(row["label"])),
-                cell(_whole(row, "seed"), f"repeat {row['repeat']}" if row["repeat"] else ""),
+                cell(
+                    _whole(row, "seed"),
+                    f"repeat {row['repeat']}" if row["repeat"] else "",
+                    link=links.get((row["variant"], row["seed"], row["repeat"]), ""),
+                ),
                 Cell(str(row["outcome"])),
                 cell(
                     _whole(row, "steps"),
