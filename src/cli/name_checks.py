@@ -123,7 +123,8 @@ def unknown_field(config_name: str, key: str, value: str, names: Sequence[str]) 
         value: as typed.
         names: all fields and groups of the command.
     """
-    elsewhere = for_section(key)
+    # A command that composes no run has no options whose fields these could be.
+    elsewhere = for_section(key) if config_name in COMPOSED else None
     if elsewhere is not None:
         return InputError(f"{key}={value}: {elsewhere}; type that as well")
     hint = for_field(key, value, names)

@@ -38,6 +38,7 @@ PATHS = (
     "data.path",
     "data.val_path",
     "tokenizer.path",
+    "csv",
     "paths.runs",
     "paths.cache",
     "paths.book",

@@ -22,6 +22,7 @@ TEXTS = {
     *("data.url", "data.dtype", "data.sha256", "tracking.sweep_id", "tracking.parent_run_id"),
     *("model.target", "model.residual_init", "compile", "observe"),
     *("recipe.decay_params", "recipe.matmul_precision", "recipe.precision", "recipe.schedule"),
+    *("mlflow", "arm", "endpoint", "control", "family", "only"),
     *("guard.on_nonfinite", "guard.on_alarm", "trainer.accelerator", "trainer.strategy"),
 }
 """Fields that may hold text and name no place."""
@@ -67,7 +68,7 @@ def _is_number(text: str) -> bool:
 
 
 NUMBERS = {
-    *("tokens_per_second", "timeout", "batch_size", "top_k", "top_p", "port"),
+    *("seed", "tokens_per_second", "timeout", "batch_size", "top_k", "top_p", "port"),
     *("q_latent_dim", "kv_latent_dim", "rope_dim", "rope_stride", "num_rope_keys", "num_routed"),
     *("num_shared", "inner_dim", "data.max_chars", "tokenizer.vocab_size", "watch.float_max"),
     *("guard.max_consecutive", "model.vocab_size", "model.head_dim"),

@@ -8,6 +8,7 @@ import urllib.request
 import pytest
 
 from src import ui
+from src.study import serve_pages
 from tests.runs import free_port, start
 
 
@@ -44,7 +45,7 @@ def test_a_signal_ends_the_pages_without_a_traceback(number, database, tmp_path)
 
 def test_open_shows_the_comparison_in_the_browser_once_the_server_answers(monkeypatch):
     opened = []
-    monkeypatch.setattr(ui.webbrowser, "open", opened.append)
+    monkeypatch.setattr(serve_pages.webbrowser, "open", opened.append)
     answered = iter([OSError("not yet"), contextlib.nullcontext()])
 
     def answer(*_, **__):
@@ -53,9 +54,9 @@ def test_open_shows_the_comparison_in_the_browser_once_the_server_answers(monkey
             raise found
         return found
 
-    monkeypatch.setattr(ui.urllib.request, "urlopen", answer)
-    monkeypatch.setattr(ui.time, "sleep", lambda _: None)
-    ui._open("http://127.0.0.1:5000", "http://127.0.0.1:5000/compare/a")
+    monkeypatch.setattr(serve_pages.urllib.request, "urlopen", answer)
+    monkeypatch.setattr(serve_pages.time, "sleep", lambda _: None)
+    serve_pages._open("http://127.0.0.1:5000", "http://127.0.0.1:5000/compare/a")
     assert opened == ["http://127.0.0.1:5000/compare/a"]
 
 
