@@ -206,9 +206,10 @@ def for_section(key: str) -> str | None:
         for file in sorted((conf / section).glob("*.yaml"))
         if pattern.search(file.read_text(encoding="utf-8", errors="replace"))
     ]
-    return (
-        f"is a field of {' and '.join(f'{section}={name}' for name in having)}" if having else None
-    )
+    # A field that many options have is no reason to choose one of them.
+    if not having or len(having) > 2:
+        return None
+    return f"is a field of {' and '.join(f'{section}={name}' for name in having)}"
 
 
 def for_option(group: str, option: str) -> str | None:

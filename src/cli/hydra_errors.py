@@ -155,8 +155,8 @@ def _type_hint(argument: str, error: Any) -> str:
     """What to type, where the value of the wrong type tells it."""
     key, _, value = argument.partition("=")
     reason = _type_reason(error)
-    # recipe.betas, the only list of fractions, needs two.
-    if reason == KINDS[list] and value and get_args(error.ref_type) != (float,):
+    # The only list of fractions, recipe.betas, needs two of them.
+    if reason == KINDS[list] and value and not re.fullmatch(r"\d*\.\d+", value):
         return f"; type {key}=[{value}]"
     if reason in (KINDS[int], KINDS[float]) and value.startswith("["):
         return f"; to run each, type --multirun {key}={value.strip('[]').replace(' ', '')}"

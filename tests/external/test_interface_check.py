@@ -93,7 +93,7 @@ BAD = {
         "preset=crash",
         "model.router_init_std, which model=external lacks",
     ],
-    "model=proxy model.kwargs.rows=3": ["model.kwargs.rows", "unknown field"],
+    "model=proxy model.kwargs.rows=3": ["model.kwargs.rows", "is a field of model=external"],
     "attention=external": ["attention=external", "needs model=external"],
 }
 

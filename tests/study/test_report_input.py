@@ -120,7 +120,7 @@ def test_the_command_shows_answer_table_and_paths(tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["study", "has no value"]),
+        ([], ["study=null", "name one of study=NAME, csv=FILE"]),
         (["study=nothing"], ["study=nothing", "runs", "allowed: synthetic"]),
         (["study=null"], ["study=null"]),
         (["study=[a]"], ["study=", "text"]),

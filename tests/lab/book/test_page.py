@@ -7,7 +7,7 @@ from tests.study.synthetic import Arm
 
 PAGE = """{{ failing('none') }} of {{ seeds('none') }}, p {{ p_value('router_eps') | p }}
 
-{{ arms_table('non-finite seeds') }}
+{{ arms_table('non-finite runs') }}
 
 {{ predictions_table() }}
 """
@@ -20,7 +20,7 @@ def test_a_page_says_what_the_results_say(tmp_path):
     (template,) = book.templates()
     text = book.page(template)
     assert text.startswith("6 of 6, p = 0.00")
-    assert "| arm | non-finite seeds |\n|---|--:|\n" in text
+    assert "| arm | non-finite runs |\n|---|--:|\n" in text
     assert "| it fails | at least 6 | 6 | right |" in text
     assert text.endswith("|\n")
 

@@ -25,7 +25,12 @@ def test_significant_differences_and_their_p_values(tmp_path):
     m = measures(tmp_path)
     assert m.detected("router_eps") == 1 and m.detected("warmdown") == 0
     assert m.fewer_detected() == 1 and m.fewer_detected(except_for=["router_eps"]) == 0
-    assert m.difference("router_eps", "nonfinite_batches") == -20
+    # The baseline loses 20 batches of each seed, the A/A control as many of five and none of one.
+    assert m.difference("router_eps", "nonfinite_batches") == pytest.approx(-55 / 3)
+    assert m.failing_untreated("router_eps") == 11 and m.untreated_at_risk("router_eps") == 12
+    assert m.num_compared() == 2 and m.num_detected("nonfinite") == 1
+    assert m.num_detected_over_study("nonfinite") == 1
+    assert 0 < m.detectable("router_eps") <= 1
     assert m.p_value("router_eps") < 0.05 < m.p_value("warmdown")
 
 
@@ -147,7 +152,25 @@ def test_the_spread_of_the_aa_control_and_the_effect_that_seeds_can_detect(tmp_p
     six, ten = (m.visible("shaken", "loss", num_seeds=n) for n in (6, 10))
     # The standardized effects that a paired t test finds 8 times of 10, of any table of power.
     assert six / ten == pytest.approx(1.435 / 0.996, rel=0.01)
-    assert m.smallest_fall(num_seeds=6, num_arms=1) == 5
-    assert m.smallest_fall(num_seeds=6, num_arms=14) == 6
+
+
+def test_more_seeds_and_fewer_arms_show_a_weaker_remedy(tmp_path):
+    m = measures(tmp_path, {"none": Arm(num_failing=6), "zclip": Arm()})
+    few, many, alone = (
+        m.visible_prevention(num_seeds=seeds, num_arms=arms)
+        for seeds, arms in ((6, 4), (12, 4), (6, 1))
+    )
+    assert many < few and alone < few
     with pytest.raises(UndecidedError, match="cannot detect any effect"):
-        m.smallest_fall(num_seeds=3, num_arms=1)
+        m.visible_prevention(num_seeds=2, num_arms=14)
+
+
+def test_a_trend_over_a_field_exchanges_its_values_within_seeds(tmp_path):
+    rates = {"none": 1e-4, "lower_lr": 1e-3, "clip03": 1e-2}
+    arms = {
+        name: Arm(num_failing=2 * place, config={"recipe.learning_rate": rate})
+        for place, (name, rate) in enumerate(rates.items())
+    }
+    assert measures(tmp_path / "a", arms).trend_p("learning_rate") < 0.05
+    level = {name: Arm(num_failing=3, config=arm.config) for name, arm in arms.items()}
+    assert measures(tmp_path / "b", level).trend_p("learning_rate") > 0.5
