@@ -61,7 +61,7 @@ def test_the_comparison_shows_table_figures_and_differences_of_a_study(tmp_path,
     before = time.monotonic()
     found = shown(executed(tmp_path, monkeypatch, study=synthetic.NAME))
     assert time.monotonic() - before < TIMEOUT_SECONDS
-    assert "4 of 4 seeds" in found["text/markdown"]
+    assert "4 of 4 runs" in found["text/markdown"]
     assert all(f">{arm}<" in found["text/html"] for arm in arms)
     # Four of the report, and the pairs; each is drawn, and drawn again by a script.
     assert found["text/html"].count('<svg role="img"') == 5

@@ -16,8 +16,9 @@ from src.lab.book.page import TEMPLATE, Book
 from src.lab.book.single import FIGURE, SingleRun, import_run, single_runs
 from src.run.resume import finished_record
 from src.study.analysis.endpoints import has_ended
+from src.study.analysis.frames import arms_frame
 from src.study.read.collect import collect
-from src.study.read.from_csv import read_frame
+from src.study.read.from_csv import read_frame, write_frame
 from src.study.report.make_report import write_report
 from src.sweep.plan import make_plan
 from src.sweep.preview import Cost, Estimator
@@ -182,6 +183,8 @@ def write_book(given: Mapping[str, Any]) -> int:
     for study in studies(folder):
         template = study.folder / f"README.md{TEMPLATE}"
         if study.has_results and template.is_file():
+            measures = book.measures(study.name)
+            write_frame(arms_frame(study.study, measures.analysis), study.folder / "arms.csv")
             drawn = book_charts.study_charts(book.measures(study.name), template)
             texts |= {study.folder / "figures" / name: svg for name, svg in drawn.items()}
             if study.name == book_charts.FRONT_STUDY:

@@ -114,7 +114,7 @@ def sensitivity_table(found: Sequence[Family], *, title: str) -> Table:
             Column(name="arm", is_text=True),
             Column(name="rates"),
             Column(
-                name="non-finite seeds",
+                name="non-finite runs",
                 note="over the whole run, for each rate from the lowest to the highest",
             ),
             Column(

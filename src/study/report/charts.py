@@ -42,7 +42,7 @@ LINES = "split(datum.label, '\\n')"
 def failures(
     points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]
 ) -> alt.LayerChart | alt.FacetChart:
-    """Non-finite batches of every run; at the right of a row, the number of failing seeds."""
+    """Non-finite batches of every run; at the right of a row, the number of failing runs."""
     most = max(10.0, points["value"].max()) * 1.1
     ticks = [0, *(k * 10**e for e in range(7) for k in (1, 3) if k * 10**e <= most)]
     x = alt.X(
@@ -58,7 +58,7 @@ def failures(
     title = "Non-finite batches of each seed"
     unit = "non-finite batches after the arm begins to act"
     return _strips(
-        points, arms, ends, x=x, unit=unit, shown=shown, title=title, end_title="failing seeds"
+        points, arms, ends, x=x, unit=unit, shown=shown, title=title, end_title="failing runs"
     )
 
 
