@@ -64,7 +64,7 @@ def test_a_weak_effect_at_three_seeds_is_inconclusive():
             assert comparison.smallest_effect is None
     primary = arm(analysis, "router_eps").comparisons["nonfinite"]
     assert primary.smallest_p == pytest.approx(0.1)
-    assert "no difference can be significant: add seeds, or stability=shaken" in primary.verdict
+    assert "no difference can be significant: add seeds, or an A/A control" in primary.verdict
     batches = arm(analysis, "router_eps").comparisons["nonfinite_batches"]
     assert batches.smallest_p == 0.25 and "no difference can be significant" in batches.verdict
     assert analysis.answer[0].startswith(
@@ -270,6 +270,20 @@ def test_runs_of_the_matching_aa_control_are_untreated_runs():
     # It begins before the A/A control, whose runs are the baseline's until then.
     assert early.untreated_nonfinite.total == 6 and early.aa_control is None
     assert late.comparisons["nonfinite"].p_value < 2 / 5**6 + 1e-9
+
+
+def test_repeats_of_a_late_arm_need_a_control_that_begins_with_it():
+    arms = {
+        "none": Arm(num_failing=6),
+        "shaken_full": Arm(num_failing=6, repeats=3),
+        "noise": Arm(acts_from=START, repeats=3),
+        "warmdown": Arm(acts_from=START),
+    }
+
+    analysis = analyse(synthetic.in_memory(arms))
+
+    assert arm(analysis, "noise").aa_control is None
+    assert arm(analysis, "warmdown").aa_control == "shaken_full"
 
 
 def test_correlation_within_a_seed_widens_the_interval():

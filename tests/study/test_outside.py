@@ -8,9 +8,10 @@ import pytest
 
 from src.report import main
 from src.study.analysis import outside
-from src.study.read.outside_runs import OutsideRun, OutsideStudy
+from src.study.read.outside_runs import OutsideRun, OutsideStudy, from_mlflow
 
 SEEDS = 8
+MAX = 1.7976931348623157e308
 
 
 def table(path, **arms):
@@ -128,6 +129,11 @@ def test_null_tables_have_a_finding_in_at_most_one_of_twenty():
             ["csv=runs.csv", "arm=method", "seed=seed", "endpoint=loss", "control=[sgd,adam]"],
             "leaves no arm",
         ),
+        (["csv=blank.csv", "arm=method", "seed=seed", "endpoint=loss"], "run 1 has no arm"),
+        (
+            ["csv=runs.csv", "arm=method", "seed=seed", "endpoint=loss", "control=[]"],
+            "name the untreated arm",
+        ),
         (["csv=empty.csv", "arm=method", "seed=seed", "endpoint=loss"], "holds no run"),
         (["csv=gone.csv", "arm=method", "seed=seed", "endpoint=loss"], "cannot be read"),
         (["mlflow=nothing", "arm=a", "seed=s", "endpoint=e"], "no such experiment"),
@@ -138,12 +144,26 @@ def test_bad_input_is_one_line(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     table(tmp_path / "runs.csv", sgd=[1.0, 2.0], adam=[1.0, 2.0])
     table(tmp_path / "empty.csv")
+    (tmp_path / "blank.csv").write_text("method,seed,loss\n,0,1.0,\n")
 
     assert main(arguments) == 2
 
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not (tmp_path / "comparison").exists()
+
+
+def test_what_mlflow_holds_is_read_as_it_was_logged():
+    runs = [
+        {"params": {"lr": "0.1", "seed": "0"}, "tags": {}, "metrics": {"lr": 0.0, "loss": 1.0}},
+        # A database holds infinity as the largest number.
+        {"params": {"lr": "0.2", "seed": "0"}, "tags": {}, "metrics": {"lr": 0.0, "loss": MAX}},
+        {"params": {"lr": "0.2"}, "tags": {}, "metrics": {"loss": 1.0}},
+    ]
+
+    study = from_mlflow(runs, name="x", arm="lr", seed="seed", endpoint="loss")
+
+    assert [(run.arm, run.value) for run in study.runs] == [("0.1", 1.0), ("0.2", None)]
 
 
 @pytest.mark.slow

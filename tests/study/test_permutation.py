@@ -70,6 +70,35 @@ def test_failures_of_many_seeds_are_exact():
     assert permute(cured).p_value == pytest.approx((1 / 5) ** 9 * (2 / 5))
 
 
+def test_failures_of_random_studies_are_exact():
+    """Thirds and fifths of seeds add up to sums that differ in their last bits."""
+    generator = np.random.default_rng(5)
+    for _ in range(40):
+        untreated = int(generator.integers(1, 5))
+        data = {
+            seed: Pair(
+                arm=(float(generator.integers(2)),),
+                baseline=tuple(map(float, generator.integers(2, size=untreated))),
+            )
+            for seed in range(5)
+        }
+        found = permute(data)
+        assert found.p_value == pytest.approx(by_the_book(data))
+        assert found.p_value >= found.smallest_p - 1e-12
+    many = {seed: Pair(arm=(1.0,), baseline=(1.0, 0.0, 0.0)) for seed in range(12)}
+    # All twelve from the half of failing runs, or none of them, is as far.
+    assert permute(many).p_value == pytest.approx(2 / 2**12)
+
+
+def test_many_runs_of_a_seed_are_drawn():
+    generator = np.random.default_rng(6)
+    data = {
+        seed: Pair(arm=tuple(generator.normal(size=16)), baseline=tuple(generator.normal(size=17)))
+        for seed in range(2)
+    }
+    assert 0.01 < permute(data).p_value <= 1
+
+
 def test_a_draw_is_the_same_each_time_and_near_to_the_exact_p():
     generator = np.random.default_rng(2)
     data = {

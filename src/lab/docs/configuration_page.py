@@ -61,10 +61,11 @@ This page lists every field of every command. Type a field as `field=value`, in 
 An unknown field or a wrong value ends the command with exit code 2 and one line, which names the
 field, the value and what is allowed.
 
-Four flags look at a configuration without training: `--cfg job` prints it with all values filled in,
-`--info` lists all options and folders, `--help` explains the command, and `plan=true` adds size and
-cost. `--config-dir FOLDER` adds options, presets and experiments of your own from a folder that is laid
-out like `conf/`. `--shell-completion install=bash` completes fields and options on the Tab key.
+Four flags look at a configuration without training: `--cfg job` prints it with all values filled
+in, `--info` lists all options and folders, `--help` explains the command, and `plan=true` adds size
+and cost. `--config-dir FOLDER` adds options, presets and experiments of your own from a folder that
+is laid out like `conf/`. `--shell-completion install=bash` completes fields and options on the Tab
+key.
 
 <contents>
 

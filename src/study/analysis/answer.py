@@ -75,7 +75,7 @@ def _cannot_rank(
 def _more_seeds(undetected: Sequence[ArmResult]) -> str:
     """Advice, if more seeds would help."""
     needed = [n for arm in undetected if (n := arm.comparisons[PRIMARY].seeds_for_all) is not None]
-    seeds = [arm.nonfinite.total for arm in undetected]
+    seeds = [arm.num_at_risk for arm in undetected]
     if not needed or max(needed) <= max(seeds):
         return ""
     return f" Run at least {max(needed)} seeds: 'seed=range({max(needed)})'."

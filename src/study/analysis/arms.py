@@ -124,17 +124,20 @@ def _censored_at(runs: endpoints.Runs) -> int | None:
 def matching_aa_control(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     """The A/A control of the same baseline that begins to act where the arm does, or just before.
 
-    One that begins later would be the same run as the baseline in part of the compared steps. An
-    A/A control is its own.
+    One that begins later would be the same run as the baseline in part of the compared steps. One
+    that begins earlier does for an arm with a single run per seed: repeats of an arm share the
+    steps before it acts, which runs of such a control do not. An A/A control is its own.
     """
     if arm.is_aa_control:
         return arm
+    has_repeats = any(len(runs) > 1 for runs in arm.paired.arm.values())
     controls = [
         other
         for other in arms
         if other.is_aa_control
         and other.baseline == arm.baseline
         and other.window.start <= arm.window.start
+        and not (has_repeats and other.window.start < arm.window.start)
     ]
     return max(controls, key=lambda control: control.window.start, default=None)
 

@@ -1,6 +1,7 @@
 """Compares every arm with untreated runs, endpoint by endpoint, with an A/A control for scale."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from src.study.analysis import multiple_testing, stats, verdicts
@@ -91,6 +92,9 @@ def _secondary(
     tested = multiple_testing.means(
         {name: scores[name] for name, each in pairs.items() if len(each) >= least}
     )
+    if endpoint == "first_nonfinite":
+        # An effect on scores would say nothing in steps.
+        tested = {name: replace(each, smallest_effect=None) for name, each in tested.items()}
     found = {}
     for name, arm in family.items():
         standing, test = _standing(arm), tested.get(name)

@@ -69,8 +69,14 @@ def compare(study: OutsideStudy, controls: Sequence[str]) -> list[OutsideArm]:
             tested = multiple_testing.means(pairs)
         for arm, found in pairs.items():
             if endpoint == FAILURES:
+                within_seed = stats.within_seed_correlation(
+                    [pair.baseline for pair in found.values()]
+                )
                 difference = stats.share_difference(
-                    sides[arm][0], sides[arm][1], num_seeds=len(found)
+                    sides[arm][0],
+                    sides[arm][1],
+                    num_seeds=len(found),
+                    within_seed=within_seed or 0.0,
                 )
             else:
                 difference = stats.interval([pair.difference for pair in found.values()])
@@ -131,7 +137,9 @@ def _of_endpoint(study: OutsideStudy, arms: Sequence[OutsideArm], endpoint: str)
     known = [arm for arm in arms if endpoint in arm.effects]
     known.sort(key=lambda arm: arm.effects[endpoint].difference.mean)
     sizes = {arm.name: _size(arm, endpoint) for arm in known}
-    if known and max(arm.num_seeds for arm in known) == 1:
+    if not known:
+        return [f"{where}no arm shares a seed with the control."]
+    if max(arm.effects[endpoint].difference.num_seeds for arm in known) == 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         return [f"{where}1 seed, no interval: {listed}."]
     detected = [arm for arm in known if arm.effects[endpoint].tested.detected]

@@ -6,7 +6,7 @@ which have the same initial weights and data order. This holds whether seeds dif
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,6 +38,11 @@ class Pair:
         """Mean of the arm minus mean of the untreated runs."""
         return math.fsum(self.arm) / len(self.arm) - math.fsum(self.baseline) / len(self.baseline)
 
+    @property
+    def num_choices(self) -> int:
+        """The number of ways to choose the arm's runs."""
+        return math.comb(len(self.arm) + len(self.baseline), len(self.arm))
+
     @cached_property
     def relabelled(self) -> Sums:
         """The difference under every choice of the arm's runs, each equally likely."""
@@ -45,6 +50,15 @@ class Pair:
         size, rest = len(self.arm), len(self.baseline)
         chosen = np.array(list(itertools.combinations(range(len(runs)), size)))
         sums = runs[chosen].sum(axis=1)
+        return np.asarray(sums / size - (runs.sum() - sums) / rest)
+
+    def drawn(self, generator: np.random.Generator) -> Sums:
+        """The difference under NUM_DRAWN random choices."""
+        if self.num_choices <= MAX_EXACT:
+            return np.asarray(generator.choice(self.relabelled, size=NUM_DRAWN))
+        runs = np.array([*self.arm, *self.baseline])
+        size, rest = len(self.arm), len(self.baseline)
+        sums = generator.permuted(np.tile(runs, (NUM_DRAWN, 1)), axis=1)[:, :size].sum(axis=1)
         return np.asarray(sums / size - (runs.sum() - sums) / rest)
 
 
@@ -72,38 +86,42 @@ def permute(pairs: Mapping[int, Pair]) -> Permuted:
     # If both sides have the same size, exchanging them all gives the same magnitude.
     smallest_p = (2 if all(one == two for one, two in sizes) else 1) / number
     observed = abs(math.fsum(pair.difference for pair in pairs.values()))
-    choices = [pair.relabelled for pair in pairs.values()]
-    scale = max(float(np.abs(each).max()) for each in choices)
+    values = [value for pair in pairs.values() for value in (*pair.arm, *pair.baseline)]
+    scale = max(values) - min(values)
     if scale == 0:
         return Permuted(p_value=1.0, smallest_p=smallest_p)
-    tolerance = SAME * scale * len(choices)
-    exact = _distribution(choices, tolerance)
+    tolerance = SAME * scale * len(pairs)
+    exact = _distribution(list(pairs.values()), tolerance)
     if exact is not None:
         sums, shares = np.abs(exact[0]), exact[1]
         p_value = float(shares[sums >= observed - tolerance].sum())
         return Permuted(p_value=p_value, smallest_p=smallest_p)
     generator = np.random.default_rng(0)
     drawn = np.zeros(NUM_DRAWN)
-    for each in choices:
-        drawn += generator.choice(each, size=NUM_DRAWN)
+    for pair in pairs.values():
+        drawn += pair.drawn(generator)
     # The observed labelling is one of them.
     as_large = 1 + int((np.abs(drawn) >= observed - tolerance).sum())
     drawn_p = as_large / (NUM_DRAWN + 1)
     return Permuted(p_value=drawn_p, smallest_p=max(smallest_p, 1 / (NUM_DRAWN + 1)))
 
 
-def _distribution(choices: list[Sums], tolerance: float) -> tuple[Sums, Sums] | None:
+def _distribution(pairs: Sequence[Pair], tolerance: float) -> tuple[Sums, Sums] | None:
     """All sums of one choice per seed with their probabilities; None if there are too many."""
     sums: Sums = np.zeros(1)
     shares: Sums = np.ones(1)
-    for each in choices:
-        if len(sums) * len(each) > 64 * MAX_EXACT:
+    for pair in pairs:
+        if pair.num_choices > MAX_EXACT or len(sums) * pair.num_choices > 64 * MAX_EXACT:
             return None
-        keys = np.round(np.add.outer(sums, each).ravel() / tolerance)
-        kept, places = np.unique(keys, return_inverse=True)
-        if len(kept) > MAX_EXACT:
+        each = pair.relabelled
+        found = np.add.outer(sums, each).ravel()
+        # Equal sums differ in their last bits. They are merged, but not rounded: that would add up.
+        _, first, places = np.unique(
+            np.round(found / tolerance), return_index=True, return_inverse=True
+        )
+        if len(first) > MAX_EXACT:
             return None
         weights = np.repeat(shares / len(each), len(each))
         shares = np.asarray(np.bincount(places, weights=weights), dtype=np.float64)
-        sums = kept * tolerance
+        sums = found[first]
     return sums, shares

@@ -54,10 +54,16 @@ def power(
         # Without an A/A control labels are exchanged across seeds.
         every = stats.hypergeom(num_seeds * total, both.sum(axis=1), num_seeds * num_arm)
         chances = every.pmf(counts[:, None]).T
-    expected = both.sum(axis=1, keepdims=True) * num_arm / total
-    distance = np.abs(counts[None, :] - expected)
-    observed = np.abs(events.sum(axis=1, keepdims=True) - expected)
-    p_values = np.where(distance >= observed - 1e-9, chances, 0.0).sum(axis=1)
+    if num_untreated > 1:
+        expected = both.sum(axis=1, keepdims=True) * num_arm / total
+        distance = np.abs(counts[None, :] - expected)
+        observed = np.abs(events.sum(axis=1, keepdims=True) - expected)
+        is_as_extreme = distance >= observed - 1e-9
+    else:
+        # Fisher's test orders tables by their probability.
+        own = np.take_along_axis(chances, events.sum(axis=1, keepdims=True), axis=1)
+        is_as_extreme = chances <= own * (1 + 1e-7)
+    p_values = np.where(is_as_extreme, chances, 0.0).sum(axis=1)
     return float(np.mean(p_values <= bound + 1e-12))
 
 

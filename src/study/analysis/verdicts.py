@@ -12,7 +12,7 @@ INCONCLUSIVE = "inconclusive"
 
 TOO_FEW_RUNS = "with so few runs no difference can be significant"
 
-TOO_FEW = f"{TOO_FEW_RUNS}: add seeds, or stability=shaken"
+TOO_FEW = f"{TOO_FEW_RUNS}: add seeds, or an A/A control (stability=shaken_full)"
 
 WORDS = {
     "nonfinite_batches": ("fewer non-finite batches", "more non-finite batches", 1),

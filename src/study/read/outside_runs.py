@@ -8,7 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from src.common import terminal
 from src.common.errors import InputError, nearest
+
+LARGEST = 1.79e308
+"""MLflow's databases hold infinity as the largest number."""
 
 YES, NO = {"true", "yes", "1", "1.0"}, {"false", "no", "0", "0.0"}
 
@@ -53,7 +57,8 @@ def from_csv_file(path: Path, *, arm: str, seed: str, endpoint: str) -> OutsideS
         InputError: the file cannot be read, or lacks a column.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        # Without index_col a comma at the end of lines would shift all columns.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"csv={path}: cannot be read ({error})") from error
     for field, column in (("arm", arm), ("seed", seed), ("endpoint", endpoint)):
@@ -82,19 +87,27 @@ def from_mlflow(
         InputError: no run has the arm, the seed or the endpoint.
     """
     texts = [{**run["tags"], **run["params"]} for run in runs]
-    everything = [text | run["metrics"] for text, run in zip(texts, runs, strict=True)]
-    for field, key in (("arm", arm), ("seed", seed), ("endpoint", endpoint)):
-        if not any(key in values for values in everything):
-            known = sorted({k for values in everything for k in values if "mlflow." not in k})
+    everything = [run["metrics"] | text for text, run in zip(texts, runs, strict=True)]
+    for field, key, places in (
+        ("arm", arm, texts),
+        ("seed", seed, texts),
+        ("endpoint", endpoint, everything),
+    ):
+        if not any(key in values for values in places):
+            known = sorted({k for values in places for k in values if "mlflow." not in k})
             hint = nearest(key, known)
             raise InputError(
                 f"{field}={key}: no run of {name} has it; {hint}known: {', '.join(known)}"
             )
     rows = [
-        (str(values[arm]), str(values[seed]), str(values.get(endpoint, "")))
-        for values in everything
-        if arm in values and seed in values
+        (str(text[arm]), str(text[seed]), str(run["metrics"].get(endpoint, text.get(endpoint, ""))))
+        for text, run in zip(texts, runs, strict=True)
+        if arm in text and seed in text
     ]
+    if len(rows) < len(runs):
+        terminal.warn(
+            f"{len(runs) - len(rows)} runs of {name} without {arm} or {seed} are left out"
+        )
     return _study(name, endpoint, iter(rows), source=f"mlflow={name}")
 
 
@@ -102,7 +115,9 @@ def _study(
     name: str, endpoint: str, rows: Iterator[tuple[str, str, str]], *, source: str
 ) -> OutsideStudy:
     runs, texts = [], []
-    for arm, seed, text in rows:
+    for number, (arm, seed, text) in enumerate(rows, start=1):
+        if not arm.strip() or not seed.strip():
+            raise InputError(f"{source}: run {number} has no {'seed' if arm.strip() else 'arm'}")
         text = text.strip()
         texts.append(text.lower())
         runs.append(OutsideRun(arm=arm.strip(), seed=seed.strip(), value=_value(text, endpoint)))
@@ -122,4 +137,4 @@ def _value(text: str, endpoint: str) -> float | None:
         value = float(text)
     except ValueError:
         raise InputError(f"endpoint={endpoint}: {text} is neither a number nor yes or no") from None
-    return value if math.isfinite(value) else None
+    return value if math.isfinite(value) and abs(value) < LARGEST else None

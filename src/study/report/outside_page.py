@@ -33,19 +33,20 @@ def controls_of(study: OutsideStudy, given: Any) -> list[str]:
     """
     listed = ", ".join(study.arms)
     if given is None:
-        found = [arm for arm in study.arms if arm.lower() in CONTROL_NAMES]
-        if not found:
-            raise InputError(f"control=null: name the untreated arm, one of {listed}")
-        return found
-    names = [str(name) for name in (given if isinstance(given, Sequence) else [given])]
-    names = [str(given)] if isinstance(given, str) else names
+        names = [arm for arm in study.arms if arm.lower() in CONTROL_NAMES]
+    else:
+        values = [given] if isinstance(given, str) or not isinstance(given, Sequence) else given
+        names = list(dict.fromkeys(str(value) for value in values))
+    shown = "null" if given is None else given
+    if not names:
+        raise InputError(f"control={shown}: name the untreated arm, one of {listed}")
     for name in names:
         if name not in study.arms:
             raise InputError(
                 f"control={name}: no such arm; {nearest(name, study.arms)}arms: {listed}"
             )
     if len(names) == len(study.arms):
-        raise InputError(f"control={given}: leaves no arm to compare")
+        raise InputError(f"control={shown}: leaves no arm to compare; arms: {listed}")
     return names
 
 
@@ -115,8 +116,8 @@ def comparison_table(study: OutsideStudy, arms: Sequence[OutsideArm]) -> Table:
         columns=columns,
         rows=rows,
         remarks=[
-            "Tested by exchanging the runs of arm and control within each seed; p is adjusted over"
-            " the arms (Holm)."
+            "Tested by exchanging the runs of arm and control within each seed; failures with one"
+            " control run per seed by Fisher's test. p is adjusted over the arms (Holm)."
         ],
     )
 
