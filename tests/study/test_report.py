@@ -320,8 +320,8 @@ def test_the_seed_of_a_run_leads_to_its_folder(tmp_path):
 def test_the_summary_is_the_answer_and_the_table(full):
     _, files, _ = full
     text = (files.page.parent / "summary.md").read_text()
-    assert "6 of 6 seeds go non-finite" in text
+    assert "6 of 6 runs go non-finite" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + 5
-    assert rows[0].startswith("| arm | outcomes | non-finite seeds |")
+    assert rows[0].startswith("| arm | outcomes | non-finite runs |")
     assert "- *" not in text
