@@ -110,7 +110,7 @@ def test_the_run_of_the_sweep_tells_the_answer_and_links_to_the_report(pages, br
     page.get_by_text("Show more").click(timeout=90_000)
     page.screenshot(path=str(swept / "answer.png"))
     described = page.inner_text("body")
-    assert "non-finite seeds" in described and all(arm in described for arm in ARMS)
+    assert "non-finite runs" in described and all(arm in described for arm in ARMS)
     link = page.get_by_role("link", name="report", exact=True).get_attribute("href")
     page.goto(f"{pages['answer'].partition('#')[0]}{link[link.index('#') :]}")
     page.frame_locator("iframe").get_by_text("How to reproduce it").first.wait_for(timeout=60_000)
