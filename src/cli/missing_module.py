@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def missing_library(error: ModuleNotFoundError) -> str | None:
     """What to do about a library that cannot be found; None if another thing is missing."""
     name = (error.name or "").partition(".")[0]
-    # A module of this project that is missing is a fault of ours, whose traceback is needed.
+    # If a module of this project is missing, the fault is ours, and its traceback is needed.
     if not name or name == "src" or importlib.util.find_spec(name) is not None:
         return None
     venv = ROOT / ".venv"
