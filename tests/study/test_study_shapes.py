@@ -58,7 +58,7 @@ def test_an_endpoint_found_beside_the_primary_one_is_named():
 
     (said,) = [s for s in analyse(synthetic.in_memory(arms)).answer if "zclip" in s]
 
-    assert said.startswith("No strong effect of zclip (6 of 6, against 6 of 6 untreated); fewer")
+    assert said.startswith("No strong effect of zclip (6 of 6), against 6 of 6 untreated: it")
     assert "; fewer non-finite batches with zclip, p = 0.031; fewer spikes with" in said
 
 

@@ -122,8 +122,7 @@ def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
 def _significant(word: str, arms: Sequence[ArmResult]) -> str | None:
     if not arms:
         return None
-    counts = _listed(_with_counts(arm) for arm in arms)
-    return f"Significantly {word} runs fail with {counts}{_p_range(arms)}."
+    return f"Significantly {word} runs fail with {_against(arms)}{_p_range(arms)}."
 
 
 def _ruled_out(arms: Sequence[ArmResult]) -> str | None:
@@ -132,9 +131,8 @@ def _ruled_out(arms: Sequence[ArmResult]) -> str | None:
     largest = max(arm.comparisons[PRIMARY].chance_if_halved or 0.0 for arm in arms)
     each = "it" if len(arms) == 1 else "each"
     return (
-        f"No strong effect of {_listed(map(_with_counts, arms))}{''.join(_secondary(arms))}:"
-        f" {each} would fail so often with a chance of at most {p_value(largest)} if it prevented"
-        " half of the failures."
+        f"No strong effect of {_against(arms)}: {each} would fail so often with a chance of at most"
+        f" {p_value(largest)} if it prevented half of the failures{''.join(_secondary(arms))}."
     )
 
 
@@ -272,6 +270,19 @@ def _with_counts(arm: ArmResult) -> str:
         return f"{arm.label} (nothing to compare)"
     counts, untreated = fraction(arm.nonfinite), fraction(arm.untreated_nonfinite)
     return f"{arm.label} ({counts}, against {untreated} untreated)"
+
+
+def _against(arms: Sequence[ArmResult]) -> str:
+    """Arms with their failing runs, strongest effect first, and the untreated runs beside them."""
+    groups: dict[str, list[ArmResult]] = {}
+    for arm in sorted(arms, key=lambda arm: _change(arm.comparisons[PRIMARY])):
+        if arm.untreated_nonfinite is not None:
+            groups.setdefault(fraction(arm.untreated_nonfinite), []).append(arm)
+    return "; ".join(
+        f"{_listed(f'{arm.label} ({fraction(arm.nonfinite)})' for arm in group)}, against"
+        f" {untreated} untreated"
+        for untreated, group in groups.items()
+    )
 
 
 def _p_range(arms: Sequence[ArmResult], endpoint: str = PRIMARY) -> str:
