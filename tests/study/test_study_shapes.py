@@ -51,7 +51,7 @@ def test_an_architecture_study_answers_in_losses():
     ]
     assert analysis.answer[0] == "All 24 runs stay finite."
     higher, unknown = analysis.answer[1:]
-    assert higher.startswith("Higher loss than untreated runs, significantly: mlha+mlp by +0.195")
+    assert higher.startswith("Higher loss than the baseline, significantly: mlha+mlp by +0.195")
     assert unknown.startswith("Cannot tell whether the loss differs with gqa+moe_writeup_add")
 
 

@@ -83,7 +83,7 @@ def _changed(word: str, arms: Sequence[ArmResult]) -> str | None:
     if not arms:
         return None
     each = listed(f"{arm.label} by {_shown(arm.comparisons[LOSS])}" for arm in _sorted(arms))
-    return f"{word} loss than untreated runs, significantly: {each}."
+    return f"{word} loss than the baseline, significantly: {each}."
 
 
 def _open(arms: Sequence[ArmResult], controls: Sequence[ArmResult]) -> str | None:
