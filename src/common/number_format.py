@@ -44,6 +44,12 @@ def p_value(value: float | None) -> str:
     return "<0.001" if value < 0.0005 else f"{value:.3f}"
 
 
+def p_equals(value: float | None) -> str:
+    """`= 0.012` or `< 0.001`, to stand after a p."""
+    text = p_value(value)
+    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
+
+
 def compact(value: float | None, unit: str = "") -> str:
     """Three significant digits with an SI prefix and the unit, such as `66.6 kB`."""
     if value is None or not math.isfinite(value):

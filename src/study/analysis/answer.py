@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.common.number_format import p_value, signed, steps
+from src.common.number_format import p_equals, p_value, signed, steps
 from src.study.analysis.finite_answer import finite_answer, nothing_fails
 from src.study.analysis.looks import decision
 from src.study.analysis.results import ArmResult, Comparison
@@ -130,10 +130,11 @@ def _ruled_out(arms: Sequence[ArmResult]) -> str | None:
     if not arms:
         return None
     largest = max(arm.comparisons[PRIMARY].chance_if_halved or 0.0 for arm in arms)
-    each = "it" if len(arms) == 1 else "each"
+    it = "it" if len(arms) == 1 else "one of them"
     return (
-        f"No strong effect of {_against(arms)}: {each} would fail so often with a chance of at most"
-        f" {p_value(largest)} if it prevented half of the failures{''.join(_secondary(arms))}."
+        f"Not even half of the failures are prevented by {_against(arms)}: if {it} prevented half,"
+        f" so many would fail with a chance of at most {100 * largest:.1f} %"
+        f"{''.join(_secondary(arms))}."
     )
 
 
@@ -184,7 +185,7 @@ def _to_see_half(unknown: Sequence[ArmResult]) -> str:
     cost = f" ({seconds / 60:.0f} minutes for these arms)" if seconds > 60 else ""
     return (
         " To find out whether one prevents half of the failures, run"
-        f" seed=range({max(needed)}){cost}."
+        f" 'seed=range({max(needed)})'{cost}."
     )
 
 
@@ -250,7 +251,7 @@ def _losses(arms: Sequence[ArmResult], compared: Sequence[ArmResult]) -> str | N
         clean = sum(arm.loss.num_seeds for arm in arms if arm.variant in bases and arm.loss)
         seeds = f"only {clean} seed{'' if clean == 1 else 's'}" if clean else "no seed"
         clauses.append(
-            f"mean loss {own}, not compared, because {seeds} of the baseline stayed finite"
+            f"mean loss with {own}; not compared, because {seeds} of the baseline stayed finite"
         )
     sentence = "; ".join(clauses)
     return f"{sentence[0].upper()}{sentence[1:]}." if clauses else None
@@ -288,5 +289,7 @@ def _p_range(arms: Sequence[ArmResult], endpoint: str = PRIMARY) -> str:
     found = [p for arm in arms if (p := arm.comparisons[endpoint].p_value) is not None]
     if not found:
         return ""
-    low, high = p_value(min(found)), p_value(max(found))
-    return f", p = {low}" if low == high else f", p from {low} to {high}"
+    low, high = min(found), max(found)
+    if p_value(low) == p_value(high):
+        return f", p {p_equals(low)}"
+    return f", p from {p_value(low)} to {p_value(high)}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.common.number_format import p_value, signed
+from src.common.number_format import p_equals, signed
 from src.study.analysis.results import ArmResult, Comparison
 from src.study.analysis.verdicts import listed
 from src.study.read.collect import Study
@@ -39,8 +39,8 @@ def finite_answer(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     if max(arm.num_seeds for arm in remedies) == 1:
         return [first, *_single_seed(arms, remedies, controls)]
     sentences = [
-        _changed("Lower", [arm for arm in remedies if _sign(arm) < 0]),
-        _changed("Higher", [arm for arm in remedies if _sign(arm) > 0]),
+        _changed("lower", [arm for arm in remedies if _sign(arm) < 0]),
+        _changed("higher", [arm for arm in remedies if _sign(arm) > 0]),
         _open([arm for arm in remedies if _sign(arm) == 0], controls),
     ]
     return [first, *(sentence for sentence in sentences if sentence is not None)]
@@ -82,8 +82,8 @@ def _sign(arm: ArmResult) -> int:
 def _changed(word: str, arms: Sequence[ArmResult]) -> str | None:
     if not arms:
         return None
-    each = listed(f"{arm.label} by {_shown(arm.comparisons[LOSS])}" for arm in _sorted(arms))
-    return f"{word} loss than the baseline, significantly: {each}."
+    each = listed(f"{arm.label}, {_shown(arm.comparisons[LOSS])}" for arm in _sorted(arms))
+    return f"Significantly {word} loss than the baseline: {each}."
 
 
 def _open(arms: Sequence[ArmResult], controls: Sequence[ArmResult]) -> str | None:
@@ -113,5 +113,5 @@ def _shown(loss: Comparison) -> str:
     difference = loss.difference
     assert difference is not None
     ends = f"{signed(difference.low)} to {signed(difference.high)}"
-    p = "" if loss.p_value is None else f", p = {p_value(loss.p_value)}"
+    p = "" if loss.p_value is None else f"; p {p_equals(loss.p_value)}"
     return f"{signed(difference.mean)} ({ends}{p})"

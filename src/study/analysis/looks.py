@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 from scipy import special, stats
 
-from src.common.number_format import p_value
+from src.common.number_format import p_equals
 from src.study.analysis.permutation import Pair, Permuted
 from src.study.analysis.results import ArmResult, Proportion
 
@@ -120,7 +120,7 @@ def decision(arm: ArmResult) -> str | None:
     own = f"{arm.nonfinite.events} of {arm.nonfinite.total} fail"
     if primary.detected:
         assert primary.p_value is not None
-        return f"{own}, significantly different (p = {p_value(primary.p_value)})"
+        return f"{own}, significantly different (p {p_equals(primary.p_value)})"
     if primary.p_value is None:
         # Otherwise it could not act on any seed so far.
         return "it trains as its baseline does" if arm.trains_alike else None

@@ -10,6 +10,7 @@ import pandas as pd
 
 from src.study.analysis import rates
 from src.study.analysis.expert_loads import all_loads
+from src.study.analysis.finite_answer import nothing_fails
 from src.study.analysis.frames import arms_frame, runs_frame
 from src.study.analysis.results import Analysis
 from src.study.read.collect import Study
@@ -108,6 +109,8 @@ class Section:
 
 def _failures(found: Findings) -> Any:
     arms = found.analysis.arms
+    if nothing_fails(arms):
+        return None
     return charts.failures(
         chart_data.failures(found.study, found.analysis, found.facts),
         chart_data.strip_rows(arms, [arm.nonfinite_batches for arm in arms]),

@@ -100,7 +100,7 @@ def _table(analyses: Sequence[Analysis], title: str, shown: Callable[[ArmResult]
 def _significance(comparison: Comparison) -> str:
     if comparison.p_value is None:
         return ""
-    p = f"p = {number_format.p_value(comparison.p_value)}"
+    p = f"p {number_format.p_equals(comparison.p_value)}"
     return f"{p}, {SIGNIFICANT}" if comparison.detected else p
 
 
