@@ -62,13 +62,13 @@ def compact(value: float | None, unit: str = "") -> str:
 
 
 def steps(numbers: Sequence[int]) -> str:
-    """`70, 82, 90`, or the first and the last if there are more than three."""
+    """`70, 82, 90`, or the first and the last if there are more than three; equal ones once."""
     if not numbers:
         return NONE
     ordered = sorted(numbers)
-    if len(ordered) <= 3:
-        return ", ".join(f"{number:,}" for number in ordered)
-    return f"{ordered[0]:,} to {ordered[-1]:,}"
+    if len(ordered) > 3 and ordered[0] != ordered[-1]:
+        return f"{ordered[0]:,} to {ordered[-1]:,}"
+    return ", ".join(f"{number:,}" for number in dict.fromkeys(ordered))
 
 
 def metric_safe(name: str) -> str:

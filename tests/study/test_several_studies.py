@@ -25,7 +25,7 @@ def test_each_arm_stands_beside_itself_in_the_other_study(two_studies, monkeypat
     assert main(["studies=[one,two]"]) == 0
 
     said = capsys.readouterr().out
-    assert "one: Significantly fewer runs fail with router_eps (0 of 8)" in said
+    assert "one: Significantly fewer runs fail with router_eps (0 of 8 fail)" in said
     assert "two: All 24 runs stay finite" in said
     with (two_studies / "comparison" / "arms.csv").open() as file:
         rows = {(row["study"], row["arm"]): row for row in csv.DictReader(file)}

@@ -63,12 +63,10 @@ def _single_seed(
 
     found = []
     if remedies_shown := shown(remedies):
-        found.append(
-            f"Loss minus the baseline's, with 1 seed, which gives no interval: {remedies_shown}."
-        )
+        found.append(f"Loss minus the baseline's, with 1 seed, too few to tell: {remedies_shown}.")
     if controls_shown := shown(controls):
-        found.append(f"By chance alone, the baseline repeated differs by: {controls_shown}.")
-    return [*found, "For an answer run at least 6 seeds: seed=0,1,2,3,4,5."]
+        found.append(f"The same run repeated differs by chance: {controls_shown}.")
+    return [*found, "For an answer type the same command with 6 seeds or more: seed=0,1,2,3,4,5."]
 
 
 def _sign(arm: ArmResult) -> int:
@@ -90,14 +88,14 @@ def _open(arms: Sequence[ArmResult], controls: Sequence[ArmResult]) -> str | Non
     known = [arm for arm in _sorted(arms) if arm.comparisons[LOSS].difference is not None]
     if not known:
         return None
-    each = listed(f"{arm.label} {_shown(arm.comparisons[LOSS])}" for arm in known)
+    each = listed(f"{arm.label}, {_shown(arm.comparisons[LOSS])}" for arm in known)
     scale = ""
     ranges = [r for arm in controls if (r := arm.comparisons[LOSS].aa_range) is not None]
     if ranges:
         low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
         ends = f"{signed(low)} to {signed(high)}"
-        scale = f" By chance alone, untreated runs of a seed differ by {ends}."
-    return f"Cannot tell whether the loss differs with {each}.{scale}"
+        scale = f" Untreated runs of one seed differ by {ends}."
+    return f"No significant difference: {each}.{scale}"
 
 
 def _sorted(arms: Sequence[ArmResult]) -> list[ArmResult]:

@@ -43,11 +43,11 @@ def _controls(remedies: Sequence[ArmResult], arms: Sequence[ArmResult]) -> Itera
         return
     if not any(arm.is_positive_control for arm in remedies) and not nothing_fails(arms):
         yield (
-            "no positive control (such as router_eps): if no remedy is significantly different, the"
-            " study may be too small to see it"
+            "no positive control (a remedy known to work, such as router_eps): if no remedy is"
+            " significantly different, the study may be too small to see it"
         )
     if not any(arm.is_aa_control for arm in remedies):
-        yield "no A/A control (such as shaken): how much two runs differ by chance is not known"
+        yield "no A/A control: add stability=shaken_full, to see how much runs differ by chance"
     for arm in remedies:
         for comparison in arm.comparisons.values() if arm.is_aa_control else ():
             if comparison.p_value is not None and comparison.p_value <= ALPHA:
