@@ -15,6 +15,7 @@ from src.common.errors import InputError
 from src.common.override_grammar import GROUPS, parse
 from src.common.tracking_address import masked
 from src.config.field_names import COMPOSED, fields_of, names_in
+from src.config.hydra_compose import is_own_option
 
 UNKNOWN_KEY = (omegaconf.errors.ConfigKeyError, omegaconf.errors.ConfigAttributeError)
 
@@ -71,6 +72,8 @@ def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> 
     in_file = re.search(r"In '(\w+)/(\w+)'", str(error))
     if in_file is not None and isinstance(cause, UNKNOWN_KEY):
         group, option = in_file.groups()
+        if is_own_option(group, option):
+            return _in_own_file(group, option, str(cause.full_key))
         section = str(cause.full_key).partition(".")[0]
         chosen = [a for a in arguments if a.partition("=")[0] == section] or [section]
         return InputError(f"{group}={option}: sets {cause.full_key}, which {chosen[-1]} lacks")
@@ -84,6 +87,21 @@ def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> 
     key, value = _key(argument), argument.partition("=")[2]
     names = known_fields(config_name, [a for a in arguments if a != argument])
     return unknown_field(config_name, path if path.startswith(f"{key}.") else key, value, names)
+
+
+def _in_own_file(group: str, option: str, field: str) -> InputError:
+    """The line for a file of the user's own that sets a field which does not exist."""
+    section, _, name = field.partition(".")
+    start = f"{group}={option}: sets {field}, which does not exist;"
+    if group == "preset" and section == "preset":
+        # Without this line a file sets fields of its own group, and a preset has none.
+        return InputError(f"{start} begin the file with # @package _global_")
+    if section == "stability" and "." not in name:
+        return InputError(
+            f"{start} a file sets fields of a remedy below its name, such as clip03: {{norm: 0.1}};"
+            f" for a remedy of your own, add {name} to REMEDIES in src/stability/__init__.py"
+        )
+    return InputError(f"{start} --info and docs/configuration.md list those that do")
 
 
 def _unreadable(config_name: str, argument: str, arguments: Sequence[str]) -> InputError:

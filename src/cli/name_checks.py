@@ -13,10 +13,16 @@ from src.cli.hints import (
 from src.common.errors import InputError, nearest
 from src.common.override_grammar import GROUPS, OPEN, parse, parse_all
 from src.common.tracking_address import masked
-from src.config.field_names import COMPOSED, check_groups, fields_of, names_in
+from src.config.field_names import (
+    COMPOSED,
+    check_groups,
+    fields_of,
+    names_in,
+    remedies_of,
+)
 from src.config.field_roles import set_by
 from src.config.fork import with_inherited
-from src.config.hydra_compose import option_names
+from src.config.hydra_compose import is_own_option, option_names
 
 GRAMMAR_HINT = "type arguments as field=value; values with spaces or special characters need quotes"
 
@@ -140,6 +146,11 @@ def unknown_field(config_name: str, key: str, value: str, names: Sequence[str]) 
 
 def not_on(key: str, value: str, remedy: str) -> InputError:
     """The error for a field of a remedy that is off, or that does not exist."""
+    if is_own_option("stability", remedy):
+        field = key.rpartition(".")[2]
+        names = " or ".join(f"stability.{name}.{field}" for name in remedies_of(remedy))
+        if names and key not in names.split(" or "):
+            return InputError(f"{key}={value}: stability={remedy} is a file of yours; type {names}")
     remedies = [option for option in option_names("stability") if option != "none"]
     if remedy not in remedies:
         return InputError(

@@ -17,6 +17,7 @@ from src.cli.hydra_errors import readable
 from src.cli.name_checks import is_sweep_field, unknown_option
 from src.common.errors import InputError
 from src.common.override_grammar import GROUPS, parse
+from src.config.field_names import remedies_of
 from src.config.hydra_compose import CONF, option_names
 from src.sweep.settings import SweepSettings, compose_settings
 
@@ -109,7 +110,8 @@ def _values(override: HydraOverride) -> list[str]:
 def _remedies(cell: Sequence[str]) -> set[str]:
     """The names of the remedies that a run selects."""
     chosen = [override.text for override in parse(cell) if override.key == "stability"]
-    return set(chosen[-1].strip("[]").split(",")) if chosen else set()
+    options = chosen[-1].strip("[]").split(",") if chosen else []
+    return {remedy for option in options for remedy in remedies_of(option)}
 
 
 def _without_fields_of_absent_remedies(cells: list[list[str]]) -> list[list[str]]:
