@@ -83,12 +83,12 @@ smoke: $(READY)  ## train for a few seconds, to test the installation
 train: $(READY)  ## train for a few minutes; TRAIN='attention=gqa ffn=mlp' chooses other parts
 	$(BIN)/python -m src.train $(TRAIN)
 
-# A failed experiment does not stop the following ones; Ctrl-C (130) stops all.
+# A failed experiment does not stop the following ones; bad input (2) and Ctrl-C (130) stop all.
 ablate: $(READY)  ## which option of the write-up helps? EXPERIMENT=stability SEEDS=0,1,2 N_JOBS=2 for another study
 	@status=0; for experiment in $(subst $(comma), ,$(EXPERIMENT)); do \
 		$(BIN)/python -m src.train --multirun experiment=$$experiment study=$(STUDY) n_jobs=$(N_JOBS) \
 			$(if $(SEEDS),seed=$(SEEDS) sequential=false) $(if $(MODEL),model=$(MODEL)) $(ARGS); \
-		code=$$?; [ $$code -lt 128 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
+		code=$$?; [ $$code -lt 128 ] && [ $$code -ne 2 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
 	done; exit $$status
 
 reproduce: $(READY)  ## rerun the studies of experiments/ and compare (hours; resumable); STUDIES=stability,balance

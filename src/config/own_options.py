@@ -1,11 +1,12 @@
 """Options from the user's folder (--config-dir), which are treated by the values that they set."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from src.common.errors import InputError
+from src.common.nested_values import leaves
 from src.common.override_grammar import Override, parse, value_text
 from src.common.read_checkpoint import EXTERNAL
 from src.config.hydra_compose import (
@@ -59,10 +60,10 @@ def fields_set_by_own_remedies(
     usual = [name for name in remedies if name in option_names("stability")]
     others = [a for a in arguments if not _is_of_absent(a, usual)]
     standard = composed_config(config_name, [*others, f"stability=[{','.join(usual)}]"])
-    before = dict(_leaves(_plain(standard)))
+    before = dict(leaves(_plain(standard)))
     changed = [
         Override(key=key, text=value_text(value))
-        for key, value in _leaves(_plain(composed))
+        for key, value in leaves(_plain(composed))
         if key not in before or before[key] != value
     ]
     if not changed and not remedies:
@@ -85,12 +86,3 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     sections = OmegaConf.to_container(own, resolve=True, throw_on_missing=False)
     assert isinstance(sections, dict)
     return {str(name): value for name, value in sections.items()}
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All values that are no mappings, by dotted name."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
