@@ -20,6 +20,7 @@ from src.config.hydra_compose import is_own_option
 
 UNKNOWN_KEY = (omegaconf.errors.ConfigKeyError, omegaconf.errors.ConfigAttributeError)
 
+
 @contextlib.contextmanager
 def readable(config_name: str, arguments: Sequence[str]) -> Iterator[None]:
     """Turns what Hydra and OmegaConf raise inside this context into an InputError of one line."""

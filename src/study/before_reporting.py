@@ -1,7 +1,6 @@
 """What can be wrong with the fields of src.report, found before anything heavy is imported."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from src.cli.field_checks import given_path
@@ -13,7 +12,7 @@ SOURCES = ("study", "studies", "csv", "mlflow")
 
 
 def check_report(given: Mapping[str, Any]) -> None:
-    """Raises InputError if there is no such study or table, or a field that names a column lacks."""
+    """Raises InputError if there is no such study or table, or a column is not named."""
     source = source_of(given)
     if source in ("study", "studies"):
         for name in names_of(given, source):

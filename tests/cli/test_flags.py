@@ -95,6 +95,28 @@ def test_a_run_says_at_once_what_it_is(tiny, capsys):
     assert first.startswith("mlha + moe, ema, model proxy: 12 steps on the CPU, in runs/single/")
 
 
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("data=text data.path=nope.txt", "data.path=nope.txt: no such file"),
+        ("data=text data.path=short.txt", "must be below"),
+        ("trainer=gpu", "trainer.accelerator=gpu: no GPU is available here"),
+        ("resume=runs/none.ckpt", "resume=runs/none.ckpt"),
+        ("data=text data.path=short.txt --multirun seed=0,1", "must be below"),
+    ],
+)
+def test_a_run_that_cannot_start_is_not_announced(line, part, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    Path("short.txt").write_text("To be, or not\n")
+    arguments = [a for a in tiny if not a.startswith(("data", "trainer"))]
+    assert main([*arguments, *line.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert part in err
+    assert err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
 def test_info_lists_options_and_versions(capsys):
     assert main(["--info"]) == 0
     out = capsys.readouterr().out

@@ -90,7 +90,9 @@ def test_help_imports_nothing_heavy(command, tmp_path):
         ("report", "mlflow=runs arm=a seed=s"),
     ],
 )
-def test_a_mistyped_name_or_number_is_answered_before_anything_heavy_is_imported(command, line, tmp_path):
+def test_a_mistyped_name_or_number_is_answered_before_anything_heavy_is_imported(
+    command, line, tmp_path
+):
     code, modules, out = imported(command, *line.split(), cwd=tmp_path)
     assert code == 2
     assert out.strip() == ""
