@@ -81,6 +81,12 @@ def test_known_variables_may_hold_blanks():
     assert "preset=smoke plan=true" in done.stdout
 
 
+def test_bad_input_is_said_once(tmp_path):
+    done = make("ablate", "SEEDS=x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("seed=x: must be an integer") == 1
+
+
 @pytest.mark.parametrize("target", ["report", "notebook"])
 def test_report_and_notebook_say_which_study_they_take_or_that_there_is_none(target, tmp_path):
     none = make(target, cwd=tmp_path)

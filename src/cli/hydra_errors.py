@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import hydra.errors
 import omegaconf.errors
 
-from src.cli.hints import for_word
+from src.cli.hints import for_brackets, for_word
 from src.cli.name_checks import GRAMMAR_HINT, not_on, unknown_field, unknown_option
 from src.cli.value_checks import KINDS, missing_value, what_to_type
 from src.common.errors import InputError
@@ -98,7 +98,7 @@ def _in_own_file(group: str, option: str, field: str) -> InputError:
 
 def _unreadable(config_name: str, argument: str, arguments: Sequence[str]) -> InputError:
     """The line for an argument that Hydra's grammar does not accept."""
-    hint = None
+    hint = for_brackets(argument.partition("=")[2])
     if "=" not in argument.strip("="):
         after = arguments[arguments.index(argument) + 1 :] if argument in arguments else []
         following = after[0] if after else None

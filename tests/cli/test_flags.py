@@ -84,6 +84,13 @@ def test_plan_of_one_run_shows_configuration_size_and_cost_and_writes_nothing(ti
     assert not Path("runs").exists()
 
 
+def test_plan_of_a_finished_run_says_so(tiny, capsys):
+    assert main(tiny) == 0
+    capsys.readouterr()
+    assert main([*tiny, "plan=true"]) == 0
+    assert "is already finished; type rerun=true to train it again" in capsys.readouterr().out
+
+
 def test_plan_false_trains(tiny, capsys):
     assert main([*tiny, "plan=false"]) == 0
     assert len(list(Path("runs").rglob("record.json"))) == 1
