@@ -78,8 +78,8 @@ def check_kinds(fields: Mapping[str, Any], arguments: Sequence[str]) -> None:
         arguments: those of one run or of several; what `fields` lacks is left out.
     """
     defaults = dict(leaves(fields))
-    recipe = OmegaConf.create({"recipe": OmegaConf.structured(RecipeConfig)})
-    recipe = OmegaConf.merge(recipe, {"recipe": fields.get("recipe", {})})
+    schema = OmegaConf.create({"recipe": OmegaConf.structured(RecipeConfig)})
+    recipe = OmegaConf.merge(schema, {"recipe": fields.get("recipe", {})})
     for argument, override in zip(arguments, parse_all(arguments), strict=True):
         field, value = override.key_or_group, override.value()
         section, _, name = field.partition(".")

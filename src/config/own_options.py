@@ -82,7 +82,7 @@ def _is_of_absent(argument: str, remedies: Iterable[str]) -> bool:
 
 def _plain(composed: DictConfig) -> dict[str, Any]:
     # Hydra's own section refers to a job that there is none of.
-    own = OmegaConf.masked_copy(composed, [name for name in composed if name != "hydra"])
+    own = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
     sections = OmegaConf.to_container(own, resolve=True, throw_on_missing=False)
     assert isinstance(sections, dict)
     return {str(name): value for name, value in sections.items()}

@@ -19,7 +19,7 @@ def check_report(given: Mapping[str, Any]) -> None:
             check_has_runs(given_path(given, "paths.runs"), name)
         return
     if source == "csv" and not given_path(given, "csv").exists():
-        raise InputError(f"csv={given['csv']}: no such file")
+        raise InputError(f"csv={given['csv']}: cannot be read (no such file)")
     keys_of(given, source)
 
 
