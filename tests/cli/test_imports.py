@@ -71,9 +71,28 @@ def test_help_imports_nothing_heavy(command, tmp_path):
         ("train", "--multirun seed=0,1 lr=1e-3"),
         ("describe", "preset=huge"),
         *((command, "nonsense=1") for command in COMMANDS),
+        ("train", "seed=x"),
+        ("train", "repeat=-1"),
+        ("train", "recipe.max_steps=ten"),
+        ("train", "recipe.max_steps=-5"),
+        ("train", "recipe.max_steps=1e2"),
+        ("train", "recipe.schedule=steps"),
+        ("train", "ffn.top_k=x"),
+        ("train", "stability=ema stability.ema.decay=high"),
+        ("train", "rerun=perhaps"),
+        ("train", "model=external"),
+        ("train", "data=text"),
+        ("train", "--multirun recipe.max_steps=3,ten"),
+        ("describe", "model.num_layers=two"),
+        ("report", ""),
+        ("report", "study=nope"),
+        ("report", "csv=nope.csv arm=a seed=s endpoint=e"),
+        ("report", "mlflow=runs arm=a seed=s"),
     ],
 )
-def test_a_mistyped_name_is_answered_before_anything_heavy_is_imported(command, line, tmp_path):
+def test_a_mistyped_name_or_number_is_answered_before_anything_heavy_is_imported(
+    command, line, tmp_path
+):
     code, modules, out = imported(command, *line.split(), cwd=tmp_path)
     assert code == 2
     assert out.strip() == ""
