@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra._internal.config_repository import ConfigRepository
 
+from nonfinite import last_line
 from src.config import memory_estimate
 from src.generation import samples
 from tests.runs import in_a_child
@@ -44,6 +45,13 @@ def of_all_workers(tmp_path_factory) -> Path:
     """A folder that the workers of a session share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_tests_have_watched_says_nothing_at_the_end():
+    """Many of them let steps fail, and each would be counted in a line of its own."""
+    yield
+    last_line.forget()
 
 
 @pytest.fixture(scope="session")

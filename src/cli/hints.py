@@ -174,6 +174,8 @@ def for_field(key: str, value: str, fields: Sequence[str]) -> str | None:
         fields: all fields and groups of the command.
     """
     name = key.lstrip("+~-").replace("-", "_").replace("/", ".").lower()
+    if name.startswith("with.") and "with" in fields:
+        return f"values to change have a plus sign: type +{key}={value or '<value>'}"
     last = name.rpartition(".")[2]
     same = [field for field in fields if field.lower() == name]
     # Sizes are the defaults of other fields, which are easier to find.

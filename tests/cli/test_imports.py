@@ -99,6 +99,32 @@ def test_a_mistyped_name_or_number_is_answered_before_anything_heavy_is_imported
     assert not modules & set(NUMERIC)
 
 
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("diagnose", "checkpoint=nope.pt"),
+        ("diagnose", "checkpoint=here"),
+        ("diagnose", "checkpoint=w.pt batch=nope.npy"),
+        ("diagnose", "checkpoint=w.pt precision=fp8"),
+        ("diagnose", "checkpoint=w.pt top=0"),
+        ("diagnose", "checkpoint=w.pt format=xml"),
+        ("diagnose", "checkpoint=w.pt kwargs=3"),
+        ("diagnose", "checkpoint=w.pt +traget=a:b"),
+        ("replay", "incident=nope"),
+        ("replay", "incident=here"),
+        ("replay", "incident=nope format=xml"),
+        ("replay", "incident=nope with.ffn.top_k=1"),
+    ],
+)
+def test_a_path_or_value_is_checked_before_anything_heavy_is_imported(command, line, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "w.pt").touch()
+    code, modules, out = imported(command, *line.split(), cwd=tmp_path)
+    assert code == 2
+    assert out.strip() == ""
+    assert not modules & set(NUMERIC)
+
+
 def test_describe_imports_no_trainer(tmp_path):
     code, modules, _ = imported("describe", "stability=[ema,noise]", "format=json", cwd=tmp_path)
     assert code == 0
