@@ -1,4 +1,11 @@
+"""What all tests share.
+
+Imports of torch and of all that imports it stand in functions: pytest reads this file in the
+process that only hands tests out as well, and the workers wait for that one.
+"""
+
 import copy
+import gc
 import hashlib
 import logging
 import os
@@ -7,14 +14,10 @@ import sys
 from pathlib import Path
 
 import filelock
-import hydra
 import pytest
-import torch
-from hydra._internal.config_repository import ConfigRepository
 
-from src.config import memory_estimate
-from src.generation import samples
-from tests.runs import in_a_child
+# altair's jsonschema would have it build a parser of addresses, for two seconds of each worker.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 PACE = (
     "preset=smoke",
@@ -38,6 +41,19 @@ TINY = (
     "data.max_chars=20000",
 )
 """A run of a second or less: the whole command on a small model."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """All that is imported here stays: the collector of garbage need not look through it.
+
+    With it, a tenth of a tiny run would be its work.
+    """
+    gc.disable()
+    yield
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def of_all_workers(tmp_path_factory) -> Path:
@@ -74,6 +90,9 @@ def template(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _what_is_composed_twice_is_kept():
     """Composing is a third of a tiny run, and Hydra would read conf/ again each time."""
+    import hydra
+    from hydra._internal.config_repository import ConfigRepository
+
     read, compose = ConfigRepository.load_config, hydra.compose
     files, composed = {}, {}
 
@@ -98,6 +117,8 @@ def _what_is_composed_twice_is_kept():
 @pytest.fixture(scope="session", autouse=True)
 def _samples_are_short():
     """The texts that a run leaves would be a third of a tiny run's time."""
+    from src.generation import samples
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "NUM_TOKENS", 12)
         yield
@@ -116,6 +137,9 @@ def _blocks_are_tried_once_and_in_a_child(tmp_path_factory):
 
     PyTorch keeps for good what it once had, and the worker would hold them to its end.
     """
+    from src.config import memory_estimate
+    from tests.runs import in_a_child
+
     tried, folder = memory_estimate._kept_bytes, of_all_workers(tmp_path_factory) / "blocks"
     folder.mkdir(exist_ok=True)
 
@@ -139,6 +163,8 @@ def pytest_runtest_protocol(item):
 
     A hook, because fixtures of a module that train come before those of a test.
     """
+    import torch
+
     with pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("gpu") is None:
             patch.setattr(torch.cuda, "is_available", lambda: False)
@@ -149,6 +175,8 @@ def pytest_runtest_protocol(item):
 @pytest.fixture(autouse=True)
 def _same_numerics():
     """Runs set these for the process; tests begin alike."""
+    import torch
+
     torch.set_num_threads(1)
     yield
     torch.set_float32_matmul_precision("highest")
