@@ -123,6 +123,15 @@ VALUES = {
     "recipe.precision": _by_word(
         {"bf16-mixed": "16 bf16 fp16 bfloat16 16-mixed true", "32-true": "32 fp32 float32 32-full"}
     ),
+    # Of a saved model, people name the dtype of its weights.
+    "precision": _by_word(
+        {
+            "bf16-true": "bf16 bfloat16 torch.bfloat16",
+            "16-true": "16 fp16 float16 half torch.float16",
+            "32-true": "32 fp32 float32 torch.float32",
+            "64-true": "64 fp64 float64 double torch.float64",
+        }
+    ),
 }
 """The value that people mean by another one, by field."""
 
@@ -168,8 +177,10 @@ def for_field(key: str, value: str, fields: Sequence[str]) -> str | None:
     same = [field for field in fields if field.lower() == name]
     # Sizes are the defaults of other fields, which are easier to find.
     ends = sorted(f for f in fields if f.lower().rpartition(".")[2] == last and ".sizes." not in f)
-    meant = [FIELDS[last]] if FIELDS.get(last) in fields else []
     of_a_run = "attention" in fields
+    # Other commands have fields of the same meaning without a section, such as precision.
+    field = FIELDS.get(last, "") if of_a_run else FIELDS.get(last, "").rpartition(".")[2]
+    meant = [field] if field in fields else []
     if not same and of_a_run and last in ADVICE:
         return ADVICE[last]
     found = same or meant or ends

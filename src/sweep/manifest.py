@@ -16,7 +16,8 @@ class Manifest:
     """runs/<study>/.sweeps/<sweep_id>.json, updated while the sweep runs.
 
     The states of a run are waiting, finished, failed, killed, timed out, stopped (because the sweep
-    ended) and busy (another sweep is training it).
+    ended), busy (another sweep is training it) and not needed (a sequential sweep had decided its
+    arm).
     """
 
     def __init__(self, plan: Plan, finished: dict[Path, bool], *, command: str) -> None:
@@ -38,6 +39,10 @@ class Manifest:
 
     def is_finished(self, cell: Cell) -> bool:
         return self.state(cell) == "finished"
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether nothing is left to do for a run."""
+        return self.state(cell) in ("finished", "not needed")
 
     def set(self, cell: Cell, state: str, reason: str) -> None:
         self._states[cell.folder] = (state, reason)
@@ -68,6 +73,7 @@ class Manifest:
             "experiment": settings.experiment,
             "command": self.command,
             "share_prefix": settings.share_prefix,
+            "looks": self.plan.looks,
             "status": self.status,
             "started": self.started,
             "ended": self.ended,

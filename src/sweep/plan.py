@@ -14,9 +14,11 @@ from src.common.override_grammar import parse
 from src.common.tracking_address import default_uri
 from src.config.field_roles import role_of
 from src.config.fork import Fork
+from src.config.remedy_roles import AA_CONTROL
 from src.config.run_config import RunConfig
 from src.run import start_fork
 from src.stability import RemedyConfig
+from src.study.analysis.looks import LEAST_SEEDS, looks_at, num_untreated
 from src.sweep.cluster import LAUNCHER, check_cluster
 from src.sweep.composer import Composer
 from src.sweep.expand import expand, key_of, naming_experiment, read_sweep
@@ -70,6 +72,8 @@ class Plan:
     rerun: bool
     cells: list[Cell]
     """The runs in the order of the sweep, each baseline before the runs compared with it."""
+    looks: list[list[int]]
+    """The seeds of each look of a sequential sweep; otherwise empty."""
     dropped: list[str]
     """Names of runs that were left out because they would repeat another bit by bit."""
 
@@ -116,6 +120,8 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     rerun = _rerun([a for a in swept if key_of(a) == "rerun"])
     expanded = expand(config_name, swept)
     identity = "\n".join(sorted(" ".join(_identity(cell)) for cell in expanded))
+    # A sequential sweep leaves out runs that the same sweep with all seeds would make.
+    identity += "\nsequential" if settings.sequential else ""
     sweep_id = hashlib.sha256(identity.encode()).hexdigest()[:8]
     study = settings.experiment or f"sweep-{sweep_id}"
     if "study" not in keys and not any(key_of(a) == "study" for a in settings.axes):
@@ -128,7 +134,12 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
                 f"{field}: does not distinguish runs, so a sweep takes a single value of it"
             )
     with naming_experiment(settings, arguments):
-        cells, dropped = _with_baselines(config_name, expanded)
+        composer = Composer(config_name)
+        cells, dropped = _with_baselines(composer, expanded)
+    looks = []
+    if settings.sequential:
+        looks = _planned_looks(cells)
+        cells = _with_controls(composer, cells)
     for field in ("study", "paths", "tracking"):
         values = dict.fromkeys(str(getattr(cell.config, field)) for cell in cells)
         if len(values) > 1:
@@ -155,6 +166,7 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
         settings=settings,
         rerun=rerun,
         cells=cells,
+        looks=looks,
         dropped=dropped,
     )
 
@@ -185,7 +197,7 @@ def _identity(cell: Sequence[str]) -> list[str]:
 
 
 def _with_baselines(
-    config_name: str, expanded: Sequence[Sequence[str]]
+    composer: Composer, expanded: Sequence[Sequence[str]]
 ) -> tuple[list[Cell], list[str]]:
     """Composes all runs and adds missing baselines: the same run without its remedies.
 
@@ -194,7 +206,6 @@ def _with_baselines(
     """
     cells: dict[Path, Cell] = {}
     dropped: list[str] = []
-    composer = Composer(config_name)
     composed = [(list(a), composer.config(a)) for a in expanded]
     treated = any(config.remedies for _, config in composed)
     # Without any remedy, all variants are compared with the first.
@@ -223,6 +234,48 @@ def _with_baselines(
                 config=config, arguments=arguments, baseline=baseline, added=False
             )
     return list(cells.values()), dropped
+
+
+def _planned_looks(cells: Sequence[Cell]) -> list[list[int]]:
+    """The seeds of each look; raises InputError if they are too few, or nothing is compared."""
+    seeds = list(dict.fromkeys(cell.config.seed for cell in cells))
+    if len(seeds) < LEAST_SEEDS:
+        raise InputError(
+            f"sequential=true: needs at least {LEAST_SEEDS} seeds, and there"
+            f" {'is 1' if len(seeds) == 1 else f'are {len(seeds)}'}; type 'seed=range(20)'"
+        )
+    if not any(cell.config.remedies for cell in cells):
+        raise InputError("sequential=true: compares remedies, and there is none; type stability=")
+    return looks_at(seeds)
+
+
+def _with_controls(composer: Composer, cells: Sequence[Cell]) -> list[Cell]:
+    """Adds A/A runs to each baseline that has none, as many as its number of arms asks for."""
+    arms: dict[str, set[str]] = {}
+    has_own = set()
+    for cell in cells:
+        if cell.baseline is not None and is_aa_control(cell.config):
+            has_own.add(cell.baseline)
+        elif cell.baseline is not None:
+            arms.setdefault(cell.baseline, set()).add(cell.config.variant_name)
+    found = []
+    for cell in cells:
+        found.append(cell)
+        name = cell.config.variant_name
+        if name not in arms or name in has_own:
+            continue
+        others = [a for a in cell.arguments if key_of(a) not in ("stability", "repeat")]
+        for repeat in range(num_untreated(len(arms[name])) - 1):
+            arguments = [*others, "stability=shaken_full", f"repeat={repeat}"]
+            control = composer.config(arguments)
+            found.append(Cell(config=control, arguments=arguments, baseline=name, added=True))
+    return found
+
+
+def is_aa_control(config: RunConfig) -> bool:
+    """Whether a run is its baseline, perturbed."""
+    roles = {remedy.role for remedy in config.remedies.values()}
+    return roles == {AA_CONTROL}
 
 
 def _with_validation_at_ends(cells: Sequence[Cell]) -> list[Cell]:

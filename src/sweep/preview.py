@@ -13,9 +13,15 @@ from src.config.memory_estimate import vocab_size
 from src.config.run_config import RunConfig
 from src.config.variant_name import short_names
 from src.model.size import Size
+from src.study.analysis.looks import ERROR
+from src.study.analysis.power import detectable_prevention
+from src.study.analysis.stats import ALPHA
 from src.sweep.cluster import LAUNCHER
 from src.sweep.cost import COMPILE_SECONDS, START_SECONDS, step_seconds
-from src.sweep.plan import Cell, Plan
+from src.sweep.plan import Cell, Plan, is_aa_control
+
+EXPECTED_SHARE = 0.95
+"""The share of untreated runs that fail, for which a plan says what it can see."""
 
 
 @dataclass
@@ -135,6 +141,7 @@ def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
         ["variant", "runs to train", "parameters (active)", "steps", "shared steps"],
         rows,
     )
+    _show_design(plan)
     begun = [c for c in plan.cells if not finished[c.folder] and RunFolder(c.folder).last.exists()]
     _show_total(plan, total, has_begun=bool(begun))
     for cell in plan.cells:
@@ -163,6 +170,48 @@ def _is_unmatched(cell: Cell, plan: Plan, finished: Mapping[Path, bool]) -> bool
             for line in read_metrics(RunFolder(other.folder).metrics)
         )
         for other in baselines
+    )
+
+
+def _show_design(plan: Plan) -> None:
+    """Says when a sequential sweep looks at its results, and which effect a sweep can see."""
+    arms: dict[str, set[str]] = {}
+    for cell in plan.cells:
+        if cell.baseline is not None and cell.config.remedies and not is_aa_control(cell.config):
+            arms.setdefault(cell.baseline, set()).add(cell.config.variant_name)
+    if not arms:
+        return
+    baseline = max(arms, key=lambda name: len(arms[name]))
+    seeds = {cell.config.seed for cell in plan.cells if cell.baseline == baseline}
+    if plan.looks:
+        sizes = ", ".join(str(len(look)) for look in plan.looks)
+        terminal.say(
+            f"sequential: looks after {sizes} seeds; an arm that is decided gets no further seeds,"
+            " so this is the most that it can take"
+        )
+    if len(seeds) == 1:
+        terminal.say(
+            "1 seed shows differences without an interval; for an answer type seed=0,1,2,3,4,5"
+        )
+        return
+    controls = [c for c in plan.cells if c.baseline == baseline and is_aa_control(c.config)]
+    error = ERROR[-1] if plan.looks else 1.0
+    found = detectable_prevention(
+        share=EXPECTED_SHARE,
+        num_seeds=len(seeds),
+        num_arm=1,
+        num_untreated=1 + round(len(controls) / len(seeds)),
+        bound=error * ALPHA / sum(map(len, arms.values())),
+    )
+    what = (
+        "no remedy, not even one that prevents all failures; type more seeds, or add"
+        " stability=shaken_full"
+        if found is None
+        else f"a remedy that prevents {100 * found:.0f} % of the failures"
+    )
+    terminal.say(
+        f"can be seen with 80 % power, if {100 * EXPECTED_SHARE:.0f} % of the untreated runs fail:"
+        f" {what}"
     )
 
 

@@ -1,5 +1,6 @@
 """Runs a sweep: skips finished runs, trains the rest in waves, writes the report."""
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -28,6 +29,7 @@ from src.run.resume import finished_record
 from src.sweep.cluster import LAUNCHER, cancel_waiting, is_queued
 from src.sweep.job import MAX_GRACE_SECONDS, MOVED, Job, is_alive
 from src.sweep.launch import launch
+from src.sweep.looks import check_looks, rounds
 from src.sweep.manifest import Manifest
 from src.sweep.monitor import Monitor
 from src.sweep.plan import Cell, Plan, make_plan
@@ -55,6 +57,7 @@ def sweep(config_name: str, arguments: Sequence[str]) -> int:
     # Cached from here on, so that the manifest names the code that is running.
     code_digest()
     plan = make_plan(config_name, arguments)
+    check_looks(plan)
     finished = {cell.folder: _finished(plan, cell) for cell in plan.cells}
     plan = plan.without_missing_states(finished)
     show_plan(plan, finished)
@@ -145,11 +148,14 @@ class Sweep:
             for cell in self.plan.cells:
                 if self.manifest.is_finished(cell):
                     self.mlflow.adopt(cell.folder)
-        self.board.total = sum(not self.manifest.is_finished(c) for c in self.plan.cells)
-        for wave in self.plan.waves():
-            self._run_wave([cell for cell in wave if not self.manifest.is_finished(cell)])
-            # The next wave may start from states of runs that another sweep is training.
-            self._wait_for_others()
+        for cells in rounds(self.plan, self.manifest):
+            self.board.total += sum(not self.manifest.is_finished(cell) for cell in cells)
+            for wave in dataclasses.replace(self.plan, cells=cells).waves():
+                self._run_wave([cell for cell in wave if not self.manifest.is_finished(cell)])
+                # The next wave may start from states of runs that another sweep is training.
+                self._wait_for_others()
+            if self.signal is not None:
+                return
 
     # ------------------------------------------------------------------ jobs
 
@@ -272,7 +278,7 @@ class Sweep:
     # ------------------------------------------------------------------ the end
 
     def _status(self) -> str:
-        if all(self.manifest.is_finished(cell) for cell in self.plan.cells):
+        if all(map(self.manifest.is_done, self.plan.cells)):
             return "finished"
         return "failed" if self.signal is None else "killed"
 
@@ -310,7 +316,7 @@ class Sweep:
         states = self.manifest.counts()
         terminal.say(", ".join(f"{count} {state}" for state, count in states.items()))
         for cell in self.plan.cells:
-            if self.manifest.state(cell) not in ("finished", "stopped", "waiting"):
+            if self.manifest.state(cell) not in ("finished", "stopped", "waiting", "not needed"):
                 reason = self.manifest.reason(cell)
                 terminal.error(f"{cell.folder}: {self.manifest.state(cell)} ({reason})")
         if status == "killed":

@@ -34,6 +34,8 @@ class SweepSettings:
     """Seconds after which a job is ended; None: never."""
     share_prefix: bool
     """Whether arms that act late start from a state of their baseline."""
+    sequential: bool
+    """Whether arms are trained on more seeds only while they are undecided."""
     plan: bool
     """Whether to print what would be run, and stop."""
     launcher: str
@@ -52,7 +54,7 @@ class SweepSettings:
             type(self.timeout) not in (int, float) or not 0 < self.timeout < math.inf
         ):
             raise InputError(f"timeout={self.timeout}: must be seconds above 0, or null")
-        for field in ("share_prefix", "plan"):
+        for field in ("share_prefix", "sequential", "plan"):
             value = getattr(self, field)
             if type(value) is not bool:
                 raise InputError(f"{field}={value}: must be true or false")
@@ -90,6 +92,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         n_jobs=composed.n_jobs,
         timeout=composed.timeout,
         share_prefix=composed.share_prefix,
+        sequential=composed.sequential,
         plan=composed.plan,
         launcher=launcher,
         launcher_fields={str(name): value for name, value in fields.items()},

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from src.diagnose import main as diagnose
 from src.train import main
 
 TYPED = {
@@ -105,6 +106,23 @@ TYPED = {
     "plan=yes": "must be true or false",
 }
 """A command line of src.train, and what its error says."""
+
+DIAGNOSE = {
+    "dtype=bfloat16": "type precision=bf16-true",
+    "--dtype fp16": "type precision=16-true",
+    "dtype=torch.float64": "type precision=64-true",
+    "precision=fp8": "must be one of null, 32-true",
+}
+"""The same for src.diagnose."""
+
+
+@pytest.mark.parametrize("line", DIAGNOSE)
+def test_diagnose_names_the_precision_that_is_meant(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert diagnose(["checkpoint=x", *shlex.split(line)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert DIAGNOSE[line] in error
 
 
 @pytest.mark.parametrize("line", TYPED)

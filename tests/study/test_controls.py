@@ -104,8 +104,8 @@ def test_if_the_positive_control_is_not_detected_no_remedy_can_be_ranked():
 
     assert not analysis.can_rank
     assert analysis.answer[0] == (
-        "Too few failures to rank remedies: even router_eps (5 of 6 fail, untreated 11 of 12), the"
-        " positive control, cannot be distinguished from chance."
+        "Too few failures to rank remedies: even router_eps (5 of 6, against 11 of 12 untreated),"
+        " the positive control, cannot be distinguished from chance."
     )
 
 
@@ -135,7 +135,7 @@ def test_a_positive_control_that_adds_failures_is_not_detected():
 
     assert arm(analysis, "router_eps").comparisons["nonfinite"].detected
     assert not analysis.can_rank
-    assert "more runs fail with router_eps (6 of 6 fail, untreated 0 of 6)" in analysis.answer[2]
+    assert "more runs fail with router_eps (6 of 6, against 0 of 6 untreated)" in analysis.answer[2]
 
 
 def test_a_study_without_a_positive_control_says_so_and_ranks():

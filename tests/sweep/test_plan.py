@@ -331,3 +331,37 @@ def test_the_architectures_have_one_width_and_one_number_of_active_parameters():
         active[c.variant.attention, c.variant.ffn] = size.params_active - routers
     assert len(active) == 6
     assert len(set(active.values())) == 1
+
+
+def test_a_sequential_sweep_adds_untreated_runs_and_looks_at_growing_shares_of_the_seeds():
+    made = plan("stability=clip03,clip05,zclip,ema,noise,warmdown,lower_lr", "seed=range(12)")
+    looked = plan(
+        "stability=clip03,clip05,zclip,ema,noise,warmdown,lower_lr",
+        "seed=range(12)",
+        "sequential=true",
+    )
+    assert made.looks == [] and [len(look) for look in looked.looks] == [3, 6, 12]
+    # Seven arms are served best by three untreated runs a seed: the baseline and two A/A runs.
+    shaken = [cell for cell in looked.cells if cell.config.variant.stability == "shaken_full"]
+    assert len(shaken) == 2 * 12 and len(looked.cells) == len(made.cells) + len(shaken)
+    assert {(cell.config.seed, cell.config.repeat) for cell in shaken} == {
+        (seed, repeat) for seed in range(12) for repeat in (0, 1)
+    }
+    assert all(cell.added and cell.baseline for cell in shaken)
+    # It leaves out runs, so it is another sweep.
+    assert looked.sweep_id != made.sweep_id
+
+
+def test_a_sequential_sweep_keeps_the_untreated_runs_that_were_typed():
+    made = plan("stability=shaken_full,clip03", "repeat=0,1,2", "seed=range(12)", "sequential=true")
+    shaken = [cell for cell in made.cells if cell.config.variant.stability == "shaken_full"]
+    assert len(shaken) == 3 * 12 and not any(cell.added for cell in shaken)
+
+
+def test_a_sequential_sweep_needs_seeds_and_remedies():
+    with pytest.raises(InputError, match=r"sequential=true: needs at least 12 seeds.*are 6"):
+        plan("stability=clip03", "seed=range(6)", "sequential=true")
+    with pytest.raises(InputError, match="sequential=true: compares remedies, and there is none"):
+        plan("ffn=mlp,moe", "seed=range(12)", "sequential=true")
+    with pytest.raises(InputError, match="sequential=maybe: must be true or false"):
+        plan("stability=clip03", "seed=range(12)", "sequential=maybe")

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from src.common.number_format import p_value, signed, steps
+from src.study.analysis.looks import decision
 from src.study.analysis.results import ArmResult, Comparison
+from src.study.analysis.stats import ALPHA
 from src.study.analysis.verdicts import WORDS, fraction
 from src.study.read.collect import Study
 
@@ -19,10 +21,17 @@ def reduces_failures(arm: ArmResult) -> bool:
     return primary is not None and primary.detected and _change(primary) < 0
 
 
+def rules_out_halving(arm: ArmResult) -> bool:
+    """Whether so many runs fail that the arm does not prevent half of the failures."""
+    primary = arm.comparisons.get(PRIMARY)
+    chance = None if primary is None else primary.chance_if_halved
+    return primary is not None and not primary.detected and chance is not None and chance <= ALPHA
+
+
 def answer(
     study: Study, arms: Sequence[ArmResult], *, undetected: Sequence[ArmResult], num_controls: int
 ) -> list[str]:
-    """What the study shows, in at most eight sentences.
+    """What the study shows, in at most ten sentences.
 
     Args:
         study: the study, whose runs name router and preset.
@@ -40,7 +49,9 @@ def answer(
         _failures(study, arms),
         _significant("fewer", [arm for arm in tested if reduces_failures(arm)]),
         _significant("more", [arm for arm in tested if _adds_failures(arm)]),
-        _inconclusive([arm for arm in tested if not arm.comparisons[PRIMARY].detected], arms),
+        _ruled_out([arm for arm in tested if rules_out_halving(arm)]),
+        _inconclusive([arm for arm in tested if _is_open(arm)]),
+        _sequential(study, compared),
         _censored(compared),
         _evaluated_differently(compared),
         _losses(arms, compared),
@@ -50,6 +61,10 @@ def answer(
 
 def _adds_failures(arm: ArmResult) -> bool:
     return arm.comparisons[PRIMARY].detected and not reduces_failures(arm)
+
+
+def _is_open(arm: ArmResult) -> bool:
+    return not arm.comparisons[PRIMARY].detected and not rules_out_halving(arm)
 
 
 def _change(comparison: Comparison) -> float:
@@ -82,7 +97,7 @@ def _more_seeds(undetected: Sequence[ArmResult]) -> str:
 
 
 def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
-    """What fails in the arms that have no baseline."""
+    """What fails in the arms that have no baseline, and in their A/A controls."""
     ended = [arm for arm in arms if arm.num_seeds]
     shown = [arm for arm in ended if arm.baseline is None] or ended
     clauses = []
@@ -91,7 +106,14 @@ def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
         where = f"{run.composition} at preset {run.axes['preset']}"
         name = f"With {where}" if len(shown) == 1 else f"{arm.label} (with {where})"
         first = f", first at step {steps(arm.first_nonfinite)}" if arm.first_nonfinite else ""
-        clauses.append(f"{name}: {fraction(arm.nonfinite)} runs go non-finite{first}")
+        controls = [a for a in ended if a.is_aa_control and a.baseline == arm.variant]
+        same = "".join(
+            f"; repeated with noise too small to matter ({other.label}, the A/A control),"
+            f" {fraction(other.nonfinite)}"
+            for other in controls[:1]
+            if other.nonfinite.total
+        )
+        clauses.append(f"{name}: {fraction(arm.nonfinite)} runs go non-finite{first}{same}")
     rest = len(shown) - MAX_NAMED
     more = f"; {rest} more in the table" if rest > 0 else ""
     return f"{'; '.join(clauses)}{more}."
@@ -104,7 +126,38 @@ def _significant(word: str, arms: Sequence[ArmResult]) -> str | None:
     return f"Significantly {word} runs fail with {counts}{_p_range(arms)}."
 
 
-def _inconclusive(unknown: Sequence[ArmResult], arms: Sequence[ArmResult]) -> str | None:
+def _ruled_out(arms: Sequence[ArmResult]) -> str | None:
+    if not arms:
+        return None
+    largest = max(arm.comparisons[PRIMARY].chance_if_halved or 0.0 for arm in arms)
+    each = "it" if len(arms) == 1 else "each"
+    return (
+        f"No strong effect of {_listed(map(_with_counts, arms))}{''.join(_secondary(arms))}:"
+        f" {each} would fail so often with a chance of at most {p_value(largest)} if it prevented"
+        " half of the failures."
+    )
+
+
+def _sequential(study: Study, compared: Sequence[ArmResult]) -> str | None:
+    """At which looks arms were decided, if the study is sequential."""
+    looks = next(iter(study.looks.values()), None)
+    if looks is None:
+        return None
+    reached = {arm.num_looks for arm in compared}
+    sizes = [str(len(look)) for look in looks]
+    stopped = [arm for arm in compared if arm.num_looks < len(looks) and decision(arm)]
+    after = "; ".join(
+        f"{_listed(a.label for a in stopped if a.num_looks == number)} after {sizes[number - 1]}"
+        for number in sorted(reached)
+        if any(a.num_looks == number for a in stopped)
+    )
+    decided = f" Decided early, and not trained further: {after} seeds." if stopped else ""
+    return (
+        f"Looked at after {_listed(sizes)} seeds; p accounts for all {len(looks)} looks.{decided}"
+    )
+
+
+def _inconclusive(unknown: Sequence[ArmResult]) -> str | None:
     """Arms that are not significantly different from the untreated runs, and what more would take.
 
     One seed is shown as it is: it gives no interval and no p.
@@ -112,20 +165,14 @@ def _inconclusive(unknown: Sequence[ArmResult], arms: Sequence[ArmResult]) -> st
     if not unknown:
         return None
     names = _listed(f"{arm.label} ({fraction(arm.nonfinite)})" for arm in unknown)
-    controls = [
-        arm for arm in arms if arm.is_aa_control and arm.comparisons and arm.nonfinite.total
-    ]
     if max(arm.num_seeds for arm in unknown) == 1:
         return (
             f"Failing runs with 1 seed, which gives no interval: {names}. For an answer run at"
             " least 6 seeds: seed=0,1,2,3,4,5."
         )
-    counts = _listed(f"{arm.label} ({fraction(arm.nonfinite)})" for arm in controls)
-    kind = "A/A control" if len(controls) == 1 else "A/A controls"
-    clauses = [f"; {kind}: {counts}" if controls else "", *_secondary(unknown)]
     return (
-        "Cannot tell (share of failing runs not significantly different):"
-        f" {names}{_p_range(unknown)}{''.join(clauses)}.{_to_see_half(unknown)}"
+        "Cannot tell whether fewer runs fail with"
+        f" {names}{_p_range(unknown)}{''.join(_secondary(unknown))}.{_to_see_half(unknown)}"
     )
 
 
@@ -138,7 +185,10 @@ def _to_see_half(unknown: Sequence[ArmResult]) -> str:
         return ""
     seconds = max(needed) * sum(arm.seconds * arm.num_runs / arm.num_seeds for arm in unknown)
     cost = f" ({seconds / 60:.0f} minutes for these arms)" if seconds > 60 else ""
-    return f" To see a halving, run seed=range({max(needed)}){cost}."
+    return (
+        " To find out whether one prevents half of the failures, run"
+        f" seed=range({max(needed)}){cost}."
+    )
 
 
 def _secondary(unknown: Sequence[ArmResult]) -> list[str]:
@@ -173,10 +223,7 @@ def _evaluated_differently(compared: Sequence[ArmResult]) -> str | None:
     same = [
         arm
         for arm in compared
-        if arm.num_seeds
-        and arm.censored_at is None
-        and arm.loss_metric != "val/loss"
-        and arm.comparisons[PRIMARY].p_value is None
+        if arm.num_seeds and arm.trains_alike and arm.loss_metric != "val/loss"
     ]
     if not same:
         return None
@@ -204,8 +251,10 @@ def _losses(arms: Sequence[ArmResult], compared: Sequence[ArmResult]) -> str | N
         own = _listed(f"{arm.label} {arm.loss.mean:.3f}" for arm in unpaired if arm.loss)
         bases = {arm.baseline for arm in unpaired}
         clean = sum(arm.loss.num_seeds for arm in arms if arm.variant in bases and arm.loss)
-        seeds = f"the baseline has {clean} clean seed{'' if clean == 1 else 's'}"
-        clauses.append(f"unpaired loss, because {seeds}: {own}")
+        seeds = f"only {clean} seed{'' if clean == 1 else 's'}" if clean else "no seed"
+        clauses.append(
+            f"mean loss {own}, not compared, because {seeds} of the baseline stayed finite"
+        )
     sentence = "; ".join(clauses)
     return f"{sentence[0].upper()}{sentence[1:]}." if clauses else None
 
@@ -222,7 +271,7 @@ def _with_counts(arm: ArmResult) -> str:
     if arm.comparisons[PRIMARY].p_value is None or arm.untreated_nonfinite is None:
         return f"{arm.label} (nothing to compare)"
     counts, untreated = fraction(arm.nonfinite), fraction(arm.untreated_nonfinite)
-    return f"{arm.label} ({counts} fail, untreated {untreated})"
+    return f"{arm.label} ({counts}, against {untreated} untreated)"
 
 
 def _p_range(arms: Sequence[ArmResult], endpoint: str = PRIMARY) -> str:

@@ -9,6 +9,7 @@ from itertools import compress
 from src.config.variant_name import fields_of, without_common_folders
 from src.study.analysis import endpoints
 from src.study.analysis.endpoints import Measure, Paired, Window, by_seed, clean_loss
+from src.study.analysis.looks import Looks, reached
 from src.study.analysis.permutation import Pair
 from src.study.read.collect import Run, Study
 
@@ -27,6 +28,8 @@ class Arm:
     """Its runs and its baseline's; a baseline itself is paired with no runs."""
     censored_at: int | None
     """The step at which training ends early."""
+    looks: Looks = ()
+    """In a sequential study, the looks that the arm has reached."""
 
     @property
     def baseline(self) -> str | None:
@@ -95,6 +98,7 @@ def arms_of(study: Study) -> list[Arm]:
                 runs=runs,
                 paired=paired,
                 censored_at=censored_at,
+                looks=reached(ended[variant], study.looks.get(variant, ())),
             )
         )
     return [_with_untreated(arm, arms) for arm in arms]

@@ -7,6 +7,7 @@ from statistics import fmean
 from src.study.analysis import multiple_testing, stats, verdicts
 from src.study.analysis.arms import Arm, matching_aa_control
 from src.study.analysis.endpoints import Paired, values
+from src.study.analysis.looks import chance_if_halved
 from src.study.analysis.multiple_testing import Tested
 from src.study.analysis.results import Comparison, Estimate
 from src.study.analysis.verdicts import Standing
@@ -57,12 +58,14 @@ def _primary(family: Family, controls: Mapping[str, Arm | None]) -> dict[str, Co
     tested = multiple_testing.shares(
         {name: family[name].pairs("nonfinite") for name in shares},
         {name: untreated for name, (_, untreated) in shares.items()},
+        looks={name: family[name].looks for name in shares},
     )
     found = {}
     for name, arm in family.items():
         standing, test = _standing(arm), tested.get(name)
-        difference = None
+        difference = chance = None
         if test is not None:
+            chance = chance_if_halved(*shares[name])
             difference = stats.share_difference(
                 *shares[name],
                 num_seeds=len(arm.paired.at_risk),
@@ -73,10 +76,11 @@ def _primary(family: Family, controls: Mapping[str, Arm | None]) -> dict[str, Co
             arm,
             test,
             difference=difference,
+            chance_if_halved=chance,
             aa_range=_aa_range(arm, controls[name], "nonfinite"),
             verdict=standing.untestable()
-            if test is None
-            else verdicts.of_shares(standing, *shares[name], test),
+            if test is None or chance is None
+            else verdicts.of_shares(standing, *shares[name], test, chance_if_halved=chance),
         )
     return found
 
@@ -90,7 +94,8 @@ def _secondary(
         scores = {name: arm.paired.log_rank_scores() for name, arm in family.items()}
     least = 2 if endpoint == "loss" else 1
     tested = multiple_testing.means(
-        {name: scores[name] for name, each in pairs.items() if len(each) >= least}
+        {name: scores[name] for name, each in pairs.items() if len(each) >= least},
+        looks={name: arm.looks for name, arm in family.items()},
     )
     if endpoint == "first_nonfinite":
         # An effect on scores would say nothing in steps.
@@ -128,6 +133,7 @@ def _comparison(
     difference: Estimate | None,
     aa_range: tuple[float, float] | None,
     verdict: str,
+    chance_if_halved: float | None = None,
 ) -> Comparison:
     return Comparison(
         endpoint=endpoint,
@@ -138,6 +144,7 @@ def _comparison(
         smallest_effect=None if test is None else test.smallest_effect,
         seeds_for_half=None if test is None else test.seeds_for_half,
         seeds_for_all=None if test is None else test.seeds_for_all,
+        chance_if_halved=chance_if_halved,
         verdict=verdict,
         # A significant A/A control is chance or a fault of the study, never a finding.
         detected=test is not None and test.detected and not arm.is_aa_control,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import median_low
 
 from src.study.analysis import power
+from src.study.analysis.looks import ERROR, Looks, Test, sequential
 from src.study.analysis.permutation import Pair, Permuted, permute
 from src.study.analysis.results import Proportion
 from src.study.analysis.stats import ALPHA, fisher, holm, smallest_mean_effect
@@ -29,22 +30,27 @@ class Tested:
 
 
 def shares(
-    arms: Mapping[str, Mapping[int, Pair]], untreated: Mapping[str, Proportion]
+    arms: Mapping[str, Mapping[int, Pair]],
+    untreated: Mapping[str, Proportion],
+    *,
+    looks: Mapping[str, Looks] | None = None,
 ) -> dict[str, Tested]:
     """Tests the share of failing runs.
 
     Args:
         arms: 1 for each run that failed and 0 for each other, by arm and seed.
         untreated: by arm, the untreated runs that failed.
+        looks: by arm, the looks that it has reached in a sequential study; otherwise none.
     """
     tested = {}
-    for name, found in adjusted({n: _of_failures(pairs) for n, pairs in arms.items()}).items():
+    for name, found in adjusted(_each(arms, looks, _of_failures)).items():
         pairs, control = arms[name].values(), untreated[name]
+        num_looks = len((looks or {}).get(name, ()))
         share = control.events / control.total if control.total else 0.0
         design = {
             "num_arm": median_low([len(pair.arm) for pair in pairs]),
             "num_untreated": median_low([len(pair.baseline) for pair in pairs]),
-            "bound": found.bound,
+            "bound": found.bound * (ERROR[num_looks - 1] if num_looks else 1.0),
         }
         effect = power.detectable_prevention(share=share, num_seeds=len(pairs), **design)
         half, every = (
@@ -57,19 +63,32 @@ def shares(
     return tested
 
 
-def means(arms: Mapping[str, Mapping[int, Pair]]) -> dict[str, Tested]:
+def means(
+    arms: Mapping[str, Mapping[int, Pair]], *, looks: Mapping[str, Looks] | None = None
+) -> dict[str, Tested]:
     """Tests mean differences.
 
     Args:
         arms: values by arm and seed.
+        looks: as for `shares`.
     """
     tested = {}
-    for name, found in adjusted({n: permute(pairs) for n, pairs in arms.items()}).items():
+    for name, found in adjusted(_each(arms, looks, permute)).items():
         differences = [pair.difference for pair in arms[name].values()]
         # If no p can be small enough, no effect is detectable.
         effect = smallest_mean_effect(differences) if found.smallest_p <= ALPHA else None
         tested[name] = replace(found, smallest_effect=effect)
     return tested
+
+
+def _each(
+    arms: Mapping[str, Mapping[int, Pair]], looks: Mapping[str, Looks] | None, test: Test
+) -> dict[str, Permuted]:
+    reached = {name: (looks or {}).get(name, ()) for name in arms}
+    return {
+        name: sequential(pairs, reached[name], test) if reached[name] else test(pairs)
+        for name, pairs in arms.items()
+    }
 
 
 def _of_failures(pairs: Mapping[int, Pair]) -> Permuted:

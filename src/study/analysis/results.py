@@ -50,6 +50,9 @@ class Comparison:
     detected with 80 % power; None if unknown."""
     seeds_for_all: int | None
     """The same for a remedy that prevents all failures."""
+    chance_if_halved: float | None
+    """For nonfinite, the probability that so many runs fail if the arm prevents half of the
+    failures; a small one rules that out."""
     verdict: str
     """A clause: what the comparison shows, or why it is inconclusive."""
     detected: bool
@@ -77,8 +80,12 @@ class ArmResult:
     """The other seeds."""
     failure_correlation: float | None
     """The correlation of failures within a seed, over the untreated runs."""
+    trains_alike: bool
+    """Whether no step is compared, because it trains bitwise as its baseline does."""
     censored_at: int | None
     """The step at which training ends early: zero failures after it reflect fewer steps only."""
+    num_looks: int
+    """In a sequential study, the looks that the arm has reached; otherwise 0."""
     nonfinite: Proportion
     """Runs that went non-finite after `acts_from`."""
     untreated_nonfinite: Proportion | None

@@ -10,6 +10,9 @@ from src.study.analysis.stats import ALPHA
 
 INCONCLUSIVE = "inconclusive"
 
+NO_HALVING = "does not prevent half of the failures"
+"""The verdict where a halving is ruled out, although a smaller effect is not."""
+
 TOO_FEW_RUNS = "with so few runs no difference can be significant"
 
 TOO_FEW = f"{TOO_FEW_RUNS}: add seeds, or an A/A control (stability=shaken_full)"
@@ -77,13 +80,32 @@ def fraction(share: Proportion) -> str:
     return f"{share.events} of {share.total}"
 
 
-def of_shares(standing: Standing, arm: Proportion, untreated: Proportion, tested: Tested) -> str:
-    """The verdict on the share of failing runs."""
+def of_shares(
+    standing: Standing,
+    arm: Proportion,
+    untreated: Proportion,
+    tested: Tested,
+    *,
+    chance_if_halved: float,
+) -> str:
+    """The verdict on the share of failing runs.
+
+    Args:
+        standing: what applies to the arm.
+        arm: its runs that fail.
+        untreated: the untreated runs that fail.
+        tested: the test.
+        chance_if_halved: of Comparison.
+    """
     counts = f"{fraction(arm)}, untreated {fraction(untreated)}, p = {p_value(tested.p_value)}"
     if tested.detected:
         # In shares, because both sides need not have as many runs.
         fewer = arm.events * untreated.total < untreated.events * arm.total
         return standing.framed(f"{'fewer' if fewer else 'more'} runs fail: {counts}", tested)
+    if chance_if_halved <= ALPHA and not standing.is_aa_control:
+        chance = p_value(chance_if_halved)
+        half = f"so many would fail with a chance of {chance} if it prevented half"
+        return standing.framed(f"{NO_HALVING}: {counts}; {half}", tested)
     if tested.smallest_p > tested.bound:
         reach = TOO_FEW
     elif untreated.events == 0:

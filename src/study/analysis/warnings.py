@@ -15,17 +15,18 @@ from src.study.read.collect import Run, Study, flat
 
 def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     """The warnings as sentences, the more serious ones first."""
-    by_name = {arm.variant: arm for arm in arms}
+    by_name, looks = {arm.variant: arm for arm in arms}, study.looks
     runs = {arm.variant: study.of(arm.variant) for arm in arms}
     treated = [a for a in arms if a.baseline and runs[a.variant][0].axes["stability"] != "none"]
     found = [*study.damages, *_controls(treated)]
     for arm in arms:
-        found += _missing(arm, runs)
+        found += _missing(arm, runs, looks.get(arm.variant, ())[: arm.num_looks])
         found += _not_ended(arm, runs[arm.variant])
         found += _truncated(arm, runs[arm.variant])
         found += _starts(arm, runs[arm.variant])
     # A remedy that acts only on evaluation would count every failure as an earlier one.
     found += _failed_before([arm for arm in arms if arm.acts_from < runs[arm.variant][0].max_steps])
+    found += _ended_by_the_guard(study.runs)
     found += _mixed(study.runs)
     for arm in arms:
         if arm.baseline in by_name:
@@ -56,14 +57,18 @@ def _controls(remedies: Sequence[ArmResult]) -> Iterator[str]:
                 )
 
 
-def _missing(arm: ArmResult, runs: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+def _missing(
+    arm: ArmResult, runs: Mapping[str, Sequence[Run]], looks: Sequence[Sequence[int]]
+) -> Iterator[str]:
     if arm.baseline is None:
         return
     if arm.baseline not in runs:
         yield f"{arm.label}: its baseline {arm.baseline} has no runs in this study"
         return
     own, others = ({run.seed for run in runs[name]} for name in (arm.variant, arm.baseline))
-    if lacking := sorted(others - own):
+    # In a sequential study, an arm that is decided gets no further seeds.
+    expected = others & set(looks[-1]) if looks else others
+    if lacking := sorted(expected - own):
         yield f"{arm.label}: {_seeds(lacking)} missing, but run in its baseline"
     if alone := sorted(own - others):
         yield f"{arm.label}: {_seeds(alone)} not compared, because not run in its baseline"
@@ -79,11 +84,24 @@ def _not_ended(arm: ArmResult, runs: Sequence[Run]) -> Iterator[str]:
         names = [run.folder.name for run in runs if run.status == status and not has_ended(run)]
         if names:
             yield f"{arm.label}: not compared, because {status}: {', '.join(names)}"
-    stopped = [run.folder.name for run in runs if run.outcome == "stopped"]
+    stopped = [r.folder.name for r in runs if r.outcome == "stopped" and not _is_to_stop(r)]
     if stopped:
         yield (
             f"{arm.label}: stopped by the guard, so counts of batches are lower bounds:"
             f" {', '.join(stopped)}"
+        )
+
+
+def _is_to_stop(run: Run) -> bool:
+    """Whether a run is meant to end at its first failure."""
+    return bool(run.config.get("guard", {}).get("on_nonfinite") == "stop")
+
+
+def _ended_by_the_guard(runs: Sequence[Run]) -> Iterator[str]:
+    if any(run.outcome == "stopped" and _is_to_stop(run) for run in runs):
+        yield (
+            "runs end at their first non-finite step (guard.on_nonfinite=stop): only whether and"
+            " when they fail can be compared, not how many batches do"
         )
 
 

@@ -158,6 +158,8 @@ class Study:
     """In the order of variants in the sweeps, then by seed, then by repeat."""
     sweeps: list[dict[str, Any]]
     """The records of the sweeps, oldest first: command, git_sha, cells, steps_saved."""
+    looks: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    """By variant, the seeds of each look, if a sequential sweep has made its runs."""
     damages: list[str] = field(default_factory=list)
     """Sentences about runs that cannot be read and are left out, or that have lost a part."""
 
@@ -214,7 +216,31 @@ def collect(runs_folder: Path, name: str) -> Study:
     if not runs:
         raise DamagedError(f"study={name}: none of its runs can be read; {damages[0]}")
     runs.sort(key=lambda r: (rank.get(r.variant, len(rank)), r.variant, r.seed, r.repeat))
-    return Study(name=name, folder=folder, runs=runs, sweeps=sweeps, damages=damages)
+    return Study(
+        name=name,
+        folder=folder,
+        runs=runs,
+        sweeps=sweeps,
+        looks=_looks(sweeps),
+        damages=damages,
+    )
+
+
+def recorded_looks(folder: Path) -> dict[str, list[list[int]]]:
+    """The looks of each variant in a study's folder, which need not exist."""
+    return _looks(_sweeps(folder))
+
+
+def _looks(sweeps: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
+    """The looks of each variant: those of the first sequential sweep that names it.
+
+    Later sweeps may have been started for what these looks showed.
+    """
+    looks: dict[str, list[list[int]]] = {}
+    for sweep in sweeps:
+        for cell in sweep["cells"] if sweep.get("looks") else ():
+            looks.setdefault(cell["variant"], sweep["looks"])
+    return looks
 
 
 def _sweeps(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,115 @@
+"""Sequential looks: testing arms while seeds are still being added.
+
+A sequential study looks at its runs after a quarter, half, and all of its seeds, and trains an arm
+on further seeds only while it is undecided. Looking several times would find a difference by chance
+too often, so each look has a share of the error (Lan and DeMets 1983, as shares of a Bonferroni
+correction). The p of an arm is the smallest p over the looks, each divided by its share; such
+sequential p values can be adjusted over arms by Holm, at every look (Maurer and Bretz 2013).
+
+Giving up an arm early never adds to that error, because an arm that is given up is not found.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from src.common.number_format import p_value
+from src.study.analysis.permutation import Pair, Permuted
+from src.study.analysis.results import ArmResult, Proportion
+
+SEEDS = (0.25, 0.5, 1.0)
+"""The share of the seeds that have been run at each look."""
+
+ERROR = (0.1, 0.2, 0.7)
+"""The share of the error that each look spends; most is left for the last, the largest."""
+
+LEAST_SEEDS = 12
+"""With fewer, the first look would see fewer than 3 seeds, which decide nothing."""
+
+HALF = 0.1
+"""An arm is given up if so many failures were no more likely than this for one that halves them."""
+
+Looks = Sequence[Sequence[int]]
+"""The seeds of each look; each look has those of the one before, and more."""
+
+Test = Callable[[Mapping[int, Pair]], Permuted]
+
+
+def looks_at(seeds: Sequence[int]) -> list[list[int]]:
+    """The seeds of each look, in the order in which they were given."""
+    return [list(seeds[: math.ceil(share * len(seeds))]) for share in SEEDS]
+
+
+def num_untreated(num_arms: int) -> int:
+    """The untreated runs per seed, the baseline's included, that serve a number of arms best.
+
+    That is the square root of the number of arms (Dunnett 1955). A single untreated run would leave
+    nothing to exchange within a seed.
+    """
+    return max(2, round(math.sqrt(num_arms)))
+
+
+def reached(seeds: Collection[int], looks: Looks) -> list[Sequence[int]]:
+    """The looks that an arm has reached: those that add a seed on which it has been run."""
+    found: list[Sequence[int]] = []
+    for look in looks:
+        before = set(found[-1]) if found else set()
+        if not (set(look) - before) & set(seeds):
+            break
+        found.append(look)
+    return found
+
+
+def sequential(pairs: Mapping[int, Pair], looks: Looks, test: Test) -> Permuted:
+    """The test of an arm that has been looked at repeatedly.
+
+    Args:
+        pairs: by seed. Seeds that are in no look are left out, because they may have been added
+            for what a look showed.
+        looks: those that the arm has reached.
+        test: the test at one look.
+    """
+    p_value = smallest_p = 1.0
+    for seeds, error in zip(looks, ERROR, strict=False):
+        found = test({seed: pairs[seed] for seed in seeds if seed in pairs})
+        p_value = min(p_value, found.p_value / error)
+        smallest_p = min(smallest_p, found.smallest_p / error)
+    return Permuted(p_value=p_value, smallest_p=smallest_p)
+
+
+def chance_if_halved(arm: Proportion, untreated: Proportion) -> float:
+    """The probability that so many of an arm's runs fail if it prevents half of the failures.
+
+    The untreated share is uncertain as well; the probability is its mean over Jeffreys' posterior.
+    A small one rules out a halving.
+    """
+    if not arm.total or not untreated.total:
+        return 1.0
+    middles = (np.arange(200) + 0.5) / 200
+    share = stats.beta.ppf(
+        middles, untreated.events + 0.5, untreated.total - untreated.events + 0.5
+    )
+    return float(stats.binom.sf(arm.events - 1, arm.total, share / 2).mean())
+
+
+def decision(arm: ArmResult) -> str | None:
+    """Why an arm needs no more seeds; None if it is undecided.
+
+    Args:
+        arm: a compared arm that is no A/A control.
+    """
+    primary, untreated = arm.comparisons["nonfinite"], arm.untreated_nonfinite
+    own = f"{arm.nonfinite.events} of {arm.nonfinite.total} fail"
+    if primary.detected:
+        assert primary.p_value is not None
+        return f"{own}, significantly different (p = {p_value(primary.p_value)})"
+    if primary.p_value is None:
+        # Otherwise it could not act on any seed so far.
+        return "it trains as its baseline does" if arm.trains_alike else None
+    if untreated is not None and untreated.total and not untreated.events:
+        return f"none of {untreated.total} untreated runs fails, so nothing can be prevented"
+    if primary.chance_if_halved is not None and primary.chance_if_halved <= HALF:
+        return f"{own}, too many for a remedy that prevents half"
+    return None

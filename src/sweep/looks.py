@@ -1,0 +1,101 @@
+"""The rounds of a sequential sweep: after each look, only undecided arms get further seeds."""
+
+from collections.abc import Iterator, Mapping
+
+from src.common import terminal
+from src.common.errors import InputError
+from src.config.variant_name import short_names
+from src.study.analysis.analyse import arm_results
+from src.study.analysis.looks import decision, num_untreated
+from src.study.read.collect import collect, recorded_looks
+from src.sweep.manifest import Manifest
+from src.sweep.plan import Cell, Plan, is_aa_control
+
+
+def check_looks(plan: Plan) -> None:
+    """Raises InputError if the study's runs were planned with other looks.
+
+    Looking at other seeds than planned, after having seen results, would find too much.
+    """
+    known = recorded_looks(plan.folder)
+    for cell in plan.cells if plan.looks else ():
+        others = known.get(cell.config.variant_name, plan.looks)
+        if others != plan.looks:
+            sizes = ", ".join(str(len(look)) for look in others)
+            raise InputError(
+                f"sequential=true: {plan.study} was planned with looks after {sizes} seeds, and"
+                " other looks would count its results twice; type study=<new name>"
+            )
+
+
+def rounds(plan: Plan, manifest: Manifest) -> Iterator[list[Cell]]:
+    """The runs of each round; the caller runs them before it asks for the next.
+
+    A sweep that is not sequential has a single round.
+    """
+    if not plan.looks:
+        yield plan.cells
+        return
+    decided: dict[str, str] = {}
+    before: set[int] = set()
+    for number, seeds in enumerate(plan.looks, 1):
+        new = [cell for cell in plan.cells if cell.config.seed in set(seeds) - before]
+        needed = [cell for cell in new if _is_needed(cell, plan, decided)]
+        for cell in new:
+            if cell not in needed and not manifest.is_finished(cell):
+                manifest.set(cell, "not needed", f"decided after {len(before)} seeds")
+        before |= set(seeds)
+        if not needed:
+            continue
+        yield needed
+        _decide(plan, decided, number)
+
+
+def _is_needed(cell: Cell, plan: Plan, decided: Mapping[str, str]) -> bool:
+    """Whether a run can still decide something: its arm, or one that is compared with it."""
+    name = cell.config.variant_name
+    if cell.baseline is not None and not is_aa_control(cell.config):
+        return name not in decided
+    baseline = cell.baseline or name
+    open_arms = {
+        other.config.variant_name
+        for other in plan.cells
+        if other.baseline == baseline
+        and not is_aa_control(other.config)
+        and other.config.variant_name not in decided
+    }
+    if cell.baseline is None or not cell.added:
+        return bool(open_arms)
+    return bool(open_arms) and cell.config.repeat < num_untreated(len(open_arms)) - 1
+
+
+def _decide(plan: Plan, decided: dict[str, str], number: int) -> None:
+    """Looks at the results so far, and prints which arms are decided."""
+    arms = {
+        arm.variant: arm
+        for arm in arm_results(collect(plan.folder.parent, plan.study))
+        if arm.comparisons and not arm.is_aa_control
+    }
+    names = dict.fromkeys(
+        cell.config.variant_name
+        for cell in plan.cells
+        if cell.baseline is not None and not is_aa_control(cell.config)
+    )
+    shorts = short_names([cell.config.variant_name for cell in plan.cells])
+    is_last = number == len(plan.looks)
+    terminal.say(
+        f"look {number} of {len(plan.looks)}, after {len(plan.looks[number - 1])} seeds:"
+        f" {sum(name not in decided for name in names)} of {len(names)} arms were undecided"
+    )
+    for name in names:
+        if name in decided or name not in arms:
+            continue
+        arm = arms[name]
+        why = decision(arm)
+        if why is not None:
+            decided[name] = why
+            terminal.say(f"  {shorts[name]}: {why}")
+        else:
+            share = f"{arm.nonfinite.events} of {arm.nonfinite.total} fail"
+            end = "the seeds are used up" if is_last else "more seeds"
+            terminal.say(f"  {shorts[name]}: {share}, undecided; {end}")

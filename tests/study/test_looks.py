@@ -1,0 +1,177 @@
+"""Sequential looks: which seeds they see, what they find, and when an arm needs no more seeds."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from src.study.analysis.analyse import analyse
+from src.study.analysis.looks import (
+    ERROR,
+    chance_if_halved,
+    decision,
+    looks_at,
+    num_untreated,
+    reached,
+    sequential,
+)
+from src.study.analysis.multiple_testing import shares
+from src.study.analysis.permutation import Pair, permute
+from src.study.analysis.results import Proportion
+from tests.study import synthetic
+from tests.study.remedies import arm
+from tests.study.synthetic import Arm
+
+LOOKS = ((0, 1, 2), (0, 1, 2, 3, 4, 5), tuple(range(12)))
+
+
+def pairs(failing, seeds=12, controls=3):
+    """The arm fails on the first so many seeds, the untreated runs on all."""
+    return {s: Pair(arm=(float(s < failing),), baseline=(1.0,) * controls) for s in range(seeds)}
+
+
+def test_looks_double_and_end_with_all_seeds():
+    seeds = list(range(1000, 1020))
+    assert [len(look) for look in looks_at(seeds)] == [5, 10, 20]
+    assert looks_at(seeds)[0] == seeds[:5] and looks_at(seeds)[2] == seeds
+    assert [len(look) for look in looks_at(seeds[:13])] == [4, 7, 13]
+    assert sum(ERROR) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("arms", "untreated"), [(1, 2), (4, 2), (6, 2), (7, 3), (10, 3), (16, 4)])
+def test_the_untreated_runs_are_the_square_root_of_the_arms(arms, untreated):
+    assert num_untreated(arms) == untreated
+
+
+def test_an_arm_has_reached_the_looks_that_added_seeds_for_it():
+    assert reached(range(3), LOOKS) == [LOOKS[0]]
+    assert reached(range(6), LOOKS) == list(LOOKS[:2])
+    # A run that failed to train takes no look away.
+    assert reached([0, 2, 4, 7], LOOKS) == list(LOOKS)
+    assert reached([20, 21], LOOKS) == []
+
+
+def test_p_is_the_smallest_over_the_looks_divided_by_their_share_of_the_error():
+    each = [permute({s: pair for s, pair in pairs(1).items() if s in look}) for look in LOOKS]
+    found = sequential(pairs(1), LOOKS, permute)
+    assert found.p_value == min(p.p_value / e for p, e in zip(each, ERROR, strict=True))
+    assert found.p_value > each[-1].p_value
+    # An arm that stopped after the second look is judged by two.
+    early = sequential(pairs(1, seeds=6), LOOKS[:2], permute)
+    assert early.p_value == min(each[0].p_value / 0.1, each[1].p_value / 0.2)
+
+
+def test_seeds_that_no_look_planned_change_nothing():
+    more = pairs(3) | {s: Pair(arm=(0.0,), baseline=(1.0,) * 3) for s in range(50, 90)}
+    assert sequential(more, LOOKS, permute) == sequential(pairs(3), LOOKS, permute)
+
+
+def test_a_later_look_never_takes_a_finding_back():
+    good_start = {s: Pair(arm=(float(s > 5),), baseline=(1.0,) * 3) for s in range(12)}
+    before = sequential(good_start, LOOKS[:2], permute)
+    assert sequential(good_start, LOOKS, permute).p_value <= before.p_value
+
+
+def test_looks_keep_the_error_where_no_arm_has_an_effect():
+    """Stopping at whichever look finds something, over a family of four arms."""
+    random = np.random.default_rng(3)
+    found = 0
+    for _ in range(300):
+        control = random.binomial(1, 0.6, (12, 2)).astype(float)
+        values = {f"arm {n}": random.binomial(1, 0.6, 12).astype(float) for n in range(4)}
+        each = {
+            name: {s: Pair(arm=(own[s],), baseline=tuple(control[s])) for s in range(12)}
+            for name, own in values.items()
+        }
+        untreated = {
+            name: Proportion(events=int(control.sum()), total=control.size) for name in each
+        }
+        tested = shares(each, untreated, looks=dict.fromkeys(each, LOOKS))
+        found += any(one.detected for one in tested.values())
+    assert found <= 300 * 0.05
+
+
+def test_a_halving_is_ruled_out_by_many_failures():
+    def chance(events, total, untreated=(15, 15)):
+        return chance_if_halved(
+            Proportion(events=events, total=total),
+            Proportion(events=untreated[0], total=untreated[1]),
+        )
+
+    # Close to the binomial probability of 5 in 5 at one half, a little below: 15 of 15 may be 97 %.
+    assert 0.02 < chance(5, 5) < 0.5**5
+    assert chance(10, 10) < 0.002
+    assert chance(2, 5) > 0.5
+    assert chance(0, 5) == pytest.approx(1.0)
+    # With few untreated runs less is known about their share.
+    assert chance(5, 5, untreated=(2, 2)) < chance(5, 5)
+    assert chance(0, 0) == 1.0 and chance(3, 3, untreated=(0, 0)) == 1.0
+
+
+def sequential_study(arms, seeds=12):
+    study = synthetic.in_memory(arms, seeds=seeds)
+    return dataclasses.replace(study, looks=dict.fromkeys(study.variants, LOOKS))
+
+
+ALL = range(12)
+STUDY = {
+    "none": Arm(num_failing=12),
+    "shaken_full": Arm(num_failing=12, first=310),
+    "router_eps": Arm(seeds=range(6)),
+    "clip03": Arm(num_failing=6, seeds=range(6)),
+    "noise": Arm(num_failing=6, seeds=range(6)),
+    "zclip": Arm(num_failing=6, seeds=range(6)),
+    "clip_value": Arm(num_failing=8),
+}
+
+
+def test_an_arm_that_is_decided_early_is_compared_on_its_own_seeds():
+    found = analyse(sequential_study(STUDY))
+
+    eps, clip, value = (arm(found, name) for name in ("router_eps", "clip03", "clip_value"))
+    assert (eps.num_looks, clip.num_looks, value.num_looks) == (2, 2, 3)
+    assert eps.untreated_nonfinite == Proportion(events=12, total=12)
+    assert eps.comparisons["nonfinite"].detected and "significantly" in decision(eps)
+    assert "too many for a remedy that prevents half" in decision(clip)
+    assert decision(value) is None
+    said = "\n".join(found.answer)
+    assert "Looked at after 3, 6 and 12 seeds; p accounts for all 3 looks." in said
+    assert "not trained further: router_eps, clip03, noise and zclip after 6 seeds." in said
+    assert not any("missing" in warning for warning in found.warnings)
+
+
+def test_the_same_runs_are_worth_less_after_looks():
+    plain = analyse(synthetic.in_memory(STUDY, seeds=12))
+    looked = analyse(sequential_study(STUDY))
+    for name in ("router_eps", "clip_value"):
+        one, two = (arm(each, name).comparisons["nonfinite"] for each in (plain, looked))
+        assert one.p_value < two.p_value
+    assert any("missing" in warning for warning in plain.warnings)
+
+
+def test_where_nothing_fails_no_seed_is_added():
+    arms = {"none": Arm(), "shaken_full": Arm(), "clip03": Arm()}
+    found = arm(analyse(sequential_study(arms)), "clip03")
+    assert decision(found) == "none of 24 untreated runs fails, so nothing can be prevented"
+
+
+def test_an_arm_that_could_not_act_yet_stays_open():
+    arms = {
+        "none": Arm(num_failing=12, first=200),
+        "shaken_full": Arm(num_failing=12, first=200),
+        "warmdown": Arm(num_failing=12, first=200, acts_from=240),
+        "ema": Arm(acts_from=440),
+    }
+    found = analyse(sequential_study(arms))
+    assert decision(arm(found, "warmdown")) is None
+    assert decision(arm(found, "ema")) == "it trains as its baseline does"
+
+
+def test_runs_that_are_meant_to_stop_are_said_once():
+    stop = {"guard.on_nonfinite": "stop"}
+    arms = {
+        name: Arm(num_failing=6, batches=1, outcome="stopped", config=stop)
+        for name in ("none", "clip03", "zclip")
+    }
+    said = [w for w in analyse(synthetic.in_memory(arms)).warnings if "first non-finite step" in w]
+    assert len(said) == 1 and "guard.on_nonfinite=stop" in said[0]
