@@ -8,6 +8,7 @@ import copy
 import functools
 import gc
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -128,6 +129,34 @@ def _what_is_composed_twice_is_kept():
         patch.setattr(ConfigRepository, "__deepcopy__", lambda self, _: copy.copy(self), False)
         patch.setattr(hydra, "compose", compose_once)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawings():
+    """Charts that are drawn twice are kept, and PNG files are small.
+
+    Drawing is half of a report, and many studies of the tests have the same charts. A test that
+    draws twice to compare clears what is kept.
+    """
+    import vl_convert
+
+    to_svg, to_png, kept = vl_convert.vegalite_to_svg, vl_convert.svg_to_png, {}
+
+    def vegalite_to_svg(spec):
+        key = json.dumps(spec)
+        if key not in kept:
+            kept[key] = to_svg(spec)
+        return kept[key]
+
+    def svg_to_png(svg, scale):
+        if svg not in kept:
+            kept[svg] = to_png(svg, scale=scale / 8)
+        return kept[svg]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vl_convert, "vegalite_to_svg", vegalite_to_svg)
+        patch.setattr(vl_convert, "svg_to_png", svg_to_png)
+        yield kept
 
 
 @pytest.fixture(scope="session", autouse=True)
