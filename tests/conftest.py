@@ -4,6 +4,7 @@ Imports of torch and of all that imports it stand in functions: pytest reads thi
 process that only hands tests out as well, and the workers wait for that one.
 """
 
+import contextlib
 import copy
 import functools
 import gc
@@ -12,7 +13,6 @@ import json
 import logging
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -86,16 +86,25 @@ def template(tmp_path_factory) -> Path:
 
     By two processes at the same time, as two runs would: without a lock both crash.
     """
+    from src.tracking.client import Server
+
     folder = of_all_workers(tmp_path_factory) / "mlflow-template"
-    uri = f"sqlite:///{folder}/mlflow.db"
-    code = (
-        f"from src.tracking.client import Server; assert Server({uri!r}).connection_error() is None"
-    )
+
+    def make() -> int:
+        """In a child process: its id."""
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                code = int(Server(f"sqlite:///{folder}/mlflow.db").connection_error() is not None)
+            os._exit(code)
+        return child
+
     with filelock.FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             folder.mkdir()
-            makers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-            assert [maker.wait() for maker in makers] == [0, 0]
+            makers = [make() for _ in range(2)]
+            assert [os.waitpid(maker, 0)[1] for maker in makers] == [0, 0]
     return folder / "mlflow.db"
 
 

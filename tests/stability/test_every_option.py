@@ -65,11 +65,12 @@ def test_two_options_that_claim_one_field_are_an_error_that_names_both(pair):
 
 @pytest.mark.parametrize("option", sorted(REMEDIES))
 def test_an_option_survives_an_interruption_and_works_under_accumulation(option, tiny, monkeypatch):
-    """Stopped before and after its start, and resumed: bitwise the uninterrupted run."""
+    """Stopped after its start, and before it too, and resumed: bitwise the uninterrupted run."""
     arguments = [*tiny, *PACE, f"stability={option}", "recipe.accumulate=2"]
     whole = train(arguments, "study=whole")
     # early_stop ends after 14 of the 22 steps.
-    for stop_at in (7, 16) if option != "early_stop" else (7,):
+    is_late = compose("train", arguments).default_start_step > 0
+    for stop_at in (7, 16) if is_late and option != "early_stop" else (7,):
         with monkeypatch.context() as patch:
             stop_after(patch, stop_at)
             assert main([*arguments, "study=stopped"]) == 143
