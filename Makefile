@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 JOBS ?= 2
 PORT ?= 5000
 TRAIN ?= attention=mlha ffn=moe stability=ema
-EXPERIMENT ?= stability precision
+EXPERIMENT ?= ablate ablate_precision
 N_JOBS ?= 2
 comma := ,
 # One study for all experiments of a command; for a single experiment it has that name.
@@ -69,10 +69,10 @@ train: $(READY)  ## train for a few minutes; TRAIN='attention=gqa ffn=mlp' choos
 	$(BIN)/python -m src.train $(TRAIN)
 
 # A failed experiment does not stop the following ones; Ctrl-C (130) stops all.
-ablate: $(READY)  ## run a study: EXPERIMENT='stability precision' SEEDS=0,1,2 N_JOBS=2 MODEL=small
+ablate: $(READY)  ## which option of the write-up helps? EXPERIMENT=stability SEEDS=0,1,2 N_JOBS=2 for another study
 	@status=0; for experiment in $(subst $(comma), ,$(EXPERIMENT)); do \
 		$(BIN)/python -m src.train --multirun experiment=$$experiment study=$(STUDY) n_jobs=$(N_JOBS) \
-			$(if $(SEEDS),seed=$(SEEDS)) $(if $(MODEL),model=$(MODEL)) $(ARGS); \
+			$(if $(SEEDS),seed=$(SEEDS) sequential=false) $(if $(MODEL),model=$(MODEL)) $(ARGS); \
 		code=$$?; [ $$code -lt 128 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
 	done; exit $$status
 

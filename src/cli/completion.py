@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from src.cli.flags import SWITCHES, VALUED
-from src.cli.name_checks import SWEEP_FIELDS
+from src.cli.name_checks import SWEEP_FIELDS, SWEEP_SWITCHES
 from src.common import terminal
 from src.common.errors import InputError
 from src.common.override_grammar import GROUPS
@@ -68,7 +68,7 @@ def candidates(word: str, config_name: str) -> list[str]:
     elif of_a_run and key in (*GROUPS, "experiment", "hydra/launcher"):
         found = [f"{key}={option}" for option in option_names(key)]
     else:
-        is_switch = isinstance(_value(fields, key), bool) or key in ("plan", "share_prefix")
+        is_switch = isinstance(_value(fields, key), bool) or key in SWEEP_SWITCHES
         found = [f"{key}=true", f"{key}=false"] if is_switch else []
     return sorted(name for name in dict.fromkeys(found) if name.startswith(word))
 

@@ -20,7 +20,9 @@ from src.config.hydra_compose import option_names
 
 GRAMMAR_HINT = "type arguments as field=value; values with spaces or special characters need quotes"
 
-SWEEP_FIELDS = ("experiment", "n_jobs", "timeout", "share_prefix", "sequential", "plan")
+SWEEP_SWITCHES = ("share_prefix", "sequential", "plan")
+
+SWEEP_FIELDS = ("experiment", "n_jobs", "timeout", *SWEEP_SWITCHES)
 """Fields of conf/sweep.yaml, which belong to a sweep and not to its runs."""
 
 NOT_OFFERED = {

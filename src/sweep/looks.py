@@ -83,10 +83,7 @@ def _decide(plan: Plan, decided: dict[str, str], number: int) -> None:
     )
     shorts = short_names([cell.config.variant_name for cell in plan.cells])
     is_last = number == len(plan.looks)
-    terminal.say(
-        f"look {number} of {len(plan.looks)}, after {len(plan.looks[number - 1])} seeds:"
-        f" {sum(name not in decided for name in names)} of {len(names)} arms were undecided"
-    )
+    terminal.say(f"look {number} of {len(plan.looks)}, after {len(plan.looks[number - 1])} seeds:")
     for name in names:
         if name in decided or name not in arms:
             continue

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli.hydra_errors import readable
-from src.cli.name_checks import unknown_option
+from src.cli.name_checks import SWEEP_SWITCHES, unknown_option
 from src.common.errors import InputError
 from src.common.override_grammar import parse_all, quote_free_text
 from src.common.tracking_address import take_typed
@@ -54,7 +54,7 @@ class SweepSettings:
             type(self.timeout) not in (int, float) or not 0 < self.timeout < math.inf
         ):
             raise InputError(f"timeout={self.timeout}: must be seconds above 0, or null")
-        for field in ("share_prefix", "sequential", "plan"):
+        for field in SWEEP_SWITCHES:
             value = getattr(self, field)
             if type(value) is not bool:
                 raise InputError(f"{field}={value}: must be true or false")

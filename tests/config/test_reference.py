@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from src.cli.name_checks import SWEEP_FIELDS
 from src.config.compose import compose
 from src.config.hydra_compose import compose_plain
 from src.lab.docs.configuration_page import COMMANDS, configuration_page
@@ -51,7 +52,7 @@ def test_every_command_with_fields_is_on_the_page(page):
     assert files == {*COMMANDS, *NOT_COMMANDS}
     for name in COMMANDS:
         assert set(compose_plain(name, None)) <= {f.split(".")[0] for f in documented(page)}
-    assert {"experiment", "n_jobs", "timeout", "share_prefix", "plan"} <= documented(page)
+    assert {*SWEEP_FIELDS} <= documented(page)
     assert {"n_jobs", "plan"} <= set(SweepSettings.__dataclass_fields__)
 
 

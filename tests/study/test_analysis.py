@@ -41,12 +41,12 @@ def test_the_answer_says_what_fails_what_prevents_it_and_what_is_inconclusive():
         " 258 to 390; repeated with noise too small to matter (shaken, the A/A control), 5 of 6."
     )
     assert sentences[1] == (
-        "Significantly fewer runs fail with router_eps (0 of 6, against 11 of 12 untreated),"
+        "Significantly fewer runs fail with router_eps (0 of 6), against 11 of 12 untreated,"
         " p = 0.014."
     )
     assert sentences[2] == (
-        "No strong effect of clip03 (6 of 6, against 6 of 6 untreated) and fp32 (6 of 6, against"
-        " 11 of 12 untreated): each would fail so often with a chance of at most 0.011 if it"
+        "No strong effect of clip03 (6 of 6), against 6 of 6 untreated; fp32 (6 of 6), against"
+        " 11 of 12 untreated: each would fail so often with a chance of at most 0.011 if it"
         " prevented half of the failures."
     )
     assert sentences[3].startswith("Cannot tell whether fewer runs fail with")

@@ -175,6 +175,8 @@ def test_every_experiment_says_what_it_asks_and_costs(name):
         "convert": "make convert\n",
         "convert_smollm2": f"make convert CONVERT={name}",
         "smoke": "make ablate EXPERIMENT=smoke",
+        "ablate": "make ablate\n",
+        "ablate_precision": "make ablate\n",
     }
     assert commands.get(name, f"make reproduce STUDIES={name}") in text
 

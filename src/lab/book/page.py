@@ -18,6 +18,7 @@ from src.lab.book.predictions import RIGHT, UNDECIDED, WRONG, predictions
 from src.lab.book.select_arms import UndecidedError
 from src.lab.book.single import single_runs
 from src.lab.detector.detector_page import DetectorPage
+from src.lab.simulation.power_page import PowerPage
 from src.study.analysis.frames import arms_frame
 from src.study.report.summary import arms_table
 from src.study.report.table import escape_markdown
@@ -132,6 +133,7 @@ class Book:
             "num_states": lambda name: scale.num_states(self.measures(name).folder.study),
             "makespan": scale.makespan,
             "run": lambda name: self.runs[name].words,
+            "power": lambda: PowerPage(self.folder / "power"),
             "detector": lambda: DetectorPage(self.folder / "detector"),
             "measured": lambda shape: scale.measured(self.folder, shape=shape),
         }

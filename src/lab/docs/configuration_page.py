@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from src.cli.name_checks import SWEEP_FIELDS
 from src.common.override_grammar import GROUPS
 from src.config.field_roles import Role, role_of, set_by
 from src.config.hydra_compose import CONF
@@ -80,6 +81,7 @@ COMMANDS = {
     "book": "src.lab book",
     "detect": "src.lab detect",
     "bench": "src.lab bench",
+    "power": "src.lab power",
     "docs": "src.lab docs",
 }
 """Commands with fields of their own, by their file in conf/; describe adds two to train's."""
@@ -235,7 +237,7 @@ def _sweep() -> str:
     }
     rows = []
     for name, annotation in fields_of(settings):
-        if name not in ("experiment", "n_jobs", "timeout", "share_prefix", "plan"):
+        if name not in SWEEP_FIELDS:
             continue
         kind, can_be_null = kind_of(annotation)
         asked = settings if name != "timeout" else dataclasses.replace(settings, timeout=1.0)

@@ -1,16 +1,14 @@
 """The sentences with which a report begins."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from src.common.number_format import p_value, signed, steps
+from src.study.analysis.finite_answer import finite_answer, nothing_fails
 from src.study.analysis.looks import decision
 from src.study.analysis.results import ArmResult, Comparison
 from src.study.analysis.stats import ALPHA
-from src.study.analysis.verdicts import WORDS, fraction
+from src.study.analysis.verdicts import MAX_NAMED, WORDS, fraction, listed
 from src.study.read.collect import Study
-
-MAX_NAMED = 6
-"""The most arms that one sentence names; the rest are counted."""
 
 PRIMARY = "nonfinite"
 
@@ -43,6 +41,9 @@ def answer(
         nothing = "No run of this study has ended yet."
         return [*filter(None, [_cannot_rank(arms, undetected, num_controls)]), nothing]
     compared = [arm for arm in arms if arm.comparisons and not arm.is_aa_control]
+    if nothing_fails(arms):
+        more = [_sequential(study, compared), _censored(compared), _evaluated_differently(compared)]
+        return [*finite_answer(study, arms), *filter(None, more)]
     tested = [arm for arm in compared if arm.comparisons[PRIMARY].p_value is not None]
     sentences = [
         _cannot_rank(arms, undetected, num_controls),
@@ -78,9 +79,9 @@ def _cannot_rank(
         return None
     labels = {arm.variant: arm.label for arm in arms}
     against = dict.fromkeys(labels.get(str(arm.baseline), "its baseline") for arm in undetected)
-    where = f" against {_listed(against)}" if len(undetected) < num_controls else ""
+    where = f" against {listed(against)}" if len(undetected) < num_controls else ""
     kind = "the positive control" if len(undetected) == 1 else "the positive controls"
-    counts = _listed(map(_with_counts, undetected))
+    counts = listed(map(_with_counts, undetected))
     return (
         f"Too few failures to rank remedies{where}: even {counts}, {kind}, cannot be distinguished"
         f" from chance.{_more_seeds(undetected)}"
@@ -122,8 +123,7 @@ def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
 def _significant(word: str, arms: Sequence[ArmResult]) -> str | None:
     if not arms:
         return None
-    counts = _listed(_with_counts(arm) for arm in arms)
-    return f"Significantly {word} runs fail with {counts}{_p_range(arms)}."
+    return f"Significantly {word} runs fail with {_against(arms)}{_p_range(arms)}."
 
 
 def _ruled_out(arms: Sequence[ArmResult]) -> str | None:
@@ -132,9 +132,8 @@ def _ruled_out(arms: Sequence[ArmResult]) -> str | None:
     largest = max(arm.comparisons[PRIMARY].chance_if_halved or 0.0 for arm in arms)
     each = "it" if len(arms) == 1 else "each"
     return (
-        f"No strong effect of {_listed(map(_with_counts, arms))}{''.join(_secondary(arms))}:"
-        f" {each} would fail so often with a chance of at most {p_value(largest)} if it prevented"
-        " half of the failures."
+        f"No strong effect of {_against(arms)}: {each} would fail so often with a chance of at most"
+        f" {p_value(largest)} if it prevented half of the failures{''.join(_secondary(arms))}."
     )
 
 
@@ -147,14 +146,12 @@ def _sequential(study: Study, compared: Sequence[ArmResult]) -> str | None:
     sizes = [str(len(look)) for look in looks]
     stopped = [arm for arm in compared if arm.num_looks < len(looks) and decision(arm)]
     after = "; ".join(
-        f"{_listed(a.label for a in stopped if a.num_looks == number)} after {sizes[number - 1]}"
+        f"{listed(a.label for a in stopped if a.num_looks == number)} after {sizes[number - 1]}"
         for number in sorted(reached)
         if any(a.num_looks == number for a in stopped)
     )
     decided = f" Decided early, and not trained further: {after} seeds." if stopped else ""
-    return (
-        f"Looked at after {_listed(sizes)} seeds; p accounts for all {len(looks)} looks.{decided}"
-    )
+    return f"Looked at after {listed(sizes)} seeds; p accounts for all {len(looks)} looks.{decided}"
 
 
 def _inconclusive(unknown: Sequence[ArmResult]) -> str | None:
@@ -164,7 +161,7 @@ def _inconclusive(unknown: Sequence[ArmResult]) -> str | None:
     """
     if not unknown:
         return None
-    names = _listed(f"{arm.label} ({fraction(arm.nonfinite)})" for arm in unknown)
+    names = listed(f"{arm.label} ({fraction(arm.nonfinite)})" for arm in unknown)
     if max(arm.num_seeds for arm in unknown) == 1:
         return (
             f"Failing runs with 1 seed, which gives no interval: {names}. For an answer run at"
@@ -203,7 +200,7 @@ def _secondary(unknown: Sequence[ArmResult]) -> list[str]:
                 and sign * _change(arm.comparisons[endpoint]) > 0
             ]
             if changed:
-                names = _listed(arm.label for arm in changed)
+                names = listed(arm.label for arm in changed)
                 clauses.append(f"; {word} with {names}{_p_range(changed, endpoint)}")
     return clauses
 
@@ -212,7 +209,7 @@ def _censored(compared: Sequence[ArmResult]) -> str | None:
     early = [arm for arm in compared if arm.censored_at is not None]
     if not early:
         return None
-    names = _listed(f"{arm.label} after step {arm.censored_at}" for arm in early)
+    names = listed(f"{arm.label} after step {arm.censored_at}" for arm in early)
     return (
         f"Censored, because training ends early: {names}; zero failures there only reflect fewer"
         " steps, not an effect of the remedy."
@@ -227,7 +224,7 @@ def _evaluated_differently(compared: Sequence[ArmResult]) -> str | None:
     ]
     if not same:
         return None
-    names = _listed(arm.label for arm in same)
+    names = listed(arm.label for arm in same)
     return f"Trained bitwise identically to the baseline, different only in evaluation: {names}."
 
 
@@ -241,14 +238,14 @@ def _losses(arms: Sequence[ArmResult], compared: Sequence[ArmResult]) -> str | N
     clauses = []
     if shown:
         clauses.append(
-            f"loss minus the baseline's, where both are clean: {_listed(map(_cost, shown))}"
+            f"loss minus the baseline's, where both are clean: {listed(map(_cost, shown))}"
         )
     elif known:
         clauses.append(
             f"no arm's loss is significantly different from its baseline's{_p_range(known, 'loss')}"
         )
     if unpaired:
-        own = _listed(f"{arm.label} {arm.loss.mean:.3f}" for arm in unpaired if arm.loss)
+        own = listed(f"{arm.label} {arm.loss.mean:.3f}" for arm in unpaired if arm.loss)
         bases = {arm.baseline for arm in unpaired}
         clean = sum(arm.loss.num_seeds for arm in arms if arm.variant in bases and arm.loss)
         seeds = f"only {clean} seed{'' if clean == 1 else 's'}" if clean else "no seed"
@@ -274,17 +271,22 @@ def _with_counts(arm: ArmResult) -> str:
     return f"{arm.label} ({counts}, against {untreated} untreated)"
 
 
+def _against(arms: Sequence[ArmResult]) -> str:
+    """Arms with their failing runs, strongest effect first, and the untreated runs beside them."""
+    groups: dict[str, list[ArmResult]] = {}
+    for arm in sorted(arms, key=lambda arm: _change(arm.comparisons[PRIMARY])):
+        if arm.untreated_nonfinite is not None:
+            groups.setdefault(fraction(arm.untreated_nonfinite), []).append(arm)
+    return "; ".join(
+        f"{listed(f'{arm.label} ({fraction(arm.nonfinite)})' for arm in group)}, against"
+        f" {untreated} untreated"
+        for untreated, group in groups.items()
+    )
+
+
 def _p_range(arms: Sequence[ArmResult], endpoint: str = PRIMARY) -> str:
     found = [p for arm in arms if (p := arm.comparisons[endpoint].p_value) is not None]
     if not found:
         return ""
     low, high = p_value(min(found)), p_value(max(found))
     return f", p = {low}" if low == high else f", p from {low} to {high}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    """`a`, `a and b`, `a, b and c`; a long list ends with the number of the rest."""
-    found = list(names)
-    if len(found) > MAX_NAMED:
-        found = [*found[: MAX_NAMED - 1], f"{len(found) - MAX_NAMED + 1} more"]
-    return " and ".join(filter(None, (", ".join(found[:-1]), *found[-1:])))

@@ -1,5 +1,6 @@
 """The verdict of a comparison as a clause. A comparison that is not significant is inconclusive."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from src.common.number_format import fixed, p_value
@@ -16,6 +17,9 @@ NO_HALVING = "does not prevent half of the failures"
 TOO_FEW_RUNS = "with so few runs no difference can be significant"
 
 TOO_FEW = f"{TOO_FEW_RUNS}: add seeds, or an A/A control (stability=shaken_full)"
+
+MAX_NAMED = 6
+"""The most arms that one sentence names; the rest are counted."""
 
 WORDS = {
     "nonfinite_batches": ("fewer non-finite batches", "more non-finite batches", 1),
@@ -78,6 +82,14 @@ class Standing:
 def fraction(share: Proportion) -> str:
     """`2 of 6`."""
     return f"{share.events} of {share.total}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`; a long list ends with the number of the rest."""
+    found = list(names)
+    if len(found) > MAX_NAMED:
+        found = [*found[: MAX_NAMED - 1], f"{len(found) - MAX_NAMED + 1} more"]
+    return " and ".join(filter(None, (", ".join(found[:-1]), *found[-1:])))
 
 
 def of_shares(

@@ -9,7 +9,7 @@ COLUMNS = (
     Column(name="arm", is_text=True),
     Column(name="seed"),
     Column(name="warning at step"),
-    Column(name="first non-finite step"),
+    Column(name="next non-finite step"),
     Column(name="lead", note="steps between the two; below it, the share of the run"),
     Column(name="warning", is_text=True, may_wrap=True),
 )
@@ -27,17 +27,24 @@ def alarms_table(study: Study, analysis: Analysis, *, title: str) -> Table:
 
 def _row(label: str, run: Run) -> list[Cell]:
     alarm = run.alarms[0] if run.alarms else None
-    failed = run.nonfinite_steps[0] if run.nonfinite_steps else None
+    # A warning is for the failures that follow it.
+    since = 0 if alarm is None else alarm["step"]
+    failed = next((step for step in run.nonfinite_steps if step >= since), None)
+    earlier = run.nonfinite_steps[0] if run.nonfinite_steps else None
     lead = Cell(NONE)
     if alarm is not None and failed is not None:
-        steps = failed - alarm["step"]
+        steps = failed - since
         lead = cell(str(steps), f"{steps / run.max_steps:.0%} of the run")
+    never = "never" if earlier is None else "none after it"
     warning = "no warning" if alarm is None else str(alarm["line"])
     return [
         Cell(label),
         cell(str(run.seed), f"repeat {run.repeat}" if run.repeat else ""),
         Cell(NONE if alarm is None else str(alarm["step"])),
-        Cell("never" if failed is None else str(failed)),
+        cell(
+            never if failed is None else str(failed),
+            "" if earlier == failed or earlier is None else f"first at step {earlier}",
+        ),
         lead,
         Cell(warning.partition(": ")[2] or warning),
     ]

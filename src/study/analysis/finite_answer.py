@@ -1,0 +1,117 @@
+"""The sentences with which a report begins if no run has failed: the losses."""
+
+from collections.abc import Sequence
+
+from src.common.number_format import p_value, signed
+from src.study.analysis.results import ArmResult, Comparison
+from src.study.analysis.verdicts import listed
+from src.study.read.collect import Study
+
+LOSS = "loss"
+
+
+def nothing_fails(arms: Sequence[ArmResult]) -> bool:
+    """Whether runs have ended and all of them stayed finite, from their first step on."""
+    ended = [arm for arm in arms if arm.num_seeds]
+    return bool(ended) and not any(arm.nonfinite.events or arm.num_failed_before for arm in ended)
+
+
+def finite_answer(study: Study, arms: Sequence[ArmResult]) -> list[str]:
+    """What the losses show.
+
+    Args:
+        study: the study, whose runs name model and preset.
+        arms: all results.
+    """
+    ended = [arm for arm in arms if arm.num_seeds]
+    run = study.of(ended[0].variant)[0]
+    alike = {study.of(arm.variant)[0].composition for arm in ended}
+    where = f" with {run.composition} at preset {run.axes['preset']}" if len(alike) == 1 else ""
+    number = sum(arm.num_runs for arm in ended)
+    what = "The run stays" if number == 1 else f"All {number} runs stay"
+    first = f"{what} finite{where}."
+    # An arm that only ends early is its baseline up to its last step.
+    compared = [arm for arm in ended if arm.comparisons and arm.censored_at is None]
+    remedies = [arm for arm in compared if not arm.is_aa_control]
+    controls = [arm for arm in compared if arm.is_aa_control]
+    if not remedies:
+        return [first]
+    if max(arm.num_seeds for arm in remedies) == 1:
+        return [first, *_single_seed(arms, remedies, controls)]
+    sentences = [
+        _changed("Lower", [arm for arm in remedies if _sign(arm) < 0]),
+        _changed("Higher", [arm for arm in remedies if _sign(arm) > 0]),
+        _open([arm for arm in remedies if _sign(arm) == 0], controls),
+    ]
+    return [first, *(sentence for sentence in sentences if sentence is not None)]
+
+
+def _single_seed(
+    arms: Sequence[ArmResult], remedies: Sequence[ArmResult], controls: Sequence[ArmResult]
+) -> list[str]:
+    """Differences as they are: one seed gives no interval and no p."""
+
+    def difference(arm: ArmResult) -> float | None:
+        baseline = next((other for other in arms if other.variant == arm.baseline), None)
+        if baseline is None or baseline.loss is None or arm.loss is None:
+            return None
+        return arm.loss.mean - baseline.loss.mean
+
+    def shown(several: Sequence[ArmResult]) -> str:
+        known = [(value, arm.label) for arm in several if (value := difference(arm)) is not None]
+        return listed(f"{label} {signed(value)}" for value, label in sorted(known))
+
+    found = []
+    if remedies_shown := shown(remedies):
+        found.append(
+            f"Loss minus the baseline's, with 1 seed, which gives no interval: {remedies_shown}."
+        )
+    if controls_shown := shown(controls):
+        found.append(f"By chance alone, the baseline repeated differs by: {controls_shown}.")
+    return [*found, "For an answer run at least 6 seeds: seed=0,1,2,3,4,5."]
+
+
+def _sign(arm: ArmResult) -> int:
+    """Whether the loss is significantly lower (-1) or higher (1) than the baseline's."""
+    loss = arm.comparisons[LOSS]
+    if not loss.detected or loss.difference is None:
+        return 0
+    return -1 if loss.difference.mean < 0 else 1
+
+
+def _changed(word: str, arms: Sequence[ArmResult]) -> str | None:
+    if not arms:
+        return None
+    each = listed(f"{arm.label} by {_shown(arm.comparisons[LOSS])}" for arm in _sorted(arms))
+    return f"{word} loss than the baseline, significantly: {each}."
+
+
+def _open(arms: Sequence[ArmResult], controls: Sequence[ArmResult]) -> str | None:
+    known = [arm for arm in _sorted(arms) if arm.comparisons[LOSS].difference is not None]
+    if not known:
+        return None
+    each = listed(f"{arm.label} {_shown(arm.comparisons[LOSS])}" for arm in known)
+    scale = ""
+    ranges = [r for arm in controls if (r := arm.comparisons[LOSS].aa_range) is not None]
+    if ranges:
+        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        ends = f"{signed(low)} to {signed(high)}"
+        scale = f" By chance alone, untreated runs of a seed differ by {ends}."
+    return f"Cannot tell whether the loss differs with {each}.{scale}"
+
+
+def _sorted(arms: Sequence[ArmResult]) -> list[ArmResult]:
+    def mean(arm: ArmResult) -> float:
+        difference = arm.comparisons[LOSS].difference
+        return 0.0 if difference is None else difference.mean
+
+    return sorted(arms, key=mean)
+
+
+def _shown(loss: Comparison) -> str:
+    """The difference with its interval and p."""
+    difference = loss.difference
+    assert difference is not None
+    ends = f"{signed(difference.low)} to {signed(difference.high)}"
+    p = "" if loss.p_value is None else f", p = {p_value(loss.p_value)}"
+    return f"{signed(difference.mean)} ({ends}{p})"
