@@ -113,16 +113,28 @@ def _what_is_composed_twice_is_kept():
     """Composing is a third of a tiny run, and Hydra would read conf/ again each time."""
     import hydra
     import omegaconf.base
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_repository import ConfigRepository
 
+    # Without it types are not checked, and what is kept would hang on who came first.
+    import src.config.schema  # noqa: F401
+
     read, compose = ConfigRepository.load_config, hydra.compose
-    files, composed = {}, {}
+    merge = ConfigLoaderImpl._compose_config_from_defaults_list
+    files, merged, composed = {}, {}, {}
 
     def load_config(repository, config_path):
         key = tuple((source.provider, source.path) for source in repository.sources), config_path
         if key not in files:
             files[key] = copier(read(repository, config_path))
         return files[key]()
+
+    def merge_once(loader, defaults, repo):
+        sources = tuple((source.provider, source.path) for source in repo.get_sources())
+        key = sources, repr(defaults)
+        if key not in merged:
+            merged[key] = merge(loader, defaults, repo)
+        return copy.deepcopy(merged[key])
 
     def compose_once(config_name, overrides, return_hydra_config):
         key = config_name, tuple(overrides), return_hydra_config
@@ -132,6 +144,7 @@ def _what_is_composed_twice_is_kept():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_config)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
         # Of a value with `${...}` in it; no one changes a tree.
         patch.setattr("omegaconf.base.parse", functools.cache(omegaconf.base.parse))
         # Hydra copies all schemas where it needs another list of sources.

@@ -44,7 +44,10 @@ def test_the_additive_gate_fails_at_its_step_and_the_recorder_names_the_router(s
     assert made["outcome"] == "collapsed"
 
 
-@pytest.mark.parametrize("smaller", [pytest.param(SMALLER, id="smaller"), AS_IT_STANDS])
+SMALLEST = (*SMALLER, "model.num_layers=2", "recipe.batch_size=4")
+
+
+@pytest.mark.parametrize("smaller", [pytest.param(SMALLEST, id="smaller"), AS_IT_STANDS])
 def test_with_the_correct_router_nothing_happens_in_the_same_run(smaller, tiny):
     cache = [argument for argument in tiny if argument.startswith("paths.cache")]
     folder = train(["preset=crash", "ffn=moe", "tracking=local", *cache, *smaller])
