@@ -18,6 +18,10 @@ figures/.
                        family=baseline those that share a baseline
   out=FOLDER           where to write the report; default: <paths.runs>/<study>/report
 
+Several studies are compared arm by arm, each analysed by itself:
+
+python -m src.report 'studies=[NAME,NAME]' [out=FOLDER] [family=study|baseline]
+
 Runs that were made elsewhere are compared in the same way:
 
 python -m src.report csv=FILE arm=COLUMN seed=COLUMN endpoint=COLUMN [control=NAME] [out=FOLDER]

@@ -44,6 +44,12 @@ def p_value(value: float | None) -> str:
     return "<0.001" if value < 0.0005 else f"{value:.3f}"
 
 
+def p_equals(value: float | None) -> str:
+    """`= 0.012` or `< 0.001`, to stand after a p."""
+    text = p_value(value)
+    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
+
+
 def compact(value: float | None, unit: str = "") -> str:
     """Three significant digits with an SI prefix and the unit, such as `66.6 kB`."""
     if value is None or not math.isfinite(value):
@@ -56,13 +62,13 @@ def compact(value: float | None, unit: str = "") -> str:
 
 
 def steps(numbers: Sequence[int]) -> str:
-    """`70, 82, 90`, or the first and the last if there are more than three."""
+    """`70, 82, 90`, or the first and the last if there are more than three; equal ones once."""
     if not numbers:
         return NONE
     ordered = sorted(numbers)
-    if len(ordered) <= 3:
-        return ", ".join(f"{number:,}" for number in ordered)
-    return f"{ordered[0]:,} to {ordered[-1]:,}"
+    if len(ordered) > 3 and ordered[0] != ordered[-1]:
+        return f"{ordered[0]:,} to {ordered[-1]:,}"
+    return ", ".join(f"{number:,}" for number in dict.fromkeys(ordered))
 
 
 def metric_safe(name: str) -> str:

@@ -38,22 +38,23 @@ def test_the_answer_says_what_fails_what_prevents_it_and_what_is_inconclusive():
 
     assert sentences[0] == (
         "With mlha and moe_writeup_add at preset stress: 6 of 6 runs go non-finite, first at step"
-        " 258 to 390; repeated with noise too small to matter (shaken, the A/A control), 5 of 6."
+        " 258 to 390; of the same runs repeated, 5 of 6 (A/A control shaken)."
     )
     assert sentences[1] == (
-        "Significantly fewer runs fail with router_eps (0 of 6), against 11 of 12 untreated,"
+        "Significantly fewer runs fail with router_eps (0 of 6 fail), against 11 of 12 untreated,"
         " p = 0.014."
     )
     assert sentences[2] == (
-        "No strong effect of clip03 (6 of 6), against 6 of 6 untreated; fp32 (6 of 6), against"
-        " 11 of 12 untreated: each would fail so often with a chance of at most 0.011 if it"
-        " prevented half of the failures."
+        "These do not prevent half of the failures: clip03 (6 of 6 fail), against 6 of 6 untreated;"
+        " fp32 (6 of 6 fail), against 11 of 12 untreated; if one of them did, so many would fail"
+        " with a chance of at most 1.1 %."
     )
     assert sentences[3].startswith("Cannot tell whether fewer runs fail with")
     assert "warmdown (3 of 6)" in sentences[3] and "router_eps" not in sentences[3]
     assert "early_stop after step 280; zero failures there only reflect fewer" in sentences[4]
     assert sentences[5:] == [
-        "Mean loss router_eps 2.107, not compared, because no seed of the baseline stayed finite."
+        "Mean loss with router_eps 2.107; not compared, because no seed of the baseline stayed"
+        " finite."
     ]
 
 

@@ -33,7 +33,7 @@ def test_a_complete_study_warns_of_nothing():
 
 
 def test_a_study_of_remedies_without_controls_is_told_so():
-    found = warnings({"none": Arm(), "clip03": Arm()})
+    found = warnings({"none": Arm(num_failing=6), "clip03": Arm(num_failing=5)})
 
     assert found[0].startswith("no positive control") and found[1].startswith("no A/A control")
     assert len(found) == 2

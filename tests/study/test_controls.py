@@ -135,7 +135,10 @@ def test_a_positive_control_that_adds_failures_is_not_detected():
 
     assert arm(analysis, "router_eps").comparisons["nonfinite"].detected
     assert not analysis.can_rank
-    assert "more runs fail with router_eps (6 of 6), against 0 of 6 untreated" in analysis.answer[2]
+    assert (
+        "more runs fail with router_eps (6 of 6 fail), against 0 of 6 untreated"
+        in analysis.answer[2]
+    )
 
 
 def test_a_study_without_a_positive_control_says_so_and_ranks():

@@ -105,7 +105,12 @@ def test_a_halving_is_ruled_out_by_many_failures():
     assert chance(0, 5) == pytest.approx(1.0)
     # With few untreated runs less is known about their share.
     assert chance(5, 5, untreated=(2, 2)) < chance(5, 5)
-    assert chance(0, 0) == 1.0 and chance(3, 3, untreated=(0, 0)) == 1.0
+    # Runs of a seed that fail alike are fewer than they look.
+    three = Proportion(events=15, total=15)
+    alone = chance_if_halved(three, three, num_seeds=5)
+    alike = chance_if_halved(three, three, num_seeds=5, within_seed=1.0)
+    assert alone < 1e-4 and alike == pytest.approx(chance(5, 5, untreated=(5, 5)))
+    assert chance(0, 0) == 1.0 and chance(3, 3, untreated=(0, 9)) == 1.0
 
 
 def sequential_study(arms, seeds=12):

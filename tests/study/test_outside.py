@@ -114,7 +114,7 @@ def test_null_tables_have_a_finding_in_at_most_one_of_twenty():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "name one of study=NAME, csv=FILE and mlflow=EXPERIMENT"),
+        ([], "name one of study=NAME, studies=[NAME,NAME], csv=FILE and mlflow=EXPERIMENT"),
         (["study=a", "csv=b"], "study=a csv=b: name one of"),
         (["csv=runs.csv"], "arm=null: name the column of the arm"),
         (["csv=runs.csv", "arm=metod", "seed=seed", "endpoint=loss"], "did you mean method?"),

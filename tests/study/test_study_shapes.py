@@ -51,8 +51,8 @@ def test_an_architecture_study_answers_in_losses():
     ]
     assert analysis.answer[0] == "All 24 runs stay finite."
     higher, unknown = analysis.answer[1:]
-    assert higher.startswith("Higher loss than the baseline, significantly: mlha+mlp by +0.195")
-    assert unknown.startswith("Cannot tell whether the loss differs with gqa+moe_writeup_add")
+    assert higher.startswith("Significantly higher loss than the baseline: mlha+mlp, +0.195")
+    assert unknown.startswith("No significant difference: gqa+moe_writeup_add, ")
 
 
 def test_an_endpoint_found_beside_the_primary_one_is_named():
@@ -60,7 +60,7 @@ def test_an_endpoint_found_beside_the_primary_one_is_named():
 
     (said,) = [s for s in analyse(synthetic.in_memory(arms)).answer if "zclip" in s]
 
-    assert said.startswith("No strong effect of zclip (6 of 6), against 6 of 6 untreated: it")
+    assert said.startswith("It does not prevent half of the failures: zclip (6 of 6 fail), against")
     assert "; fewer non-finite batches with zclip, p = 0.031; fewer spikes with" in said
 
 

@@ -95,6 +95,13 @@ class BaselineComparisons(StudyArms):
             raise UndecidedError(f"{endpoint} of {stability} could not be tested")
         return found
 
+    def chance_if_halved(self, stability: str, **fields: str | None) -> float:
+        """The probability that so many of its runs fail if it prevents half of the failures."""
+        found = self._comparison(stability, "nonfinite", fields).chance_if_halved
+        if found is None:
+            raise UndecidedError(f"the failures of {stability} could not be compared")
+        return found
+
     def smallest_effect(self, stability: str, endpoint: str, **fields: str | None) -> float:
         """Minimum detectable effect; for failing seeds, the smallest significant decrease."""
         found = self._comparison(stability, endpoint, fields).smallest_effect

@@ -167,7 +167,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters |= {
         "fixed": number_format.fixed,
         "signed": number_format.signed,
-        "p": _p,
+        "p": number_format.p_equals,
         "percent": lambda share: f"{share:.0%}".replace("%", " %"),
     }
     return environment
@@ -183,12 +183,6 @@ def _wrapped(text: str) -> str:
         else block
         for block in blocks
     )
-
-
-def _p(value: float) -> str:
-    """`= 0.012`, or `< 0.001`."""
-    text = number_format.p_value(value)
-    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
 
 
 def _predictions_table(folder: Path, words: Mapping[str, Any]) -> str:

@@ -177,7 +177,8 @@ def powers(rows: Sequence[Row]) -> list[list[str]]:
     for row in rows:
         if row.share == SHARES[0]:
             power_found = f"{row.found / row.studies:.2f}" if row.prevented else ""
-            ratio = "" if row.cost_ratio is None else fixed(row.cost_ratio, 2)
+            is_fixed = row.design == FIXED.name
+            ratio = "" if is_fixed or row.cost_ratio is None else fixed(row.cost_ratio, 2)
             effect = f"{100 * row.prevented:.0f} %" if row.prevented else "nothing"
             cost = [f"{row.runs:.0f}", f"{row.cost:.0f}"]
             found.append([row.design, effect, power_found, *cost, ratio])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.common.number_format import p_value, signed, steps
+from src.common.number_format import p_equals, p_value, signed, steps
 from src.study.analysis.finite_answer import finite_answer, nothing_fails
 from src.study.analysis.looks import decision
 from src.study.analysis.results import ArmResult, Comparison
@@ -109,8 +109,7 @@ def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
         first = f", first at step {steps(arm.first_nonfinite)}" if arm.first_nonfinite else ""
         controls = [a for a in ended if a.is_aa_control and a.baseline == arm.variant]
         same = "".join(
-            f"; repeated with noise too small to matter ({other.label}, the A/A control),"
-            f" {fraction(other.nonfinite)}"
+            f"; of the same runs repeated, {fraction(other.nonfinite)} (A/A control {other.label})"
             for other in controls[:1]
             if other.nonfinite.total
         )
@@ -130,10 +129,10 @@ def _ruled_out(arms: Sequence[ArmResult]) -> str | None:
     if not arms:
         return None
     largest = max(arm.comparisons[PRIMARY].chance_if_halved or 0.0 for arm in arms)
-    each = "it" if len(arms) == 1 else "each"
+    who, one = ("It does", "it") if len(arms) == 1 else ("These do", "one of them")
     return (
-        f"No strong effect of {_against(arms)}: {each} would fail so often with a chance of at most"
-        f" {p_value(largest)} if it prevented half of the failures{''.join(_secondary(arms))}."
+        f"{who} not prevent half of the failures: {_against(arms)}; if {one} did, so many would"
+        f" fail with a chance of at most {100 * largest:.1f} %{''.join(_secondary(arms))}."
     )
 
 
@@ -164,8 +163,8 @@ def _inconclusive(unknown: Sequence[ArmResult]) -> str | None:
     names = listed(f"{arm.label} ({fraction(arm.nonfinite)})" for arm in unknown)
     if max(arm.num_seeds for arm in unknown) == 1:
         return (
-            f"Failing runs with 1 seed, which gives no interval: {names}. For an answer run at"
-            " least 6 seeds: seed=0,1,2,3,4,5."
+            f"Failing runs with 1 seed, too few to tell: {names}. For an answer type the same"
+            " command with 6 seeds or more: seed=0,1,2,3,4,5."
         )
     return (
         "Cannot tell whether fewer runs fail with"
@@ -182,9 +181,10 @@ def _to_see_half(unknown: Sequence[ArmResult]) -> str:
         return ""
     seconds = max(needed) * sum(arm.seconds * arm.num_runs / arm.num_seeds for arm in unknown)
     cost = f" ({seconds / 60:.0f} minutes for these arms)" if seconds > 60 else ""
+    who = unknown[0].label if len(unknown) == 1 else "one of them"
     return (
-        " To find out whether one prevents half of the failures, run"
-        f" seed=range({max(needed)}){cost}."
+        f" To find out whether {who} prevents half of the failures, type the same command with"
+        f" 'seed=range({max(needed)})'{cost}; finished runs count."
     )
 
 
@@ -250,7 +250,7 @@ def _losses(arms: Sequence[ArmResult], compared: Sequence[ArmResult]) -> str | N
         clean = sum(arm.loss.num_seeds for arm in arms if arm.variant in bases and arm.loss)
         seeds = f"only {clean} seed{'' if clean == 1 else 's'}" if clean else "no seed"
         clauses.append(
-            f"mean loss {own}, not compared, because {seeds} of the baseline stayed finite"
+            f"mean loss with {own}; not compared, because {seeds} of the baseline stayed finite"
         )
     sentence = "; ".join(clauses)
     return f"{sentence[0].upper()}{sentence[1:]}." if clauses else None
@@ -278,7 +278,7 @@ def _against(arms: Sequence[ArmResult]) -> str:
         if arm.untreated_nonfinite is not None:
             groups.setdefault(fraction(arm.untreated_nonfinite), []).append(arm)
     return "; ".join(
-        f"{listed(f'{arm.label} ({fraction(arm.nonfinite)})' for arm in group)}, against"
+        f"{listed(f'{arm.label} ({fraction(arm.nonfinite)} fail)' for arm in group)}, against"
         f" {untreated} untreated"
         for untreated, group in groups.items()
     )
@@ -288,5 +288,7 @@ def _p_range(arms: Sequence[ArmResult], endpoint: str = PRIMARY) -> str:
     found = [p for arm in arms if (p := arm.comparisons[endpoint].p_value) is not None]
     if not found:
         return ""
-    low, high = p_value(min(found)), p_value(max(found))
-    return f", p = {low}" if low == high else f", p from {low} to {high}"
+    low, high = min(found), max(found)
+    if p_value(low) == p_value(high):
+        return f", p {p_equals(low)}"
+    return f", p from {p_value(low)} to {p_value(high)}"

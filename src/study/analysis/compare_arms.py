@@ -65,12 +65,9 @@ def _primary(family: Family, controls: Mapping[str, Arm | None]) -> dict[str, Co
         standing, test = _standing(arm), tested.get(name)
         difference = chance = None
         if test is not None:
-            chance = chance_if_halved(*shares[name])
-            difference = stats.share_difference(
-                *shares[name],
-                num_seeds=len(arm.paired.at_risk),
-                within_seed=failure_correlation(arm) or 0.0,
-            )
+            seeds, within = len(arm.paired.at_risk), failure_correlation(arm) or 0.0
+            chance = chance_if_halved(*shares[name], num_seeds=seeds, within_seed=within)
+            difference = stats.share_difference(*shares[name], num_seeds=seeds, within_seed=within)
         found[name] = _comparison(
             "nonfinite",
             arm,

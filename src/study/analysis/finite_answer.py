@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.common.number_format import p_value, signed
+from src.common.number_format import p_equals, signed
 from src.study.analysis.results import ArmResult, Comparison
 from src.study.analysis.verdicts import listed
 from src.study.read.collect import Study
@@ -39,8 +39,8 @@ def finite_answer(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     if max(arm.num_seeds for arm in remedies) == 1:
         return [first, *_single_seed(arms, remedies, controls)]
     sentences = [
-        _changed("Lower", [arm for arm in remedies if _sign(arm) < 0]),
-        _changed("Higher", [arm for arm in remedies if _sign(arm) > 0]),
+        _changed("lower", [arm for arm in remedies if _sign(arm) < 0]),
+        _changed("higher", [arm for arm in remedies if _sign(arm) > 0]),
         _open([arm for arm in remedies if _sign(arm) == 0], controls),
     ]
     return [first, *(sentence for sentence in sentences if sentence is not None)]
@@ -63,12 +63,10 @@ def _single_seed(
 
     found = []
     if remedies_shown := shown(remedies):
-        found.append(
-            f"Loss minus the baseline's, with 1 seed, which gives no interval: {remedies_shown}."
-        )
+        found.append(f"Loss minus the baseline's, with 1 seed, too few to tell: {remedies_shown}.")
     if controls_shown := shown(controls):
-        found.append(f"By chance alone, the baseline repeated differs by: {controls_shown}.")
-    return [*found, "For an answer run at least 6 seeds: seed=0,1,2,3,4,5."]
+        found.append(f"The same run repeated differs by chance: {controls_shown}.")
+    return [*found, "For an answer type the same command with 6 seeds or more: seed=0,1,2,3,4,5."]
 
 
 def _sign(arm: ArmResult) -> int:
@@ -82,22 +80,22 @@ def _sign(arm: ArmResult) -> int:
 def _changed(word: str, arms: Sequence[ArmResult]) -> str | None:
     if not arms:
         return None
-    each = listed(f"{arm.label} by {_shown(arm.comparisons[LOSS])}" for arm in _sorted(arms))
-    return f"{word} loss than the baseline, significantly: {each}."
+    each = listed(f"{arm.label}, {_shown(arm.comparisons[LOSS])}" for arm in _sorted(arms))
+    return f"Significantly {word} loss than the baseline: {each}."
 
 
 def _open(arms: Sequence[ArmResult], controls: Sequence[ArmResult]) -> str | None:
     known = [arm for arm in _sorted(arms) if arm.comparisons[LOSS].difference is not None]
     if not known:
         return None
-    each = listed(f"{arm.label} {_shown(arm.comparisons[LOSS])}" for arm in known)
+    each = listed(f"{arm.label}, {_shown(arm.comparisons[LOSS])}" for arm in known)
     scale = ""
     ranges = [r for arm in controls if (r := arm.comparisons[LOSS].aa_range) is not None]
     if ranges:
         low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
         ends = f"{signed(low)} to {signed(high)}"
-        scale = f" By chance alone, untreated runs of a seed differ by {ends}."
-    return f"Cannot tell whether the loss differs with {each}.{scale}"
+        scale = f" Untreated runs of one seed differ by {ends}."
+    return f"No significant difference: {each}.{scale}"
 
 
 def _sorted(arms: Sequence[ArmResult]) -> list[ArmResult]:
@@ -113,5 +111,5 @@ def _shown(loss: Comparison) -> str:
     difference = loss.difference
     assert difference is not None
     ends = f"{signed(difference.low)} to {signed(difference.high)}"
-    p = "" if loss.p_value is None else f", p = {p_value(loss.p_value)}"
+    p = "" if loss.p_value is None else f"; p {p_equals(loss.p_value)}"
     return f"{signed(difference.mean)} ({ends}{p})"

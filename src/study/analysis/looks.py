@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-from src.common.number_format import p_value
+from src.common.number_format import p_equals
 from src.study.analysis.permutation import Pair, Permuted
 from src.study.analysis.results import ArmResult, Proportion
 
@@ -79,19 +79,35 @@ def sequential(pairs: Mapping[int, Pair], looks: Looks, test: Test) -> Permuted:
     return Permuted(p_value=p_value, smallest_p=smallest_p)
 
 
-def chance_if_halved(arm: Proportion, untreated: Proportion) -> float:
+def chance_if_halved(
+    arm: Proportion, untreated: Proportion, *, num_seeds: int = 0, within_seed: float = 0.0
+) -> float:
     """The probability that so many of an arm's runs fail if it prevents half of the failures.
 
     The untreated share is uncertain as well; the probability is its mean over Jeffreys' posterior.
-    A small one rules out a halving.
+    A small one rules out a halving. It is 1 if no untreated run fails: then there is nothing to
+    halve.
+
+    Args:
+        arm: runs of the arm that failed.
+        untreated: untreated runs that failed.
+        num_seeds: the seeds of these runs.
+        within_seed: the correlation of failures within a seed; above 0, the runs of one seed count
+            as fewer (the design effect of Kish 1965).
     """
-    if not arm.total or not untreated.total:
+    if not arm.events or not untreated.events:
         return 1.0
-    middles = (np.arange(200) + 0.5) / 200
-    share = stats.beta.ppf(
-        middles, untreated.events + 0.5, untreated.total - untreated.events + 0.5
+    effects = [
+        1 + (share.total / num_seeds - 1) * max(0.0, within_seed) if num_seeds else 1.0
+        for share in (arm, untreated)
+    ]
+    events, total = arm.events / effects[0], arm.total / effects[0]
+    failed, finite = (
+        number / effects[1] for number in (untreated.events, untreated.total - untreated.events)
     )
-    return float(stats.binom.sf(arm.events - 1, arm.total, share / 2).mean())
+    share = stats.beta.ppf((np.arange(200) + 0.5) / 200, failed + 0.5, finite + 0.5)
+    # The binomial tail as an incomplete beta function, which also takes fractions of runs.
+    return float(special.betainc(events, total - events + 1, share / 2).mean())
 
 
 def decision(arm: ArmResult) -> str | None:
@@ -104,7 +120,7 @@ def decision(arm: ArmResult) -> str | None:
     own = f"{arm.nonfinite.events} of {arm.nonfinite.total} fail"
     if primary.detected:
         assert primary.p_value is not None
-        return f"{own}, significantly different (p = {p_value(primary.p_value)})"
+        return f"{own}, significantly different (p {p_equals(primary.p_value)})"
     if primary.p_value is None:
         # Otherwise it could not act on any seed so far.
         return "it trains as its baseline does" if arm.trains_alike else None

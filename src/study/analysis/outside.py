@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from src.common.number_format import fixed, p_value, signed
+from src.common.number_format import fixed, p_equals, signed
 from src.study.analysis import multiple_testing, stats
 from src.study.analysis.multiple_testing import Tested
 from src.study.analysis.permutation import Pair
@@ -163,7 +163,7 @@ def _size(arm: OutsideArm, endpoint: str) -> str:
 def _verdict(tested: Tested, difference: Estimate, endpoint: str) -> str:
     if difference.num_seeds == 1:
         return "1 seed, no interval"
-    p = f"p = {p_value(tested.p_value)}"
+    p = f"p {p_equals(tested.p_value)}"
     if tested.detected:
         word = "lower" if difference.mean < 0 else "higher"
         if endpoint == FAILURES:

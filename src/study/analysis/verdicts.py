@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from src.common.number_format import fixed, p_value
+from src.common.number_format import fixed, p_equals, p_value
 from src.study.analysis.endpoints import Paired, Window
 from src.study.analysis.multiple_testing import Tested
 from src.study.analysis.results import Estimate, Proportion
@@ -109,7 +109,7 @@ def of_shares(
         tested: the test.
         chance_if_halved: of Comparison.
     """
-    counts = f"{fraction(arm)}, untreated {fraction(untreated)}, p = {p_value(tested.p_value)}"
+    counts = f"{fraction(arm)}, untreated {fraction(untreated)}, p {p_equals(tested.p_value)}"
     if tested.detected:
         # In shares, because both sides need not have as many runs.
         fewer = arm.events * untreated.total < untreated.events * arm.total
@@ -136,7 +136,7 @@ def of_means(standing: Standing, endpoint: str, difference: Estimate, tested: Te
     """The verdict on a secondary endpoint."""
     lower, higher, decimals = WORDS[endpoint]
     seeds = f"{difference.num_seeds} seed{'s' if difference.num_seeds != 1 else ''}"
-    shown = f"p = {p_value(tested.p_value)}, {seeds}"
+    shown = f"p {p_equals(tested.p_value)}, {seeds}"
     if tested.detected:
         size = fixed(abs(difference.mean), decimals)
         word = lower if difference.mean < 0 else higher

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from src.common.number_format import p_value
+from src.common.number_format import p_equals
 from src.config.field_roles import role_of, set_by
 from src.stability import REMEDIES
 from src.study.analysis.endpoints import has_ended
+from src.study.analysis.finite_answer import nothing_fails
 from src.study.analysis.results import ArmResult
 from src.study.analysis.stats import ALPHA
 from src.study.read.collect import Run, Study, flat
@@ -18,7 +19,7 @@ def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     by_name, looks = {arm.variant: arm for arm in arms}, study.looks
     runs = {arm.variant: study.of(arm.variant) for arm in arms}
     treated = [a for a in arms if a.baseline and runs[a.variant][0].axes["stability"] != "none"]
-    found = [*study.damages, *_controls(treated)]
+    found = [*study.damages, *_controls(treated, arms)]
     for arm in arms:
         found += _missing(arm, runs, looks.get(arm.variant, ())[: arm.num_looks])
         found += _not_ended(arm, runs[arm.variant])
@@ -37,22 +38,22 @@ def warnings(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     return found
 
 
-def _controls(remedies: Sequence[ArmResult]) -> Iterator[str]:
+def _controls(remedies: Sequence[ArmResult], arms: Sequence[ArmResult]) -> Iterator[str]:
     if not remedies:
         return
-    if not any(arm.is_positive_control for arm in remedies):
+    if not any(arm.is_positive_control for arm in remedies) and not nothing_fails(arms):
         yield (
-            "no positive control (such as router_eps): if no remedy is significantly different, the"
-            " study may be too small to see it"
+            "no positive control (a remedy known to work, such as router_eps): if no remedy is"
+            " significantly different, the study may be too small to see it"
         )
     if not any(arm.is_aa_control for arm in remedies):
-        yield "no A/A control (such as shaken): how much two runs differ by chance is not known"
+        yield "no A/A control: add stability=shaken_full, to see how much runs differ by chance"
     for arm in remedies:
         for comparison in arm.comparisons.values() if arm.is_aa_control else ():
             if comparison.p_value is not None and comparison.p_value <= ALPHA:
                 yield (
                     f"{arm.label} is an A/A control and is significantly different in"
-                    f" {comparison.endpoint} (p = {p_value(comparison.p_value)}): this happens by"
+                    f" {comparison.endpoint} (p {p_equals(comparison.p_value)}): this happens by"
                     f" chance in one of {1 / ALPHA:.0f} studies, or something else makes it differ"
                 )
 

@@ -1,7 +1,7 @@
 """Writes the report of a study: an HTML page, Markdown, CSV files and charts."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from src.study.read.outside_runs import OutsideStudy, from_csv_file, from_mlflow
 from src.study.report import study_page as page
 from src.study.report.outside_page import write_comparison
 from src.study.report.sections import Findings
+from src.study.report.several_studies import write_studies
 from src.study.report.summary import SHORT
 from src.tracking.experiment_runs import experiment_runs
 from src.tracking.push import SUMMARY
@@ -36,7 +37,7 @@ class ReportFiles:
     """The metrics of the sweep's own run in MLflow."""
 
 
-SOURCES = ("study", "csv", "mlflow")
+SOURCES = ("study", "studies", "csv", "mlflow")
 """Where runs come from: this project's folders, a table, or an MLflow experiment."""
 
 
@@ -49,17 +50,40 @@ def report_command(given: Mapping[str, Any]) -> int:
     named = [source for source in SOURCES if given[source] is not None]
     if len(named) != 1:
         shown = " ".join(f"{source}={given[source]}" for source in named) or "study=null"
-        raise InputError(f"{shown}: name one of study=NAME, csv=FILE and mlflow=EXPERIMENT")
+        raise InputError(
+            f"{shown}: name one of study=NAME, studies=[NAME,NAME], csv=FILE and mlflow=EXPERIMENT"
+        )
     out = None if given["out"] is None else given_path(given, "out")
-    if named != ["study"]:
+    if named[0] in ("csv", "mlflow"):
         write_comparison(_outside(given, named[0]), given["control"], out or Path("comparison"))
         return 0
-    name, runs = _text("study", given["study"]), given_path(given, "paths.runs")
-    family = given["family"]
+    runs, family = given_path(given, "paths.runs"), given["family"]
     if family not in FAMILIES:
         raise InputError(f"family={family}: must be one of {', '.join(FAMILIES)}")
-    write_report(collect(runs, name), out, family=family)
+    if named == ["studies"]:
+        studies = [collect(runs, name) for name in _names(given["studies"])]
+        write_studies(studies, out or Path("comparison"), family=family)
+    else:
+        write_report(collect(runs, _study_name(given["study"])), out, family=family)
     return 0
+
+
+def _study_name(value: Any) -> str:
+    """The name of one study."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        listed = ",".join(map(str, value))
+        raise InputError(f"study=[{listed}]: is one study; type 'studies=[{listed}]' for several")
+    return _text("study", value)
+
+
+def _names(value: Any) -> list[str]:
+    """The names of several studies."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InputError(f"studies={value}: must be a list, such as 'studies=[stability,hot]'")
+    names = list(dict.fromkeys(_text("studies", name) for name in value))
+    if len(names) < 2:
+        raise InputError(f"studies={value}: must name two studies or more")
+    return names
 
 
 def _outside(given: Mapping[str, Any], source: str) -> OutsideStudy:

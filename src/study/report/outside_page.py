@@ -6,16 +6,15 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
-from markupsafe import Markup
 
-from src.common import number_format, terminal
+from src.common import number_format
 from src.common.errors import InputError, nearest
 from src.study.analysis import outside
 from src.study.analysis.outside import OutsideArm
 from src.study.analysis.verdicts import fraction
 from src.study.read.outside_runs import OutsideStudy
-from src.study.report.draw import BLUE, GREY, TEMPLATES, VERMILLION, DrawnChart, vega_script
-from src.study.report.study_page import environment
+from src.study.report.comparison_page import write_page
+from src.study.report.draw import BLUE, GREY, VERMILLION, DrawnChart
 from src.study.report.table import Cell, Column, Table, cell
 
 CONTROL_NAMES = ("none", "baseline", "control", "untreated", "default", "vanilla")
@@ -57,31 +56,15 @@ def write_comparison(study: OutsideStudy, control: Any, out: Path) -> None:
         InputError: the control is not an arm, or the folder cannot be written.
     """
     arms = outside.compare(study, controls_of(study, control))
-    answer, table = outside.sentences(study, arms), comparison_table(study, arms)
-    chart = DrawnChart(_chart(study))
-    page = (
-        environment()
-        .get_template("comparison.html")
-        .render(
-            name=study.name,
-            answer=answer,
-            chart=chart,
-            table=table,
-            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-            vega=vega_script(),
-            script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        )
+    write_page(
+        out,
+        name=study.name,
+        answer=outside.sentences(study, arms),
+        chart=DrawnChart(_chart(study)),
+        caption="Each point is a run; runs without a finite value have none.",
+        tables=[comparison_table(study, arms)],
+        arms=map(_row, arms),
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.html").write_text(page, encoding="utf-8")
-        pd.DataFrame(map(_row, arms)).to_csv(out / "arms.csv", index=False)
-    except OSError as error:
-        raise InputError(f"out={out}: cannot be written ({error.strerror})") from error
-    for line in answer:
-        terminal.sentence(line)
-    table.show()
-    terminal.say(str(out / "report.html"))
 
 
 def comparison_table(study: OutsideStudy, arms: Sequence[OutsideArm]) -> Table:

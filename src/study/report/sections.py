@@ -10,6 +10,7 @@ import pandas as pd
 
 from src.study.analysis import rates
 from src.study.analysis.expert_loads import all_loads
+from src.study.analysis.finite_answer import nothing_fails
 from src.study.analysis.frames import arms_frame, runs_frame
 from src.study.analysis.results import Analysis
 from src.study.read.collect import Study
@@ -103,11 +104,15 @@ class Section:
     """By file name, functions that give a chart, or None if there is nothing to draw."""
     reading: str = ""
     """How to read the charts."""
+    reading_of: Mapping[str, str] = field(default_factory=dict)
+    """How to read one of the charts, by name."""
     tables: Sequence[TableOf] = ()
 
 
 def _failures(found: Findings) -> Any:
     arms = found.analysis.arms
+    if nothing_fails(arms):
+        return None
     return charts.failures(
         chart_data.failures(found.study, found.analysis, found.facts),
         chart_data.strip_rows(arms, [arm.nonfinite_batches for arm in arms]),
@@ -164,11 +169,15 @@ SECTIONS = (
         name="arms",
         heading="What happened",
         charts={"failures": _failures, "final-loss": _final_losses},
-        reading="Each point is a run; a seed has the same height in every row. Non-finite batches"
-        " are counted after the arm begins to act, on a logarithmic axis. A short grey tick at a"
-        " point's height is the baseline with the same seed, counted from the same step. The bar"
-        " below the points shows the mean and its 95 % interval (for losses, over the clean seeds)."
-        " Pale points are runs that failed before the arm could act.",
+        reading="Each point is a run; a seed has the same height in every row. The bar below the"
+        " points shows the mean and its 95 % interval over seeds (for losses, over clean ones)."
+        " Seeds differ from each other, so differences on the same seed are known more closely.",
+        reading_of={
+            "failures": "Non-finite batches are counted after the arm begins to act, on a"
+            " logarithmic axis. A short grey tick at a point's height is the baseline with the same"
+            " seed, counted from the same step. Pale points are runs that failed before the arm"
+            " could act."
+        },
         tables=[TableOf("What happened, by arm", lambda f, title: arms_table(f.arms, title=title))],
     ),
     Section(

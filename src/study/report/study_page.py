@@ -36,6 +36,12 @@ class MadeSection:
     tables: Sequence[tuple[TableOf, Table]]
     """The tables that have rows."""
 
+    @property
+    def reading(self) -> str:
+        """How to read the charts that are shown."""
+        own = [text for name, text in self.section.reading_of.items() if name in self.charts]
+        return " ".join([self.section.reading, *own]).strip() if self.charts else ""
+
     def shown_title(self, table: TableOf) -> str:
         """The title above a table; empty if the section's heading says it already.
 
@@ -176,7 +182,7 @@ def to_markdown(report: Report, *, repeat: str, charts: str) -> str:
         section = part.section
         shown = [escape_markdown(part.finding), section.remark]
         shown += [f"![{section.heading}]({charts}/{name}.svg)" for name in part.charts]
-        shown += [section.reading if part.charts else ""]
+        shown += [part.reading]
         shown += [table.markdown() for _, table in part.tables]
         lines += ["", f"## {section.heading}", "", "\n\n".join(filter(None, shown))]
     lines += ["", "## How to reproduce it", "", "```"]
