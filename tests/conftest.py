@@ -1,21 +1,26 @@
+"""What all tests share.
+
+Imports of torch and of all that imports it stand in functions: pytest reads this file in the
+process that only hands tests out as well, and the workers wait for that one.
+"""
+
+import contextlib
 import copy
+import functools
+import gc
 import hashlib
+import json
 import logging
 import os
-import subprocess
+import pickle
 import sys
 from pathlib import Path
 
 import filelock
-import hydra
 import pytest
-import torch
-from hydra._internal.config_repository import ConfigRepository
 
-from nonfinite import last_line
-from src.config import memory_estimate
-from src.generation import samples
-from tests.runs import in_a_child
+# altair's jsonschema would have it build a parser of addresses, for two seconds of each worker.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 PACE = (
     "preset=smoke",
@@ -41,6 +46,28 @@ TINY = (
 """A run of a second or less: the whole command on a small model."""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """All that is imported here stays: the collector of garbage need not look through it.
+
+    With it, a tenth of a tiny run would be its work.
+    """
+    gc.disable()
+    yield
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def copier(value):
+    """Makes copies of a value; from bytes where it can be, in a third of the time of deepcopy."""
+    try:
+        content = pickle.dumps(value)
+    except pickle.PicklingError:
+        return functools.partial(copy.deepcopy, value)
+    return functools.partial(pickle.loads, content)
+
+
 def of_all_workers(tmp_path_factory) -> Path:
     """A folder that the workers of a session share."""
     folder = tmp_path_factory.getbasetemp()
@@ -51,6 +78,8 @@ def of_all_workers(tmp_path_factory) -> Path:
 def _what_tests_have_watched_says_nothing_at_the_end():
     """Many of them let steps fail, and each would be counted in a line of its own."""
     yield
+    from nonfinite import last_line
+
     last_line.forget()
 
 
@@ -66,30 +95,55 @@ def template(tmp_path_factory) -> Path:
 
     By two processes at the same time, as two runs would: without a lock both crash.
     """
+    from src.tracking.client import Server
+
     folder = of_all_workers(tmp_path_factory) / "mlflow-template"
-    uri = f"sqlite:///{folder}/mlflow.db"
-    code = (
-        f"from src.tracking.client import Server; assert Server({uri!r}).connection_error() is None"
-    )
+
+    def make() -> int:
+        """In a child process: its id."""
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                code = int(Server(f"sqlite:///{folder}/mlflow.db").connection_error() is not None)
+            os._exit(code)
+        return child
+
     with filelock.FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             folder.mkdir()
-            makers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-            assert [maker.wait() for maker in makers] == [0, 0]
+            makers = [make() for _ in range(2)]
+            assert [os.waitpid(maker, 0)[1] for maker in makers] == [0, 0]
     return folder / "mlflow.db"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _what_is_composed_twice_is_kept():
     """Composing is a third of a tiny run, and Hydra would read conf/ again each time."""
+    import hydra
+    import omegaconf.base
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_repository import ConfigRepository
+
+    # Without it types are not checked, and what is kept would hang on who came first.
+    import src.config.schema  # noqa: F401
+
     read, compose = ConfigRepository.load_config, hydra.compose
-    files, composed = {}, {}
+    merge = ConfigLoaderImpl._compose_config_from_defaults_list
+    files, merged, composed = {}, {}, {}
 
     def load_config(repository, config_path):
-        sources = tuple((source.provider, source.path) for source in repository.sources)
-        if (sources, config_path) not in files:
-            files[sources, config_path] = read(repository, config_path)
-        return copy.deepcopy(files[sources, config_path])
+        key = tuple((source.provider, source.path) for source in repository.sources), config_path
+        if key not in files:
+            files[key] = copier(read(repository, config_path))
+        return files[key]()
+
+    def merge_once(loader, defaults, repo):
+        sources = tuple((source.provider, source.path) for source in repo.get_sources())
+        key = sources, repr(defaults)
+        if key not in merged:
+            merged[key] = merge(loader, defaults, repo)
+        return copy.deepcopy(merged[key])
 
     def compose_once(config_name, overrides, return_hydra_config):
         key = config_name, tuple(overrides), return_hydra_config
@@ -99,13 +153,48 @@ def _what_is_composed_twice_is_kept():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_config)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
+        # Of a value with `${...}` in it; no one changes a tree.
+        patch.setattr("omegaconf.base.parse", functools.cache(omegaconf.base.parse))
+        # Hydra copies all schemas where it needs another list of sources.
+        patch.setattr(ConfigRepository, "__deepcopy__", lambda self, _: copy.copy(self), False)
         patch.setattr(hydra, "compose", compose_once)
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
+def drawings():
+    """Charts that are drawn twice are kept, and PNG files are small.
+
+    Drawing is half of a report, and many studies of the tests have the same charts. A test that
+    draws twice to compare clears what is kept.
+    """
+    import vl_convert
+
+    to_svg, to_png, kept = vl_convert.vegalite_to_svg, vl_convert.svg_to_png, {}
+
+    def vegalite_to_svg(spec):
+        key = json.dumps(spec)
+        if key not in kept:
+            kept[key] = to_svg(spec)
+        return kept[key]
+
+    def svg_to_png(svg, scale):
+        if svg not in kept:
+            kept[svg] = to_png(svg, scale=scale / 8)
+        return kept[svg]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vl_convert, "vegalite_to_svg", vegalite_to_svg)
+        patch.setattr(vl_convert, "svg_to_png", svg_to_png)
+        yield kept
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _samples_are_short():
     """The texts that a run leaves would be a third of a tiny run's time."""
+    from src.generation import samples
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "NUM_TOKENS", 12)
         yield
@@ -124,6 +213,9 @@ def _blocks_are_tried_once_and_in_a_child(tmp_path_factory):
 
     PyTorch keeps for good what it once had, and the worker would hold them to its end.
     """
+    from src.config import memory_estimate
+    from tests.runs import in_a_child
+
     tried, folder = memory_estimate._kept_bytes, of_all_workers(tmp_path_factory) / "blocks"
     folder.mkdir(exist_ok=True)
 
@@ -147,6 +239,8 @@ def pytest_runtest_protocol(item):
 
     A hook, because fixtures of a module that train come before those of a test.
     """
+    import torch
+
     with pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("gpu") is None:
             patch.setattr(torch.cuda, "is_available", lambda: False)
@@ -157,6 +251,8 @@ def pytest_runtest_protocol(item):
 @pytest.fixture(autouse=True)
 def _same_numerics():
     """Runs set these for the process; tests begin alike."""
+    import torch
+
     torch.set_num_threads(1)
     yield
     torch.set_float32_matmul_precision("highest")

@@ -31,17 +31,32 @@ def test_every_cell_trains_and_learns(attention, ffn, tiny):
     assert metrics(folder)[-1]["train/loss"] < metrics(folder)[0]["train/loss"] - 0.3
 
 
-@pytest.mark.parametrize("preset", options("preset"))
-@pytest.mark.parametrize("model", options("model"))
-def test_every_preset_composes_with_every_size(preset, model):
-    attentions, ffns = options("attention"), options("ffn")
-    # Every attention and every ffn, and over two sizes every pair of them.
-    first = options("model").index(model)
-    for place, ffn in enumerate(ffns):
-        attention = attentions[(first + place) % len(attentions)]
-        compose(
-            "train", [f"preset={preset}", f"model={model}", f"attention={attention}", f"ffn={ffn}"]
-        )
+PRESETS, SIZES = options("preset"), options("model")
+# Each size goes with every cell, and each preset with every ffn.
+ROTATED = [
+    (preset, model, *CELLS[(i + j * 3) % len(CELLS)])
+    for i, preset in enumerate(PRESETS)
+    for j, model in enumerate(SIZES)
+]
+ALL = [
+    pytest.param(preset, model, *cell, marks=pytest.mark.slow)
+    for preset, model, cell in itertools.product(PRESETS, SIZES, CELLS)
+    if (preset, model, *cell) not in ROTATED
+]
+
+
+@pytest.mark.parametrize(("preset", "model", "attention", "ffn"), [*ROTATED, *ALL])
+def test_every_preset_composes_with_every_size(preset, model, attention, ffn):
+    compose("train", [f"preset={preset}", f"model={model}", f"attention={attention}", f"ffn={ffn}"])
+
+
+def test_each_size_has_seen_every_cell_and_each_preset_every_part():
+    for model in SIZES:
+        assert {case[2:] for case in ROTATED if case[1] == model} == set(CELLS)
+    for preset in PRESETS:
+        own = [case for case in ROTATED if case[0] == preset]
+        assert {case[2] for case in own} == set(options("attention"))
+        assert {case[3] for case in own} == set(options("ffn"))
 
 
 @pytest.mark.parametrize("group", ["data", "tokenizer", "trainer", "tracking"])

@@ -108,12 +108,24 @@ def test_without_init_nothing_is_validated_before_training_but_where_it_is_asked
     assert first_line(asked).keys() >= {"val/loss", "val/nonfinite_frac"}
 
 
-@pytest.mark.parametrize(
-    "option", sorted({f.stem for f in (CONF / "stability").glob("*.yaml")} - {"none"})
-)
-def test_every_option_goes_with_it(option, here):
+OPTIONS = {f.stem for f in (CONF / "stability").glob("*.yaml")} - {"none"}
+# Those that go together in one run; each in one of its own in `make test-all`.
+TOGETHER = [
+    sorted(OPTIONS - {"clip03", "clip05", "early_stop"}),
+    ["clip03", "early_stop"],
+    ["clip05"],
+]
+ALONE = [
+    pytest.param([option], marks=pytest.mark.slow)
+    for option in sorted(OPTIONS)
+    if [option] not in TOGETHER
+]
+
+
+@pytest.mark.parametrize("options", [*TOGETHER, *ALONE], ids="+".join)
+def test_every_option_goes_with_it(options, here):
     pace = ("recipe.num_validations=1", "recipe.max_steps=6")
-    folder = train(here, "init=narrow", f"stability={option}", *pace)
+    folder = train(here, "init=narrow", f"stability=[{','.join(options)}]", *pace)
     assert record(folder)["outcome"] == "clean"
     assert first_line(folder)["val/loss"] > 0
 

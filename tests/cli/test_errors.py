@@ -140,7 +140,7 @@ def test_an_unusable_corpus_leaves_no_cache_either(bad_files, monkeypatch):
     [
         pytest.param("train", "attention=mhla", marks=pytest.mark.slow),
         ("train", "recipe.warmup_frac=1.5"),
-        ("describe", "model.hidden_dim=97"),
+        pytest.param("describe", "model.hidden_dim=97", marks=pytest.mark.slow),
     ],
 )
 def test_the_same_as_a_process_of_its_own(command, case, bad_files):

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.runs import ROOT
 
 COMMANDS = (
@@ -26,17 +24,27 @@ NUMERIC = ("torch", "numpy", "pandas", "lightning", "transformers", "mlflow")
 TRAINERS = ("lightning", "pytorch_lightning", "transformers")
 
 PROGRAM = """
-import importlib, json, sys
-code = importlib.import_module(f"src.{sys.argv[1]}").main(sys.argv[2:])
-print()
-print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]))
+import contextlib, importlib, io, json, os, shlex, sys
+found = []
+for command, *arguments in map(shlex.split, sys.argv[1:]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            code = importlib.import_module(f"src.{command}").main(arguments)
+        except SystemExit as ended:
+            code = ended.code
+    modules = sorted({name.partition(".")[0] for name in sys.modules})
+    found.append([code, modules, out.getvalue(), os.listdir()])
+print(json.dumps(found))
 """
 
 
-def imported(command: str, *arguments: str, cwd: Path) -> tuple[int, set[str], str]:
-    """Exit code, top-level modules and standard output of a command in a process of its own."""
+def imported(*lines: str, cwd: Path) -> list[tuple[int, set[str], str, list[str]]]:
+    """Of commands one after the other: exit code, top-level modules, standard output and files.
+
+    All in one process: what none of them may import is found at the first that does.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, command, *arguments],
+        [sys.executable, "-c", PROGRAM, *lines],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         capture_output=True,
@@ -44,106 +52,94 @@ def imported(command: str, *arguments: str, cwd: Path) -> tuple[int, set[str], s
         timeout=600,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert done.stdout, done.stderr
-    out, _, last = done.stdout.rstrip().rpartition("\n")
-    code, modules = json.loads(last)
-    return code, set(modules), out
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == len(lines)
+    return [(code, set(modules), out, files) for code, modules, out, files in found]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_imports_nothing_heavy(command, tmp_path):
-    code, modules, out = imported(command, "--help", cwd=tmp_path)
-    assert code == 0
-    assert out.startswith(f"python -m src.{command}")
-    assert not modules & {*NUMERIC, "hydra"}
+def test_help_imports_nothing_heavy(tmp_path):
+    lines = [f"{command} --help" for command in COMMANDS]
+    for command, found in zip(COMMANDS, imported(*lines, cwd=tmp_path), strict=True):
+        code, modules, out, _ = found
+        assert code == 0, command
+        assert out.startswith(f"python -m src.{command}")
+        assert not modules & {*NUMERIC, "hydra"}, command
 
 
-@pytest.mark.parametrize(
-    ("command", "line"),
-    [
-        ("train", "--fast"),
-        ("train", "attention=gka"),
-        ("train", "recipe.learnin_rate=1"),
-        ("train", "+foo=1"),
-        ("train", "hydra.run.dir=x"),
-        ("train", "--multirun stability=none,emma"),
-        ("train", "--multirun experiment=stablity"),
-        ("train", "--multirun seed=0,1 lr=1e-3"),
-        ("describe", "preset=huge"),
-        *((command, "nonsense=1") for command in COMMANDS),
-        ("train", "seed=x"),
-        ("train", "repeat=-1"),
-        ("train", "recipe.max_steps=ten"),
-        ("train", "recipe.max_steps=-5"),
-        ("train", "recipe.max_steps=1e2"),
-        ("train", "recipe.schedule=steps"),
-        ("train", "ffn.top_k=x"),
-        ("train", "stability=ema stability.ema.decay=high"),
-        ("train", "rerun=perhaps"),
-        ("train", "model=external"),
-        ("train", "data=text"),
-        ("train", "--multirun recipe.max_steps=3,ten"),
-        ("describe", "model.num_layers=two"),
-        ("report", ""),
-        ("report", "study=nope"),
-        ("report", "csv=nope.csv arm=a seed=s endpoint=e"),
-        ("report", "mlflow=runs arm=a seed=s"),
-    ],
+MISTYPED = (
+    "train --fast",
+    "train attention=gka",
+    "train recipe.learnin_rate=1",
+    "train +foo=1",
+    "train hydra.run.dir=x",
+    "train --multirun stability=none,emma",
+    "train --multirun experiment=stablity",
+    "train --multirun seed=0,1 lr=1e-3",
+    "describe preset=huge",
+    *(f"{command} nonsense=1" for command in COMMANDS),
+    "train seed=x",
+    "train repeat=-1",
+    "train recipe.max_steps=ten",
+    "train recipe.max_steps=-5",
+    "train recipe.max_steps=1e2",
+    "train recipe.schedule=steps",
+    "train ffn.top_k=x",
+    "train stability=ema stability.ema.decay=high",
+    "train rerun=perhaps",
+    "train model=external",
+    "train data=text",
+    "train --multirun recipe.max_steps=3,ten",
+    "describe model.num_layers=two",
+    "report",
+    "report study=nope",
+    "report csv=nope.csv arm=a seed=s endpoint=e",
+    "report mlflow=runs arm=a seed=s",
+    "diagnose checkpoint=nope.pt",
+    "diagnose checkpoint=here",
+    "diagnose checkpoint=w.pt batch=nope.npy",
+    "diagnose checkpoint=w.pt precision=fp8",
+    "diagnose checkpoint=w.pt top=0",
+    "diagnose checkpoint=w.pt format=xml",
+    "diagnose checkpoint=w.pt kwargs=3",
+    "diagnose checkpoint=w.pt +traget=a:b",
+    "replay incident=nope",
+    "replay incident=here",
+    "replay incident=nope format=xml",
+    "replay incident=nope with.ffn.top_k=1",
 )
-def test_a_mistyped_name_or_number_is_answered_before_anything_heavy_is_imported(
-    command, line, tmp_path
-):
-    code, modules, out = imported(command, *line.split(), cwd=tmp_path)
-    assert code == 2
-    assert out.strip() == ""
-    assert not modules & set(NUMERIC)
+"""Wrong names, numbers and paths. There are a folder called here and a file called w.pt."""
 
 
-@pytest.mark.parametrize(
-    ("command", "line"),
-    [
-        ("diagnose", "checkpoint=nope.pt"),
-        ("diagnose", "checkpoint=here"),
-        ("diagnose", "checkpoint=w.pt batch=nope.npy"),
-        ("diagnose", "checkpoint=w.pt precision=fp8"),
-        ("diagnose", "checkpoint=w.pt top=0"),
-        ("diagnose", "checkpoint=w.pt format=xml"),
-        ("diagnose", "checkpoint=w.pt kwargs=3"),
-        ("diagnose", "checkpoint=w.pt +traget=a:b"),
-        ("replay", "incident=nope"),
-        ("replay", "incident=here"),
-        ("replay", "incident=nope format=xml"),
-        ("replay", "incident=nope with.ffn.top_k=1"),
-    ],
-)
-def test_a_path_or_value_is_checked_before_anything_heavy_is_imported(command, line, tmp_path):
+def test_a_mistyped_name_number_or_path_is_answered_before_anything_heavy_is_imported(tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "w.pt").touch()
-    code, modules, out = imported(command, *line.split(), cwd=tmp_path)
-    assert code == 2
-    assert out.strip() == ""
-    assert not modules & set(NUMERIC)
+    for line, found in zip(MISTYPED, imported(*MISTYPED, cwd=tmp_path), strict=True):
+        code, modules, out, _ = found
+        assert code == 2, line
+        assert out.strip() == "", line
+        assert not modules & set(NUMERIC), line
 
 
-def test_describe_imports_no_trainer(tmp_path):
-    code, modules, _ = imported("describe", "stability=[ema,noise]", "format=json", cwd=tmp_path)
-    assert code == 0
-    assert not modules & set(TRAINERS)
-
-
-def test_the_configuration_of_a_run_is_shown_without_a_trainer(tmp_path):
-    code, modules, out = imported("train", "stability=ema", "--cfg", "job", cwd=tmp_path)
+def test_what_is_only_shown_imports_no_trainer(tmp_path):
+    """The configuration of a run, the plan of a sweep, and what describe tells."""
+    shown, planned, described = imported(
+        "train stability=ema --cfg job",
+        "train --multirun preset=smoke tracking=local stability=none,ema plan=true",
+        "describe 'stability=[ema,noise]' format=json",
+        cwd=tmp_path,
+    )
+    code, modules, out, files = shown
     assert code == 0
     assert "learning_rate: 0.003" in out
     assert not modules & {*TRAINERS, "mlflow", "pandas"}
-    assert os.listdir(tmp_path) == []
-
-
-def test_the_plan_of_a_sweep_is_shown_without_a_trainer(tmp_path):
-    line = "--multirun preset=smoke tracking=local stability=none,ema plan=true"
-    code, modules, out = imported("train", *line.split(), cwd=tmp_path)
+    assert files == []
+    code, modules, out, _ = planned
     assert code == 0
     assert "to train: 2 runs" in out
+    assert not modules & set(TRAINERS)
+    code, modules, _, _ = described
+    assert code == 0
     assert not modules & set(TRAINERS)
 
 
@@ -152,13 +148,13 @@ def test_report_sync_ui_and_generate_import_no_trainer(tiny, tmp_path):
 
     assert main([*tiny, "stability=ema", "tracking=mlflow", "study=here"]) == 0
     run = next(Path("runs").rglob("record.json")).parent
-    for command, *arguments in (
-        ("report", "study=here"),
-        ("sync", "study=here"),
-        ("generate", f"run={run}", "prompt=To be", "max_new_tokens=2"),
+    lines = (
+        "report study=here",
+        "sync study=here",
+        f"generate 'run={run}' 'prompt=To be' max_new_tokens=2",
         # A port that is none ends it after its imports.
-        ("ui", "port=1"),
-    ):
-        code, modules, _ = imported(command, *arguments, cwd=tmp_path)
-        assert code == (2 if command == "ui" else 0), command
-        assert not modules & set(TRAINERS), command
+        "ui port=1",
+    )
+    for line, (code, modules, _, _) in zip(lines, imported(*lines, cwd=tmp_path), strict=True):
+        assert code == (2 if line.startswith("ui") else 0), line
+        assert not modules & set(TRAINERS), line

@@ -15,11 +15,23 @@ def incident_of(folder):
     return json.loads(file.read_text())
 
 
+SMALLER = (
+    "model.num_layers=3",
+    "data.max_chars=20000",
+    "recipe.seq_len=32",
+    "recipe.num_validations=2",
+    "recipe.val_windows=8",
+)
+"""The step at which the gate fails hangs on none of them."""
+AS_IT_STANDS = pytest.param((), marks=pytest.mark.slow, id="as it stands")
+
+
+@pytest.mark.parametrize("smaller", [pytest.param(SMALLER, id="smaller"), AS_IT_STANDS])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
-def test_the_additive_gate_fails_at_its_step_and_the_recorder_names_the_router(seed, tiny):
+def test_the_additive_gate_fails_at_its_step_and_the_recorder_names_the_router(seed, smaller, tiny):
     cache = [argument for argument in tiny if argument.startswith("paths.cache")]
     arguments = ["preset=crash", "ffn=moe_writeup_add", "tracking=local", f"seed={seed}", *cache]
-    folder = train(arguments)
+    folder = train([*arguments, *smaller])
     made = record(folder)
     # T* = 88.72 * E / (rate * (k - E * target)) = 88.72 * 5 / (4 * (2 - 1)).
     expected = 88.72 * 5 / 4
@@ -32,9 +44,13 @@ def test_the_additive_gate_fails_at_its_step_and_the_recorder_names_the_router(s
     assert made["outcome"] == "collapsed"
 
 
-def test_with_the_correct_router_nothing_happens_in_the_same_run(tiny):
+SMALLEST = (*SMALLER, "model.num_layers=2", "recipe.batch_size=4")
+
+
+@pytest.mark.parametrize("smaller", [pytest.param(SMALLEST, id="smaller"), AS_IT_STANDS])
+def test_with_the_correct_router_nothing_happens_in_the_same_run(smaller, tiny):
     cache = [argument for argument in tiny if argument.startswith("paths.cache")]
-    folder = train(["preset=crash", "ffn=moe", "tracking=local", *cache])
+    folder = train(["preset=crash", "ffn=moe", "tracking=local", *cache, *smaller])
     assert record(folder)["incident"] is None
     assert record(folder)["outcome"] == "clean"
     assert not (folder / "incidents").exists()

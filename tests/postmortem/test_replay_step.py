@@ -11,12 +11,12 @@ import torch
 from src.diagnose import main as diagnose
 from src.replay import main as replay
 from tests.nonfinite.test_recorder import FAILING
-from tests.runs import ROOT, record, train
+from tests.runs import ROOT, made, record, train
 
 
 @pytest.fixture
 def failed(tiny):
-    folder = train(tiny, *FAILING)
+    folder = made(tiny, *FAILING)
     (incident,) = folder.glob("incidents/step-*")
     return incident
 

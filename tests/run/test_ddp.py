@@ -63,13 +63,20 @@ def assert_close(one, two):
     assert all(torch.equal(weights(one)[name], weights(two)[name]) for name in biases)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(((4, 2), (8, 1)), id="2 1 2"),
+        pytest.param(((3, 2), (6, 2), (9, 1)), id="2 2 1 2", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_equal_one_also_where_the_run_is_killed_and_goes_on_with_another_number(
-    tiny, monkeypatch, capfd
+    parts, tiny, monkeypatch, capfd
 ):
     options = [*tiny, *SOFT, "stability=[ema,noise,clip03]", "recipe.accumulate=2"]
     one = train(options)
     arguments = [*options, DDP, "study=parts"]
-    for step, devices in ((3, 2), (6, 2), (9, 1)):
+    for step, devices in parts:
         with monkeypatch.context() as patch:
             stop_after(patch, step)
             assert main([*arguments, f"trainer.devices={devices}"]) == 143
@@ -173,8 +180,9 @@ def test_what_cannot_be_is_refused(tiny, more, line, capsys):
     [
         ["ffn=moe_writeup", "stability=router_freeze", "stability.router_freeze.start_frac=0.3"],
         # A bias that picks experts and does nothing else.
-        ["ffn.router.bias_trainable=true"],
+        pytest.param(["ffn.router.bias_trainable=true"], marks=pytest.mark.slow),
     ],
+    ids=["frozen router", "bias"],
 )
 def test_a_weight_that_gets_no_gradient_holds_nobody_up(tiny, lacking):
     options = [*tiny, *SOFT, *lacking]

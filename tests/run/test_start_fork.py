@@ -59,13 +59,19 @@ def test_the_options_that_start_late_are_those_one_expects():
     assert sorted(name for name, start in starts.items() if start > 0) == LATE
 
 
-@pytest.mark.parametrize("option", LATE)
-def test_from_a_shared_beginning_every_late_option_is_bitwise_as_from_nothing(option, tiny):
+# Those that start at one step, in one run; each in one of its own in `make test-all`.
+AT_START = [option for option in LATE if option not in ("early_stop", "ema")]
+ALONE = [pytest.param([option], marks=pytest.mark.slow) for option in AT_START]
+
+
+@pytest.mark.parametrize("options", [["early_stop"], ["ema"], AT_START, *ALONE], ids="+".join)
+def test_from_a_shared_beginning_every_late_option_is_bitwise_as_from_nothing(options, tiny):
     arguments = [*tiny, *PACE, "ffn=moe_writeup"]
-    step = {"ema": STEPS - 1, "early_stop": 13}.get(option, START)
-    whole = train(arguments, f"stability={option}", "study=whole")
+    step = {"ema": STEPS - 1, "early_stop": 13}.get(options[0], START)
+    option = f"stability=[{','.join(options)}]"
+    whole = train(arguments, option, "study=whole")
     base = made(arguments, "study=base", f"save_at=[{step}]", EMA)
-    forked = train(arguments, f"stability={option}", "study=forked", f"fork={base}@{step}")
+    forked = train(arguments, option, "study=forked", f"fork={base}@{step}")
     assert_same(forked, whole)
     branch = record(forked)
     assert branch["derived_from"] == {"run": "/".join(base.parts[-3:]), "step": step}

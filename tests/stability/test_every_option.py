@@ -44,6 +44,9 @@ def test_an_option_is_on_where_it_is_chosen_and_absent_elsewhere(option):
     assert compose("train", ["stability=none"]).variant.stability == "none"
 
 
+SPARSE = ("recipe.log_every=2",)
+"""Instruments look at every second step alone; the state of the end is compared bit by bit."""
+
 RIVALS = {"clip03", "clip05", "zclip"}
 """They claim one field, the bound on the norm."""
 
@@ -63,13 +66,37 @@ def test_two_options_that_claim_one_field_are_an_error_that_names_both(pair):
     assert all(option in str(raised.value) for option in pair)
 
 
-@pytest.mark.parametrize("option", sorted(REMEDIES))
-def test_an_option_survives_an_interruption_and_works_under_accumulation(option, tiny, monkeypatch):
-    """Stopped before and after its start, and resumed: bitwise the uninterrupted run."""
-    arguments = [*tiny, *PACE, f"stability={option}", "recipe.accumulate=2"]
+LATE = {"ema", "fp32", "noise", "router_eps", "router_freeze", "shaken", "warmdown"}
+AT_ONCE = {*REMEDIES} - LATE - RIVALS - {"early_stop", "shaken_full"}
+TOGETHER = [
+    sorted(AT_ONCE | {"zclip"}),
+    sorted(LATE | {"clip05"}),
+    ["clip03", "early_stop"],
+    ["shaken_full"],
+]
+"""Every option in one of a few runs; in `make test-all` each has a run of its own as well."""
+ALONE = [
+    pytest.param([option], marks=pytest.mark.slow)
+    for option in sorted(REMEDIES)
+    if [option] not in TOGETHER
+]
+
+
+def test_the_runs_of_several_options_have_all_of_them():
+    assert sorted(option for options in TOGETHER for option in options) == sorted(REMEDIES)
+
+
+@pytest.mark.parametrize("options", [*TOGETHER, *ALONE], ids="+".join)
+def test_an_option_survives_an_interruption_and_works_under_accumulation(
+    options, tiny, monkeypatch
+):
+    """Stopped after its start, and before it too, and resumed: bitwise the uninterrupted run."""
+    arguments = [*tiny, *PACE, *SPARSE, "recipe.accumulate=2"]
+    arguments.append(f"stability=[{','.join(options)}]")
     whole = train(arguments, "study=whole")
     # early_stop ends after 14 of the 22 steps.
-    for stop_at in (7, 16) if option != "early_stop" else (7,):
+    is_late = compose("train", arguments).default_start_step > 0
+    for stop_at in (7, 16) if is_late and "early_stop" not in options else (7,):
         with monkeypatch.context() as patch:
             stop_after(patch, stop_at)
             assert main([*arguments, "study=stopped"]) == 143

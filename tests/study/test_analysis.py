@@ -85,8 +85,9 @@ def test_no_effect_is_never_said():
         assert INCONCLUSIVE in said
 
 
-def test_null_studies_are_not_found_more_often_than_they_should_be():
-    num_studies, seeds = 500, 8
+@pytest.mark.parametrize("num_studies", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_null_studies_are_not_found_more_often_than_they_should_be(num_studies):
+    seeds = 8
     names = ("none", "clip03", "noise", "warmdown", "zclip")
     study = synthetic.in_memory({name: Arm() for name in names}, seeds=seeds)
     generator = np.random.default_rng(0)

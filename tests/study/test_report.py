@@ -10,8 +10,8 @@ import pytest
 
 from src.common.number_format import NONE
 from src.study.analysis.analyse import analyse
-from src.study.analysis.frames import arms_frame, headline
-from src.study.read.from_csv import read_frame
+from src.study.analysis.frames import arms_frame, headline, runs_frame
+from src.study.read.from_csv import read_frame, write_frame
 from src.study.report.make_report import write_report
 from src.study.report.sections import SECTIONS
 from src.study.report.summary import arms_table
@@ -189,6 +189,13 @@ def test_csv_keeps_full_precision(full):
     floats = [name for name in made if any(isinstance(value, float) for value in made[name])]
     assert len(floats) > 20
     pd.testing.assert_frame_equal(read[floats], made[floats], check_exact=True)
+
+
+def test_the_lines_of_runs_are_those_of_the_same_study_that_has_no_files(full, tmp_path):
+    _, files, _ = full
+    study = synthetic.in_memory(ARMS)
+    write_frame(runs_frame(study, analyse(study)), tmp_path / "report.csv")
+    assert (tmp_path / "report.csv").read_bytes() == files.page.with_suffix(".csv").read_bytes()
 
 
 def test_the_folder_of_a_study_gives_the_same_report_and_all_files_are_there(full, tmp_path):

@@ -174,6 +174,7 @@ def test_a_damaged_file_is_named_in_one_line(file, content, tmp_path, monkeypatc
     assert ("delete it" in error) == file.startswith(".")
 
 
+@pytest.mark.slow
 def test_the_same_as_a_process_of_its_own(tmp_path):
     synthetic.study(tmp_path, {"none": Arm()}, seeds=1)
     process = start("report", ["study=nothing"], tmp_path)

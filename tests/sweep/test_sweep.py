@@ -165,7 +165,7 @@ def test_a_second_start_skips_what_is_finished_and_repeats_what_is_not(tiny, tem
 @pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_all_jobs_with_a_checkpoint_and_the_same_command_continues(n_jobs, tiny):
     arguments = ["stability=none", "seed=0,1", f"n_jobs={n_jobs}", "study=cut"]
-    arguments.append("recipe.max_steps=300")
+    arguments.append("recipe.max_steps=160")
     slow = ["recipe.log_every=1", "recipe.checkpoint_every=500"]
     process = start("train", ["--multirun", *tiny, *arguments, *slow], Path.cwd())
     wait_for(lambda: all(pid_of("cut", "none", seed) for seed in range(n_jobs)), process)
@@ -178,10 +178,10 @@ def test_ctrl_c_ends_all_jobs_with_a_checkpoint_and_the_same_command_continues(n
     stopped = folder("cut", "none", 0)
     assert record(stopped)["status"] == "killed"
     made = metrics(stopped)[-1]["step"]
-    assert 0 < made < 300
+    assert 0 < made < 160
     assert main(["--multirun", *tiny, *arguments, *slow]) == 0
-    assert [line["step"] for line in metrics(stopped)] == list(range(1, 301))
-    whole = train(tiny, "study=whole", "recipe.max_steps=300", *slow)
+    assert [line["step"] for line in metrics(stopped)] == list(range(1, 161))
+    whole = train(tiny, "study=whole", "recipe.max_steps=160", *slow)
     assert metrics(whole) == metrics(stopped)
 
 

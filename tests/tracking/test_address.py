@@ -1,6 +1,7 @@
 """A password that is given in an address goes to the server it is for, and nowhere else."""
 
 import contextlib
+import json
 import os
 import time
 from pathlib import Path
@@ -175,10 +176,15 @@ def test_an_address_in_the_file_of_an_experiment_is_cleaned_too(monkeypatch):
 @pytest.mark.parametrize("uri", [f"http://{USER}:{PASSWORD}@{DEAD}", DATABASE])
 def test_a_run_leaves_no_secret_anywhere(tiny, tmp_path, capfd, uri):
     assert train([*tiny, "tracking=mlflow", f"tracking.uri={uri}", "save_at=[8]"]) == 0
+    trained, warned = capfd.readouterr()
+    assert warned.startswith(f"warning: MLflow at {without_secrets(uri)} cannot be reached")
+    assert warned.count("\n") == 1
+    (made,) = tmp_path.glob("runs/**/record.json")
+    assert json.loads(made.read_text())["status"] == "finished"
     assert sync([]) == 1
     out, err = capfd.readouterr()
     assert f"MLflow at {without_secrets(uri)} cannot be reached" in err
-    assert holding_secrets(tmp_path, out, err) == []
+    assert holding_secrets(tmp_path, trained, warned, out, err) == []
     assert len(list(tmp_path.glob("runs/**/mlflow.json"))) == 1
 
 

@@ -99,6 +99,7 @@ def test_a_run_killed_by_force_is_mended_and_completed_by_the_next_one(database,
     assert points(database, name)[("train/loss", 9, 3.5)] == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_named_and_training_goes_on(tmp_path):
     process = start(
         "train", ["study=a", *WITH_MLFLOW], tmp_path, MLFLOW_TRACKING_URI="http://127.0.0.1:9"

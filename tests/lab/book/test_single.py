@@ -16,7 +16,17 @@ PAGE = """\
 {{ predictions_table() }}
 """
 PREDICTED = {"says": "it fails", "measure": "failed", "at_least": 1}
-BROKEN = ["preset=crash", "recipe.max_steps=120", "recipe.num_validations=1", "tracking=local"]
+BROKEN = [
+    *(
+        "preset=crash",
+        "ffn=moe_writeup_add",
+        "tracking=local",
+        "model.num_layers=3",
+        "data.max_chars=20000",
+    ),
+    *("recipe.max_steps=120", "recipe.seq_len=32", "recipe.num_validations=1"),
+    "recipe.val_windows=8",
+]
 
 
 @pytest.fixture
