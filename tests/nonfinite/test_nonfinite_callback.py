@@ -87,7 +87,8 @@ def test_a_bad_batch_is_named_and_its_statistics_are_taken_back(tmp_path):
     assert all(bool(buffer.isfinite().all()) for buffer in task.buffers())
     assert callback.summary()["skipped_steps"] == 1
     assert callback.said[0].startswith("step 7: batch[0]: 1 of 24 elements")
-    assert callback.said[-1].startswith("  next: python -m src.diagnose")
+    assert callback.said[-2].startswith("  next: python -m src.diagnose")
+    assert callback.said[-1] == "1 of 12 steps was not finite and was skipped: step 7"
 
 
 def test_the_page_says_what_happened_before_the_details(tmp_path):
