@@ -27,8 +27,7 @@ Your own options: --config-dir FOLDER   (docs/configuration.md)
 Completion on Tab: eval "$(python -m src.train --shell-completion install=bash)"
 Branches: fork=RUN_FOLDER@STEP starts from a state that the run saved with save_at=[STEP,...]
 
-The files in conf/ list all fields; the dataclasses that they name explain them. Results are in
-runs/; `make ui` shows them.
+All fields: docs/configuration.md. Results are in runs/; `make ui` shows them.
 """
 
 

@@ -187,7 +187,7 @@ def test_bash_completes_a_command_of_this_project_alone():
         text=True,
         timeout=600,
     )
-    assert done.stdout.splitlines() == ["mlha", "study=", ""], done.stderr
+    assert done.stdout.splitlines() == ["mlha", "studies= study=", ""], done.stderr
 
 
 @pytest.mark.parametrize("command", ["train", "describe", "ui", "report", "lab"])

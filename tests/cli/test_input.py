@@ -33,7 +33,7 @@ TRAIN = {
     "data=text data.path=''": "is empty",
     "tokenizer=smollm2 tokenizer.path=": "is empty",
     "tracking.uri=": "is empty",
-    f"recipe.max_steps={HUGE}": "at most 64 bits",
+    f"recipe.max_steps={HUGE}": "must be at most 1,000,000,000",
     f"recipe.log_every={HUGE}": "at most 64 bits",
     f"save_at=[{HUGE}]": "at most 64 bits",
     f"seed={HUGE}": "at most 64 bits",
