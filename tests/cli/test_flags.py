@@ -172,7 +172,7 @@ def test_completion_knows_fields_options_and_flags():
 def test_bash_completes_a_command_of_this_project_alone():
     script = """
         eval "$("$PYTHON" -m src.train --shell-completion install=bash)"
-        for line in "-m src.train attention=m" "-m src.report stu" "-m pytest stu"; do
+        for line in "-m src.train attention=m" "-m src.report study" "-m pytest stu"; do
             COMP_WORDS=("$PYTHON") COMP_LINE="python $line"
             COMP_POINT=${#COMP_LINE} COMPREPLY=()
             _smoldeepseek_complete
