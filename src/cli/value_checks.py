@@ -14,6 +14,7 @@ from src.common.errors import InputError
 from src.common.nested_values import leaves
 from src.common.override_grammar import GROUPS, parse_all
 from src.config.field_roles import set_by
+from src.config.hydra_compose import check_integers
 from src.training.recipe import RecipeConfig
 
 MISSING = "???"
@@ -82,6 +83,7 @@ def check_kinds(fields: Mapping[str, Any], arguments: Sequence[str]) -> None:
     recipe = OmegaConf.merge(schema, {"recipe": fields.get("recipe", {})})
     for argument, override in zip(arguments, parse_all(arguments), strict=True):
         field, value = override.key_or_group, override.value()
+        check_integers(value, field)
         section, _, name = field.partition(".")
         if section == "recipe" and name:
             _check_recipe(recipe, name, value)

@@ -23,7 +23,11 @@ def ready_to_start(config: RunConfig) -> Corpus:
     corpus = load_corpus(config)
     config_hash = config.config_hash(corpus.fingerprint)
     if config.rerun or finished_record(config, config_hash) is None:
-        check_saved_state(config, config_hash)
+        # Whether the state of a fork fits is asked when the model is there, which may say more.
+        if config.fork is not None:
+            config.fork.check(last_step=config.last_step)
+        else:
+            check_saved_state(config, config_hash)
     return corpus
 
 

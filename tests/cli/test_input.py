@@ -33,7 +33,7 @@ TRAIN = {
     "data=text data.path=''": "is empty",
     "tokenizer=smollm2 tokenizer.path=": "is empty",
     "tracking.uri=": "is empty",
-    f"recipe.max_steps={HUGE}": "must be at most 1,000,000,000",
+    f"recipe.max_steps={HUGE}": "at most 64 bits",
     f"recipe.log_every={HUGE}": "at most 64 bits",
     f"save_at=[{HUGE}]": "at most 64 bits",
     f"seed={HUGE}": "at most 64 bits",
@@ -169,7 +169,7 @@ def test_it_gets_one_line_and_exit_code_2_and_nothing_is_written(
     assert main(case.split(" ")) == 2
     assert time.process_time() - begin < 20
     out, line = capsys.readouterr()
-    # What only the corpus or the memory can tell is told below the first line of the run.
+    # What only the memory can tell is told below the first line of the run.
     assert out == "" or (said == "GiB of memory, and this" and out.count("\n") == 1)
     assert line.startswith("error: ")
     assert line.count("\n") == 1

@@ -160,7 +160,7 @@ def test_a_sweep_takes_them_like_any_other_model(pace):
     assert len(outcomes) == 4
     page = Path("runs/ours/report/report.html").read_text()
     assert "clip03" in page
-    assert "With src.examples.mlp:MLPLanguageModel at preset" in page
+    assert "stay finite with src.examples.mlp:MLPLanguageModel at preset" in page
 
 
 def test_describe_counts_what_it_runs(pace, capsys):
