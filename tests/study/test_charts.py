@@ -320,7 +320,7 @@ def test_every_colour_of_a_page_follows_light_and_dark(all_charts):
 
 
 def test_a_click_leads_from_the_page_to_the_run_and_from_a_file_nowhere(tmp_path):
-    study = synthetic.study(tmp_path, {"none": Arm()}, seeds=2)
+    study = synthetic.study(tmp_path, {"none": Arm(num_failing=1)}, seeds=2)
     chart = draw.DrawnChart(CHARTS["failures"](findings(study, study.folder / "report")))
     (rows,) = (rows for rows in chart.spec["datasets"].values() if "link" in rows[0])
     folders = [(study.folder / "report" / unquote(row["link"])).resolve() for row in rows]
@@ -348,7 +348,10 @@ def test_a_click_leads_from_the_page_to_the_run_and_from_a_file_nowhere(tmp_path
         (number_format.compact(1.1e11, "FLOP"), "110 GFLOP"),
         (number_format.steps([90, 70, 82]), "70, 82, 90"),
         (number_format.steps([1, 2, 3, 1234]), "1 to 1,234"),
+        (number_format.steps([280, 280, 280, 280]), "280"),
         (number_format.steps([]), number_format.NONE),
+        (number_format.p_equals(0.0001), "< 0.001"),
+        (number_format.p_equals(0.0312), "= 0.031"),
         (number_format.metric_safe("none@rate-1+2"), "none_rate-1_2"),
     ],
 )
