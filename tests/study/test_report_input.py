@@ -92,14 +92,15 @@ def test_every_link_of_the_contents_leads_somewhere(full):
     assert inner == anchors
 
 
-def test_two_hundred_runs_take_less_than_twenty_seconds(tmp_path):
+def test_two_hundred_runs_take_less_than_twenty_seconds_of_work(tmp_path):
     arms = {"none": Arm(num_failing=6)}
     arms |= {f"clip{i:02}": Arm(num_failing=i % 7, batches=100) for i in range(33)}
     study = synthetic.study(tmp_path, arms)
     assert len(study.runs) == 204
-    before = time.monotonic()
+    # The time of this process alone: what else the machine does takes none of it.
+    before = time.process_time()
     _, page = report(study.folder, tmp_path)
-    assert time.monotonic() - before < 20
+    assert time.process_time() - before < 20
     assert len(page.table("What happened")) == 34
 
 
@@ -120,10 +121,10 @@ def test_the_command_shows_answer_table_and_paths(tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["study=null", "name one of study=NAME, csv=FILE"]),
+        ([], ["study=null", "name one of study=NAME, studies=[NAME,NAME], csv=FILE"]),
         (["study=nothing"], ["study=nothing", "runs", "allowed: synthetic"]),
         (["study=null"], ["study=null"]),
-        (["study=[a]"], ["study=", "text"]),
+        (["study=[a]"], ["study=[a]", "is one study", "studies=[a]"]),
         (["study=../runs"], ["study=../runs", "letters"]),
         (["study=synthetic", "out=file"], ["out=file", "cannot be written"]),
         (["study=synthetic", "out=[a]"], ["out=", "a file or a folder"]),
