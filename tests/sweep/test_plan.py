@@ -147,7 +147,8 @@ def test_the_study_is_named_by_its_cells_whatever_their_order():
 @pytest.mark.parametrize("name", sorted(f.stem for f in (CONF / "experiment").glob("*.yaml")))
 def test_every_experiment_composes_and_what_is_typed_wins(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    typed = ["seed=7", "tracking=local"]
+    # One seed is no sequential study.
+    typed = ["seed=7", "tracking=local", "sequential=false"]
     for axis in compose_settings([f"experiment={name}"]).axes:
         # `make convert` puts them there, of other sizes.
         for path in axis.removeprefix("init=").split(",") if axis.startswith("init=") else ():
