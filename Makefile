@@ -10,8 +10,23 @@ TRAIN ?= attention=mlha ffn=moe stability=ema
 EXPERIMENT ?= ablate ablate_precision
 N_JOBS ?= 2
 comma := ,
+empty :=
+blank := $(empty) $(empty)
+
+# Make ignores a variable that it does not know, such as port=5001, so the typed ones are checked.
+VARIABLES := PYTHON VENV BIN READY JOBS PORT TRAIN EXPERIMENT N_JOBS STUDY CONVERT STUDIES SEEDS MODEL ARGS
+TYPED := $(foreach word,$(subst \$(blank),_,$(MAKEOVERRIDES)),$(firstword $(subst =, ,$(word))))
+UNKNOWN := $(firstword $(filter-out $(VARIABLES),$(TYPED)))
+MEANT := $(if $(UNKNOWN),$(filter $(shell echo '$(UNKNOWN)' | tr a-z- A-Z_),$(VARIABLES)))
+ifneq ($(UNKNOWN),)
+$(error $(UNKNOWN)=: make has no such variable; type $(if $(MEANT),$(MEANT)=...,ARGS='$(UNKNOWN)=...'))
+endif
+
 # One study for all experiments of a command; for a single experiment it has that name.
+IS_STUDY_TYPED := $(filter command line environment,$(origin STUDY))
 STUDY ?= $(if $(word 2,$(subst $(comma), ,$(EXPERIMENT))),ablate,$(EXPERIMENT))
+# For what reads a study: the named one if it has runs, else the latest.
+FOUND_STUDY := $(BIN)/python -m src.study.read.find_study $(if $(IS_STUDY_TYPED),$(STUDY))
 
 # The source of `make convert`, by experiment; the study has the experiment's name.
 CONVERT ?= convert
@@ -68,12 +83,12 @@ smoke: $(READY)  ## train for a few seconds, to test the installation
 train: $(READY)  ## train for a few minutes; TRAIN='attention=gqa ffn=mlp' chooses other parts
 	$(BIN)/python -m src.train $(TRAIN)
 
-# A failed experiment does not stop the following ones; Ctrl-C (130) stops all.
+# A failed experiment does not stop the following ones; bad input (2) and Ctrl-C (130) stop all.
 ablate: $(READY)  ## which option of the write-up helps? EXPERIMENT=stability SEEDS=0,1,2 N_JOBS=2 for another study
 	@status=0; for experiment in $(subst $(comma), ,$(EXPERIMENT)); do \
 		$(BIN)/python -m src.train --multirun experiment=$$experiment study=$(STUDY) n_jobs=$(N_JOBS) \
 			$(if $(SEEDS),seed=$(SEEDS) sequential=false) $(if $(MODEL),model=$(MODEL)) $(ARGS); \
-		code=$$?; [ $$code -lt 128 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
+		code=$$?; [ $$code -lt 128 ] && [ $$code -ne 2 ] || exit $$code; [ $$code -eq 0 ] || status=$$code; \
 	done; exit $$status
 
 reproduce: $(READY)  ## rerun the studies of experiments/ and compare (hours; resumable); STUDIES=stability,balance
@@ -131,14 +146,14 @@ convert: convert-source-$(CONVERT)  ## convert at several ranks and train furthe
 	done; \
 	$(BIN)/python -m src.train --multirun experiment=$(CONVERT) n_jobs=$(N_JOBS) $(if $(SEEDS),seed=$(SEEDS)) $(ARGS)
 
-report: $(READY)  ## rewrite the report of a study; STUDY=ablate
-	$(BIN)/python -m src.report study=$(STUDY)
+report: $(READY)  ## rewrite the report of a study; STUDY=ablate, otherwise of the latest
+	@study=$$($(FOUND_STUDY)) && $(BIN)/python -m src.report study=$$study $(ARGS)
 
-notebook: $(READY)  ## open the notebook that compares two arms of a study; STUDY=ablate
-	SMOL_STUDY=$(STUDY) $(BIN)/python -m jupyterlab notebooks/compare.ipynb $(ARGS)
+notebook: $(READY)  ## open the notebook that compares two arms of a study; STUDY=ablate, otherwise the latest
+	@study=$$($(FOUND_STUDY)) && SMOL_STUDY=$$study $(BIN)/python -m jupyterlab notebooks/compare.ipynb $(ARGS)
 
 ui: $(READY)  ## compare the arms of a study in MLflow; STUDY=ablate PORT=5000 ARGS=open=true
-	$(BIN)/python -m src.ui port=$(PORT) $(if $(filter command line environment,$(origin STUDY)),study=$(STUDY)) $(ARGS)
+	$(BIN)/python -m src.ui port=$(PORT) $(if $(IS_STUDY_TYPED),study=$(STUDY)) $(ARGS)
 
 clean:  ## remove .venv and caches, but no runs or databases
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -15,8 +15,9 @@ result is not finite. If all results are finite, it lists the values closest to 
                                                 this project
   checkpoint=last.ckpt target=pkg.model:build   your own weights, and the callable that builds your
                                                 nn.Module
-  batch=batch.npy                               token ids of shape (rows, time); or a text file; or
-                                                a .pt file with the input of your training_step
+  batch=batch.npy                               token ids of shape (rows, time); or a .pt file
+                                                with the input of your training_step; or, for a
+                                                checkpoint of this project, a text file
   kwargs={depth:4}                              arguments of target
   precision=32-true|bf16-mixed|16-mixed|64-true|bf16-true|16-true
   top=10                                        number of values to list
@@ -28,6 +29,9 @@ Loading a checkpoint never executes code from it. The only foreign code that run
 
 def _diagnose(fields: dict[str, Any]) -> int:
     with interrupt.importing():
+        from src.postmortem.given import check_diagnose
+
+        check_diagnose(fields)
         from src.postmortem.diagnosis import diagnose
 
     return diagnose(fields)

@@ -19,10 +19,12 @@ FOLDER is runs/<study>/<variant>/seed-<n>/incidents/step-<n>.
 
 def _replay(fields: dict[str, Any]) -> int:
     with interrupt.importing():
-        from src.cli.field_checks import given_path
+        from src.postmortem.given import check_replay
+
+        incident = check_replay(fields)
         from src.postmortem.replay_step import replay
 
-    return replay(given_path(fields, "incident"), fields["with"], fields["format"])
+    return replay(incident, fields["with"], fields["format"])
 
 
 def main(argv: list[str] | None = None) -> int:

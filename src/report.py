@@ -36,6 +36,9 @@ python -m src.report mlflow=EXPERIMENT arm=PARAM seed=PARAM endpoint=METRIC [con
 
 def _report(fields: dict[str, Any]) -> int:
     with interrupt.importing():
+        from src.study.before_reporting import check_report
+
+        check_report(fields)
         from src.study.report.make_report import report_command
 
     return report_command(fields)

@@ -23,7 +23,8 @@ Sweeps: experiment=stability|precision|... n_jobs=2 timeout=SECONDS share_prefix
         hydra/launcher=slurm hydra.launcher.partition=...   (docs/cluster.md)
 One run on several devices: trainer=ddp trainer.devices=8
 Shown, not run: plan=true (size and cost)  --cfg job (the configuration)  --info (all options)
-Your own options: --config-dir FOLDER   Completion: --shell-completion install=bash
+Your own options: --config-dir FOLDER   (docs/configuration.md)
+Completion on Tab: eval "$(python -m src.train --shell-completion install=bash)"
 Branches: fork=RUN_FOLDER@STEP starts from a state that the run saved with save_at=[STEP,...]
 
 The files in conf/ list all fields; the dataclasses that they name explain them. Results are in

@@ -19,9 +19,25 @@ addresses of the page that compares the arms of a study and of its report. Ctrl-
 
 def _ui(fields: dict[str, Any]) -> int:
     with interrupt.importing():
+        from src.study.before_serving import running_server
+
+        address = running_server(fields)
+        if address is not None:
+            return _show_running(address, must_open=fields["open"])
         from src.study.serve_pages import ui
 
     return ui(fields)
+
+
+def _show_running(address: str, *, must_open: bool) -> int:
+    from src.common import terminal
+
+    terminal.say(f"already running: {address}")
+    if must_open:
+        import webbrowser
+
+        webbrowser.open(address)
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -74,6 +74,15 @@ def of_all_workers(tmp_path_factory) -> Path:
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _what_tests_have_watched_says_nothing_at_the_end():
+    """Many of them let steps fail, and each would be counted in a line of its own."""
+    from nonfinite import last_line
+
+    yield
+    last_line.forget()
+
+
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory) -> Path:
     """One token cache for all tests."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from tests.runs import ROOT
 from tests.study import synthetic
@@ -68,3 +69,13 @@ def test_the_comparison_shows_table_figures_and_differences_of_a_study(tmp_path,
     assert found["text/html"].count("vegaEmbed(document") == 5
     # Four seeds pair; the baseline's losses are no losses of sound runs.
     assert "ema minus none, 4 seeds" in found["text/plain"]
+
+
+def test_a_study_without_runs_is_answered_in_one_line(tmp_path, monkeypatch):
+    with pytest.raises(CellExecutionError) as raised:
+        executed(tmp_path, monkeypatch, study="nope")
+    # The cell comes before the line of dashes that ends it.
+    shown = raised.value.traceback.strip().splitlines()
+    assert shown[-1].startswith("error: study=nope: has no runs in")
+    assert "Traceback" not in raised.value.traceback
+    assert shown[-2].strip("- ") == ""

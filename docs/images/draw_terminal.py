@@ -1,6 +1,7 @@
 """Draws docs/images/terminal.svg from a real run: `python docs/images/draw_terminal.py`."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def draw() -> str:
         done = subprocess.run(
             [sys.executable, "-m", MODULE],
             cwd=folder,
-            env={"PYTHONPATH": str(ROOT)},
+            env={"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -32,7 +33,8 @@ def draw() -> str:
     console = Console(record=True, width=WIDTH, file=io.StringIO())
     console.print(Text(f"$ python -m {MODULE}", style="bold"))
     # The process's two streams need not arrive in the order in which they were written.
-    for line in sorted(said, key=lambda line: line.startswith("step 100")):
+    last = ("step 100", "1 of 100")
+    for line in sorted(said, key=lambda line: line.startswith(last) + line.startswith(last[1])):
         name, colon, rest = line.partition(": ")
         is_labelled = bool(colon) and line.startswith(("  cause", "  what", "  next", "step"))
         style = "bold red" if line.startswith("step 51") else "bold cyan"

@@ -8,7 +8,7 @@ import omegaconf.errors
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.common.errors import InputError
+from src.common.errors import InputError, nearest
 from src.common.read_checkpoint import EXTERNAL
 from src.model import ModelConfig, Transformer
 from src.model.architecture import ModelParts
@@ -126,12 +126,27 @@ def _restore(
             OmegaConf.structured(kind), plain[section], changes.get(section) or {}
         )
         made = OmegaConf.to_object(node)
+    except (omegaconf.errors.ConfigKeyError, omegaconf.errors.ConfigAttributeError) as error:
+        raise InputError(_unknown(section, kind, plain, str(error.full_key))) from error
     except omegaconf.errors.OmegaConfBaseException as error:
         raise InputError(f"{section}: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise InputError(f"{section}.{error}") from error
     assert isinstance(made, kind)
     return made
+
+
+def _unknown(section: str, kind: type[Any], plain: Mapping[str, Any], key: str) -> str:
+    """The line for a field that a section lacks: the nearest, and those beside it."""
+    *above, last = key.split(".")
+    node: Any = OmegaConf.merge(OmegaConf.structured(kind), plain[section])
+    for part in above:
+        node = node[part]
+    known = [str(name) for name in node]
+    return (
+        f"{'.'.join([section, key])}: unknown field; {nearest(last, known)}"
+        f"allowed: {', '.join(known)}"
+    )
 
 
 @dataclass(kw_only=True)

@@ -13,9 +13,6 @@ from src.model.attention import ATTENTIONS
 from src.model.ffn import FEED_FORWARDS
 from src.training.recipe import MATMUL_PRECISIONS
 
-STATE = "state.pt"
-"""File name of the saved state in an incident's folder."""
-
 
 def check_state(saved: Mapping[str, Any], *, what: str) -> None:
     """Checks every field of a run's or incident's state that is used later without a check.

@@ -200,19 +200,28 @@ def _without_plan(arguments: list[str]) -> tuple[list[str], bool]:
     return others, is_plan
 
 
-def check_early(config_name: str, arguments: Sequence[str]) -> None:
-    """Raises InputError for a mistake in a name, within half a second and without PyTorch.
+def check_early(config_name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Raises InputError for a mistake in a name or in a number, at once and without PyTorch.
 
     Args:
         config_name: the file in conf/ of a command that composes a run.
         arguments: those of one run.
+
+    Returns:
+        The composed fields, with values as they are in conf/.
     """
     from src.cli.hydra_errors import readable
     from src.cli.name_checks import check_form, check_names
+    from src.cli.value_checks import check_values
+    from src.common.override_grammar import parse
+    from src.config.fork import with_inherited
 
     with readable(config_name, arguments):
         check_form(config_name, arguments)
-        check_names(config_name, arguments)
+        arguments = with_inherited(parse(arguments), arguments)
+        fields = check_names(config_name, arguments)
+        check_values(fields, arguments)
+    return fields
 
 
 def checked(config_name: str, arguments: Sequence[str]) -> "RunConfig":

@@ -6,6 +6,7 @@ another spelling (`Recipe.Max-Steps`), and the option of a group by its name (`e
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from src.common.override_grammar import GROUPS
 from src.config.hydra_compose import conf_folders, option_names
@@ -173,6 +174,8 @@ def for_field(key: str, value: str, fields: Sequence[str]) -> str | None:
         fields: all fields and groups of the command.
     """
     name = key.lstrip("+~-").replace("-", "_").replace("/", ".").lower()
+    if name.startswith("with.") and "with" in fields:
+        return f"values to change have a plus sign: type +{key}={value or '<value>'}"
     last = name.rpartition(".")[2]
     same = [field for field in fields if field.lower() == name]
     # Sizes are the defaults of other fields, which are easier to find.
@@ -232,7 +235,18 @@ def for_option(group: str, option: str) -> str | None:
     if name in option_names(group):
         return f"type {group}={name}"
     meant = OPTIONS.get(group, {}).get(name)
-    return None if meant is None else f"type {group}={meant}"
+    return _place(group, option) if meant is None else f"type {group}={meant}"
+
+
+def _place(group: str, text: str) -> str | None:
+    """What to type if a file, a folder or a function was typed in place of an option."""
+    if group == "model" and re.fullmatch(r"[\w.]+:\w+", text):
+        return f"type model=external model.target={text}"
+    is_place = "/" in text or "." in text or Path(text).exists()
+    options = {"data": "tokens" if text.endswith(".bin") else "text", "tokenizer": "checkpoint"}
+    if group not in options or not is_place:
+        return None
+    return f"type {group}={options[group]} {group}.path={text}"
 
 
 def for_flag(flag: str, following: str | None, fields: Sequence[str]) -> str | None:
@@ -249,6 +263,19 @@ def for_flag(flag: str, following: str | None, fields: Sequence[str]) -> str | N
     if not equals:
         value = _as_value(following)
     return for_field(name, value, fields)
+
+
+def for_brackets(value: str) -> str | None:
+    """Which bracket of a value lacks its partner; None if all are in pairs."""
+    if any(quote in value for quote in "'\""):
+        return None
+    for opening, closing in ("[]", "{}", "()"):
+        missing = value.count(opening) - value.count(closing)
+        if missing > 0:
+            return f"the closing {closing} is missing"
+        if missing < 0:
+            return f"the opening {opening} is missing"
+    return None
 
 
 def for_word(word: str, following: str | None, fields: Sequence[str]) -> str | None:

@@ -9,24 +9,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 import hydra.errors
 import omegaconf.errors
 
-from src.cli.hints import for_word
+from src.cli.hints import for_brackets, for_word
 from src.cli.name_checks import GRAMMAR_HINT, not_on, unknown_field, unknown_option
+from src.cli.value_checks import KINDS, missing_value, what_to_type
 from src.common.errors import InputError
 from src.common.override_grammar import GROUPS, parse
 from src.common.tracking_address import masked
 from src.config.field_names import COMPOSED, fields_of, names_in
+from src.config.hydra_compose import is_own_option
 
 UNKNOWN_KEY = (omegaconf.errors.ConfigKeyError, omegaconf.errors.ConfigAttributeError)
-
-KINDS: dict[Any, str] = {
-    int: "must be an integer",
-    float: "must be a number",
-    bool: "must be true or false",
-    str: "must be text",
-    list: "must be a list, such as [a,b]",
-    dict: "must be {name: value}",
-}
-"""What to type, by the type of a field."""
 
 
 @contextlib.contextmanager
@@ -66,11 +58,13 @@ def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> 
     """The line for an unknown field, a value of the wrong type, or a missing value."""
     cause = _omegaconf_error(error)
     if isinstance(cause, omegaconf.errors.MissingMandatoryValue):
-        return InputError(f"{cause.full_key}: has no value; type {cause.full_key}=<value>")
+        return missing_value(str(cause.full_key))
     # Only Hydra's text names the file in conf/ that could not be merged.
     in_file = re.search(r"In '(\w+)/(\w+)'", str(error))
     if in_file is not None and isinstance(cause, UNKNOWN_KEY):
         group, option = in_file.groups()
+        if is_own_option(group, option):
+            return _in_own_file(group, option, str(cause.full_key))
         section = str(cause.full_key).partition(".")[0]
         chosen = [a for a in arguments if a.partition("=")[0] == section] or [section]
         return InputError(f"{group}={option}: sets {cause.full_key}, which {chosen[-1]} lacks")
@@ -80,15 +74,31 @@ def _bad_field(config_name: str, error: Exception, arguments: Sequence[str]) -> 
     if argument is None:
         return InputError(str(error))
     if cause is not None and not isinstance(cause, UNKNOWN_KEY):
-        return InputError(f"{argument}: {_type_reason(cause)}{_type_hint(argument, cause)}")
-    key, value = _key(argument), argument.partition("=")[2]
+        reason = _type_reason(cause)
+        return InputError(f"{argument}: {reason}{what_to_type(reason, *_split(argument))}")
+    key, value = _split(argument)
     names = known_fields(config_name, [a for a in arguments if a != argument])
     return unknown_field(config_name, path if path.startswith(f"{key}.") else key, value, names)
 
 
+def _in_own_file(group: str, option: str, field: str) -> InputError:
+    """The line for a file of the user's own that sets a field which does not exist."""
+    section, _, name = field.partition(".")
+    start = f"{group}={option}: sets {field}, which does not exist;"
+    if group == "preset" and section == "preset":
+        # Without this line a file sets fields of its own group, and a preset has none.
+        return InputError(f"{start} begin the file with # @package _global_")
+    if section == "stability" and "." not in name:
+        return InputError(
+            f"{start} a file sets fields of a remedy below its name, such as clip03: {{norm: 0.1}};"
+            f" for a remedy of your own, add {name} to REMEDIES in src/stability/__init__.py"
+        )
+    return InputError(f"{start} --info and docs/configuration.md list those that do")
+
+
 def _unreadable(config_name: str, argument: str, arguments: Sequence[str]) -> InputError:
     """The line for an argument that Hydra's grammar does not accept."""
-    hint = None
+    hint = for_brackets(argument.partition("=")[2])
     if "=" not in argument.strip("="):
         after = arguments[arguments.index(argument) + 1 :] if argument in arguments else []
         following = after[0] if after else None
@@ -127,7 +137,13 @@ def _argument_about(path: str, text: str, arguments: Sequence[str]) -> str | Non
 
 
 def _key(argument: str) -> str:
-    return argument.lstrip("+~").partition("=")[0]
+    return _split(argument)[0]
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """The field and the value of an argument."""
+    key, _, value = argument.lstrip("+~").partition("=")
+    return key, value
 
 
 def _type_reason(error: Any) -> str:
@@ -149,21 +165,6 @@ def _type_reason(error: Any) -> str:
     elif error.value is None and isinstance(error, omegaconf.errors.ValidationError):
         return "must have a value, not null"
     return KINDS.get(get_origin(needed) or needed, "has the wrong type")
-
-
-def _type_hint(argument: str, error: Any) -> str:
-    """What to type, where the value of the wrong type tells it."""
-    key, _, value = argument.partition("=")
-    reason = _type_reason(error)
-    # The only list of fractions, recipe.betas, needs two of them.
-    if reason == KINDS[list] and value and not re.fullmatch(r"\d*\.\d+", value):
-        return f"; type {key}=[{value}]"
-    if reason in (KINDS[int], KINDS[float]) and value.startswith("["):
-        return f"; to run each, type --multirun {key}={value.strip('[]').replace(' ', '')}"
-    if reason == KINDS[int] and re.fullmatch(r"\d{1,9}(\.\d*)?(e\d)?", value, re.IGNORECASE):
-        whole = float(value)
-        return f"; type {key}={int(whole)}" if whole.is_integer() else ""
-    return ""
 
 
 def known_fields(config_name: str, arguments: Sequence[str]) -> list[str]:

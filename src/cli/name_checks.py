@@ -1,6 +1,7 @@
 """Checks of names alone, before PyTorch is imported: flags, groups' options, fields."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from src.cli.hints import (
     for_deleted,
@@ -13,10 +14,15 @@ from src.cli.hints import (
 from src.common.errors import InputError, nearest
 from src.common.override_grammar import GROUPS, OPEN, parse, parse_all
 from src.common.tracking_address import masked
-from src.config.field_names import COMPOSED, check_groups, fields_of, names_in
+from src.config.field_names import (
+    COMPOSED,
+    check_groups,
+    fields_of,
+    names_in,
+    remedies_of,
+)
 from src.config.field_roles import set_by
-from src.config.fork import with_inherited
-from src.config.hydra_compose import option_names
+from src.config.hydra_compose import is_own_option, option_names
 
 GRAMMAR_HINT = "type arguments as field=value; values with spaces or special characters need quotes"
 
@@ -60,16 +66,15 @@ def check_form(config_name: str, arguments: Sequence[str]) -> None:
             raise InputError(f"{line}: has several values; add --multirun to run each")
 
 
-def check_names(config_name: str, arguments: Sequence[str]) -> None:
-    """Raises InputError for an option or a field that does not exist.
+def check_names(config_name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Raises InputError for an option or a field that does not exist; returns the fields.
 
     What depends on a saved model, which only PyTorch can read, is left to `compose`.
 
     Args:
         config_name: the file in conf/ of a command that composes a run.
-        arguments: those of one run, without sweeps.
+        arguments: those of one run, without sweeps, with what a branch inherits.
     """
-    arguments = with_inherited(parse(arguments), arguments)
     typed = parse(arguments)
     check_groups(typed)
     for override in typed:
@@ -87,6 +92,7 @@ def check_names(config_name: str, arguments: Sequence[str]) -> None:
             raise not_on(override.key, override.text, remedy)
         if section not in from_init and _is_unknown(override.key, names, fields):
             raise unknown_field(config_name, override.key, argument.partition("=")[2], names)
+    return fields
 
 
 def _is_unknown(key: str, names: Sequence[str], fields: object) -> bool:
@@ -140,6 +146,11 @@ def unknown_field(config_name: str, key: str, value: str, names: Sequence[str]) 
 
 def not_on(key: str, value: str, remedy: str) -> InputError:
     """The error for a field of a remedy that is off, or that does not exist."""
+    if is_own_option("stability", remedy):
+        field = key.rpartition(".")[2]
+        names = " or ".join(f"stability.{name}.{field}" for name in remedies_of(remedy))
+        if names and key not in names.split(" or "):
+            return InputError(f"{key}={value}: stability={remedy} is a file of yours; type {names}")
     remedies = [option for option in option_names("stability") if option != "none"]
     if remedy not in remedies:
         return InputError(

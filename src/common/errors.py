@@ -11,6 +11,10 @@ import yaml
 class InputError(ValueError):
     """Bad input, in one line that names the field, the value and what is allowed; exit code 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [f"error: {self}"]
+
 
 class DamagedError(InputError):
     """A file that this project wrote is damaged."""

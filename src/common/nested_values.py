@@ -1,8 +1,8 @@
-"""Reads and replaces fields of nested dataclasses by dotted name."""
+"""Fields of nested dataclasses and mappings, by dotted name."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -21,3 +21,12 @@ def replaced(part: Any, path: Sequence[str], value: Any) -> Any:
     name, *rest = path
     inner = replaced(getattr(part, name), rest, value) if rest else value
     return dataclasses.replace(part, **{name: inner})
+
+
+def leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values in nested mappings that are no mappings themselves, by dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -220,7 +220,11 @@ def file_arguments(
 
 
 def _text(override: HydraOverride) -> str:
-    value = override.value()
+    return value_text(override.value())
+
+
+def value_text(value: Any) -> str:
+    """A value as it is typed."""
     if isinstance(value, list):
         return f"[{','.join(map(_yaml_scalar, value))}]"
     return _yaml_scalar(value)

@@ -15,6 +15,9 @@ EXTERNAL = "external"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Path of the checkpoint inside the folder of a run or of a converted model."""
 
+STATE = "state.pt"
+"""File name of the saved state in an incident's folder."""
+
 EMBEDDING = "model.embedding.weight"
 """A key that every checkpoint with weights has; its rows are the vocabulary."""
 
@@ -122,7 +125,7 @@ def read_tensors(path: Path, *, field: str) -> dict[str, Any]:
         if unsafe is not None:
             raise InputError(
                 f"{field}={path}: holds a {unsafe[1]}, which cannot be read without running code;"
-                " save only tensors and plain values"
+                " save model.state_dict() with torch.save, or other tensors and plain values"
             ) from error
         advice = "; type resume=<another checkpoint>, or rerun=true to start again"
         raise InputError(

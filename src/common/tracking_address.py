@@ -5,6 +5,7 @@ lines hold the address without them. This process and its children find the full
 environment variable.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 """The environment variable that holds the address with its secrets."""
 
 FIELD = "tracking.uri"
+
+SERVED = "/compare"
+"""The path at which our pages answer with the `fingerprint` of the database that they show."""
 
 SQLITE = "sqlite:///"
 _SERVERS = ("http", "https")
@@ -194,6 +198,13 @@ def check_address(uri: str, *, field: str) -> None:
 def database_of(uri: str) -> Path:
     """The file of a database, whose path may begin with ~."""
     return Path(uri.removeprefix(SQLITE)).expanduser().resolve()
+
+
+def fingerprint(uri: str) -> str:
+    """A text that tells databases apart without naming them."""
+    clean = without_secrets(uri)
+    place = str(database_of(clean)) if clean.startswith(SQLITE) else clean
+    return hashlib.sha256(place.encode()).hexdigest()
 
 
 def is_server(uri: str) -> bool:

@@ -16,6 +16,7 @@ from src.config.compile_choice import is_compiled
 from src.config.field_names import check_groups, external_parts
 from src.config.fork import parse_fork, with_inherited
 from src.config.hydra_compose import check_integers, choices_of, composed_config
+from src.config.own_options import check_schemas, fields_set_by_own_remedies
 from src.config.remedy_overrides import apply_remedy_overrides, observers_of
 from src.config.run_config import RunConfig
 from src.config.schema import Schema
@@ -38,7 +39,10 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
     typed = parse(arguments)
     check_groups(typed)
     init, brought = initial(config_name, arguments, typed)
-    composed = composed_config(config_name, [*brought, *external_parts(typed), *arguments])
+    selecting = [*brought, *external_parts(typed), *arguments]
+    composed = composed_config(config_name, selecting)
+    check_schemas(composed)
+    named = [*fields_set_by_own_remedies(config_name, selecting, composed), *typed]
     choices = choices_of(composed)
     parts = _to_objects(composed)
     if init is None and parts["init"] is not None:
@@ -79,7 +83,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         remedies=remedies,
         variant=variant,
         arguments=arguments,
-        variant_name=variant_name(variant, choices, typed),
+        variant_name=variant_name(variant, choices, named),
         choices={group: str(choices[group]) for group in GROUPS if choices.get(group)},
         notes=notes,
         extra=extra,

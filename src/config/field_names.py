@@ -16,7 +16,7 @@ from src.common.errors import InputError
 from src.common.override_grammar import GROUPS, Override, parse
 from src.common.read_checkpoint import EXTERNAL
 from src.config.field_roles import role_of
-from src.config.hydra_compose import composed_config, conf_folders
+from src.config.hydra_compose import composed_config, conf_folders, is_own_option
 
 COMPOSED = ("train", "describe")
 """Commands that compose a run. All others have fields of their own."""
@@ -84,6 +84,13 @@ def fields_of(config_name: str, arguments: Sequence[str]) -> dict[str, Any]:
     if isinstance(fields.get("stability"), dict):
         fields["stability"] = {k: v for k, v in fields["stability"].items() if v is not None}
     return {str(name): value for name, value in fields.items()}
+
+
+def remedies_of(option: str) -> list[str]:
+    """The remedies that an option of `stability` turns on, which a file of the user's own names."""
+    if not is_own_option("stability", option):
+        return [option]
+    return list(fields_of("train", [f"stability={option}"]).get("stability") or {})
 
 
 def names_in(config_name: str, fields: Mapping[str, Any]) -> list[str]:

@@ -66,6 +66,11 @@ def option_names(group: str) -> list[str]:
     return sorted({file.stem for conf in conf_folders() for file in (conf / group).glob("*.yaml")})
 
 
+def is_own_option(group: str, option: str) -> bool:
+    """Whether an option comes from the folder of --config-dir."""
+    return any((conf / group / f"{option}.yaml").is_file() for conf in conf_folders()[1:])
+
+
 def choices_of(composed: DictConfig) -> dict[Any, Any]:
     """The option selected in each group."""
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)

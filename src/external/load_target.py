@@ -2,10 +2,8 @@
 
 import contextlib
 import hashlib
-import importlib
 import importlib.util
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from nonfinite.builders import BuilderError, check_form, find, missing_arguments
+from nonfinite.muting import muted
 from nonfinite.snapshot import host_states, set_host_states
+from src.common import terminal
 from src.common.errors import InputError
 from src.common.random_streams import seed_global
-
-TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-"""package.module:callable."""
 
 
 @contextlib.contextmanager
@@ -56,18 +54,20 @@ def load_callable(target: str, *, field: str) -> Callable[..., Any]:
     Raises:
         InputError: the target is malformed, cannot be imported, or is not callable.
     """
-    if not TARGET.fullmatch(target):
-        raise InputError(f"{field}={target}: must be package.module:callable")
-    module, _, path = target.partition(":")
+    try:
+        check_form(target)
+    except BuilderError as error:
+        raise InputError(f"{field}={target}: {error}") from error
+    module = target.partition(":")[0]
     _check_not_hidden(module, target, field=field)
-    with running(f"{field}={target}"):
-        found: Any = importlib.import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
-    if not callable(found):
-        raise InputError(f"{field}={target}: is a {type(found).__name__}; must be callable")
-    called: Callable[..., Any] = found
-    return called
+    try:
+        # A script that is imported trains again if it has no guard; it must overwrite nothing.
+        with running(f"{field}={target}"), muted(terminal.warn, module=module):
+            return find(target)
+    except InputError as error:
+        if isinstance(error.__cause__, BuilderError):
+            raise InputError(f"{field}={target}: {error.__cause__}") from error
+        raise
 
 
 def _check_not_hidden(module: str, target: str, *, field: str) -> None:
@@ -110,7 +110,16 @@ def call(
     with running(f"{field}={target}"):
         parameters = inspect.signature(build).parameters
         wanted = {n: v for n, v in known.items() if n in parameters and v is not None}
-        model = build(**{**wanted, **kwargs})
+        given = {**wanted, **kwargs}
+        needed = missing_arguments(build, given)
+        if needed:
+            typed = ",".join(f"{name}:..." for name in needed)
+            raise InputError(
+                f"{field}={target}: needs {' and '.join(needed)}; type"
+                f" '{field.replace('target', 'kwargs')}={{{typed}}}'"
+            )
+        with muted():
+            model = build(**given)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"{field}={target}: returned a {type(model).__name__}; must return an nn.Module"

@@ -31,6 +31,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nonfinite.builders import BuilderError, check_form
 from src.checkpoint.rebuild import ExternalPart
 from src.common.errors import InputError
 from src.common.read_checkpoint import EXTERNAL
@@ -41,7 +42,7 @@ from src.external.interface_check import (
     num_inactive_params,
     unsaved_state,
 )
-from src.external.load_target import TARGET, call, load_callable, seeded, source_hash
+from src.external.load_target import call, load_callable, seeded, source_hash
 from src.model.architecture import Architecture, GeneratorFor
 from src.model.size import BYTES_FLOAT32, Size
 
@@ -62,8 +63,10 @@ class ExternalConfig:
     """Keyword arguments of the callable."""
 
     def __post_init__(self) -> None:
-        if not TARGET.fullmatch(self.target):
-            raise ValueError(f"target={self.target}: must be package.module:callable")
+        try:
+            check_form(self.target)
+        except BuilderError as error:
+            raise ValueError(f"target={self.target}: {error}") from error
 
 
 def check_parts(parts: Mapping[str, Any]) -> None:

@@ -63,6 +63,11 @@ class Finding:
         if self.phase in ("batch", "weights"):
             where = self.operation if self.phase == "batch" else self.place
             return f"{where}: {share} elements were not finite before the step"
+        if self.phase == "loss":
+            return (
+                f"the gradient that the loss sent to {self.operation} is not finite"
+                f" ({share} elements)"
+            )
         text = f"{self.place} ({self.phase}) produced {share} non-finite elements"
         if self.operation.startswith(INPUT):
             text = f"{self.place} holds {share} non-finite elements that no traced operation made"

@@ -48,8 +48,21 @@ GREY = "#808080"
 NUM_LAST = 10
 """The number of steps that are shown in numbers."""
 
+_folders: set[Path] = set()
+"""Folders in which this process has saved incidents."""
+
 WIDTHS = {"wide": 620, "phone": 280}
 """The widths of the curves in pixels, by the class of the page's style that shows them."""
+
+
+def new_folder(parent: Path, step: int) -> Path:
+    """A folder for an incident, which no other incident of this process has."""
+    folder, number = parent / f"step-{step}", 2
+    while folder.absolute() in _folders:
+        folder = parent / f"step-{step}-{number}"
+        number += 1
+    _folders.add(folder.absolute())
+    return folder
 
 
 def write_page(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nonfinite.builders import MEANING, PLACEHOLDER
 from nonfinite.causes import (
     ADVICE,
     SPIKE,
@@ -285,6 +286,8 @@ def save(
     advice = "There is no command for this: what failed is not in the model's passes."
     if incident["next"] is not None:
         advice = f"<code>{html.escape(incident['next'])}</code>"
+        if PLACEHOLDER in incident["next"]:
+            advice += f" ({MEANING})"
     if unsafe is not None:
         remarks = [
             f"step {step}: cannot be rerun later: its state holds a {unsafe}, and only tensors"
@@ -320,6 +323,8 @@ def lines_of(incident: Mapping[str, Any]) -> list[str]:
         lines.append(f"  what usually helps: {incident['advice']}")
     if incident["next"]:
         lines.append(f"  next: {incident['next']}")
+        if PLACEHOLDER in incident["next"]:
+            lines.append(f"    ({MEANING})")
     return lines
 
 

@@ -1,7 +1,6 @@
 """`watch(model, optimizer)`: guards and explains the steps of any training loop."""
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,9 @@ import torch
 from torch import nn
 
 from nonfinite.forward_calls import LossOf
+from nonfinite.last_line import to_stderr
+from nonfinite.muting import is_muted
 from nonfinite.watched_steps import ON_NONFINITE, Watch, is_watched_already
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def watch(
@@ -24,7 +21,7 @@ def watch(
     on_nonfinite: str = "skip",
     folder: str | Path = "incidents",
     loss_of: LossOf | None = None,
-    say: Callable[[str], None] = _to_stderr,
+    say: Callable[[str], None] = to_stderr,
 ) -> Watch:
     """Watches every step: keeps non-finite gradients out of the weights, and explains the first.
 
@@ -42,7 +39,8 @@ def watch(
         folder: the first non-finite step and the first spike are saved to <folder>/step-<n>/.
         loss_of: computes the loss from the model's output, so that the loss is examined too; it is
             called only after a failed step, when the loop's variables still hold its batch.
-        say: shows one line.
+        say: shows one line. The last line, at `close()` or at the end of the process, counts the
+            steps that were not finite, if there were any.
 
     Returns:
         A handle with `incidents`, `summary()`, `stopped` and `close()`; also a context manager.
@@ -55,6 +53,8 @@ def watch(
     for name, function in (("loss_of", loss_of), ("say", say)):
         if function is not None and not callable(function):
             raise TypeError(f"{name}: is a {type(function).__name__}; must be a function")
+    if on_nonfinite == "raise" and is_muted():
+        on_nonfinite = "skip"  # the module is only imported, and must be
     return Watch(
         model,
         optimizers,

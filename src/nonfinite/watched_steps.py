@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from nonfinite.buffers import BufferCopies, Copies, put_back
+from nonfinite.builders import with_name
 from nonfinite.causes import Evidence
 from nonfinite.finding import Finding
 from nonfinite.forward_calls import ForwardCall, LossOf, guilty_row_of, run_call, why_finite
+from nonfinite.incident_files import new_folder
+from nonfinite.last_line import Counted
 from nonfinite.loop_hooks import Hook, is_ddp_module, writes_here
 from nonfinite.recording import (
     COMPILED,
@@ -49,13 +52,10 @@ MAX_LEFT_OUT = 16
 RING = 256
 """Last steps whose gradient norms are kept."""
 
-COMMAND = "python -m nonfinite {folder} --model <package.module:callable>"
+COMMAND = "python -m nonfinite {folder} --model {model}"
 
 _watched: WeakSet[torch.optim.Optimizer] = WeakSet()
 """Optimizers with hooks; a model that is no longer used must not be kept for them."""
-
-_folders: set[Path] = set()
-"""Folders in which this process has saved incidents."""
 
 
 def is_watched_already(optimizer: torch.optim.Optimizer) -> bool:
@@ -63,7 +63,7 @@ def is_watched_already(optimizer: torch.optim.Optimizer) -> bool:
     return optimizer in _watched
 
 
-class Watch:
+class Watch(Counted):
     """What `watch` returns; see there. A context manager that removes the hooks at its end.
 
     Attributes:
@@ -81,18 +81,16 @@ class Watch:
         loss_of: LossOf | None,
         say: Callable[[str], None],
     ) -> None:
+        super().__init__(say)
         self.model = model
         inner: Any = model.module if is_ddp_module(model) else model
         # Of a compiled model, the eager one is run again.
         self.root: nn.Module = getattr(inner, "_orig_mod", inner)
         self.optimizers = list(optimizers)
         self.on_nonfinite, self.folder = on_nonfinite, folder
-        self.loss_of, self.say = loss_of, say
+        self.loss_of = loss_of
         self.incidents: list[dict[str, Any]] = []
         self.stopped = False
-        self.step = 0
-        self.nonfinite_steps: list[int] = []
-        self.skipped = 0
         # Walking through the modules at each step would take longer than all checks.
         self._modules, self._parameters = list(self.root.modules()), list(self.root.parameters())
         self._updates = {id(o): UpdateCheck(o, names_of(self.root)) for o in optimizers}
@@ -124,13 +122,14 @@ class Watch:
         self.close()
 
     def close(self) -> None:
-        """Removes all hooks."""
+        """Removes all hooks, and says how many steps were not finite."""
         for handle in self._handles:
             handle.remove()
         for optimizer in self.optimizers:
             _watched.discard(optimizer)
         self._handles.clear()
         self._calls.clear()
+        self.say_last_line()
 
     def summary(self) -> dict[str, Any]:
         """Steps, non-finite steps, skipped steps, and the line of each incident."""
@@ -221,13 +220,16 @@ class Watch:
             self._look_for_spike(norm)
             if self.stopped:
                 self._drop(optimizer)
+                self.skipped_after_stop += 1
             return
         self.nonfinite_steps.append(self.step)
         self._record(fault)
         if self.on_nonfinite == "warn":
+            self.applied += 1
             return
         self._drop(optimizer)
         if self.on_nonfinite == "raise":
+            self.raised += 1
             raise FloatingPointError(self._what())
         self.skipped += 1
         self.stopped = self.stopped or self.on_nonfinite == "stop"
@@ -261,6 +263,7 @@ class Watch:
         if fault is None:
             return
         self.nonfinite_steps.append(self.step)
+        self.applied += 1
         self._record(fault)
         if self.on_nonfinite == "raise":
             raise FloatingPointError(self._what())
@@ -276,7 +279,7 @@ class Watch:
     def _record(self, fault: UpdateFault | None, *, norm: float | None = None) -> None:
         """Records the first incident of a kind; an error in doing so never stops the loop."""
         kind = "non-finite" if norm is None else "spike"
-        if self._has(kind):
+        if self._has(kind) or self._is_muted:
             return
         calls = [call for call in self._calls if call.gradients]
         # The call whose output was not finite explains the gradients of the others.
@@ -361,16 +364,12 @@ class Watch:
     def _save(
         self, incident: dict[str, Any], calls: Sequence[ForwardCall], *, can_rerun: bool
     ) -> list[str]:
-        folder = self.folder / f"step-{self.step}"
-        number = 2
-        while folder.absolute() in _folders:
-            folder = self.folder / f"step-{self.step}-{number}"
-            number += 1
-        _folders.add(folder.absolute())
+        folder = new_folder(self.folder, self.step)
         passes = [call.saved() for call in calls]
         state = {"state_dict": self.root.state_dict(), "calls": passes}
         # What the loop's own loss function found cannot be found without it.
-        command = COMMAND if can_rerun and calls and self.loss_of is None else None
+        is_command = can_rerun and calls and self.loss_of is None
+        command = with_name(COMMAND, self.root) if is_command else None
         return save(folder, incident, state, list(self._ring), command=command)
 
     def _pass(

@@ -16,11 +16,16 @@ from nonfinite.lightning.rerun_step import rerun_loss
 from nonfinite.recording import weight_absmax
 from nonfinite.rerun import router_stats_at
 from src.checkpoint.validate import recorded_device
-from src.cli.field_checks import choice, given_path, number
+from src.cli.field_checks import given_path
 from src.common import terminal
 from src.common.errors import InputError
 from src.external.load_target import running
-from src.postmortem.load import PRECISIONS, SavedState, context_for, entries_for, read_state
+from src.postmortem.entries import entries_for
+from src.postmortem.given import check_diagnose
+from src.postmortem.load import SavedState, context_for, read_state
+from src.postmortem.misfit import misfit
+
+REFUSED = "batch: the model does not accept it"
 
 NO_TRAINER = "is not attached to a `Trainer`"
 """Part of the error that a LightningModule without a trainer raises if its code needs one."""
@@ -32,14 +37,8 @@ def diagnose(given: Mapping[str, Any]) -> int:
     Raises:
         InputError: a field is invalid.
     """
-    choice(given, "format", ("text", "json"))
-    choice(given, "precision", (None, *PRECISIONS))
-    top = number(given, "top", int, least=1)
-    kwargs, target = given["kwargs"], given["target"]
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise InputError(f"kwargs={kwargs}: must be {{name: value}}")
-    if kwargs is not None and not all(isinstance(name, str) for name in kwargs):
-        raise InputError(f"kwargs={kwargs}: names must be text")
+    check_diagnose(given)
+    top, kwargs, target = int(given["top"]), given["kwargs"], given["target"]
     state = read_state(
         given_path(given, "checkpoint"),
         target=None if target is None else str(target),
@@ -72,16 +71,18 @@ def _examine(
     nearest: dict[tuple[str, str], Headroom] = {}
     whose = "checkpoint" if state.target is None else f"target={state.target}"
     for entry in entries:
-        with running(f"{whose}: the step cannot be run under the tracer"):
-            loss_of = rerun_loss(
-                state.task,
-                entry,
-                lambda: context_for(state.precision),
-                accumulate=len(entries),
-            )
-            finding, headroom = headroom_of(
-                state.task, _checked(loss_of, whose), moments, batch=entry["batch"]
-            )
+        loss_of = rerun_loss(
+            state.task, entry, lambda: context_for(state.precision), accumulate=len(entries)
+        )
+        try:
+            with running(f"{whose}: the step cannot be run under the tracer"):
+                finding, headroom = headroom_of(
+                    state.task, _checked(loss_of, whose), moments, batch=entry["batch"]
+                )
+        except InputError as error:
+            if not str(error).startswith(REFUSED):
+                raise
+            raise InputError(f"{error}{misfit(state.task, loss_of, entry['batch'])}") from error
         if finding is not None:
             return finding, headroom
         for entry_headroom in headroom:
@@ -95,7 +96,7 @@ def _checked(loss_of: Callable[[], Tensor | None], whose: str) -> Callable[[], T
     """Turns errors about the batch, the trainer or the loss into one-line InputErrors."""
 
     def checked_loss() -> Tensor | None:
-        with running("batch: the model does not accept it"):
+        with running(REFUSED):
             try:
                 loss = loss_of()
             except RuntimeError as error:

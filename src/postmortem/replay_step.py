@@ -24,7 +24,6 @@ from src.checkpoint.rebuild import (
     with_vocabulary_of,
 )
 from src.checkpoint.validate import (
-    STATE,
     check_state,
     is_external,
     is_incident,
@@ -33,7 +32,7 @@ from src.checkpoint.validate import (
 )
 from src.common import terminal
 from src.common.errors import InputError
-from src.common.read_checkpoint import read_tensors
+from src.common.read_checkpoint import STATE, read_tensors
 from src.training.task import LanguageModelTask
 
 CHANGEABLE = ("model", "attention", "ffn", "recipe")
@@ -56,8 +55,6 @@ def replay(incident: Path, changes: Mapping[str, Any], form: str) -> int:
     Raises:
         InputError: the folder holds no incident of a run, or a change is not allowed.
     """
-    if form not in ("text", "json"):
-        raise InputError(f"format={form}: must be one of text, json")
     state = read_tensors(incident / STATE, field="incident")
     check_state(state, what=f"incident={incident}")
     if not (is_incident(state) and is_run(state)):

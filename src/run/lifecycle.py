@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from src.common import storage, terminal
-from src.common.environment import code_digest, device_facts
+from src.common.environment import device_facts
 from src.common.errors import InputError
 from src.common.read_checkpoint import load_state
 from src.common.run_folder import RunFolder
 from src.common.tracking_address import default_uri
-from src.config.compile_choice import check_compiler
 from src.config.run_config import RunConfig
 from src.data import Corpus
 from src.run import start_fork
 from src.run.assemble import Assembly, assemble, model_for, vocab_size_for
+from src.run.before_start import check_saved_state, load_corpus, ready_to_start
 from src.run.callbacks import repeat_command
 from src.run.ddp import FAILURE, Place, first_place, other_ranks
 from src.run.metrics_writer import MetricsWriter
@@ -57,14 +57,17 @@ class Training:
     mirror: MlflowMirror | None
 
 
-def run(config: RunConfig) -> int:
+def run(config: RunConfig, *, corpus: Corpus | None = None) -> int:
     """Trains one run; returns the exit code.
+
+    Args:
+        config: its configuration.
+        corpus: what `ready_to_start` has read; None: it is called here.
 
     Raises:
         InputError: the run cannot be started; nothing has been trained or written.
     """
-    _check(config)
-    job = _load(config)
+    job = _load(config, ready_to_start(config) if corpus is None else corpus)
     finished = None if config.rerun else finished_record(config, job.config_hash)
     if finished is not None:
         return _show_finished(job, finished)
@@ -82,31 +85,9 @@ def run(config: RunConfig) -> int:
         job.folder.close()
 
 
-def _check(config: RunConfig) -> None:
-    """Raises InputError for mistakes that can be found before the data are read."""
-    # Cached from here on, so that the record names the code that is running, even if source files
-    # change during the run.
-    code_digest()
-    config.trainer.check_device()
-    check_compiler(compiled=config.compile, device=config.trainer.device_type)
-    if config.tracking.mlflow and config.tracking.uri is None:
-        default_uri()  # Called only for its check of the address in the environment.
-    if config.rerun and is_path(config.resume):
-        raise InputError(
-            f"resume={config.resume}: rerun=true starts from step 0; leave one of them out"
-        )
-    if config.fork is not None and config.resume != "auto":
-        raise InputError(
-            f"resume={config.resume}: fork= starts from a state of its own; leave one of them out"
-        )
-
-
-def _load(config: RunConfig, *, rank: int = 0) -> Job:
-    """Reads the corpus and initialises the model."""
+def _load(config: RunConfig, corpus: Corpus, *, rank: int = 0) -> Job:
+    """Sets up this process and initialises the model."""
     set_numerics(config, rank=rank)
-    corpus = config.data.load(
-        config.tokenizer, cache=Path(config.paths.cache), seq_len=config.recipe.seq_len
-    )
     model = model_for(config, corpus)
     config = replace(config, notes=[*config.notes, *config.architecture.notes(model)])
     return Job(
@@ -121,10 +102,7 @@ def _load(config: RunConfig, *, rank: int = 0) -> Job:
 def _check_start(job: Job) -> None:
     """Checks the state that the run starts from, then moves an old run aside for rerun=true."""
     config = job.config
-    if not config.rerun:
-        checkpoint_to_resume(job.folder, config, job.config_hash)
-    if config.fork is not None:
-        start_fork.check(config, config.fork)
+    check_saved_state(config, job.config_hash)
     if config.rerun:
         aside = job.folder.move_aside()
         if aside is not None:
@@ -337,7 +315,7 @@ def follow(
         start: the checkpoint to continue from; None: start at step 0.
         ready: called right before training.
     """
-    job = _load(config, rank=place.rank)
+    job = _load(config, load_corpus(config), rank=place.rank)
     saved = None if start is None else load_state(start)
     parts = _assemble(job, _extras(job, saved), writer=None, place=place)
     ready()

@@ -13,10 +13,12 @@ from urllib.parse import quote
 from src.cli import command_line
 from src.cli.field_checks import given_path
 from src.common import terminal
-from src.common.errors import DamagedError, InputError
+from src.common.errors import DamagedError
 from src.common.orphans import run_bound
 from src.common.tracking_address import default_uri, given_uri, with_secrets
+from src.study.before_serving import has_own_pages
 from src.study.read.collect import Study, collect
+from src.study.read.find_study import latest_study
 from src.tracking import pages
 from src.tracking.client import Server, one_line
 from src.tracking.compare_view import write_view
@@ -26,16 +28,16 @@ START_SECONDS = 120.0
 
 
 def ui(fields: dict[str, Any]) -> int:
-    """Prints the addresses and serves MLflow's pages until it is stopped; returns the exit code."""
+    """Prints the addresses and serves MLflow's pages until it is stopped; returns the exit code.
+
+    Args:
+        fields: as `running_server` has checked them.
+    """
     port, must_open = fields["port"], fields["open"]
-    if type(port) is not int or not 1024 <= port <= 65535:
-        raise InputError(f"port={port}: must be an integer from 1024 to 65535")
-    if type(must_open) is not bool:
-        raise InputError(f"open={must_open}: must be true or false")
     server = Server(given_uri(fields) or default_uri())
-    has_own_pages = server.uri.lower().startswith(("http://", "https://"))
-    root = server.uri.rstrip("/") if has_own_pages else f"http://127.0.0.1:{port}"
-    is_ours = not has_own_pages and pages.is_installed()
+    is_served = has_own_pages(server.uri)
+    root = server.uri.rstrip("/") if is_served else f"http://127.0.0.1:{port}"
+    is_ours = not is_served and pages.is_installed()
     study = _study(given_path(fields, "paths.runs"), fields["study"])
     first = root
     if study is not None:
@@ -56,9 +58,9 @@ def ui(fields: dict[str, Any]) -> int:
         if report.is_file():
             terminal.say(f"{study.name}, report: {report.resolve().as_uri()}")
     terminal.say(f"all studies: {root}")
-    if not has_own_pages:
+    if not is_served:
         terminal.say("Ctrl-C ends the server")
-    if has_own_pages:
+    if is_served:
         if must_open:
             webbrowser.open(first)
         return command_line.OK
@@ -80,7 +82,7 @@ def _serve(server: Server, port: int, *, app: str | None) -> int:
     command += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     command += [] if app is None else ["--app-name", app]
     # Not as an argument, because every user of this machine can read the arguments of a process.
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = with_secrets(server.uri)
+    os.environ[pages.STORE] = with_secrets(server.uri)
     sys.stdout.flush()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # MLflow's job runner serves its features for language models, which are not used here. Without
@@ -107,9 +109,9 @@ def _study(runs: Path, name: str | None) -> Study | None:
     """The named study, otherwise the one with the latest record; None if there is no record."""
     if name is not None:
         return collect(runs, str(name))
-    records = sorted(runs.glob("*/*/seed-*/record.json"), key=lambda file: file.stat().st_mtime)
+    latest = latest_study(runs)
     try:
-        return collect(runs, records[-1].parts[-4]) if records else None
+        return None if latest is None else collect(runs, latest)
     except DamagedError as error:  # Only a warning, because the user has not named this study.
         terminal.warn(str(error))
         return None

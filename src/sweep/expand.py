@@ -15,8 +15,10 @@ from hydra.core.override_parser.types import Override as HydraOverride
 from src.cli.command_line import check_early
 from src.cli.hydra_errors import readable
 from src.cli.name_checks import is_sweep_field, unknown_option
+from src.cli.value_checks import check_kinds
 from src.common.errors import InputError
 from src.common.override_grammar import GROUPS, parse
+from src.config.field_names import remedies_of
 from src.config.hydra_compose import CONF, option_names
 from src.sweep.settings import SweepSettings, compose_settings
 
@@ -35,10 +37,10 @@ def read_sweep(arguments: Sequence[str]) -> tuple[SweepSettings, list[str]]:
 
 
 def check_sweep(config_name: str, arguments: Sequence[str]) -> None:
-    """Raises InputError for a mistake in a name, without PyTorch.
+    """Raises InputError for a mistake in a name or in a number, without PyTorch.
 
     Fields are checked in the first run alone, because a field that does not exist is typed for all
-    runs. Options are checked in all of them.
+    runs. Options and the values of fields are checked in all of them.
     """
     settings, swept = read_sweep(arguments)
     runs = expand(config_name, swept)
@@ -49,7 +51,10 @@ def check_sweep(config_name: str, arguments: Sequence[str]) -> None:
             for option in text.strip("[]").split(","):
                 if text != "null" and option not in option_names(group):
                     raise unknown_option(group, option)
-        check_early(config_name, runs[0])
+        fields = check_early(config_name, runs[0])
+        others = list(dict.fromkeys(a for run in runs for a in run if a not in runs[0]))
+        with readable(config_name, others):
+            check_kinds(fields, others)
 
 
 @contextlib.contextmanager
@@ -109,7 +114,8 @@ def _values(override: HydraOverride) -> list[str]:
 def _remedies(cell: Sequence[str]) -> set[str]:
     """The names of the remedies that a run selects."""
     chosen = [override.text for override in parse(cell) if override.key == "stability"]
-    return set(chosen[-1].strip("[]").split(",")) if chosen else set()
+    options = chosen[-1].strip("[]").split(",") if chosen else []
+    return {remedy for option in options for remedy in remedies_of(option)}
 
 
 def _without_fields_of_absent_remedies(cells: list[list[str]]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from src.config.memory_estimate import vocab_size
 from src.config.run_config import RunConfig
 from src.config.variant_name import short_names
 from src.model.size import Size
+from src.run.resume import finished_record
 from src.study.analysis.looks import ERROR
 from src.study.analysis.power import detectable_prevention
 from src.study.analysis.stats import ALPHA
@@ -98,9 +99,15 @@ def show_run(config: RunConfig) -> int:
             [f"time on {config.trainer.device_type}", time],
         ],
     )
+    if config.folder.is_dir() and finished_record(config, config.config_hash()) is not None:
+        terminal.say(f"{config.folder} is already finished; type rerun=true to train it again")
     for note in config.notes:
         terminal.warn(note)
     return 0
+
+
+def _data_of(config: RunConfig) -> str:
+    return repr((config.data, config.tokenizer, config.recipe.seq_len))
 
 
 def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
@@ -108,6 +115,9 @@ def show_plan(plan: Plan, finished: Mapping[Path, bool]) -> None:
     groups: dict[str, list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault(cell.config.variant_name, []).append(cell)
+    # Data that are missing, or too few for a row, are refused before anything is said.
+    for config in {_data_of(cell.config): cell.config for cell in plan.cells}.values():
+        vocab_size(config)
     # Said first, because measuring the cost of many arms takes a while.
     launcher, n_jobs = plan.settings.launcher, plan.settings.n_jobs
     terminal.say(

@@ -18,11 +18,16 @@ def train(arguments: Sequence[str] | None = None, *, usage: str = "") -> int:
 
 
 def _run(config: "RunConfig") -> int:
+    with interrupt.importing():
+        from src.run.before_start import ready_to_start
+
+    # A run that is announced also starts.
+    corpus = ready_to_start(config)
     terminal.say(_first_line(config))
     with interrupt.importing():
         from src.run.lifecycle import run
 
-    return run(config)
+    return run(config, corpus=corpus)
 
 
 def _first_line(config: "RunConfig") -> str:

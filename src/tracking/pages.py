@@ -6,16 +6,21 @@ MLflow is meant to be extended.
 
 import html
 import json
+import os
 from importlib.metadata import entry_points
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 
+from src.common.tracking_address import SERVED, fingerprint
 from src.tracking.compare_view import CHARTS_QUERY
 
 APP = "compare"
+
+STORE = "MLFLOW_BACKEND_STORE_URI"
+"""The environment variable from which MLflow's server reads the address of its database."""
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">
@@ -45,12 +50,18 @@ def compare(request: Request) -> HTMLResponse:
     return HTMLResponse(PAGE.format(study=html.escape(study), name=name, query=CHARTS_QUERY))
 
 
+def served(_: Request) -> PlainTextResponse:
+    """Which database these pages show, for a command that would start them a second time."""
+    return PlainTextResponse(fingerprint(os.environ.get(STORE, "")))
+
+
 def create_app() -> Any:
     """MLflow's app with our address before its own, of which the last takes every address."""
     # Imported here, because the process that starts the server looks at this module too.
     from mlflow.server.fastapi_app import app
 
     app.router.routes.insert(0, Route("/compare/{study}", compare))
+    app.router.routes.insert(0, Route(SERVED, served))
     return app
 
 

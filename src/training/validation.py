@@ -14,7 +14,7 @@ from src.training.task import LanguageModelTask
 
 
 class Validation(StepCallback):
-    """Evaluates after given steps, and keeps the last and the best metrics.
+    """Evaluates after given steps, and keeps the last and the best metrics of each kind of weights.
 
     If a callback has a method `evaluation_weights()`, which returns {name: context manager}, the
     model is also evaluated inside each context, and metrics are logged as `val_<name>/`. This is
@@ -56,9 +56,21 @@ class Validation(StepCallback):
         metrics = self._metrics(trainer, pl_module)
         if is_own:
             self.last, self.last_step = metrics, step
-            if not self.best or _rank(metrics) < _rank(self.best):
-                self.best = {**metrics, "step": step}
+            self._keep_best(metrics, step)
         log(trainer, metrics, step=step)
+
+    def _keep_best(self, metrics: dict[str, float], step: int) -> None:
+        """Keeps the best metrics of each kind of weights, by their own loss.
+
+        Averaged weights are often best at another step than the raw ones. `step` is that of the raw
+        weights.
+        """
+        for prefix in dict.fromkeys(name.partition("/")[0] for name in metrics):
+            if _rank(metrics, prefix) >= _rank(self.best, prefix):
+                continue
+            kept = {k: v for k, v in self.best.items() if not k.startswith(f"{prefix}/")}
+            own = {k: v for k, v in metrics.items() if k.startswith(f"{prefix}/")}
+            self.best = {**kept, **own, **({"step": step} if prefix == "val" else {})}
 
     def _metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         """The metrics of the raw weights and of the weights that callbacks offer."""
@@ -119,5 +131,7 @@ def offered_weights(trainer: pl.Trainer) -> dict[str, Callable[[], AbstractConte
     return offered
 
 
-def _rank(metrics: dict[str, float]) -> tuple[float, float]:
-    return metrics["val/nonfinite_frac"], metrics.get("val/loss", math.inf)
+def _rank(metrics: dict[str, float], prefix: str) -> tuple[float, float]:
+    """Lower is better; above every validation if there was none yet."""
+    loss = metrics.get(f"{prefix}/loss", math.inf)
+    return metrics.get(f"{prefix}/nonfinite_frac", math.inf), loss

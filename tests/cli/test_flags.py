@@ -84,6 +84,13 @@ def test_plan_of_one_run_shows_configuration_size_and_cost_and_writes_nothing(ti
     assert not Path("runs").exists()
 
 
+def test_plan_of_a_finished_run_says_so(tiny, capsys):
+    assert main(tiny) == 0
+    capsys.readouterr()
+    assert main([*tiny, "plan=true"]) == 0
+    assert "is already finished; type rerun=true to train it again" in capsys.readouterr().out
+
+
 def test_plan_false_trains(tiny, capsys):
     assert main([*tiny, "plan=false"]) == 0
     assert len(list(Path("runs").rglob("record.json"))) == 1
@@ -93,6 +100,28 @@ def test_a_run_says_at_once_what_it_is(tiny, capsys):
     assert main([*tiny, "stability=ema"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("mlha + moe, ema, model proxy: 12 steps on the CPU, in runs/single/")
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("data=text data.path=nope.txt", "data.path=nope.txt: no such file"),
+        ("data=text data.path=short.txt", "must be below"),
+        ("trainer=gpu", "trainer.accelerator=gpu: no GPU is available here"),
+        ("resume=runs/none.ckpt", "resume=runs/none.ckpt"),
+        ("data=text data.path=short.txt --multirun seed=0,1", "must be below"),
+    ],
+)
+def test_a_run_that_cannot_start_is_not_announced(line, part, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    Path("short.txt").write_text("To be, or not\n")
+    arguments = [a for a in tiny if not a.startswith(("data", "trainer"))]
+    assert main([*arguments, *line.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert part in err
+    assert err.count("\n") == 1
+    assert not Path("runs").exists()
 
 
 def test_info_lists_options_and_versions(capsys):

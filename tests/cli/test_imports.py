@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.runs import ROOT
 
 COMMANDS = (
@@ -78,11 +80,45 @@ MISTYPED = (
     "train --multirun seed=0,1 lr=1e-3",
     "describe preset=huge",
     *(f"{command} nonsense=1" for command in COMMANDS),
+    "train seed=x",
+    "train repeat=-1",
+    "train recipe.max_steps=ten",
+    "train recipe.max_steps=-5",
+    "train recipe.max_steps=1e2",
+    "train recipe.schedule=steps",
+    "train ffn.top_k=x",
+    "train stability=ema stability.ema.decay=high",
+    "train rerun=perhaps",
+    "train model=external",
+    "train data=text",
+    "train --multirun recipe.max_steps=3,ten",
+    "describe model.num_layers=two",
+    "report",
+    "report study=nope",
+    "report csv=nope.csv arm=a seed=s endpoint=e",
+    "report mlflow=runs arm=a seed=s",
+)
+BAD_PATHS = (
+    "diagnose checkpoint=nope.pt",
+    "diagnose checkpoint=here",
+    "diagnose checkpoint=w.pt batch=nope.npy",
+    "diagnose checkpoint=w.pt precision=fp8",
+    "diagnose checkpoint=w.pt top=0",
+    "diagnose checkpoint=w.pt format=xml",
+    "diagnose checkpoint=w.pt kwargs=3",
+    "diagnose checkpoint=w.pt +traget=a:b",
+    "replay incident=nope",
+    "replay incident=here",
+    "replay incident=nope format=xml",
+    "replay incident=nope with.ffn.top_k=1",
 )
 
 
-def test_a_mistyped_name_is_answered_before_anything_heavy_is_imported(tmp_path):
-    for line, found in zip(MISTYPED, imported(*MISTYPED, cwd=tmp_path), strict=True):
+@pytest.mark.parametrize("lines", [MISTYPED, BAD_PATHS], ids=["names and numbers", "paths"])
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(lines, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "w.pt").touch()
+    for line, found in zip(lines, imported(*lines, cwd=tmp_path), strict=True):
         code, modules, out, _ = found
         assert code == 2, line
         assert out.strip() == "", line

@@ -341,7 +341,8 @@ BAD = {
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=text.npy": "damaged",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=large.npy": "the model does not accept it",
     f"checkpoint=w.pt {LLAMA} {KWARGS} batch=flat.npy": "(rows, time)",
-    f"checkpoint=w.pt {LLAMA} batch=batch.npy": "missing",
+    f"checkpoint=w.pt {LLAMA} batch=batch.npy": "needs vocab_size and max_seq_len; type"
+    " 'kwargs={vocab_size:...,max_seq_len:...}'",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy kwargs=3": "kwargs=3",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy kwargs={{1:2}}": "names must be text",
     f"checkpoint=w.pt {LLAMA} batch=batch.npy precision=fp8": "precision=fp8",

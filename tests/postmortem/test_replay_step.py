@@ -107,9 +107,14 @@ def test_replay_says_whether_a_change_would_have_averted_the_step(change, averte
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["incident=nowhere"], ["incident=nowhere", "no such checkpoint"]),
+        (["incident=nowhere"], ["incident=nowhere", "no such folder", "incidents/step-<n>"]),
         ([], ["incident", "has no value"]),
-        (["+with.ffn.router.foo=1"], ["with.ffn", "foo"]),
+        (["+with.ffn.router.foo=1"], ["with.ffn.router.foo: unknown field", "norm_eps"]),
+        (["+with.ffn.router.norm_epss=1"], ["with.ffn.router.norm_epss", "did you mean norm_eps?"]),
+        (["+with.ffn.top_kk=1"], ["with.ffn.top_kk", "did you mean top_k?"]),
+        (["+with.recipe.z_los_weight=1"], ["with.recipe.z_los_weight", "z_loss_weight"]),
+        (["with.ffn.router.norm_eps=1e-20"], ["type +with.ffn.router.norm_eps=1e-20"]),
+        (["+wiht.ffn.top_k=1"], ["wiht: unknown field; did you mean with?"]),
         (["+with.ffn.top_k=99"], ["with.ffn.top_k=99", "from 1 to"]),
         (["+with.model.hidden_dim=48"], ["with", "shape"]),
         (["+with.recipe.precision=bf16-mixed"], ["with.recipe.precision", "z_loss_weight"]),

@@ -10,9 +10,15 @@ field, the value and what is allowed.
 
 Four flags look at a configuration without training: `--cfg job` prints it with all values filled
 in, `--info` lists all options and folders, `--help` explains the command, and `plan=true` adds size
-and cost. `--config-dir FOLDER` adds options, presets and experiments of your own from a folder that
-is laid out like `conf/`. `--shell-completion install=bash` completes fields and options on the Tab
-key.
+and cost. The Tab key completes fields and options after
+
+    eval "$(python -m src.train --shell-completion install=bash)"
+
+`--config-dir FOLDER` adds options, presets and experiments of your own from a folder that is laid
+out like `conf/`. The file of a preset begins with the line `# @package _global_`. An option of
+attention, ffn, model, data or tokenizer begins with the same `defaults` as the files in `conf/`. A
+file in `stability/` sets fields of remedies below their names, such as `clip03: {{norm: 0.1}}`;
+what differs from the remedy's default becomes part of the run folder's name, as if typed.
 
 <contents>
 

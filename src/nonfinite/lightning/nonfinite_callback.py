@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from nonfinite.config import GuardConfig
+from nonfinite.last_line import line_of
 from nonfinite.lightning.guard import StepGuard
 from nonfinite.lightning.recorder import IncidentRecorder
 
@@ -62,6 +63,15 @@ class Nonfinite(StepGuard):
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         super().on_step_end(trainer, pl_module, step)
         self.recorder.on_step_end(trainer, pl_module, step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        skipped = self.counts["skipped_steps"]
+        fates = {"skipped": skipped, "applied": len(self.nonfinite_steps) - skipped}
+        line = line_of(trainer.global_step, self.nonfinite_steps, fates)
+        # Overflows that a GradScaler looks for are no incident.
+        if line is not None and self.incident is not None and trainer.is_global_zero:
+            self.recorder.say(line)
 
     def state_dict(self) -> dict[str, Any]:
         """The guard's state, and the recorder's below `recorder`."""

@@ -12,12 +12,14 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
+from nonfinite.builders import with_name
 from nonfinite.causes import LOOKED_AT, Evidence
 from nonfinite.finding import Finding
 from nonfinite.incident_files import json_safe, with_plain_values
 from nonfinite.lightning.guard import StepGuard
 from nonfinite.lightning.rerun_step import rerun_loss
 from nonfinite.lightning.step_callback import StepCallback
+from nonfinite.muting import is_muted
 from nonfinite.recording import (
     Rerun,
     largest_gradients,
@@ -56,7 +58,8 @@ class IncidentRecorder(StepCallback):
             values: mappings become dicts, arrays become tensors.
         say: shows one line to the user.
         extras: plain values to add to the saved state, such as the configuration.
-        repeat: the command that reruns the step, with `{folder}` for the incident's folder.
+        repeat: the command that reruns the step, with `{folder}` for the incident's folder and
+            `{model}` for the name of what builds the module.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class IncidentRecorder(StepCallback):
         *,
         say: Callable[[str], None] = print,
         extras: Mapping[str, Any] | None = None,
-        repeat: str = "python -m src.diagnose checkpoint={folder} target=<package.module:callable>",
+        repeat: str = "python -m src.diagnose checkpoint={folder} target={model}",
     ) -> None:
         self.folder, self.say, self.extras = Path(folder), say, extras or {}
         self.repeat = repeat
@@ -74,6 +77,7 @@ class IncidentRecorder(StepCallback):
         self.spike_step: int | None = None
         self.ring: deque[dict[str, float]] = deque(maxlen=RING)
         self._batches: list[dict[str, Any]] = []
+        self._is_muted = False
         self._routers: Routers = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,6 +86,7 @@ class IncidentRecorder(StepCallback):
         if guard is None:
             raise ValueError("the incident recorder needs a StepGuard among the callbacks")
         guard.add_observer(self._observe)
+        self._is_muted = is_muted()
         self._routers = routers_of(pl_module)
 
     def read_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, float], *, step: int) -> None:
@@ -134,6 +139,8 @@ class IncidentRecorder(StepCallback):
         finite: bool,
     ) -> None:
         step = trainer.global_step + 1
+        if self._is_muted:
+            return
         if not finite and self.incident is None:
             self.incident = self._try_record(trainer, pl_module, optimizer, step, "non-finite")
         elif finite and self.spike_step is None:
@@ -248,7 +255,7 @@ class IncidentRecorder(StepCallback):
             incident,
             self._state(trainer, task),
             list(self.ring),
-            command=self.repeat,
+            command=with_name(self.repeat, task),
         )
         return {**incident, "remarks": remarks}
 

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from src.common import record as records
-from src.common.errors import DamagedError, InputError, damaged
-from src.common.run_folder import check_study, lost_lines, read_json, read_metrics
+from src.common.errors import DamagedError, damaged
+from src.common.run_folder import lost_lines, read_json, read_metrics
 from src.config.remedy_roles import (
     AA_CONTROL,
     POSITIVE_CONTROL,
@@ -20,6 +20,7 @@ from src.config.remedy_roles import (
     loss_metric,
     roles_of,
 )
+from src.study.read.find_study import check_has_runs, run_folders
 from src.tracking.labels import variant_of
 from src.tracking.push_state import SWEEPS
 
@@ -179,24 +180,13 @@ def collect(runs_folder: Path, name: str) -> Study:
     Raises:
         InputError: there is no such study, or none of its runs can be read.
     """
-    check_study(name)
+    check_has_runs(runs_folder, name)
     folder = runs_folder / name
     sweeps = _sweeps(folder)
     order = [cell["variant"] for sweep in sweeps for cell in sweep["cells"]]
     rank = {variant: index for index, variant in reversed(list(enumerate(order)))}
     known = {cell["variant"]: cell["baseline"] for sweep in sweeps for cell in sweep["cells"]}
-    found = [
-        path.parent
-        for path in sorted(folder.glob("*/seed-*/config.yaml"))
-        # The name of a folder that rerun=true moved aside contains the time.
-        if "." not in path.parent.name
-    ]
-    if not found:
-        studies = sorted(p.name for p in runs_folder.glob("*") if any(p.glob("*/seed-*")))
-        raise InputError(
-            f"study={name}: has no runs in {runs_folder}"
-            f" (allowed: {', '.join(studies) or 'none yet'})"
-        )
+    found = run_folders(folder)
     variants = {path.parent.name for path in found}
     runs: list[Run] = []
     damages = []

@@ -1,7 +1,7 @@
 """Writes the report of a study: an HTML page, Markdown, CSV files and charts."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from src.common.tracking_address import default_uri, given_uri
 from src.study.analysis.analyse import analyse
 from src.study.analysis.compare_arms import FAMILIES
 from src.study.analysis.frames import headline
+from src.study.before_reporting import keys_of, names_of, source_of, text_of
 from src.study.read.collect import Study, collect
 from src.study.read.from_csv import write_frame
 from src.study.read.outside_runs import OutsideStudy, from_csv_file, from_mlflow
@@ -37,74 +38,35 @@ class ReportFiles:
     """The metrics of the sweep's own run in MLflow."""
 
 
-SOURCES = ("study", "studies", "csv", "mlflow")
-"""Where runs come from: this project's folders, a table, or an MLflow experiment."""
-
-
 def report_command(given: Mapping[str, Any]) -> int:
     """`python -m src.report`: writes the report and prints its short table.
 
     Raises:
         InputError: there is no such study, table or experiment, or the folder cannot be written.
     """
-    named = [source for source in SOURCES if given[source] is not None]
-    if len(named) != 1:
-        shown = " ".join(f"{source}={given[source]}" for source in named) or "study=null"
-        raise InputError(
-            f"{shown}: name one of study=NAME, studies=[NAME,NAME], csv=FILE and mlflow=EXPERIMENT"
-        )
+    source = source_of(given)
     out = None if given["out"] is None else given_path(given, "out")
-    if named[0] in ("csv", "mlflow"):
-        write_comparison(_outside(given, named[0]), given["control"], out or Path("comparison"))
+    if source in ("csv", "mlflow"):
+        write_comparison(_outside(given, source), given["control"], out or Path("comparison"))
         return 0
     runs, family = given_path(given, "paths.runs"), given["family"]
     if family not in FAMILIES:
         raise InputError(f"family={family}: must be one of {', '.join(FAMILIES)}")
-    if named == ["studies"]:
-        studies = [collect(runs, name) for name in _names(given["studies"])]
+    studies = [collect(runs, name) for name in names_of(given, source)]
+    if source == "studies":
         write_studies(studies, out or Path("comparison"), family=family)
     else:
-        write_report(collect(runs, _study_name(given["study"])), out, family=family)
+        write_report(studies[0], out, family=family)
     return 0
-
-
-def _study_name(value: Any) -> str:
-    """The name of one study."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        listed = ",".join(map(str, value))
-        raise InputError(f"study=[{listed}]: is one study; type 'studies=[{listed}]' for several")
-    return _text("study", value)
-
-
-def _names(value: Any) -> list[str]:
-    """The names of several studies."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise InputError(f"studies={value}: must be a list, such as 'studies=[stability,hot]'")
-    names = list(dict.fromkeys(_text("studies", name) for name in value))
-    if len(names) < 2:
-        raise InputError(f"studies={value}: must name two studies or more")
-    return names
 
 
 def _outside(given: Mapping[str, Any], source: str) -> OutsideStudy:
     """The runs of a table or of an MLflow experiment."""
-    lacking = [field for field in ("arm", "seed", "endpoint") if given[field] is None]
-    if lacking:
-        what = "column" if source == "csv" else "param, tag or metric"
-        raise InputError(f"{lacking[0]}=null: name the {what} of the {lacking[0]}")
-    keys = {field: _text(field, given[field]) for field in ("arm", "seed", "endpoint")}
+    keys = keys_of(given, source)
     if source == "csv":
         return from_csv_file(given_path(given, "csv"), **keys)
-    name, uri = _text("mlflow", given["mlflow"]), given_uri(given) or default_uri()
+    name, uri = text_of("mlflow", given["mlflow"]), given_uri(given) or default_uri()
     return from_mlflow(experiment_runs(name, uri), name=name, **keys)
-
-
-def _text(field: str, value: Any) -> str:
-    """A name or a path, which the command line may have parsed as a number."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    shown = "null" if value is None else value
-    raise InputError(f"{field}={shown}: must be text")
 
 
 def write_report(
