@@ -77,6 +77,8 @@ def of_all_workers(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _what_tests_have_watched_says_nothing_at_the_end():
     """Many of them let steps fail, and each would be counted in a line of its own."""
+    from nonfinite import last_line
+
     yield
     from nonfinite import last_line
 

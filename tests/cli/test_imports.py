@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.runs import ROOT
 
 COMMANDS = (
@@ -95,6 +97,8 @@ MISTYPED = (
     "report study=nope",
     "report csv=nope.csv arm=a seed=s endpoint=e",
     "report mlflow=runs arm=a seed=s",
+)
+BAD_PATHS = (
     "diagnose checkpoint=nope.pt",
     "diagnose checkpoint=here",
     "diagnose checkpoint=w.pt batch=nope.npy",
@@ -108,13 +112,13 @@ MISTYPED = (
     "replay incident=nope format=xml",
     "replay incident=nope with.ffn.top_k=1",
 )
-"""Wrong names, numbers and paths. There are a folder called here and a file called w.pt."""
 
 
-def test_a_mistyped_name_number_or_path_is_answered_before_anything_heavy_is_imported(tmp_path):
+@pytest.mark.parametrize("lines", [MISTYPED, BAD_PATHS], ids=["names and numbers", "paths"])
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(lines, tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "w.pt").touch()
-    for line, found in zip(MISTYPED, imported(*MISTYPED, cwd=tmp_path), strict=True):
+    for line, found in zip(lines, imported(*lines, cwd=tmp_path), strict=True):
         code, modules, out, _ = found
         assert code == 2, line
         assert out.strip() == "", line

@@ -31,6 +31,8 @@ class StudyArms:
 
     def __init__(self, folder: StudyFolder) -> None:
         self.folder = folder
+        # By variant: a page asks for the arms of a study hundreds of times.
+        self._fields: dict[str, Mapping[str, str]] = {}
 
     @cached_property
     def arms(self) -> list[ArmResult]:
@@ -76,14 +78,16 @@ class StudyArms:
             raise ValueError(f"{stability}, {fields}: matches several arms: {labels}")
         return plain[0]
 
-    def fields_of(self, arm: ArmResult) -> dict[str, str]:
+    def fields_of(self, arm: ArmResult) -> Mapping[str, str]:
         """An arm's choices, the fields in its variant's name, and those that vary in the study."""
-        results = self.folder.results
-        (row, *_) = results[results["variant"] == arm.variant].to_dict("records")
-        varied = [text.partition("=") for text in (row["varied"] or "").split()]
-        pieces = [piece.partition("-") for piece in variant_name.fields_of(arm.variant)[1:]]
-        found = {name: value for name, _, value in [*varied, *pieces]}
-        return found | self.folder.study.of(arm.variant)[0].axes
+        if arm.variant not in self._fields:
+            results = self.folder.results
+            varied_text = results["varied"][results["variant"] == arm.variant].iloc[0]
+            varied = [text.partition("=") for text in (varied_text or "").split()]
+            pieces = [piece.partition("-") for piece in variant_name.fields_of(arm.variant)[1:]]
+            found = {name: value for name, _, value in [*varied, *pieces]}
+            self._fields[arm.variant] = found | self.folder.study.of(arm.variant)[0].axes
+        return self._fields[arm.variant]
 
     def runs(self, stability: str | None = None, **fields: str | None) -> list[Run]:
         """The runs of some arms that have ended."""
