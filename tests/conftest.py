@@ -80,7 +80,6 @@ def _what_tests_have_watched_says_nothing_at_the_end():
     from nonfinite import last_line
 
     yield
-    from nonfinite import last_line
 
     last_line.forget()
 
