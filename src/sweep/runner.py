@@ -29,11 +29,11 @@ from src.run.resume import finished_record
 from src.sweep.cluster import LAUNCHER, cancel_waiting, is_queued
 from src.sweep.job import MAX_GRACE_SECONDS, MOVED, Job, is_alive
 from src.sweep.launch import launch
-from src.sweep.looks import check_looks, rounds
 from src.sweep.manifest import Manifest
 from src.sweep.monitor import Monitor
 from src.sweep.plan import Cell, Plan, make_plan
 from src.sweep.preview import show_plan
+from src.sweep.rounds import check_looks, rounds
 from src.tracking.push_state import SWEEPS, is_held, writer_lock
 from src.tracking.sweep_run import SweepRun, close_run, lock_file
 

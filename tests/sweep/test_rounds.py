@@ -7,10 +7,10 @@ import pytest
 
 from src.common.errors import InputError
 from src.study.read.collect import collect
-from src.sweep import looks
-from src.sweep.looks import check_looks, rounds
+from src.sweep import rounds as rounds_module
 from src.sweep.manifest import Manifest
 from src.sweep.plan import make_plan
+from src.sweep.rounds import check_looks, rounds
 from tests.conftest import TINY
 from tests.study import synthetic
 from tests.study.synthetic import Arm
@@ -63,7 +63,7 @@ def results(planned, monkeypatch):
             found, runs=runs, looks=dict.fromkeys(variants.values(), planned.looks)
         )
 
-    monkeypatch.setattr(looks, "collect", study)
+    monkeypatch.setattr(rounds_module, "collect", study)
     return failing, done
 
 
@@ -132,9 +132,9 @@ def test_fewer_arms_need_fewer_untreated_runs(planned):
     treated = [cell for cell in many.cells if option(cell) not in ("none", "shaken_full")]
     arms = list(dict.fromkeys(cell.config.variant_name for cell in treated))
     decided = dict.fromkeys(arms[2:], "")
-    needed = {c.config.repeat for c in shaken if looks._is_needed(c, many, decided)}
+    needed = {c.config.repeat for c in shaken if rounds_module._is_needed(c, many, decided)}
     assert needed == {0}
-    assert not any(looks._is_needed(c, many, dict.fromkeys(arms, "")) for c in shaken)
+    assert not any(rounds_module._is_needed(c, many, dict.fromkeys(arms, "")) for c in shaken)
 
 
 def test_a_sweep_without_looks_has_one_round(planned):
