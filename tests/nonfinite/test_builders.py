@@ -181,7 +181,7 @@ ANSWERS = {
     "net:NUMBER": "is a int; must be callable",
     "net:fails": "RuntimeError",
     "net:list": "returned a list; must return the model",
-    "leaves:Net": "SystemExit: 3",
+    "quits_at_once:Net": "SystemExit: 3",
 }
 
 
@@ -195,7 +195,7 @@ def incident():
 def test_what_cannot_be_built_is_answered_with_what_to_type(incident, capsys, monkeypatch):
     monkeypatch.syspath_prepend(Path.cwd())
     Path("net.py").write_text(f"{NET}\nlist = list\n")
-    Path("leaves.py").write_text("import sys\n\nsys.exit(3)\n")
+    Path("quits_at_once.py").write_text("import sys\n\nsys.exit(3)\n")
     for name, line in ANSWERS.items():
         with pytest.raises(SystemExit) as ended:
             main([str(incident), "--model", name])
