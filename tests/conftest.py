@@ -126,7 +126,7 @@ def _what_is_composed_twice_is_kept():
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_repository import ConfigRepository
 
-    # Without it types are not checked, and what is kept would hang on who came first.
+    # Without it types are not checked, and what is kept would depend on which came first.
     import src.config.schema  # noqa: F401
 
     read, compose = ConfigRepository.load_config, hydra.compose

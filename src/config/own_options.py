@@ -81,7 +81,7 @@ def _is_of_absent(argument: str, remedies: Iterable[str]) -> bool:
 
 
 def _plain(composed: DictConfig) -> dict[str, Any]:
-    # Hydra's own section refers to a job that there is none of.
+    # Hydra's own section refers to a job, which does not exist here.
     own = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
     sections = OmegaConf.to_container(own, resolve=True, throw_on_missing=False)
     assert isinstance(sections, dict)

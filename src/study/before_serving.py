@@ -65,7 +65,7 @@ def is_taken(port: int) -> bool:
 
 
 def _database_at(root: str) -> str | None:
-    """The fingerprint of the database that a server of ours shows; None if it is another's."""
+    """The fingerprint of the database that this project's server shows; None for any other."""
     try:
         with urllib.request.urlopen(f"{root}{SERVED}", timeout=2.0) as answer:
             return str(answer.read(100).decode("ascii", errors="replace"))

@@ -18,6 +18,7 @@ from scipy import special, stats
 from src.common.number_format import p_equals
 from src.study.analysis.permutation import Pair, Permuted
 from src.study.analysis.results import ArmResult, Proportion
+from src.study.analysis.stats import design_effect_of
 
 SEEDS = (0.25, 0.5, 1.0)
 """The share of the seeds that have been run at each look."""
@@ -91,14 +92,14 @@ def chance_if_halved(
     Args:
         arm: runs of the arm that failed.
         untreated: untreated runs that failed.
-        num_seeds: the seeds of these runs.
+        num_seeds: the seeds of these runs; 0: each run has a seed of its own.
         within_seed: the correlation of failures within a seed; above 0, the runs of one seed count
             as fewer (the design effect of Kish 1965).
     """
     if not arm.events or not untreated.events:
         return 1.0
     effects = [
-        1 + (share.total / num_seeds - 1) * max(0.0, within_seed) if num_seeds else 1.0
+        design_effect_of(share, num_seeds=num_seeds or share.total, within_seed=within_seed)
         for share in (arm, untreated)
     ]
     events, total = arm.events / effects[0], arm.total / effects[0]

@@ -37,6 +37,11 @@ def _student_quantile(df: int) -> float:
     return float(stats.t.ppf(1 - ALPHA / 2, df))
 
 
+def design_effect_of(share: Proportion, *, num_seeds: int, within_seed: float) -> float:
+    """By how much the runs of a seed, which fail alike, count as fewer (Kish 1965); at least 1."""
+    return 1 + (share.total / num_seeds - 1) * max(0.0, within_seed)
+
+
 def share_difference(
     arm: Proportion, untreated: Proportion, *, num_seeds: int, within_seed: float = 0.0
 ) -> Estimate | None:
@@ -57,7 +62,10 @@ def share_difference(
         return None
     one, two = arm.events / arm.total, untreated.events / untreated.total
     (one_low, one_high), (two_low, two_high) = (
-        wilson(share, design_effect=1 + (share.total / num_seeds - 1) * max(0.0, within_seed))
+        wilson(
+            share,
+            design_effect=design_effect_of(share, num_seeds=num_seeds, within_seed=within_seed),
+        )
         for share in (arm, untreated)
     )
     difference = one - two
