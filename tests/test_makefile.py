@@ -47,7 +47,9 @@ def make(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     asked = ["make", "-f", str(ROOT / "Makefile"), "READY=", f"BIN={Path(sys.executable).parent}"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     # As from a shell: make hands its own variables on to the make that it starts.
-    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKEOVERRIDES", "STUDY")}
+    # The suite itself is run by make, whose level would show in what this one prints.
+    of_make = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "STUDY")
+    env = {name: value for name, value in os.environ.items() if name not in of_make}
     return subprocess.run(
         [*asked, *words],
         cwd=cwd,
