@@ -102,7 +102,9 @@ def _load(config: RunConfig, corpus: Corpus, *, rank: int = 0) -> Job:
 def _check_start(job: Job) -> None:
     """Checks the state that the run starts from, then moves an old run aside for rerun=true."""
     config = job.config
-    check_saved_state(config, job.config_hash)
+    if config.fork is not None:
+        # A checkpoint to resume was checked before the run was announced; reading it takes long.
+        check_saved_state(config, job.config_hash)
     if config.rerun:
         aside = job.folder.move_aside()
         if aside is not None:

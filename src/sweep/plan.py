@@ -251,13 +251,8 @@ def _planned_looks(cells: Sequence[Cell]) -> list[list[int]]:
 
 def _with_controls(composer: Composer, cells: Sequence[Cell]) -> list[Cell]:
     """Adds A/A runs to each baseline that has none, as many as its number of arms asks for."""
-    arms: dict[str, set[str]] = {}
-    has_own = set()
-    for cell in cells:
-        if cell.baseline is not None and is_aa_control(cell.config):
-            has_own.add(cell.baseline)
-        elif cell.baseline is not None:
-            arms.setdefault(cell.baseline, set()).add(cell.config.variant_name)
+    arms = arms_by_baseline(cells)
+    has_own = {cell.baseline for cell in cells if is_aa_control(cell.config)}
     found = []
     for cell in cells:
         found.append(cell)
@@ -270,6 +265,15 @@ def _with_controls(composer: Composer, cells: Sequence[Cell]) -> list[Cell]:
             control = composer.config(arguments)
             found.append(Cell(config=control, arguments=arguments, baseline=name, added=True))
     return found
+
+
+def arms_by_baseline(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """The names of the arms that are compared with each baseline, without its A/A controls."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if cell.baseline is not None and not is_aa_control(cell.config):
+            found.setdefault(cell.baseline, {})[cell.config.variant_name] = None
+    return {baseline: list(names) for baseline, names in found.items()}
 
 
 def is_aa_control(config: RunConfig) -> bool:

@@ -19,7 +19,7 @@ from src.study.analysis.power import detectable_prevention
 from src.study.analysis.stats import ALPHA
 from src.sweep.cluster import LAUNCHER
 from src.sweep.cost import COMPILE_SECONDS, START_SECONDS, step_seconds
-from src.sweep.plan import Cell, Plan, is_aa_control
+from src.sweep.plan import Cell, Plan, arms_by_baseline, is_aa_control
 
 EXPECTED_SHARE = 0.95
 """The share of untreated runs that fail, for which a plan says what it can see."""
@@ -185,10 +185,7 @@ def _is_unmatched(cell: Cell, plan: Plan, finished: Mapping[Path, bool]) -> bool
 
 def _show_design(plan: Plan) -> None:
     """Says when a sequential sweep looks at its results, and which effect a sweep can see."""
-    arms: dict[str, set[str]] = {}
-    for cell in plan.cells:
-        if cell.baseline is not None and cell.config.remedies and not is_aa_control(cell.config):
-            arms.setdefault(cell.baseline, set()).add(cell.config.variant_name)
+    arms = arms_by_baseline([cell for cell in plan.cells if cell.config.remedies])
     if not arms:
         return
     baseline = max(arms, key=lambda name: len(arms[name]))

@@ -1,6 +1,6 @@
 """The rounds of a sequential sweep: after each look, only undecided arms get further seeds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from src.common import terminal
 from src.common.errors import InputError
@@ -9,7 +9,7 @@ from src.study.analysis.analyse import arm_results
 from src.study.analysis.looks import decision, num_untreated
 from src.study.read.collect import collect, recorded_looks
 from src.sweep.manifest import Manifest
-from src.sweep.plan import Cell, Plan, is_aa_control
+from src.sweep.plan import Cell, Plan, arms_by_baseline, is_aa_control
 
 
 def check_looks(plan: Plan) -> None:
@@ -36,51 +36,51 @@ def rounds(plan: Plan, manifest: Manifest) -> Iterator[list[Cell]]:
     if not plan.looks:
         yield plan.cells
         return
-    decided: dict[str, str] = {}
+    decided: set[str] = set()
     before: set[int] = set()
     for number, seeds in enumerate(plan.looks, 1):
-        new = [cell for cell in plan.cells if cell.config.seed in set(seeds) - before]
-        needed = [cell for cell in new if _is_needed(cell, plan, decided)]
-        for cell in new:
-            if cell not in needed and not manifest.is_finished(cell):
+        undecided = {
+            baseline: [name for name in names if name not in decided]
+            for baseline, names in arms_by_baseline(plan.cells).items()
+        }
+        needed = []
+        for cell in plan.cells:
+            if cell.config.seed not in set(seeds) - before:
+                continue
+            if _is_needed(cell, undecided):
+                needed.append(cell)
+            elif not manifest.is_finished(cell):
                 manifest.set(cell, "not needed", f"decided after {len(before)} seeds")
         before |= set(seeds)
-        if not needed:
-            continue
-        yield needed
-        _decide(plan, decided, number)
+        if needed:
+            yield needed
+            _decide(plan, decided, number)
 
 
-def _is_needed(cell: Cell, plan: Plan, decided: Mapping[str, str]) -> bool:
-    """Whether a run can still decide something: its arm, or one that is compared with it."""
+def _is_needed(cell: Cell, undecided: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a run can still decide something: its arm, or one that is compared with it.
+
+    Args:
+        cell: the run.
+        undecided: the names of undecided arms, by baseline.
+    """
     name = cell.config.variant_name
-    if cell.baseline is not None and not is_aa_control(cell.config):
-        return name not in decided
-    baseline = cell.baseline or name
-    open_arms = {
-        other.config.variant_name
-        for other in plan.cells
-        if other.baseline == baseline
-        and not is_aa_control(other.config)
-        and other.config.variant_name not in decided
-    }
-    if cell.baseline is None or not cell.added:
-        return bool(open_arms)
-    return bool(open_arms) and cell.config.repeat < num_untreated(len(open_arms)) - 1
+    if cell.baseline is None:
+        return bool(undecided.get(name))
+    arms = undecided.get(cell.baseline, ())
+    if not is_aa_control(cell.config):
+        return name in arms
+    return bool(arms) and (not cell.added or cell.config.repeat < num_untreated(len(arms)) - 1)
 
 
-def _decide(plan: Plan, decided: dict[str, str], number: int) -> None:
+def _decide(plan: Plan, decided: set[str], number: int) -> None:
     """Looks at the results so far, and prints which arms are decided."""
     arms = {
         arm.variant: arm
         for arm in arm_results(collect(plan.folder.parent, plan.study))
         if arm.comparisons and not arm.is_aa_control
     }
-    names = dict.fromkeys(
-        cell.config.variant_name
-        for cell in plan.cells
-        if cell.baseline is not None and not is_aa_control(cell.config)
-    )
+    names = [name for each in arms_by_baseline(plan.cells).values() for name in each]
     shorts = short_names([cell.config.variant_name for cell in plan.cells])
     is_last = number == len(plan.looks)
     terminal.say(f"look {number} of {len(plan.looks)}, after {len(plan.looks[number - 1])} seeds:")
@@ -90,7 +90,7 @@ def _decide(plan: Plan, decided: dict[str, str], number: int) -> None:
         arm = arms[name]
         why = decision(arm)
         if why is not None:
-            decided[name] = why
+            decided.add(name)
             terminal.say(f"  {shorts[name]}: {why}")
         else:
             share = f"{arm.nonfinite.events} of {arm.nonfinite.total} fail"

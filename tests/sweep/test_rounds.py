@@ -9,7 +9,7 @@ from src.common.errors import InputError
 from src.study.read.collect import collect
 from src.sweep import rounds as rounds_module
 from src.sweep.manifest import Manifest
-from src.sweep.plan import make_plan
+from src.sweep.plan import arms_by_baseline, make_plan
 from src.sweep.rounds import check_looks, rounds
 from tests.conftest import TINY
 from tests.study import synthetic
@@ -129,12 +129,11 @@ def test_fewer_arms_need_fewer_untreated_runs(planned):
     )
     shaken = [cell for cell in many.cells if option(cell) == "shaken_full"]
     assert {cell.config.repeat for cell in shaken} == {0, 1}
-    treated = [cell for cell in many.cells if option(cell) not in ("none", "shaken_full")]
-    arms = list(dict.fromkeys(cell.config.variant_name for cell in treated))
-    decided = dict.fromkeys(arms[2:], "")
-    needed = {c.config.repeat for c in shaken if rounds_module._is_needed(c, many, decided)}
-    assert needed == {0}
-    assert not any(rounds_module._is_needed(c, many, dict.fromkeys(arms, "")) for c in shaken)
+    ((baseline, arms),) = arms_by_baseline(many.cells).items()
+    assert len(arms) == 10
+    two = {baseline: arms[:2]}
+    assert {c.config.repeat for c in shaken if rounds_module._is_needed(c, two)} == {0}
+    assert not any(rounds_module._is_needed(c, {baseline: []}) for c in shaken)
 
 
 def test_a_sweep_without_looks_has_one_round(planned):
