@@ -17,7 +17,7 @@ python -m src.train --multirun field=a,b,c ...     train one run for each value
   tokenizer=char|byte|bpe|smollm2|checkpoint
   init=FOLDER            start with the weights, sizes and tokenizer of a saved or converted model
   seed=0  study=name  resume=auto|never|CHECKPOINT  rerun=true  tracking=mlflow|local
-  recipe.max_steps=440  recipe.learning_rate=3e-3  recipe.precision=32-true|bf16-mixed  ...
+  recipe.max_steps=440  recipe.learning_rate=3e-3  recipe.precision=32-true|bf16-mixed|bf16-true ...
 
 Sweeps: experiment=stability|precision|... n_jobs=2 timeout=SECONDS share_prefix=false
         hydra/launcher=slurm hydra.launcher.partition=...   (docs/cluster.md)

@@ -122,7 +122,7 @@ HYDRA = {
 
 VALUES = {
     "recipe.precision": _by_word(
-        {"bf16-mixed": "16 bf16 fp16 bfloat16 16-mixed true", "32-true": "32 fp32 float32 32-full"}
+        {"bf16-mixed": "16 bf16 fp16 bfloat16 16-mixed", "32-true": "32 fp32 float32 32-full"}
     ),
     # Of a saved model, people name the dtype of its weights.
     "precision": _by_word(

@@ -64,6 +64,7 @@ ROLES: dict[str, Role] = {
     "model.source": Role(typed=False, must_match=True),
     "tokenizer": Role(hashed="content", must_match=True, set_by=("preset", "init")),
     "data": Role(hashed="content", must_match=True, set_by=("preset",)),
+    "poison": Role(set_by=("preset",)),
     "seed": Role(named=False, is_replicate=True, must_match=True),
     "repeat": Role(named=False, is_replicate=True, inherited=False),
     "recipe": Role(set_by=("preset",)),

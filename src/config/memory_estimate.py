@@ -24,7 +24,7 @@ from src.model.architecture import ModelParts
 from src.model.ffn.moe import MoEConfig
 from src.training.loss import CHUNK, saves_memory
 
-FLOAT32 = 4
+FLOAT32, BFLOAT16 = 4, 2
 
 PROGRAM_BYTES = {"cpu": 510 * 2**20, "cuda": 500 * 2**20}
 """Memory in use before a model exists: Python and its libraries, or a CUDA context."""
@@ -148,7 +148,7 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
     if not _can_be_tried(architecture):
         return None
     total = architecture.measure(vocab_size=vocab_size).params_total
-    weights = total * FLOAT32
+    weights = total * (BFLOAT16 if recipe.precision == "bf16-true" else FLOAT32)
     rows = recipe.batch_size // config.trainer.devices
     counts = {
         (num_layers, num_rows): _kept_bytes(config, layers=num_layers, rows=num_rows)
@@ -164,11 +164,11 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
 
     device = config.trainer.device_type
     has_experts = isinstance(architecture.ffn, MoEConfig)
-    is_bf16 = recipe.precision == "bf16-mixed"
+    is_bf16 = recipe.precision != "32-true"
     num_layers = model.num_layers
     tokens = rows * recipe.seq_len
     per_block = blocks(2) - blocks(1)
-    states = tokens * model.hidden_dim * FLOAT32
+    states = tokens * model.hidden_dim * (BFLOAT16 if recipe.precision == "bf16-true" else FLOAT32)
     if config.trainer.activation_checkpointing:
         kept, recomputed = blocks(0) + num_layers * states, per_block
     else:
@@ -211,8 +211,10 @@ def _kept_bytes(config: RunConfig, *, layers: int, rows: int) -> int:
 
     shape = rows, config.recipe.seq_len
     tokens_BT = torch.randint(64, shape, generator=generator(0, "memory"))
-    bf16 = config.recipe.precision == "bf16-mixed"
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    precision = config.recipe.precision
+    if precision == "bf16-true":
+        model = model.to(torch.bfloat16)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
         model.states(tokens_BT)
     return sum(kept.values())

@@ -19,7 +19,7 @@ from src.config.field_roles import ROLES, hashed_fields
 from src.config.fork import Fork
 from src.config.schema import PathsConfig, TrackingConfig, TrainerConfig
 from src.config.variant_name import Variant
-from src.data import DataConfig, TokenizerConfig
+from src.data import DataConfig, PoisonConfig, TokenizerConfig
 from src.external.model import ExternalConfig, ExternalModel
 from src.model import ModelConfig
 from src.model.architecture import Architecture, ModelParts
@@ -30,7 +30,7 @@ from src.training.recipe import RecipeConfig
 
 SECTIONS = (
     *("attention", "ffn", "stability", "model", "tokenizer", "recipe", "guard"),
-    *("data", "trainer", "watch", "tracking", "paths"),
+    *("data", "poison", "trainer", "watch", "tracking", "paths"),
 )
 """Sections of config.yaml that have fields of their own, in order."""
 
@@ -49,6 +49,8 @@ class RunConfig:
     """Sizes and initialisation, or an external model."""
     data: DataConfig
     """The text, and how much of it is held out for validation."""
+    poison: PoisonConfig
+    """Training batches that are spoilt on purpose."""
     tokenizer: TokenizerConfig
     """The tokenizer."""
     recipe: RecipeConfig
@@ -154,7 +156,8 @@ class RunConfig:
             for name, fields in source["stability"].items()
         ]
         same = all(
-            hashed_fields(name, source[name]) == hashed_fields(name, ours[name])
+            # Early versions could not spoil batches, and recorded nothing about it.
+            hashed_fields(name, source.get(name, {})) == hashed_fields(name, ours[name])
             for name in (*SECTIONS, "kinds")
             if ROLES[name].is_hashed and name != "stability"
         )
@@ -193,6 +196,8 @@ class RunConfig:
     def _section(self, name: str) -> dict[str, Any]:
         if name == "stability":
             return {key: dataclasses.asdict(remedy) for key, remedy in self.remedies.items()}
+        if name == "poison" and not self.poison.is_on:
+            return {}
         if name == "model":
             return dataclasses.asdict(self.model) | self.architecture.facts()
         return dataclasses.asdict(getattr(self, name))
@@ -217,6 +222,8 @@ class RunConfig:
         # hashes of old runs stay valid.
         if self.guard.on_alarm != "stop":
             content["guard"].pop("on_alarm")
+        if not self.poison.is_on:
+            content.pop("poison")
         content["kinds"] = kinds_of(self.attention, self.ffn)
         content["tokenizer"] = self.tokenizer.key()
         content["data"] = corpus or self.data.fingerprint(Path(self.paths.cache))

@@ -17,7 +17,7 @@ from src.checkpoint.rebuild import ExternalPart
 from src.common.errors import InputError
 from src.common.read_checkpoint import EXTERNAL
 from src.common.tracking_address import keep
-from src.data import SOURCES, TOKENIZERS
+from src.data import SOURCES, TOKENIZERS, PoisonConfig
 from src.external.model import ExternalConfig
 from src.model import ModelConfig
 from src.model.attention import ATTENTIONS
@@ -129,6 +129,7 @@ class Schema:
     model: Any = MISSING
     data: Any = MISSING
     tokenizer: Any = MISSING
+    poison: PoisonConfig = MISSING
     recipe: RecipeConfig = MISSING
     guard: GuardConfig = MISSING
     watch: WatchConfig = MISSING

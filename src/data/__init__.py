@@ -2,6 +2,7 @@
 
 from src.data.batches import TrainBatches, ValBatches
 from src.data.corpus import Corpus, DataConfig
+from src.data.poison import PoisonConfig
 from src.data.sources import SOURCES
 from src.data.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
 
@@ -10,6 +11,7 @@ __all__ = [
     "TOKENIZERS",
     "Corpus",
     "DataConfig",
+    "PoisonConfig",
     "Tokenizer",
     "TokenizerConfig",
     "TrainBatches",

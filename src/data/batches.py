@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from src.common.random_streams import stream_seed
+from src.data.poison import PoisonConfig
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, (B, T) int64 each; targets are the inputs shifted by one token."""
@@ -31,6 +32,8 @@ class TrainBatches:
         batch_size: rows of a micro-batch, over all processes.
         seq_len: tokens of a row.
         first: called when iteration starts; returns the index of the first micro-batch.
+        accumulate: micro-batches of an optimizer step.
+        poison: spoils the batches of some optimizer steps; None: spoils none.
         rank, world_size: index of this process, and number of processes that share a step.
 
     Raises:
@@ -45,6 +48,8 @@ class TrainBatches:
         batch_size: int,
         seq_len: int,
         first: Callable[[], int] = lambda: 0,
+        accumulate: int = 1,
+        poison: PoisonConfig | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -52,6 +57,7 @@ class TrainBatches:
             raise ValueError(f"batch_size={batch_size}: must be a multiple of {world_size}")
         self.tokens, self.seed = tokens, seed
         self.batch_size, self.seq_len, self.first = batch_size, seq_len, first
+        self.accumulate, self.poison = accumulate, poison
         share = batch_size // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
 
@@ -61,7 +67,10 @@ class TrainBatches:
         num_starts = len(self.tokens) - self.seq_len
         # Each rank draws all rows and keeps its share: rows do not depend on the number of ranks.
         starts = draw.integers(num_starts, size=self.batch_size)
-        return _windows(self.tokens, starts[self._mine], self.seq_len)
+        batch = _windows(self.tokens, starts[self._mine], self.seq_len)
+        if self.poison is None or not self.poison.spoils(index // self.accumulate + 1):
+            return batch
+        return self.poison.spoilt(batch)
 
     def __iter__(self) -> Iterator[Batch]:
         index = self.first()

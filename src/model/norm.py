@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
         if trains_here and not torch.compiler.is_compiling():
             normed: Tensor = _NormOnCPU.apply(x.float(), self.weight.float(), self.eps)
         else:
-            normed = F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+            normed = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
         return normed.to(x.dtype)
 
 

@@ -49,7 +49,12 @@ def entries_for(state: SavedState, batch: Path | None) -> list[dict[str, Any]]:
         raise InputError(f"batch=null: the run's own data cannot be loaded ({error})") from error
     recipe = config.recipe
     batches = TrainBatches(
-        corpus.train, seed=config.seed, batch_size=recipe.batch_size, seq_len=recipe.seq_len
+        corpus.train,
+        seed=config.seed,
+        batch_size=recipe.batch_size,
+        seq_len=recipe.seq_len,
+        accumulate=recipe.accumulate,
+        poison=config.poison,
     )
     first = state.saved["global_step"] * recipe.accumulate
     return [_entry(batches.batch(first + index)) for index in range(recipe.accumulate)]

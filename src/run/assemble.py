@@ -125,6 +125,8 @@ def assemble(
         batch_size=recipe.batch_size,
         seq_len=recipe.seq_len,
         first=lambda: trainer.global_step * recipe.accumulate,
+        accumulate=recipe.accumulate,
+        poison=config.poison,
         rank=place.rank,
         world_size=place.world_size,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -42,6 +43,13 @@ class EmaConfig(RemedyConfig):
             raise ValueError(f"decay={self.decay}: must be at least 0 and below 1")
         if self.horizon_frac is not None:
             check_frac("horizon_frac", self.horizon_frac)
+
+    def check(self, parts: Mapping[str, Any]) -> None:
+        if parts["recipe"].precision == "bf16-true":
+            raise ValueError(
+                "decay: an average of bfloat16 weights would round most updates away, so ema needs"
+                " recipe.precision=32-true or bf16-mixed"
+            )
 
     def decay_for(self, max_steps: int) -> float:
         """The decay in a run of `max_steps` steps."""

@@ -35,6 +35,13 @@ class Fp32Config(RemedyConfig):
             return "recipe.precision is 32-true already"
         return super().no_op(parts)
 
+    def check(self, parts: Mapping[str, Any]) -> None:
+        if parts["recipe"].precision == "bf16-true":
+            raise ValueError(
+                f"start_frac={self.start_frac}: the weights of recipe.precision=bf16-true stay in"
+                " bfloat16; type stability=fp32_full, or recipe.precision=bf16-mixed"
+            )
+
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         return [PrecisionSwitch(self, run)]
 

@@ -39,6 +39,8 @@ def _measure(config: RunConfig, vocab_size: int) -> float:
     model = config.architecture.build(
         vocab_size=vocab_size, generator_for=lambda name: generator(0, "init", name)
     ).to(device)
+    if recipe.precision == "bf16-true":
+        model = model.to(torch.bfloat16)
     if isinstance(model, Transformer):
         model.checkpoint_blocks = config.trainer.activation_checkpointing
     shape = recipe.batch_size, recipe.seq_len

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from src.training.schedule import SCHEDULES
 
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
@@ -45,7 +45,8 @@ class RecipeConfig:
     schedule: str
     """Shape of the learning rate after warm-up: constant, linear, cosine or wsd."""
     precision: str
-    """32-true, or bf16-mixed (float32 weights, bfloat16 matrix products)."""
+    """32-true, bf16-mixed (float32 weights, bfloat16 matrix products), or bf16-true (weights,
+    gradients and moments in bfloat16 too)."""
     matmul_precision: str
     """PyTorch's float32 matmul precision: highest, high or medium."""
     clip_norm: float | None

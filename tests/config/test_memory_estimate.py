@@ -25,6 +25,8 @@ def measured(config, *, vocab_size, folder) -> int:
     model = config.architecture.build(
         vocab_size=vocab_size, generator_for=lambda name: generator(0, "init", name)
     )
+    if config.recipe.precision == "bf16-true":
+        model.to(torch.bfloat16)
     model.checkpoint_blocks = config.trainer.activation_checkpointing
     optimizer = build_optimizer(model.parameters(), config.recipe)
     shape = config.recipe.batch_size, config.recipe.seq_len
@@ -59,6 +61,7 @@ def measured(config, *, vocab_size, folder) -> int:
         ["ffn=moe", "recipe.precision=32-true"],
         ["ffn=moe", "recipe.precision=bf16-mixed"],
         ["ffn=moe", "recipe.precision=bf16-mixed", CHECKPOINTED],
+        ["ffn=moe", "recipe.precision=bf16-true"],
         ["attention=gqa", "ffn=mlp"],
         ["ffn=moe_writeup"],
         ["ffn=mlp", "model.vocab_size=20000"],

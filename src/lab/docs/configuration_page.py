@@ -58,6 +58,7 @@ LONGEST_DEFAULT = 36
 SECTIONS = {
     "recipe": "Training",
     "guard": "The step guard",
+    "poison": "Spoilt batches",
     "watch": "Instruments",
     "trainer": "Devices",
     "tracking": "MLflow",

@@ -85,7 +85,10 @@ class MixtureOfExperts(FeedForward):
         x_SD = x_BTD.flatten(0, 1)
         weights_SK, picked_SK = self.router(x_SD)
         y_BTD = self.experts(x_SD, weights_SK, picked_SK).view_as(x_BTD)
-        return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
+        if self.shared is not None:
+            y_BTD = y_BTD + self.shared(x_BTD)
+        # The router's weights are float32 even in a model whose weights are bfloat16.
+        return y_BTD.to(x_BTD.dtype)
 
     def extra_losses(self) -> dict[str, Tensor]:
         return self.router.take_extra_losses()
