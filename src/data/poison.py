@@ -19,8 +19,8 @@ class PoisonConfig:
     """Which training batches are spoilt, and how. Validation is never spoilt."""
 
     kind: str
-    """none: no batch is spoilt; repeats: each row repeats its first tokens; shifted_labels: the
-    targets of each row are moved by half its length, so that they do not belong to its inputs."""
+    """none: no batch is spoilt; repeats: each row repeats its first tokens; shifted_labels: targets
+    are one more token ahead, as when a loss shifts labels that were shifted before."""
     first_step: int
     """The first spoilt optimizer step, counted from 1."""
     num_steps: int
@@ -58,7 +58,7 @@ class PoisonConfig:
         inputs_BT, targets_BT = batch
         length = inputs_BT.shape[1]
         if self.kind == "shifted_labels":
-            return inputs_BT, targets_BT.roll(length // 2, dims=1)
+            return inputs_BT, targets_BT.roll(-1, dims=1)
         times = -(-(length + 1) // self.repeated_tokens)
         row_BT = inputs_BT[:, : self.repeated_tokens].repeat(1, times)
         return row_BT[:, :length], row_BT[:, 1 : length + 1].clone()

@@ -1,4 +1,4 @@
-"""`python -m src.lab detect | bench | power | book | reproduce | docs`: the project, examined."""
+"""`python -m src.lab detect | bench | power | remedies | ...`: the project, examined."""
 
 import importlib
 import sys
@@ -73,6 +73,19 @@ differ, as on another machine, by statistics. Ctrl-C stops it; the same command 
   paths.runs=FOLDER                where the runs go; runs unless given
 """
 
+REMEDIES = """
+python -m src.lab remedies [field=value ...]
+
+Shows how much of each failure's damage each remedy undoes, from the committed results of
+experiments/remedies. With add= it trains what is missing for a remedy or a failure of your own.
+
+  failure=attention_logits   all that is known of one failure, the most helpful remedy first
+  add=NAME                   a registered remedy: its row, beside the others
+  add=FILE.yaml              a failure, written as those in experiments/remedies/failures
+  plan=true                  with add=: say what would be run, and stop
+  n_jobs=2  paths.runs=FOLDER
+"""
+
 DOCS = """
 python -m src.lab docs [out=FILE]
 
@@ -81,11 +94,12 @@ files in conf/. Needed after a change in one of these; a test says so.
 """
 
 USAGE = """
-python -m src.lab detect | bench | power | book | reproduce | docs [field=value ...]
+python -m src.lab detect | bench | power | remedies | book | reproduce | docs [field=value ...]
 
   detect      how often early warnings and named causes are right, on known failures
   bench       how fast a training step is, beside the floor and beside transformers
   power       how often the analysis of a study is wrong, what it sees, and what that costs
+  remedies    which remedy undoes how much of which failure, and one more of your own
   book        the pages of experiments/, made from results
   reproduce   the studies of experiments/, run again and compared
   docs        docs/configuration.md, made from the configuration
@@ -97,6 +111,7 @@ COMMANDS = {
     "detect": ("src.lab.detector.run_detector", "detect", DETECT),
     "bench": ("src.lab.benchmark.run_benchmark", "bench", BENCH),
     "power": ("src.lab.simulation.power_tables", "power_command", POWER),
+    "remedies": ("src.lab.remedies.remedies_command", "remedies", REMEDIES),
     "book": ("src.lab.book.run_studies", "write_book", BOOK),
     "reproduce": ("src.lab.book.run_studies", "reproduce", REPRODUCE),
     "docs": ("src.lab.docs.write_docs", "write_docs", DOCS),

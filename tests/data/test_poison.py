@@ -47,11 +47,11 @@ def test_a_repeating_row_repeats_its_first_tokens_in_inputs_and_targets():
     assert torch.equal(targets, clean[:, [1, 2, 3, 0, 1, 2, 3, 0, 1, 2]])
 
 
-def test_shifted_labels_are_those_of_other_inputs_of_the_row():
+def test_shifted_labels_are_one_more_token_ahead():
     inputs, targets = batches(poison=poison(kind="shifted_labels")).batch(2)
     clean, _ = batches().batch(2)
     assert torch.equal(inputs, clean)
-    assert torch.equal(targets[:, 5:], clean[:, :5] + 1)
+    assert torch.equal(targets[:, :-1], clean[:, :-1] + 2)
 
 
 @pytest.mark.parametrize(

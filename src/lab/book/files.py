@@ -12,6 +12,7 @@ import yaml
 from src.common.errors import InputError
 from src.common.override_grammar import file_arguments
 from src.config.hydra_compose import CONF
+from src.lab.remedies.failure_files import Failure, read_failures, sweeps_of_study
 from src.study.analysis.compare_arms import FAMILIES
 from src.study.read.collect import Study
 from src.study.read.from_csv import read_frame, rebuilt
@@ -22,6 +23,9 @@ STUDY_FILE = "study.yaml"
 
 
 RESULTS_FILE = "results.csv"
+
+FAILURE_FIELDS = ("failures", "remedies", "seeds")
+"""Fields of study.yaml in a study of failures, which stand in place of `sweeps`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,7 @@ class StudyFolder(BookFolder):
         """The content of study.yaml: `sweeps`, lists of overrides, `short`, and `family`.
 
         `short` is a list of overrides that shorten a run to seconds. `family` is one of FAMILIES.
+        A study of failures lists `failures`, `remedies` and `seeds` in place of `sweeps`.
 
         Raises:
             InputError: the file is damaged.
@@ -61,7 +66,11 @@ class StudyFolder(BookFolder):
         file = self.folder / STUDY_FILE
         try:
             plan = yaml.safe_load(file.read_text(encoding="utf-8"))
-            sweeps, short = plan["sweeps"], plan["short"]
+            short = plan["short"]
+            of_failures = None
+            if "failures" in plan:
+                of_failures = {name: plan[name] for name in FAILURE_FIELDS}
+            sweeps = [[]] if of_failures else plan["sweeps"]
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
             raise InputError(f"{file}: must have sweeps and short ({error})") from error
         family = plan.get("family", "study")
@@ -76,7 +85,23 @@ class StudyFolder(BookFolder):
             "sweeps": [file_arguments(list(map(str, sweep)), where=str(file)) for sweep in sweeps],
             "short": file_arguments(list(map(str, short)), where=str(file)),
             "family": family,
+            "of_failures": of_failures,
         }
+
+    @cached_property
+    def failures(self) -> list[Failure]:
+        """The failures that the study is about, in its order; empty for other studies."""
+        of_failures = self.plan["of_failures"]
+        return [] if of_failures is None else read_failures(self.folder, of_failures["failures"])
+
+    @cached_property
+    def _sweeps(self) -> list[list[str]]:
+        plan = self.plan
+        if plan["of_failures"] is None:
+            found: list[list[str]] = plan["sweeps"]
+            return found
+        # Composes every arm, which takes seconds, so pages do without.
+        return sweeps_of_study(self.folder, plan["of_failures"])
 
     def sweeps(self, *, short: bool = False) -> list[list[str]]:
         """The arguments of `python -m src.train --multirun`, for each sweep.
@@ -86,7 +111,7 @@ class StudyFolder(BookFolder):
         """
         # The last of two values for a field wins.
         last = [*(self.plan["short"] if short else []), f"study={self.name}"]
-        return [_joined(sweep, last) for sweep in self.plan["sweeps"]]
+        return [_joined(sweep, last) for sweep in self._sweeps]
 
     @property
     def family(self) -> str:

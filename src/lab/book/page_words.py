@@ -7,9 +7,10 @@ from src.lab.book.baseline_comparisons import BaselineComparisons
 from src.lab.book.failures import Failures
 from src.lab.book.files import StudyFolder
 from src.lab.book.losses import Losses
+from src.lab.remedies.matrix import RemedyMatrix
 
 
-class Measures(Failures, BaselineComparisons, Losses):
+class Measures(Failures, BaselineComparisons, Losses, RemedyMatrix):
     """The measures of one study.
 
     Args:

@@ -43,26 +43,35 @@ def reproduce(given: Mapping[str, Any]) -> int:
     settings = [f"n_jobs={n_jobs}", "tracking=local", *places]
     sweeps = {study.name: [[*s, *settings] for s in study.sweeps()] for study in chosen}
     terminal.say(f"composing the runs of {len(sweeps)} studies: up to a minute")
-    num_runs = _print_cost(sweeps, n_jobs=n_jobs)
+    num_runs = missing_cost(sweeps, n_jobs=n_jobs)
     if given["plan"]:
         return command_line.OK
     failed = []
     for name, each in sweeps.items():
-        for sweep in each:
-            code = _train(sweep)
-            if code > command_line.BAD_INPUT:
-                terminal.say("stopped; the same command continues from here")
-                return code
-            failed += [name] if code else []
+        code = train_sweeps(each)
+        if code > command_line.BAD_INPUT:
+            terminal.say("stopped; the same command continues from here")
+            return code
+        failed += [name] if code else []
     terminal.say(f"{num_runs} runs were needed; the others were already in {paths['runs']}")
     return _report(chosen, Path(str(paths["runs"])), failed=failed)
 
 
-def _train(arguments: Sequence[str]) -> int:
+def train_sweeps(sweeps: Sequence[Sequence[str]]) -> int:
+    """Trains sweeps one after the other; returns the first code that is not 0, else 0.
+
+    A sweep whose runs failed does not keep the others from being trained; one that is stopped does.
+    """
     # Imported here, because it imports all that training needs.
     from src.sweep.start import train
 
-    return train(["--multirun", *arguments])
+    first = command_line.OK
+    for sweep in sweeps:
+        code = train(["--multirun", *sweep])
+        if code > command_line.BAD_INPUT:
+            return code
+        first = first or code
+    return first
 
 
 def _paths(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -101,7 +110,7 @@ def _chosen(value: Any, book: Path) -> list[StudyFolder]:
     return [study_named(str(name), book) for name in names]
 
 
-def _print_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> int:
+def missing_cost(sweeps: Mapping[str, Sequence[Sequence[str]]], *, n_jobs: int) -> int:
     """Prints the cost of the missing runs; returns their number."""
     rows, whole = [], Cost()
     for name, each in sweeps.items():

@@ -1,0 +1,1 @@
+"""Failures and remedies: which remedy undoes how much of which failure."""

@@ -1,0 +1,123 @@
+"""Failures that remedies are tried on: a YAML file each, and the sweeps that they make."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.common.errors import InputError
+from src.common.override_grammar import file_arguments
+from src.config.compose import compose
+
+NONFINITE, LOSS, NOTHING = "nonfinite", "loss", "nothing"
+
+SHOWS_AS = (NONFINITE, LOSS, NOTHING)
+
+CONTROL = "shaken_full"
+"""The A/A control that each sweep contains, beside the untreated runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One way in which training goes wrong, or a healthy configuration, where nothing does."""
+
+    name: str
+    """The name of the file without .yaml."""
+    shows_as: str
+    """nonfinite: runs become NaN or infinite; loss: they end with a higher loss than healthy runs;
+    nothing: nothing is wrong, and remedies can only cost something."""
+    says: str
+    """What goes wrong, in one sentence."""
+    reports: str
+    """Where it is known from; empty if nothing is wrong."""
+    arguments: tuple[str, ...]
+    """What `python -m src.train` is given; usually a preset."""
+    healthy: tuple[str, ...]
+    """Further arguments, which take the cause away; empty if nothing is wrong."""
+
+
+def read_failure(file: Path) -> Failure:
+    """Reads the file of a failure.
+
+    Raises:
+        InputError: it cannot be read, or a field is missing, unknown or wrong.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
+    fields = ["shows_as", "says", "reports", "arguments", "healthy"]
+    if not isinstance(content, Mapping) or set(content) != set(fields):
+        raise InputError(f"{file}: must have exactly the fields {', '.join(fields)}")
+    if content["shows_as"] not in SHOWS_AS:
+        raise InputError(
+            f"{file}: shows_as={content['shows_as']}: must be one of {', '.join(SHOWS_AS)}"
+        )
+    for field in ("arguments", "healthy"):
+        if not isinstance(content[field], list):
+            raise InputError(f"{file}: {field}={content[field]}: must be a list of field=value")
+    if bool(content["healthy"]) == (content["shows_as"] == NOTHING):
+        raise InputError(
+            f"{file}: healthy={content['healthy']}: must say what takes the cause away, and be"
+            " empty for shows_as=nothing"
+        )
+    return Failure(
+        name=file.stem,
+        shows_as=content["shows_as"],
+        says=str(content["says"]),
+        reports=str(content["reports"]),
+        arguments=tuple(file_arguments(list(map(str, content["arguments"])), where=str(file))),
+        healthy=tuple(file_arguments(list(map(str, content["healthy"])), where=str(file))),
+    )
+
+
+def read_failures(folder: Path, names: Sequence[str]) -> list[Failure]:
+    """The failures of a study, which are files in the folder `failures` of its own folder.
+
+    Raises:
+        InputError: a file is missing or wrong.
+    """
+    return [read_failure(folder / "failures" / f"{name}.yaml") for name in names]
+
+
+def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[list[str]]:
+    """The arguments of the sweeps with a failure: that of all remedies, and of healthy runs.
+
+    Args:
+        failure: the failure.
+        remedies: options of `stability`; those that do not fit the failure's model, or change
+            nothing in it, are left out.
+        seeds: the value of `seed` in Hydra's grammar.
+
+    Raises:
+        InputError: the failure's arguments are wrong.
+    """
+    compose("train", failure.arguments)
+    fitting = [name for name in remedies if fits(failure.arguments, name)]
+    options = ",".join(["none", CONTROL, *fitting])
+    found = [[*failure.arguments, f"stability={options}", f"seed={seeds}"]]
+    if failure.healthy:
+        found.append([*failure.arguments, *failure.healthy, "stability=none", f"seed={seeds}"])
+    return found
+
+
+@functools.cache
+def fits(arguments: tuple[str, ...], remedy: str) -> bool:
+    """Whether a remedy can be combined with a configuration, and changes something in it."""
+    try:
+        config = compose("train", [*arguments, f"stability={remedy}"])
+    except InputError:
+        return False
+    return not any(note.startswith(f"stability={remedy} changes nothing") for note in config.notes)
+
+
+def sweeps_of_study(folder: Path, plan: Mapping[str, Any]) -> list[list[str]]:
+    """The sweeps of a study whose study.yaml lists failures, remedies and seeds."""
+    return [
+        sweep
+        for failure in read_failures(folder, plan["failures"])
+        for sweep in sweeps_of(failure, remedies=plan["remedies"], seeds=str(plan["seeds"]))
+    ]

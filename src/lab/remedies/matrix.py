@@ -1,0 +1,287 @@
+"""What each remedy does to each failure: shares of damage undone, and what can be said of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from src.common import number_format
+from src.config.compose import compose
+from src.lab.book.select_arms import StudyArms, UndecidedError
+from src.lab.remedies.failure_files import CONTROL, LOSS, NONFINITE, NOTHING, Failure
+from src.study.analysis.results import ArmResult, Comparison
+
+MARGIN = 0.1
+"""Nats above the mean of the healthy runs from which a run counts as failing."""
+
+LEAST_FAILING, MOST_HEALTHY = 0.6, 0.05
+"""Admission: the least share of untreated runs that fail, and the greatest of healthy runs."""
+
+SMALL = 0.25
+"""A remedy of which the data show that it undoes less than this share does not help."""
+
+HELPS, HARMS, NOT, UNKNOWN = "helps", "harms", "does not help", "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What a remedy does to a failure."""
+
+    remedy: str
+    undone: float
+    """The share of the damage that it undoes: 1 as healthy, 0 as untreated, below 0 worse. Where
+    nothing is wrong: the loss minus that of untreated runs, in nats."""
+    low: float
+    high: float
+    """The 95 % interval of `undone`."""
+    p_value: float | None
+    """Adjusted over the remedies tried on the failure."""
+    is_significant: bool
+    num_failing: int
+    num_runs: int
+
+    @property
+    def verdict(self) -> str:
+        """helps, harms, does not help (the interval ends below a quarter), or unknown."""
+        if self.is_significant:
+            return HELPS if self.undone > 0 else HARMS
+        return NOT if self.high < SMALL else UNKNOWN
+
+
+class RemedyMatrix(StudyArms):
+    """Words of pages and predictions about a study of failures."""
+
+    def failure(self, name: str) -> Failure:
+        """One failure by its name.
+
+        Raises:
+            UndecidedError: the study has no such failure.
+        """
+        for failure in self.folder.failures:
+            if failure.name == name:
+                return failure
+        raise UndecidedError(f"{self.folder.name} has no failure {name}")
+
+    def failures(self, shows_as: str | None = None) -> list[str]:
+        """The names of the failures, in their order; without healthy configurations unless asked.
+
+        Args:
+            shows_as: nonfinite, loss or nothing: only these; None: all but `nothing`.
+        """
+        return [
+            failure.name
+            for failure in self.folder.failures
+            if (failure.shows_as != NOTHING if shows_as is None else failure.shows_as == shows_as)
+        ]
+
+    def remedies(self) -> list[str]:
+        """The remedies that were tried, in the order of study.yaml."""
+        return list(self.folder.plan["of_failures"]["remedies"])
+
+    @cached_property
+    def _variants(self) -> dict[tuple[str, bool], str]:
+        """The variants of the untreated and of the healthy runs, by failure."""
+        found = {}
+        for failure in self.folder.failures:
+            for is_healthy in (False, True):
+                more = failure.healthy if is_healthy else ()
+                config = compose("train", [*failure.arguments, *more, "stability=none"])
+                found[failure.name, is_healthy] = config.variant_name
+        return found
+
+    def _of(self, variant: str) -> pd.DataFrame:
+        results = self.folder.results
+        found = results[results["variant"] == variant]
+        if found.empty:
+            raise UndecidedError(f"{self.folder.name} has no run of {variant}")
+        return found
+
+    def untreated(self, failure: str) -> pd.DataFrame:
+        """The rows of results.csv of the untreated runs with a failure."""
+        return self._of(self._variants[failure, False])
+
+    def healthy(self, failure: str) -> pd.DataFrame:
+        """The rows of results.csv of the runs without the failure's cause."""
+        return self._of(self._variants[failure, True])
+
+    def arms_of(self, failure: str) -> dict[str, ArmResult]:
+        """The arms with a failure, by remedy; the A/A control is one of them."""
+        baseline = self._variants[failure, False]
+        return {
+            self.fields_of(arm)["stability"]: arm for arm in self.arms if arm.baseline == baseline
+        }
+
+    def _fails(self, failure: str, rows: pd.DataFrame) -> pd.Series:
+        """Which runs fail, by the way in which the failure shows."""
+        nonfinite = rows["nonfinite_steps"].fillna("").astype(str).str.len() > 0
+        if self.failure(failure).shows_as == NONFINITE:
+            return nonfinite
+        bound = self.healthy(failure)["loss"].mean() + MARGIN
+        return nonfinite | rows["loss"].isna() | (rows["loss"] > bound)
+
+    def failing_share(self, failure: str) -> float:
+        """The share of untreated runs that fail."""
+        return float(self._fails(failure, self.untreated(failure)).mean())
+
+    def healthy_failing_share(self, failure: str) -> float:
+        """The share of runs without the failure's cause that fail."""
+        return float(self._fails(failure, self.healthy(failure)).mean())
+
+    def is_admitted(self, failure: str) -> bool:
+        """Whether enough untreated runs fail, and hardly any without the cause."""
+        return (
+            self.failing_share(failure) >= LEAST_FAILING
+            and self.healthy_failing_share(failure) <= MOST_HEALTHY
+        )
+
+    def admitted(self) -> list[str]:
+        """The names of the failures that are admitted."""
+        return [name for name in self.failures() if self.is_admitted(name)]
+
+    def damage(self, failure: str) -> float:
+        """What the failure costs: the share of failing runs, or nats of loss."""
+        untreated, healthy = self.untreated(failure), self.healthy(failure)
+        bad, good = self._badness(failure, untreated), self._badness(failure, healthy)
+        return float(bad.mean() - good.mean())
+
+    def _badness(self, failure: str, rows: pd.DataFrame) -> pd.Series:
+        """Of each run, 1 if it fails, or its loss; one that ends without a loss has guessed."""
+        if self.failure(failure).shows_as == NONFINITE:
+            return self._fails(failure, rows).astype(float)
+        return rows["loss"].fillna(np.log(rows["vocab_size"].astype(float)))
+
+    def _compared(self, failure: str, remedy: str) -> Comparison:
+        arms = self.arms_of(failure)
+        if remedy not in arms:
+            raise UndecidedError(f"{remedy} was not tried on {failure}")
+        endpoint = "nonfinite" if self.failure(failure).shows_as == NONFINITE else "loss"
+        return arms[remedy].comparisons[endpoint]
+
+    def effect(self, failure: str, remedy: str) -> Effect:
+        """What a remedy does to a failure.
+
+        Raises:
+            UndecidedError: it was not tried on it, or has no finished run.
+        """
+        found = self._compared(failure, remedy)
+        rows = self._of(self.arms_of(failure)[remedy].variant)
+        if found.difference is None:
+            raise UndecidedError(f"{remedy} has no run of {failure} that could be compared")
+        is_nothing = self.failure(failure).shows_as == NOTHING
+        # A share of the damage where there is one; a lower loss or fewer failures undo some of it.
+        scale = 1.0 if is_nothing else -self.damage(failure)
+        ends = sorted(end / scale for end in (found.difference.low, found.difference.high))
+        return Effect(
+            remedy=remedy,
+            undone=self.undone(failure, remedy),
+            low=ends[0],
+            high=ends[1],
+            p_value=found.p_value,
+            is_significant=found.detected,
+            num_failing=0 if is_nothing else int(self._fails(failure, rows).sum()),
+            num_runs=len(rows),
+        )
+
+    def undone(self, failure: str, remedy: str, seeds: Sequence[int] | None = None) -> float:
+        """The share of the damage that a remedy undoes; see Effect.
+
+        Args:
+            failure, remedy: their names.
+            seeds: only these; None: all.
+        """
+        arms = self.arms_of(failure)
+        if remedy not in arms:
+            raise UndecidedError(f"{remedy} was not tried on {failure}")
+        treated, untreated = self._of(arms[remedy].variant), self.untreated(failure)
+        if seeds is not None:
+            treated = treated[treated["seed"].isin(seeds)]
+        untreated = untreated[untreated["seed"].isin(set(treated["seed"]))]
+        if treated.empty:
+            raise UndecidedError(f"{remedy} has no run of {failure} with these seeds")
+        if self.failure(failure).shows_as == NOTHING:
+            return float(treated["loss"].mean() - untreated["loss"].mean())
+        change = self._badness(failure, treated).mean() - self._badness(failure, untreated).mean()
+        return -float(change) / self.damage(failure)
+
+    def effects(self, failure: str, verdict: str | None = None) -> list[Effect]:
+        """The effects of all remedies that were tried, the most helpful first.
+
+        Args:
+            failure: its name.
+            verdict: only those with this verdict.
+        """
+        found = [self.effect(failure, name) for name in self.arms_of(failure) if name != CONTROL]
+        if verdict is not None:
+            found = [effect for effect in found if effect.verdict == verdict]
+        return sorted(found, key=lambda effect: -effect.undone)
+
+    def cell(self, failure: str, remedy: str) -> str:
+        """The effect as text in a table: per cent of the damage undone, bold if significant."""
+        try:
+            effect = self.effect(failure, remedy)
+        except UndecidedError:
+            return number_format.NONE
+        if self.failure(failure).shows_as == NOTHING:
+            text = number_format.signed(effect.undone)
+        else:
+            text = f"{number_format.fixed(100 * effect.undone, 0)} %"
+        return f"**{text}**" if effect.is_significant else text
+
+    def rank_agreement(self, failure: str) -> float:
+        """Kendall's tau between the ranks of the remedies in two halves of the seeds.
+
+        Raises:
+            UndecidedError: the ranks of a half are all alike.
+        """
+        seeds = sorted(set(self.untreated(failure)["seed"]))
+        halves = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
+        names = [name for name in self.arms_of(failure) if name != CONTROL]
+        one, two = ([self.undone(failure, name, half) for name in names] for half in halves)
+        tau = float(stats.kendalltau(one, two).statistic)
+        if np.isnan(tau):
+            raise UndecidedError(f"the remedies of {failure} do not differ in half of the seeds")
+        return tau
+
+    def least_agreement(self) -> float:
+        """The smallest of these over the failures that show in the loss."""
+        return min(self.rank_agreement(name) for name in self.failures(LOSS))
+
+    def num_verdicts(self, failure: str, verdict: str) -> int:
+        """The number of remedies with a verdict."""
+        return len(self.effects(failure, verdict))
+
+    def most_undone(self, failure: str, except_for: Sequence[str] = ()) -> float:
+        """The greatest share of the damage that any remedy undoes, leaving out some."""
+        return max(e.undone for e in self.effects(failure) if e.remedy not in except_for)
+
+    def greatest_cost(self, except_for: Sequence[str] = ()) -> float:
+        """The greatest increase in loss by any remedy where nothing is broken, in nats."""
+        (calm,) = self.failures(NOTHING)
+        return self.most_undone(calm, except_for)
+
+    def most_failures_helped(self) -> int:
+        """The number of failures that the most versatile remedy helps against."""
+        return max(map(self.num_helpful, self.remedies()))
+
+    def noticed(self, failure: str) -> str:
+        """Which instruments noticed the failure, and in how many untreated and healthy runs."""
+        found = []
+        for column, name in (("incident_step", "incident"), ("alarm_step", "early warning")):
+            counts = [
+                int(rows[column].notna().sum())
+                for rows in (self.untreated(failure), self.healthy(failure))
+            ]
+            if counts[0]:
+                found.append(f"{name} {counts[0]} ({counts[1]})")
+        return ", ".join(found) or "none"
+
+    def num_helpful(self, remedy: str) -> int:
+        """The number of failures that a remedy helps against."""
+        return sum(
+            self.effect(name, remedy).verdict == HELPS
+            for name in self.failures()
+            if remedy in self.arms_of(name)
+        )
