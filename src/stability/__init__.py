@@ -3,6 +3,7 @@
 Remedies work with any LightningModule; src/nonfinite/README.md shows how.
 """
 
+from src.stability.adam_eps import AdamEpsConfig
 from src.stability.base import RemedyConfig, RunFacts
 from src.stability.beta2 import Beta2Config
 from src.stability.clip_norm import ClipNormConfig
@@ -43,6 +44,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     # Callbacks run in this order: clip_value must also bound the entries that the noise changed.
     "clip_value": ClipValueConfig,
     # Common in the literature.
+    "adam_eps": AdamEpsConfig,
     "beta2": Beta2Config,
     "latent_norm": LatentNormConfig,
     "qk_norm": QKNormConfig,
@@ -54,6 +56,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
 
 __all__ = [
     "REMEDIES",
+    "AdamEpsConfig",
     "Beta2Config",
     "ClipNormConfig",
     "ClipValueConfig",
