@@ -21,6 +21,7 @@ from src.stability.router_freeze import RouterFreezeConfig
 from src.stability.router_z_loss import RouterZLossConfig
 from src.stability.shaken import ShakenConfig, ShakenFullConfig
 from src.stability.spike_skip import SpikeSkipConfig
+from src.stability.stable_adamw import StableAdamWConfig
 from src.stability.warmdown import WarmdownConfig
 from src.stability.z_loss import ZLossConfig
 from src.stability.zclip import ZClipConfig
@@ -50,6 +51,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "qk_norm": QKNormConfig,
     "router_z_loss": RouterZLossConfig,
     "spike_skip": SpikeSkipConfig,
+    "stable_adamw": StableAdamWConfig,
     "z_loss": ZLossConfig,
     "zclip": ZClipConfig,
 }
@@ -76,6 +78,7 @@ __all__ = [
     "ShakenConfig",
     "ShakenFullConfig",
     "SpikeSkipConfig",
+    "StableAdamWConfig",
     "WarmdownConfig",
     "ZClipConfig",
     "ZLossConfig",
