@@ -3,6 +3,7 @@
 Remedies work with any LightningModule; src/nonfinite/README.md shows how.
 """
 
+from src.stability.adagc import AdaGCConfig
 from src.stability.adam_eps import AdamEpsConfig
 from src.stability.base import RemedyConfig, RunFacts
 from src.stability.beta2 import Beta2Config
@@ -45,6 +46,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     # Callbacks run in this order: clip_value must also bound the entries that the noise changed.
     "clip_value": ClipValueConfig,
     # Common in the literature.
+    "adagc": AdaGCConfig,
     "adam_eps": AdamEpsConfig,
     "beta2": Beta2Config,
     "latent_norm": LatentNormConfig,
@@ -58,6 +60,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
 
 __all__ = [
     "REMEDIES",
+    "AdaGCConfig",
     "AdamEpsConfig",
     "Beta2Config",
     "ClipNormConfig",
