@@ -21,6 +21,7 @@ from src.stability.router_eps import RouterEpsConfig
 from src.stability.router_freeze import RouterFreezeConfig
 from src.stability.router_z_loss import RouterZLossConfig
 from src.stability.shaken import ShakenConfig, ShakenFullConfig
+from src.stability.spam import SpamConfig
 from src.stability.spike_skip import SpikeSkipConfig
 from src.stability.stable_adamw import StableAdamWConfig
 from src.stability.warmdown import WarmdownConfig
@@ -52,6 +53,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "latent_norm": LatentNormConfig,
     "qk_norm": QKNormConfig,
     "router_z_loss": RouterZLossConfig,
+    "spam": SpamConfig,
     "spike_skip": SpikeSkipConfig,
     "stable_adamw": StableAdamWConfig,
     "z_loss": ZLossConfig,
@@ -80,6 +82,7 @@ __all__ = [
     "RunFacts",
     "ShakenConfig",
     "ShakenFullConfig",
+    "SpamConfig",
     "SpikeSkipConfig",
     "StableAdamWConfig",
     "WarmdownConfig",
