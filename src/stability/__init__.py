@@ -15,6 +15,7 @@ from src.stability.fp32 import Fp32Config
 from src.stability.fp32_full import Fp32FullConfig
 from src.stability.latent_norm import LatentNormConfig
 from src.stability.lower_lr import LowerLRConfig
+from src.stability.muon import MuonConfig
 from src.stability.noise import NoiseConfig
 from src.stability.qk_norm import QKNormConfig
 from src.stability.router_eps import RouterEpsConfig
@@ -51,6 +52,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "adam_eps": AdamEpsConfig,
     "beta2": Beta2Config,
     "latent_norm": LatentNormConfig,
+    "muon": MuonConfig,
     "qk_norm": QKNormConfig,
     "router_z_loss": RouterZLossConfig,
     "spam": SpamConfig,
@@ -73,6 +75,7 @@ __all__ = [
     "Fp32FullConfig",
     "LatentNormConfig",
     "LowerLRConfig",
+    "MuonConfig",
     "NoiseConfig",
     "QKNormConfig",
     "RemedyConfig",

@@ -97,6 +97,7 @@ class Harness:
     callbacks: list[pl.Callback] = field(default_factory=list)
     model: Any = None
     seed: int = 0
+    replace_optimizer: Any = lambda optimizer, _: optimizer
 
     def __post_init__(self) -> None:
         self.step_guard = StepGuard(
@@ -108,6 +109,7 @@ class Harness:
             guard=self.step_guard,
             lr_factor=self.recipe.lr_factor,
             checkpoint_extras={},
+            replace_optimizer=self.replace_optimizer,
         )
         self.recorder, self.snapshots = Recorder(), Snapshots()
 
