@@ -18,6 +18,7 @@ from src.stability.lower_lr import LowerLRConfig
 from src.stability.muon import MuonConfig
 from src.stability.noise import NoiseConfig
 from src.stability.qk_norm import QKNormConfig
+from src.stability.rewind import RewindConfig
 from src.stability.router_eps import RouterEpsConfig
 from src.stability.router_freeze import RouterFreezeConfig
 from src.stability.router_z_loss import RouterZLossConfig
@@ -54,6 +55,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "latent_norm": LatentNormConfig,
     "muon": MuonConfig,
     "qk_norm": QKNormConfig,
+    "rewind": RewindConfig,
     "router_z_loss": RouterZLossConfig,
     "spam": SpamConfig,
     "spike_skip": SpikeSkipConfig,
@@ -79,6 +81,7 @@ __all__ = [
     "NoiseConfig",
     "QKNormConfig",
     "RemedyConfig",
+    "RewindConfig",
     "RouterEpsConfig",
     "RouterFreezeConfig",
     "RouterZLossConfig",

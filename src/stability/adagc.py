@@ -69,7 +69,7 @@ class AdaGC(GradientRemedy):
     """Clips the tensors; with DDP all processes have the same norms, so that all clip alike.
 
     Logs the number of tensors clipped after warm-up, that of steps clipped during it, and the
-    smallest factor of the step.
+    smallest factor of the last step that was applied.
 
     Attributes:
         gamma: the average of each of the optimizer's parameters, infinite before its first norm.
@@ -83,6 +83,7 @@ class AdaGC(GradientRemedy):
         self.gamma = torch.empty(0)
         self.num_clipped = torch.zeros((), dtype=torch.long)
         self.num_warmup_clipped = 0
+        self.factor_min = torch.ones(())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -115,21 +116,28 @@ class AdaGC(GradientRemedy):
         self.gamma[places] = torch.where(norms > 0, new, gamma)
         for gradient, factor in zip(gradients, factors.unbind(), strict=True):
             gradient *= factor.to(gradient.dtype)
+        self.factor_min = factors.min()
+        return True
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        # From the state, so that a run that is resumed before a skipped step logs the same.
         self.figures = {
             "clipped": self.num_clipped,
             "warmup_clipped": float(self.num_warmup_clipped),
-            "factor_min": factors.min(),
+            "factor_min": self.factor_min,
         }
-        return True
+        super().on_step_end(trainer, pl_module, step)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "gamma": self.gamma,
             "num_clipped": self.num_clipped,
             "num_warmup_clipped": self.num_warmup_clipped,
+            "factor_min": self.factor_min,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.gamma = state_dict["gamma"]
         self.num_clipped = state_dict["num_clipped"]
         self.num_warmup_clipped = state_dict["num_warmup_clipped"]
+        self.factor_min = state_dict["factor_min"]

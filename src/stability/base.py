@@ -118,6 +118,13 @@ class RemedyConfig:
             parts: the sections of the configuration, with all overrides applied.
         """
 
+    def num_weight_copies(self, device: str) -> int:
+        """Copies of the weights that it holds in the memory of the device that trains, cpu or cuda.
+
+        AdamW's two moments count as two copies. Default: one for a remedy that keeps an average.
+        """
+        return int(self.keeps_average)
+
     def lr_factor(self, step: int, max_steps: int) -> float:
         """A factor on the scheduled learning rate.
 

@@ -83,7 +83,7 @@ def test_one_tensors_spike_leaves_the_others_as_they_are():
     calm, wild = feed(remedy, [np.full(4, 0.1), np.full(4, 100.0)], 9)
     np.testing.assert_array_equal(calm, np.full(4, 0.1))
     np.testing.assert_allclose(np.linalg.norm(wild), 1.05 * 0.2, rtol=1e-5)
-    assert float(remedy.figures["factor_min"]) == pytest.approx(1.05 * 0.2 / 200)
+    assert remedy.factor_min.item() == pytest.approx(1.05 * 0.2 / 200)
     assert int(remedy.num_clipped) == 1
 
 
