@@ -24,6 +24,12 @@ FACTS = RunFacts(max_steps=80, log_every=1, seed=0, repeat=0, clip_norm=1.0)
 VALUES = {"sigmas": 6.0, "back_steps": 5, "every": 3, "max_rewinds": 20}
 
 
+@pytest.fixture(autouse=True)
+def _spikes_are_judged_from_the_eighth_step(monkeypatch):
+    """In place of the 64th, so that runs are short."""
+    monkeypatch.setattr("nonfinite.lightning.spikes.LEAST", 8)
+
+
 def rewind(**changes) -> Rewind:
     (callback,) = RewindConfig(**(VALUES | changes)).callbacks(FACTS)
     return callback
@@ -62,50 +68,50 @@ def harness(*callbacks: pl.Callback, guard: dict | None = None, **recipe) -> Har
 
 @pytest.mark.parametrize("first", ["ema", "rewind"])
 def test_at_a_spike_all_state_is_that_of_the_snapshot(first, capsys):
-    """Step 70 is the spike; the newest snapshot that is five steps older is that of step 63."""
+    """Step 14 is the spike; the newest snapshot that is five steps older is that of step 9."""
     back, seen = rewind(), Seen()
     pair = [ema(), back] if first == "ema" else [back, ema()]
-    run = harness(Jolt(70), *pair, seen, max_steps=75, clip_norm=None, schedule="linear")
-    assert_same_tree(run.states[69], run.states[62])
-    assert run.states[68]["averages"] and run.states[62]["optimizer"]
+    run = harness(Jolt(14), *pair, seen, max_steps=18, clip_norm=None, schedule="linear")
+    assert_same_tree(run.states[13], run.states[8])
+    assert run.states[12]["averages"] and run.states[8]["optimizer"]
     # The weights move on from there, by other batches than before.
     assert not torch.equal(
-        run.states[70]["weights"]["model.embedding.weight"],
-        run.states[63]["weights"]["model.embedding.weight"],
+        run.states[14]["weights"]["model.embedding.weight"],
+        run.states[9]["weights"]["model.embedding.weight"],
     )
     assert back.num_rewinds == 1
-    assert back.num_undone == 7
-    assert run.recorder.lines[69]["stability/rewind_rewinds"] == 0
-    assert run.recorder.lines[70]["stability/rewind_rewinds"] == 1
-    assert run.recorder.lines[70]["stability/rewind_undone_steps"] == 7
+    assert back.num_undone == 5
+    assert run.recorder.lines[13]["stability/rewind_rewinds"] == 0
+    assert run.recorder.lines[14]["stability/rewind_rewinds"] == 1
+    assert run.recorder.lines[14]["stability/rewind_undone_steps"] == 5
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        "step 70: spike of gradient norm; training goes on from the state of step 63 with the batch"
-        " of step 71 (rewind 1 of 20)" in said
+        "step 14: spike of gradient norm; training goes on from the state of step 9 with the batch"
+        " of step 15 (rewind 1 of 20)" in said
     )
     # Step numbers, batches and rates go on as without it.
     batches = TrainBatches(TEXT, seed=0, batch_size=2, seq_len=8)
-    assert_same_tree(seen.batches, [batches.batch(index)[0] for index in range(75)])
-    assert seen.rates == pytest.approx([1e-3 * run.recipe.lr_factor(step) for step in range(75)])
+    assert_same_tree(seen.batches, [batches.batch(index)[0] for index in range(18)])
+    assert seen.rates == pytest.approx([1e-3 * run.recipe.lr_factor(step) for step in range(18)])
     # It is no non-finite step, and the guard's count does not call it one.
     assert run.step_guard.summary()["skipped_steps"] == 0
 
 
 def test_the_step_after_is_one_of_the_snapshots_state_on_the_next_batch():
-    run = harness(Jolt(70), rewind(), max_steps=71, clip_norm=None)
+    run = harness(Jolt(14), rewind(), max_steps=15, clip_norm=None)
     other = Harness(recipe=run.recipe)
-    state = run.states[62]
+    state = run.states[8]
     other.task.load_state_dict(state["weights"])
     optimizer = other.task.configure_optimizers()["optimizer"]
     for parameter, moments in zip(
         optimizer.param_groups[0]["params"], state["optimizer"].values(), strict=True
     ):
         optimizer.state[parameter] = {n: value.clone() for n, value in moments.items()}
-    batch = TrainBatches(TEXT, seed=0, batch_size=2, seq_len=8).batch(70)
+    batch = TrainBatches(TEXT, seed=0, batch_size=2, seq_len=8).batch(14)
     other.task.training_step(batch, 0).backward()
     optimizer.step()
     for name, parameter in other.task.named_parameters():
-        assert torch.equal(parameter, run.states[70]["weights"][name]), name
+        assert torch.equal(parameter, run.states[14]["weights"][name]), name
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -176,9 +182,9 @@ def test_no_more_snapshots_are_held_than_the_configuration_says():
 
 def test_the_window_goes_back_too():
     back = rewind()
-    harness(Jolt(70), back, max_steps=70, clip_norm=None)
-    assert back.scores["norm"].num_values == 63
-    assert len(back.scores["loss"].window) == 63
+    harness(Jolt(14), back, max_steps=14, clip_norm=None)
+    assert back.scores["norm"].num_values == 9
+    assert len(back.scores["loss"].window) == 9
 
 
 def test_without_spikes_rewind_is_the_baseline(tiny):
