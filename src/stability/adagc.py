@@ -101,9 +101,9 @@ class AdaGC(GradientRemedy):
         self.gamma = self.gamma.to(norms.device)
         gamma = self.gamma[places]
         if step < self.config.warmup_steps:
-            factor = min(1.0, self.config.max_norm / total) if total else 1.0
-            self.num_warmup_clipped += factor < 1
-            factors = torch.full_like(norms, factor)
+            share = min(1.0, self.config.max_norm / total) if total else 1.0
+            self.num_warmup_clipped += share < 1
+            factors = torch.full_like(norms, share)
             new = torch.minimum(gamma, norms * factors)
         else:
             # A bound of infinity divided by a norm of 0 is not below 1 either.

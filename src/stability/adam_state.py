@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +13,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """The names under which torch's Adam and AdamW keep their first and second moment."""
 
 
-def adam_states(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
+def adam_states(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
     """The state of every parameter that the optimizer keeps both moments of, entry by entry.
 
     Empty before the first step, and for parameters that another rule updates.

@@ -144,7 +144,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self.config, self._adamw = config, adamw
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step; parameters without a gradient stay as they are."""
         loss = None
         if closure is not None:
