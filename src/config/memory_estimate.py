@@ -56,7 +56,7 @@ class Memory:
     buckets: int
     """Buffers in which several devices exchange gradients."""
     averages: int
-    """Averaged weights, of remedies and observers that keep them."""
+    """Averaged weights and snapshots, of remedies and observers that keep them."""
     activations: int
     """Activations kept for the backward pass, including those of the loss."""
     working: int
@@ -179,7 +179,7 @@ def predict_memory(config: RunConfig, *, vocab_size: int) -> Memory | None:
         accumulated=weights if recipe.accumulate > 1 else 0,
         moments=2 * weights,
         buckets=weights if config.trainer.devices > 1 else 0,
-        averages=weights * sum(remedy.keeps_average for remedy in config.all_remedies),
+        averages=weights * sum(r.num_weight_copies(device) for r in config.all_remedies),
         activations=kept
         + _loss_bytes(config, vocab_size, tokens=tokens, hidden_dim=model.hidden_dim),
         working=recomputed + WORKING_STATES * states,

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from nonfinite.config import GuardConfig, WatchConfig
 from src.checkpoint.init_from import Init
 from src.checkpoint.rebuild import ExternalPart, kinds_of
@@ -178,6 +181,14 @@ class RunConfig:
         """Factor on recipe.learning_rate after `step` optimizer steps: schedule times remedies."""
         factors = [r.lr_factor(step, self.recipe.max_steps) for r in self.remedies.values()]
         return self.recipe.lr_factor(step) * math.prod(factors)
+
+    def replace_optimizer(
+        self, optimizer: torch.optim.Optimizer, module: nn.Module
+    ) -> torch.optim.Optimizer:
+        """The optimizer that the remedies train with in place of the recipe's."""
+        for remedy in self.remedies.values():
+            optimizer = remedy.replace_optimizer(optimizer, module)
+        return optimizer
 
     def plain(self) -> dict[str, Any]:
         """The resolved configuration as plain values; config.yaml and checkpoints hold them."""

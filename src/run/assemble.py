@@ -116,6 +116,7 @@ def assemble(
         recipe=recipe,
         guard=callbacks.guard,
         lr_factor=config.lr_factor,
+        replace_optimizer=config.replace_optimizer,
         checkpoint_extras=dict(checkpoint_extras),
         compiled=config.compile,
     )

@@ -21,6 +21,7 @@ from src.common.run_folder import RunFolder, read_metrics
 from src.config.field_roles import ROLES
 from src.config.fork import Fork
 from src.config.run_config import RunConfig
+from src.stability import REMEDIES
 from src.tracking.labels import is_measured_by
 
 
@@ -70,6 +71,7 @@ def check(config: RunConfig, fork: Fork) -> None:
                 f" step, but that run did not carry it with these fields; train that run again with"
                 f" observe={{{name}:{{...}}}}"
             )
+    _check_optimizer(config, fork, source["stability"])
     their_init, our_init = (c.get("init") or {} for c in (source, ours))
     _compare(fork, "init", their_init.get("digest"), our_init.get("digest"))
     for field, role in ROLES.items():
@@ -77,6 +79,19 @@ def check(config: RunConfig, fork: Fork) -> None:
             section, _, name = field.partition(".")
             theirs, own = (c[section].get(name) if name else c[section] for c in (source, ours))
             _compare(fork, field, theirs, own)
+
+
+def _check_optimizer(config: RunConfig, fork: Fork, source: Mapping[str, Any]) -> None:
+    """Raises InputError if a remedy replaced the optimizer in one of both runs alone."""
+    theirs = {n: f for n, f in source.items() if n in REMEDIES and REMEDIES[n].replaces_optimizer}
+    ours = {n: dataclasses.asdict(r) for n, r in config.remedies.items() if r.replaces_optimizer}
+    if theirs != ours:
+        differing = next(n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n))
+        raise InputError(
+            f"fork={fork.source}@{fork.step}: stability={differing} replaces the optimizer, and is"
+            f" {theirs.get(differing, 'off')} in that run and {ours.get(differing, 'off')} here,"
+            " so its state does not fit"
+        )
 
 
 def _compare(fork: Fork, name: str, theirs: Any, ours: Any) -> None:

@@ -3,6 +3,8 @@
 Remedies work with any LightningModule; src/nonfinite/README.md shows how.
 """
 
+from src.stability.adagc import AdaGCConfig
+from src.stability.adam_eps import AdamEpsConfig
 from src.stability.base import RemedyConfig, RunFacts
 from src.stability.beta2 import Beta2Config
 from src.stability.clip_norm import ClipNormConfig
@@ -13,13 +15,17 @@ from src.stability.fp32 import Fp32Config
 from src.stability.fp32_full import Fp32FullConfig
 from src.stability.latent_norm import LatentNormConfig
 from src.stability.lower_lr import LowerLRConfig
+from src.stability.muon import MuonConfig
 from src.stability.noise import NoiseConfig
 from src.stability.qk_norm import QKNormConfig
+from src.stability.rewind import RewindConfig
 from src.stability.router_eps import RouterEpsConfig
 from src.stability.router_freeze import RouterFreezeConfig
 from src.stability.router_z_loss import RouterZLossConfig
 from src.stability.shaken import ShakenConfig, ShakenFullConfig
+from src.stability.spam import SpamConfig
 from src.stability.spike_skip import SpikeSkipConfig
+from src.stability.stable_adamw import StableAdamWConfig
 from src.stability.warmdown import WarmdownConfig
 from src.stability.z_loss import ZLossConfig
 from src.stability.zclip import ZClipConfig
@@ -43,17 +49,25 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     # Callbacks run in this order: clip_value must also bound the entries that the noise changed.
     "clip_value": ClipValueConfig,
     # Common in the literature.
+    "adagc": AdaGCConfig,
+    "adam_eps": AdamEpsConfig,
     "beta2": Beta2Config,
     "latent_norm": LatentNormConfig,
+    "muon": MuonConfig,
     "qk_norm": QKNormConfig,
+    "rewind": RewindConfig,
     "router_z_loss": RouterZLossConfig,
+    "spam": SpamConfig,
     "spike_skip": SpikeSkipConfig,
+    "stable_adamw": StableAdamWConfig,
     "z_loss": ZLossConfig,
     "zclip": ZClipConfig,
 }
 
 __all__ = [
     "REMEDIES",
+    "AdaGCConfig",
+    "AdamEpsConfig",
     "Beta2Config",
     "ClipNormConfig",
     "ClipValueConfig",
@@ -63,16 +77,20 @@ __all__ = [
     "Fp32FullConfig",
     "LatentNormConfig",
     "LowerLRConfig",
+    "MuonConfig",
     "NoiseConfig",
     "QKNormConfig",
     "RemedyConfig",
+    "RewindConfig",
     "RouterEpsConfig",
     "RouterFreezeConfig",
     "RouterZLossConfig",
     "RunFacts",
     "ShakenConfig",
     "ShakenFullConfig",
+    "SpamConfig",
     "SpikeSkipConfig",
+    "StableAdamWConfig",
     "WarmdownConfig",
     "ZClipConfig",
     "ZLossConfig",

@@ -10,6 +10,8 @@ from src.common.nested_values import value_at
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    import torch
+    from torch import nn
 
 ROUTER = "ffn.router"
 """The section of the configuration that router remedies need."""
@@ -53,6 +55,8 @@ class RemedyConfig:
     """Whether it ends training on purpose; reports then do not count the end as a failure."""
     keeps_average: ClassVar[bool] = False
     """Whether it holds a second copy of the weights, which takes memory."""
+    replaces_optimizer: ClassVar[bool] = False
+    """Whether it has an optimizer of its own, whose state fits no run without the remedy."""
     evaluated_as: ClassVar[str | None] = None
     """The evaluation weights by which a run is judged: its loss is `val_<evaluated_as>/loss`. None:
     the trained weights, `val/loss`."""
@@ -114,6 +118,13 @@ class RemedyConfig:
             parts: the sections of the configuration, with all overrides applied.
         """
 
+    def num_weight_copies(self, device: str) -> int:
+        """Copies of the weights that it holds in the memory of the device that trains, cpu or cuda.
+
+        AdamW's two moments count as two copies. Default: one for a remedy that keeps an average.
+        """
+        return int(self.keeps_average)
+
     def lr_factor(self, step: int, max_steps: int) -> float:
         """A factor on the scheduled learning rate.
 
@@ -122,6 +133,17 @@ class RemedyConfig:
             max_steps: the length of the run.
         """
         return 1.0
+
+    def replace_optimizer(
+        self, optimizer: torch.optim.Optimizer, module: nn.Module
+    ) -> torch.optim.Optimizer:
+        """The optimizer to train with in place of another one; default: the other one.
+
+        Args:
+            optimizer: AdamW with the recipe's settings and groups.
+            module: the module whose parameters it updates.
+        """
+        return optimizer
 
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         """The callbacks that carry the remedy out; they must work with any LightningModule."""

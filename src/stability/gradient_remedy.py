@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.stability.base import RunFacts
 from src.stability.remedy_callback import RemedyCallback
@@ -26,6 +26,8 @@ class GradientRemedy(RemedyCallback, ABC):
     def __init__(self, run: RunFacts) -> None:
         self.run = run
         self.figures: dict[str, Tensor | float] = {}
+        self.numbered: list[tuple[int, nn.Parameter]] = []
+        """The parameters of the gradients, each with its place among all of the optimizer's."""
 
     @abstractmethod
     def change(self, gradients: list[Tensor], *, norm: Tensor, step: int) -> bool:
@@ -44,6 +46,7 @@ class GradientRemedy(RemedyCallback, ABC):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.numbered = [(n, p) for n, p in enumerate(params) if p.grad is not None]
         gradients = [p.grad for p in params if p.grad is not None]
         if not gradients:
             return

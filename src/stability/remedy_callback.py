@@ -54,6 +54,21 @@ class RemedyCallback(StepCallback):
         return StepGuard.of(trainer)
 
 
+def refuse_sharded(trainer: pl.Trainer, remedy: str) -> None:
+    """Raises ValueError if the processes of a trainer hold parts of tensors.
+
+    With one device or DDP, every process holds whole tensors and the same gradients, so that all
+    compute the same norms.
+    """
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"strategy={type(trainer.strategy).__name__}: {remedy} needs whole tensors in every"
+            " process; use one device or DDP"
+        )
+
+
 @functools.cache
 def _with_lightning(cls: type) -> type:
     """The class itself with `StepCallback` below it; its name stays, which checkpoints hold."""

@@ -29,6 +29,7 @@ class LanguageModelTask(pl.LightningModule):
         guard: the step guard, which must also be one of the trainer's callbacks.
         lr_factor: factor on the learning rate, by optimizer step.
         checkpoint_extras: plain values that are added to every checkpoint.
+        replace_optimizer: returns the optimizer to train the model with, given AdamW and the model.
         compiled: compile the training step's forward and backward pass with torch.compile.
     """
 
@@ -40,6 +41,9 @@ class LanguageModelTask(pl.LightningModule):
         guard: StepGuard,
         lr_factor: Callable[[int], float],
         checkpoint_extras: dict[str, Any],
+        replace_optimizer: Callable[
+            [torch.optim.Optimizer, nn.Module], torch.optim.Optimizer
+        ] = lambda optimizer, _: optimizer,
         compiled: bool = False,
     ) -> None:
         super().__init__()
@@ -52,6 +56,7 @@ class LanguageModelTask(pl.LightningModule):
         self.recipe = recipe
         self.guard = guard
         self.lr_factor = lr_factor
+        self.replace_optimizer = replace_optimizer
         self.checkpoint_extras = checkpoint_extras
         self.step_losses: dict[str, Tensor] = {}
         self.clip_bound = torch.zeros(())
@@ -119,8 +124,9 @@ class LanguageModelTask(pl.LightningModule):
         optimizer.zero_grad()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with the recipe's schedule."""
-        optimizer = build_optimizer(self.model.parameters(), self.recipe)
+        """AdamW, or what a remedy puts in its place, with the recipe's schedule."""
+        adamw = build_optimizer(self.model.parameters(), self.recipe)
+        optimizer = self.replace_optimizer(adamw, self.model)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {
             "optimizer": optimizer,

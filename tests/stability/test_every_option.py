@@ -47,7 +47,7 @@ def test_an_option_is_on_where_it_is_chosen_and_absent_elsewhere(option):
 SPARSE = ("recipe.log_every=2",)
 """Instruments look at every second step alone; the state of the end is compared bit by bit."""
 
-RIVALS = {"clip03", "clip05", "zclip"}
+RIVALS = {"adagc", "clip03", "clip05", "zclip"}
 """They claim one field, the bound on the norm."""
 
 
@@ -71,6 +71,7 @@ AT_ONCE = {*REMEDIES} - LATE - RIVALS - {"early_stop", "shaken_full"}
 TOGETHER = [
     sorted(AT_ONCE | {"zclip"}),
     sorted(LATE | {"clip05"}),
+    ["adagc"],
     ["clip03", "early_stop"],
     ["shaken_full"],
 ]

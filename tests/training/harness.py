@@ -1,6 +1,7 @@
 """A small run without the command: parts of a run that a test wants to hold in its hands."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -96,6 +97,7 @@ class Harness:
     callbacks: list[pl.Callback] = field(default_factory=list)
     model: Any = None
     seed: int = 0
+    replace_optimizer: Any = lambda optimizer, _: optimizer
 
     def __post_init__(self) -> None:
         self.step_guard = StepGuard(
@@ -107,10 +109,12 @@ class Harness:
             guard=self.step_guard,
             lr_factor=self.recipe.lr_factor,
             checkpoint_extras={},
+            replace_optimizer=self.replace_optimizer,
         )
         self.recorder, self.snapshots = Recorder(), Snapshots()
 
-    def fit(self) -> "Harness":
+    def fit(self, start: Path | None = None) -> "Harness":
+        """Trains; from a checkpoint, if one is given."""
         self.trainer = pl.Trainer(
             accelerator="cpu",
             devices=1,
@@ -126,9 +130,13 @@ class Harness:
             enable_model_summary=False,
         )
         batches = TrainBatches(
-            TEXT, seed=self.seed, batch_size=self.recipe.batch_size, seq_len=self.recipe.seq_len
+            TEXT,
+            seed=self.seed,
+            batch_size=self.recipe.batch_size,
+            seq_len=self.recipe.seq_len,
+            first=lambda: self.trainer.global_step * self.recipe.accumulate,
         )
-        self.trainer.fit(self.task, train_dataloaders=batches)
+        self.trainer.fit(self.task, train_dataloaders=batches, ckpt_path=start, weights_only=True)
         return self
 
     @property

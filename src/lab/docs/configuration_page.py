@@ -83,6 +83,7 @@ COMMANDS = {
     "detect": "src.lab detect",
     "bench": "src.lab bench",
     "power": "src.lab power",
+    "remedies": "src.lab remedies",
     "docs": "src.lab docs",
 }
 """Commands with fields of their own, by their file in conf/; describe adds two to train's."""
