@@ -1,0 +1,169 @@
+"""The words of the matrix, on studies that no one has trained."""
+
+import math
+
+import pytest
+import yaml
+
+from src.lab.book.files import StudyFolder
+from src.lab.book.page_words import Measures
+from src.lab.book.select_arms import UndecidedError
+from src.lab.remedies.matrix import HARMS, HELPS, NOT, UNKNOWN
+from src.study.read.from_csv import write_frame
+from tests.lab.book.folders import results_of
+from tests.study.synthetic import Arm
+
+ATTENTION = {"attention": "gqa", "ffn": "mlp", "preset": "attention_logits"}
+UNDERFLOW = {"ffn": "moe_writeup", "preset": "crash"}
+CALM = {"ffn": "moe", "preset": "calm"}
+
+
+def losses(mean, *, sway=0.01):
+    return tuple(mean + sway * (-1) ** k for k in range(6))
+
+
+ARMS = {
+    "none": Arm(**ATTENTION, loss=losses(3.0)),
+    "shaken_full": Arm(**ATTENTION, loss=losses(3.0, sway=-0.01)),
+    "qk_norm": Arm(**ATTENTION, loss=losses(2.6)),
+    "clip03": Arm(**ATTENTION, loss=losses(2.99, sway=0.012)),
+    "lower_lr": Arm(**ATTENTION, loss=(2.5, 3.2, 2.6, 3.2, 2.5, 3.2)),
+    "noise": Arm(**ATTENTION, loss=losses(3.2)),
+    "cured": Arm(
+        **ATTENTION,
+        stability=[],
+        fields="@qk_norm-true",
+        loss=losses(2.5),
+        baseline=None,
+        config={"attention.qk_norm": True},
+    ),
+}
+
+FAILURES = {
+    "attention_logits": {
+        "shows_as": "loss",
+        "arguments": ["preset=attention_logits"],
+        "healthy": ["attention.qk_norm=true"],
+    }
+}
+
+
+def measures(tmp_path, arms, failures):
+    folder = tmp_path / "experiments" / "zoo"
+    (folder / "failures").mkdir(parents=True)
+    for name, content in failures.items():
+        text = yaml.safe_dump({"says": "It fails.", "reports": "", **content})
+        (folder / "failures" / f"{name}.yaml").write_text(text)
+    plan = {"failures": list(failures), "seeds": "range(6)", "short": [], "family": "baseline"}
+    plan["remedies"] = [name for name in arms if name not in ("none", "shaken_full", "cured")]
+    (folder / "study.yaml").write_text(yaml.safe_dump(plan))
+    write_frame(results_of(arms), folder / "results.csv")
+    return Measures(StudyFolder(folder=folder), others=None)
+
+
+@pytest.fixture(scope="module")
+def of_attention(tmp_path_factory):
+    return measures(tmp_path_factory.mktemp("book"), ARMS, FAILURES)
+
+
+def test_a_failure_is_what_ends_a_tenth_above_the_healthy_runs(of_attention):
+    assert of_attention.failing_share("attention_logits") == 1
+    assert of_attention.healthy_failing_share("attention_logits") == 0
+    assert of_attention.admitted() == ["attention_logits"]
+    assert of_attention.damage("attention_logits") == pytest.approx(0.5)
+
+
+def test_the_share_undone_is_one_where_the_run_is_as_good_as_healthy(of_attention):
+    undone = {e.remedy: e.undone for e in of_attention.effects("attention_logits")}
+    assert undone["qk_norm"] == pytest.approx(0.8)
+    assert undone["noise"] == pytest.approx(-0.4)
+    assert list(undone) == ["qk_norm", "lower_lr", "clip03", "noise"]
+
+
+def test_a_verdict_needs_significance_or_an_interval_that_rules_help_out(of_attention):
+    verdicts = {e.remedy: e.verdict for e in of_attention.effects("attention_logits")}
+    assert verdicts == {"qk_norm": HELPS, "lower_lr": UNKNOWN, "clip03": NOT, "noise": HARMS}
+
+
+def test_the_interval_lies_around_the_share_in_its_order(of_attention):
+    effect = of_attention.effect("attention_logits", "qk_norm")
+    assert effect.low < effect.undone < effect.high
+
+
+def test_cells_are_per_cent_and_bold_where_they_are_significant(of_attention):
+    assert of_attention.cell("attention_logits", "qk_norm") == "**80 %**"
+    assert of_attention.cell("attention_logits", "noise") == "**−40 %**"
+    assert of_attention.cell("attention_logits", "clip03") == "2 %"
+    assert of_attention.cell("attention_logits", "router_eps") == "–"
+
+
+def test_ranks_are_compared_between_the_first_and_the_last_seeds(of_attention):
+    # lower_lr is better than clip03 in three of six seeds, and in their mean in both halves.
+    assert of_attention.rank_agreement("attention_logits") == pytest.approx(1)
+
+
+def test_ranks_that_turn_over_are_said(tmp_path):
+    arms = {
+        "none": Arm(**ATTENTION, loss=losses(3.0)),
+        "clip03": Arm(**ATTENTION, loss=(2.6, 2.6, 2.6, 2.8, 2.8, 2.8)),
+        "qk_norm": Arm(**ATTENTION, loss=(2.8, 2.8, 2.8, 2.6, 2.6, 2.6)),
+        "cured": ARMS["cured"],
+    }
+    assert measures(tmp_path, arms, FAILURES).rank_agreement("attention_logits") == -1
+
+
+def test_a_run_that_went_non_finite_has_the_loss_of_a_guess(tmp_path):
+    broken = {"nonfinite": [[3]], "nonfinite_frac": 1.0, "loss": (math.nan,)}
+    arms = {**ARMS, "muon": Arm(**ATTENTION, **broken, outcome="collapsed")}
+    found = measures(tmp_path, arms, FAILURES)
+    vocab = found.untreated("attention_logits")["vocab_size"].iloc[0]
+    worse = math.log(vocab) - 3.0
+    assert found.undone("attention_logits", "muon") == pytest.approx(-worse / 0.5, rel=1e-3)
+
+
+def test_of_an_underflow_the_share_of_failing_runs_counts(tmp_path):
+    arms = {
+        "none": Arm(**UNDERFLOW, num_failing=6),
+        "shaken_full": Arm(**UNDERFLOW, num_failing=6),
+        "router_eps": Arm(**UNDERFLOW),
+        "clip03": Arm(**UNDERFLOW, num_failing=5),
+        "cured": Arm(
+            **UNDERFLOW,
+            stability=[],
+            fields="@norm_eps-1e-20",
+            baseline=None,
+            config={"ffn.router.norm_eps": 1e-20},
+        ),
+    }
+    failures = {
+        "router_underflow": {
+            "shows_as": "nonfinite",
+            "arguments": ["preset=crash"],
+            "healthy": ["ffn.router.norm_eps=1e-20"],
+        }
+    }
+    found = measures(tmp_path, arms, failures)
+    assert found.undone("router_underflow", "router_eps") == 1
+    assert found.undone("router_underflow", "clip03") == pytest.approx(1 / 6)
+    assert found.effect("router_underflow", "clip03").num_failing == 5
+    assert found.cell("router_underflow", "router_eps") == "**100 %**"
+
+
+def test_where_nothing_is_wrong_the_change_in_loss_is_the_cost(tmp_path):
+    arms = {
+        "none": Arm(**CALM, loss=losses(2.3)),
+        "shaken_full": Arm(**CALM, loss=losses(2.3, sway=-0.01)),
+        "lower_lr": Arm(**CALM, loss=losses(2.4)),
+    }
+    failures = {"calm": {"shows_as": "nothing", "arguments": ["preset=calm"], "healthy": []}}
+    found = measures(tmp_path, arms, failures)
+    assert found.failures() == []
+    assert found.greatest_cost() == pytest.approx(0.1)
+    assert found.cell("calm", "lower_lr") == "**+0.100**"
+
+
+def test_an_unknown_failure_or_remedy_is_undecided(of_attention):
+    with pytest.raises(UndecidedError, match="no failure"):
+        of_attention.failure("attention_logit")
+    with pytest.raises(UndecidedError, match="was not tried"):
+        of_attention.effect("attention_logits", "muon")
