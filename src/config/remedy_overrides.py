@@ -11,6 +11,7 @@ from src.checkpoint.rebuild import kinds_of
 from src.common.errors import InputError
 from src.common.nested_values import replaced, value_at
 from src.common.override_grammar import Override
+from src.common.read_checkpoint import EXTERNAL
 from src.stability import REMEDIES, RemedyConfig
 
 
@@ -32,7 +33,9 @@ def apply_remedy_overrides(
         for needed in (*remedy.needs(), *remedy.config_overrides(before)):
             if not _has_field(before, needed):
                 section = needed.partition(".")[0]
-                kind = kinds_of(before["attention"], before["ffn"])[section]
+                # Of the kinds of models, only an external one lacks a field.
+                kinds = {"model": EXTERNAL, **kinds_of(before["attention"], before["ffn"])}
+                kind = kinds[section]
                 raise InputError(f"stability={name}: needs {needed}, which {section}={kind} lacks")
         for field, value in remedy.config_overrides(before).items():
             if field in owner:

@@ -19,6 +19,9 @@ from src.stability.router_eps import RouterEpsConfig
 from src.stability.router_freeze import RouterFreezeConfig
 from src.stability.router_z_loss import RouterZLossConfig
 from src.stability.shaken import ShakenConfig, ShakenFullConfig
+from src.stability.softcap_attention import SoftCapAttentionConfig
+from src.stability.softcap_head import SoftCapHeadConfig
+from src.stability.softcap_router import SoftCapRouterConfig
 from src.stability.spike_skip import SpikeSkipConfig
 from src.stability.warmdown import WarmdownConfig
 from src.stability.z_loss import ZLossConfig
@@ -47,6 +50,9 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "latent_norm": LatentNormConfig,
     "qk_norm": QKNormConfig,
     "router_z_loss": RouterZLossConfig,
+    "softcap_attention": SoftCapAttentionConfig,
+    "softcap_head": SoftCapHeadConfig,
+    "softcap_router": SoftCapRouterConfig,
     "spike_skip": SpikeSkipConfig,
     "z_loss": ZLossConfig,
     "zclip": ZClipConfig,
@@ -72,6 +78,9 @@ __all__ = [
     "RunFacts",
     "ShakenConfig",
     "ShakenFullConfig",
+    "SoftCapAttentionConfig",
+    "SoftCapHeadConfig",
+    "SoftCapRouterConfig",
     "SpikeSkipConfig",
     "WarmdownConfig",
     "ZClipConfig",

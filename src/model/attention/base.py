@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from src.model.cache import Rope, Span
 from src.model.dims import Dims
+from src.model.softcap import SoftCap, check_bound
 
 
 class Attention(nn.Module, ABC):
@@ -20,6 +21,10 @@ class Attention(nn.Module, ABC):
     """
 
     residual_projections: tuple[str, ...] = ("o_proj",)
+
+    def __init__(self, config: "AttentionConfig") -> None:
+        super().__init__()
+        self.softcap = None if config.softcap is None else SoftCap(config.softcap)
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
@@ -47,6 +52,11 @@ class AttentionConfig(ABC):
 
     rope_dim: int
     """Rotated dimensions of a head; even, at most head_dim."""
+    softcap: float | None = None
+    """Bound of a soft-cap on the attention scores (arXiv 2408.00118); above 0; null: none."""
+
+    def __post_init__(self) -> None:
+        check_bound("softcap", self.softcap)
 
     @abstractmethod
     def check(self, dims: Dims) -> None:

@@ -14,6 +14,8 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.model.softcap import SoftCap, check_bound
+
 CHOICES = {
     "balance": ("bias", "aux", "none"),
     "bias_use": ("select", "multiply", "add"),
@@ -23,6 +25,9 @@ CHOICES = {
     "dtype": ("float32", "autocast"),
 }
 
+
+LARGEST_EXPONENT = 88.7
+"""The exponential of a larger number overflows float32: the sigmoid of its negative is 0."""
 
 TINY_SUM = 1e-12
 """A sum of picked scores below this value is close to underflow."""
@@ -57,6 +62,9 @@ class RouterConfig:
     """Weight of the balance loss with balance=aux; at least 0."""
     z_loss_weight: float
     """Weight of the router's z-loss (arXiv 2202.08906, eq. 5); 0: none."""
+    softcap: float | None = None
+    """Bound of a soft-cap on the logits that enter the sigmoid; above 0 and below 88.7; null:
+    none."""
 
     def __post_init__(self) -> None:
         for field, allowed in CHOICES.items():
@@ -69,6 +77,7 @@ class RouterConfig:
             value = getattr(self, field)
             if value is not None and not value >= 0:
                 raise ValueError(f"router.{field}={getattr(self, field)}: must be at least 0")
+        check_bound("router.softcap", self.softcap, below=LARGEST_EXPONENT)
 
 
 class Router(nn.Module):
@@ -98,6 +107,7 @@ class Router(nn.Module):
         self.register_buffer("last_counts_E", counts.clone(), persistent=False)
         self._last: tuple[Tensor, Tensor] | None = None
         self._extra: dict[str, Tensor] = {}
+        self.softcap = None if config.softcap is None else SoftCap(config.softcap)
         # Read at each use, so that a remedy can change them during a run.
         self.norm_eps = config.norm_eps
         self._bias_frozen = False
@@ -128,6 +138,9 @@ class Router(nn.Module):
             logits_SE = logits_SE * self.bias_E
         elif use == "add":
             logits_SE = logits_SE + self.bias_E
+        # After the bias, which moves the logits too: the sigmoid must not underflow.
+        if self.softcap is not None:
+            logits_SE = self.softcap(logits_SE)
         scores_SE = logits_SE.sigmoid()
         preference_SE = scores_SE + self.bias_E if use == "select" else scores_SE
         picked_SK = preference_SE.topk(self.top_k, dim=-1).indices
