@@ -128,5 +128,8 @@ FFN_CASES = {
     "moe-no-shared": moe_config(num_shared=0),
     "moe-aux": moe_config(router=router_config(balance="aux")),
     "moe-none": moe_config(router=router_config(balance="none")),
+    "mlp-clamp": MLPConfig(inner_dim=32, swiglu_limit=0.05),
+    "moe-clamp": moe_config(swiglu_limit=0.05),
+    "moe-loop-clamp": moe_config(dispatch="loop", swiglu_limit=0.05),
     "moe-softcap": moe_config(router=router_config(softcap=0.5)),
 }

@@ -107,6 +107,7 @@ ROLES: dict[str, Role] = {
 OFF: dict[str, Any] = {
     "attention.softcap": None,
     "ffn.router.softcap": None,
+    "ffn.swiglu_limit": None,
     "model.head_softcap": None,
 }
 """Fields that early versions did not have, with the value that means off. A field at this value is

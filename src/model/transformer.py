@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.model.attention import Attention, AttentionConfig
+from src.model.bounds import SoftCap, check_bound
 from src.model.cache import Cache, Rope, Span
 from src.model.dims import MAX_LAYERS, MAX_VOCAB, Dims, check_sizes
 from src.model.ffn import FeedForward, FeedForwardConfig
 from src.model.ffn.router import Router
 from src.model.norm import RMSNorm
 from src.model.rope import RotaryTable
-from src.model.softcap import SoftCap, check_bound
 
 GeneratorFor = Callable[[str], torch.Generator]
 

@@ -23,6 +23,7 @@ from src.stability.softcap_attention import SoftCapAttentionConfig
 from src.stability.softcap_head import SoftCapHeadConfig
 from src.stability.softcap_router import SoftCapRouterConfig
 from src.stability.spike_skip import SpikeSkipConfig
+from src.stability.swiglu_clamp import SwiGLUClampConfig
 from src.stability.warmdown import WarmdownConfig
 from src.stability.z_loss import ZLossConfig
 from src.stability.zclip import ZClipConfig
@@ -54,6 +55,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "softcap_head": SoftCapHeadConfig,
     "softcap_router": SoftCapRouterConfig,
     "spike_skip": SpikeSkipConfig,
+    "swiglu_clamp": SwiGLUClampConfig,
     "z_loss": ZLossConfig,
     "zclip": ZClipConfig,
 }
@@ -82,6 +84,7 @@ __all__ = [
     "SoftCapHeadConfig",
     "SoftCapRouterConfig",
     "SpikeSkipConfig",
+    "SwiGLUClampConfig",
     "WarmdownConfig",
     "ZClipConfig",
     "ZLossConfig",

@@ -8,7 +8,7 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 from src.common.errors import InputError
 from src.config.compose import compose
 from src.model.attention.capped import capped_attention, causal_mask
-from src.model.softcap import SoftCap
+from src.model.bounds import SoftCap
 from src.stability import RunFacts, SoftCapAttentionConfig
 from tests.builders import gqa_config, mlha_config, tokens, transformer
 from tests.stability.harnessed import figure, first_difference, runs
@@ -90,18 +90,22 @@ def test_without_it_a_model_has_no_cap_and_a_configuration_no_field(config):
     )
 
 
-def test_it_is_the_same_under_accumulation():
-    def fitted(**changes):
-        (stats,) = SoftCapAttentionConfig(cap=0.1).callbacks(FACTS)
-        model = transformer(attention=gqa_config(softcap=0.1), max_seq_len=8)
-        run = Harness(recipe=recipe_config(**changes), callbacks=[stats], model=model).fit()
-        return run.recorder.lines
+def test_its_peak_is_that_of_all_micro_batches_of_a_step():
+    (stats,) = SoftCapAttentionConfig(cap=0.1).callbacks(FACTS)
+    model, peaks = transformer(attention=gqa_config(softcap=0.1), max_seq_len=8), []
 
-    lines, whole = fitted(accumulate=2, batch_size=1), fitted(batch_size=2)
-    # The first step's two rows, in two micro-batches and in one.
-    for name in ("peak", "cut"):
-        field = f"stability/softcap_attention_{name}"
-        assert lines[1][field] == pytest.approx(whole[1][field], rel=1e-5)
+    def keep(module, args, output):
+        scores, seen = args
+        peaks.append(scores.masked_fill(~seen, 0.0).abs().max().item())
+
+    for block in model.blocks():
+        block.attention.softcap.register_forward_hook(keep)
+    run = Harness(recipe=recipe_config(accumulate=3), callbacks=[stats], model=model).fit()
+    for step in range(1, 7):
+        # Of two layers in three micro-batches.
+        assert run.recorder.lines[step]["stability/softcap_attention_peak"] == (
+            max(peaks[6 * step - 6 : 6 * step])
+        )
 
 
 def test_a_step_with_nan_leaves_no_trace_in_the_next():

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from src.model.bounds import SoftCap, check_bound
 from src.model.cache import Rope, Span
 from src.model.dims import Dims
-from src.model.softcap import SoftCap, check_bound
 
 
 class Attention(nn.Module, ABC):

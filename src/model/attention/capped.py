@@ -6,7 +6,7 @@ Axes: B batch, H query heads, G key-value heads, T queries, S keys, K dimensions
 import torch
 from torch import Tensor
 
-from src.model.softcap import SoftCap
+from src.model.bounds import SoftCap
 
 
 def capped_attention(

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from src.model.attention.capped import capped_attention, causal_mask
-from src.model.softcap import SoftCap
+from src.model.bounds import SoftCap
 
 NUM_BLOCKS = 4
 """Blocks of queries on a CPU. More blocks compute fewer masked scores, but take more calls."""

@@ -14,7 +14,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.model.softcap import SoftCap, check_bound
+from src.model.bounds import SoftCap, check_bound
 
 CHOICES = {
     "balance": ("bias", "aux", "none"),
