@@ -25,7 +25,7 @@ def apply_remedy_overrides(
 
     Raises:
         InputError: a remedy needs a field that the model lacks, two remedies set the same field, or
-            a remedy sets a field that was typed.
+            a remedy sets a field that was typed, or does not fit the configuration.
     """
     owner: dict[str, str] = {}
     before = dict(parts)
@@ -37,18 +37,19 @@ def apply_remedy_overrides(
                 kinds = {"model": EXTERNAL, **kinds_of(before["attention"], before["ffn"])}
                 kind = kinds[section]
                 raise InputError(f"stability={name}: needs {needed}, which {section}={kind} lacks")
-        for field, value in remedy.config_overrides(before).items():
+        for field in (*remedy.replaces(), *remedy.config_overrides(before)):
             if field in owner:
                 raise InputError(
                     f"stability=[{owner[field]},{name}]: both set {field}; choose one of them"
                 )
+            owner[field] = name
+        for field, value in remedy.config_overrides(before).items():
             for override in typed:
                 if override.key == field:
                     raise InputError(
                         f"{field}={override.text}: stability={name} sets it to {value};"
                         " leave one of the two out"
                     )
-            owner[field] = name
             section, _, path = field.partition(".")
             try:
                 parts[section] = replaced(parts[section], path.split("."), value)
@@ -58,6 +59,9 @@ def apply_remedy_overrides(
     for name, remedy in remedies.items():
         try:
             remedy.check(parts)
+        except InputError:
+            # The value that does not fit is not one of the remedy's own.
+            raise
         except ValueError as error:
             raise InputError(f"stability.{name}.{error}") from error
         # A remedy's overrides are compared with the values before they were applied; otherwise

@@ -15,8 +15,10 @@ from src.stability.latent_norm import LatentNormConfig
 from src.stability.lower_lr import LowerLRConfig
 from src.stability.noise import NoiseConfig
 from src.stability.qk_norm import QKNormConfig
+from src.stability.router_center import RouterCenterConfig
 from src.stability.router_eps import RouterEpsConfig
 from src.stability.router_freeze import RouterFreezeConfig
+from src.stability.router_smebu import RouterSmebuConfig
 from src.stability.router_z_loss import RouterZLossConfig
 from src.stability.shaken import ShakenConfig, ShakenFullConfig
 from src.stability.softcap_attention import SoftCapAttentionConfig
@@ -41,6 +43,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "warmdown": WarmdownConfig,
     # Controls: positive controls (known to work) and A/A controls (known to do nothing).
     "router_eps": RouterEpsConfig,
+    "router_eps20": RouterEpsConfig,
     "router_freeze": RouterFreezeConfig,
     "shaken": ShakenConfig,
     "shaken_full": ShakenFullConfig,
@@ -50,6 +53,8 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "beta2": Beta2Config,
     "latent_norm": LatentNormConfig,
     "qk_norm": QKNormConfig,
+    "router_center": RouterCenterConfig,
+    "router_smebu": RouterSmebuConfig,
     "router_z_loss": RouterZLossConfig,
     "softcap_attention": SoftCapAttentionConfig,
     "softcap_head": SoftCapHeadConfig,
@@ -74,8 +79,10 @@ __all__ = [
     "NoiseConfig",
     "QKNormConfig",
     "RemedyConfig",
+    "RouterCenterConfig",
     "RouterEpsConfig",
     "RouterFreezeConfig",
+    "RouterSmebuConfig",
     "RouterZLossConfig",
     "RunFacts",
     "ShakenConfig",

@@ -7,6 +7,7 @@ between a published router and this default.
 Axes: S tokens of a batch, D hidden, E experts, K experts picked for a token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +112,11 @@ class Router(nn.Module):
         # Read at each use, so that a remedy can change them during a run.
         self.norm_eps = config.norm_eps
         self._bias_frozen = False
+        self.bias_step: Callable[[Tensor], Tensor] | None = None
+        """A rule that a remedy puts in place of bias_rule and bias_target: takes the counts (E,),
+        and returns what is added to the bias."""
+        self.removed_mean: Tensor | None = None
+        """What bias_center took from the bias after the last update."""
         self.is_recomputing = False
 
     @property
@@ -202,6 +208,14 @@ class Router(nn.Module):
         self.last_counts_E.copy_(counts_E)
         if not update or self.bias_frozen or self.config.balance != "bias":
             return
+        rule = self._bias_move if self.bias_step is None else self.bias_step
+        self.bias_E += rule(counts_E)
+        if self.config.bias_center:
+            self.removed_mean = self.bias_E.mean()
+            self.bias_E -= self.removed_mean
+
+    def _bias_move(self, counts_E: Tensor) -> Tensor:
+        """What one update adds to the bias."""
         # (target - load) * num_experts * total / uniform, in integers: the sign is exactly 0 for an
         # expert whose load is on target, which a rounding error would make positive or negative.
         total = counts_E.sum()
@@ -212,9 +226,7 @@ class Router(nn.Module):
         else:
             move_E = shortfall_E * (uniform / (self.num_experts * total))
         assert self.config.bias_rate is not None, "resolved before a router is built"
-        self.bias_E += self.config.bias_rate * move_E
-        if self.config.bias_center:
-            self.bias_E -= self.bias_E.mean()
+        return self.config.bias_rate * move_E
 
     @torch.no_grad()
     def router_stats(self) -> dict[str, float]:
