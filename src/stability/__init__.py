@@ -14,6 +14,7 @@ from src.stability.fp32_full import Fp32FullConfig
 from src.stability.latent_norm import LatentNormConfig
 from src.stability.lower_lr import LowerLRConfig
 from src.stability.noise import NoiseConfig
+from src.stability.qk_clip import QKClipConfig
 from src.stability.qk_norm import QKNormConfig
 from src.stability.router_center import RouterCenterConfig
 from src.stability.router_eps import RouterEpsConfig
@@ -31,6 +32,8 @@ from src.stability.z_loss import ZLossConfig
 from src.stability.zclip import ZClipConfig
 
 REMEDIES: dict[str, type[RemedyConfig]] = {
+    # Changes weights after the step, so it comes before ema, which averages them.
+    "qk_clip": QKClipConfig,
     # Proposed in the write-up.
     "clip03": ClipNormConfig,
     "clip05": ClipNormConfig,
@@ -77,6 +80,7 @@ __all__ = [
     "LatentNormConfig",
     "LowerLRConfig",
     "NoiseConfig",
+    "QKClipConfig",
     "QKNormConfig",
     "RemedyConfig",
     "RouterCenterConfig",

@@ -63,6 +63,7 @@ class GroupedQueryAttention(Attention):
 
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, rope)
+        self._watch(q_BHTK, k_BGTK)
         y_BHTK = scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, softcap=self.softcap)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
@@ -71,6 +72,14 @@ class GroupedQueryAttention(Attention):
         k_BGSK, v_BGSK = span.keep(kept["keys"], k_BGTK), span.keep(kept["values"], v_BGTK)
         y_BHTK = attend_to_cache(q_BHTK, k_BGSK, v_BGSK, mask=span.mask, softcap=self.softcap)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def scale_scores(self, factors_H: Tensor) -> None:
+        """Scales a group of heads by its smallest factor, because the group shares its key head."""
+        groups = self.num_kv_heads, self.num_heads // self.num_kv_heads
+        roots_G11 = factors_H.unflatten(0, groups).amin(dim=1).sqrt()[:, None, None]
+        for projection in (self.q_proj, self.k_proj):
+            projection.weight.unflatten(0, (self.num_kv_heads, -1)).mul_(roots_G11)
 
     def _project(self, x_BTD: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values."""

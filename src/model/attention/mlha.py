@@ -99,6 +99,7 @@ class MultiHeadLatentAttention(Attention):
         q_BHTK = self._rotate_tail(self._queries(x_BTD), rope)
         latent_BTL, k_BGTR = self._compress(x_BTD, rope)
         k_BHTK, v_BHTK = self._decompress(latent_BTL, k_BGTR, rope)
+        self._watch(q_BHTK, k_BHTK)
         y_BHTK = scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, softcap=self.softcap)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
@@ -113,6 +114,20 @@ class MultiHeadLatentAttention(Attention):
         else:
             y_BHTK = self._attend_absorbed(q_BHTK, latent_B1SL, k_BGSR, span.mask)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def scale_scores(self, factors_H: Tensor) -> None:
+        """Scales each head by itself, although heads share rope keys.
+
+        Content parts of queries and keys get the root of the factor each; rotated parts of queries
+        get the whole factor, and the shared rope keys stay.
+        """
+        factors_H11 = factors_H[:, None, None]
+        up_HKL = self.q_up.weight.unflatten(0, (self.num_heads, self.head_dim))
+        up_HKL[:, : self.content_dim] *= factors_H11.sqrt()
+        up_HKL[:, self.content_dim :] *= factors_H11
+        if self.content_dim:
+            self.k_up.weight.unflatten(0, (self.num_heads, -1)).mul_(factors_H11.sqrt())
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
         latent_BTL = self.q_latent_norm(self.q_down(x_BTD))
