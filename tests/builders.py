@@ -116,6 +116,9 @@ ATTENTION_CASES = {
     "mlha-latent-norm": mlha_config(latent_norm=True),
     "mlha-qk-norm": mlha_config(qk_norm=True),
     "mlha-rope-keys": mlha_config(num_rope_keys=2),
+    "gqa-softcap": gqa_config(softcap=0.5),
+    "mlha-softcap": mlha_config(softcap=0.5),
+    "mlha-qk-norm-softcap": mlha_config(qk_norm=True, softcap=0.5),
 }
 
 FFN_CASES = {
@@ -125,4 +128,8 @@ FFN_CASES = {
     "moe-no-shared": moe_config(num_shared=0),
     "moe-aux": moe_config(router=router_config(balance="aux")),
     "moe-none": moe_config(router=router_config(balance="none")),
+    "mlp-clamp": MLPConfig(inner_dim=32, swiglu_limit=0.05),
+    "moe-clamp": moe_config(swiglu_limit=0.05),
+    "moe-loop-clamp": moe_config(dispatch="loop", swiglu_limit=0.05),
+    "moe-softcap": moe_config(router=router_config(softcap=0.5)),
 }

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from src.common.nested_values import value_at
+
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
@@ -101,6 +103,40 @@ ROLES: dict[str, Role] = {
     "notes": _RECORDED_ONLY,
     "config_hash": _RECORDED_ONLY,
 }
+
+
+OFF: dict[str, Any] = {
+    "attention.softcap": None,
+    "ffn.router.softcap": None,
+    "ffn.swiglu_limit": None,
+    "model.head_softcap": None,
+}
+"""Fields that early versions did not have, with the value that means off. A field at this value is
+left out of config.yaml, the hash and MLflow, so that those of earlier runs stay valid."""
+
+
+def without_off(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a section, without those of `OFF` that are off."""
+    kept = {}
+    for name, value in values.items():
+        field = f"{section}.{name}"
+        if field in OFF and value == OFF[field]:
+            continue
+        has_off = any(other.startswith(f"{field}.") for other in OFF)
+        kept[name] = without_off(field, value) if has_off else value
+    return kept
+
+
+def switched_on(parts: Mapping[str, Any]) -> str | None:
+    """The first field of `OFF` that is on, as `field=value`; None if all are off."""
+    for field, off in OFF.items():
+        try:
+            value = value_at(parts, field)
+        except AttributeError:
+            continue
+        if value != off:
+            return f"{field}={value}"
+    return None
 
 
 def role_of(field: str) -> Role:

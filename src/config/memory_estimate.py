@@ -223,7 +223,7 @@ def _kept_bytes(config: RunConfig, *, layers: int, rows: int) -> int:
 def _loss_bytes(config: RunConfig, vocab_size: int, *, tokens: int, hidden_dim: int) -> int:
     """Bytes that the loss keeps: gradients if it is computed in chunks, otherwise all logits."""
     saves = saves_memory(vocab_size=vocab_size, hidden_dim=hidden_dim, num_tokens=tokens)
-    if saves and not config.recipe.z_loss_weight:
+    if saves and not config.recipe.z_loss_weight and not _caps_logits(config):
         gradients = (tokens + vocab_size) * hidden_dim * FLOAT32
         return gradients + _logits_bytes(config, vocab_size, CHUNK)
     return _logits_bytes(config, vocab_size, tokens)
@@ -232,7 +232,14 @@ def _loss_bytes(config: RunConfig, vocab_size: int, *, tokens: int, hidden_dim: 
 def _logits_bytes(config: RunConfig, vocab_size: int, tokens: int) -> int:
     """Bytes of the logits in float32, their log-softmax and, in half precision, the original."""
     half = 0 if config.recipe.precision == "32-true" else 2
-    return tokens * vocab_size * (2 * FLOAT32 + half)
+    # The soft-cap keeps its tanh in float32, and the logits before and after it.
+    capped = FLOAT32 + half if _caps_logits(config) else 0
+    return tokens * vocab_size * (2 * FLOAT32 + half + capped)
+
+
+def _caps_logits(config: RunConfig) -> bool:
+    model = config.model
+    return not isinstance(model, ExternalConfig) and model.head_softcap is not None
 
 
 def run_hours(config: RunConfig, *, tokens_per_second: float) -> float:

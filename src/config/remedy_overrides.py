@@ -11,6 +11,7 @@ from src.checkpoint.rebuild import kinds_of
 from src.common.errors import InputError
 from src.common.nested_values import replaced, value_at
 from src.common.override_grammar import Override
+from src.common.read_checkpoint import EXTERNAL
 from src.stability import REMEDIES, RemedyConfig
 
 
@@ -24,7 +25,7 @@ def apply_remedy_overrides(
 
     Raises:
         InputError: a remedy needs a field that the model lacks, two remedies set the same field, or
-            a remedy sets a field that was typed.
+            a remedy sets a field that was typed, or does not fit the configuration.
     """
     owner: dict[str, str] = {}
     before = dict(parts)
@@ -32,20 +33,23 @@ def apply_remedy_overrides(
         for needed in (*remedy.needs(), *remedy.config_overrides(before)):
             if not _has_field(before, needed):
                 section = needed.partition(".")[0]
-                kind = kinds_of(before["attention"], before["ffn"])[section]
+                # Of the kinds of models, only an external one lacks a field.
+                kinds = {"model": EXTERNAL, **kinds_of(before["attention"], before["ffn"])}
+                kind = kinds[section]
                 raise InputError(f"stability={name}: needs {needed}, which {section}={kind} lacks")
-        for field, value in remedy.config_overrides(before).items():
+        for field in (*remedy.replaces(), *remedy.config_overrides(before)):
             if field in owner:
                 raise InputError(
                     f"stability=[{owner[field]},{name}]: both set {field}; choose one of them"
                 )
+            owner[field] = name
+        for field, value in remedy.config_overrides(before).items():
             for override in typed:
                 if override.key == field:
                     raise InputError(
                         f"{field}={override.text}: stability={name} sets it to {value};"
                         " leave one of the two out"
                     )
-            owner[field] = name
             section, _, path = field.partition(".")
             try:
                 parts[section] = replaced(parts[section], path.split("."), value)
@@ -55,6 +59,9 @@ def apply_remedy_overrides(
     for name, remedy in remedies.items():
         try:
             remedy.check(parts)
+        except InputError:
+            # The value that does not fit is not one of the remedy's own.
+            raise
         except ValueError as error:
             raise InputError(f"stability.{name}.{error}") from error
         # A remedy's overrides are compared with the values before they were applied; otherwise

@@ -18,7 +18,7 @@ from nonfinite.config import GuardConfig, WatchConfig
 from src.checkpoint.init_from import Init
 from src.checkpoint.rebuild import ExternalPart, kinds_of
 from src.common.storage import file_digest
-from src.config.field_roles import ROLES, hashed_fields
+from src.config.field_roles import ROLES, hashed_fields, without_off
 from src.config.fork import Fork
 from src.config.schema import PathsConfig, TrackingConfig, TrainerConfig
 from src.config.variant_name import Variant
@@ -210,8 +210,10 @@ class RunConfig:
         if name == "poison" and not self.poison.is_on:
             return {}
         if name == "model":
-            return dataclasses.asdict(self.model) | self.architecture.facts()
-        return dataclasses.asdict(getattr(self, name))
+            values = dataclasses.asdict(self.model) | self.architecture.facts()
+        else:
+            values = dataclasses.asdict(getattr(self, name))
+        return without_off(name, values)
 
     def _init(self) -> dict[str, str]:
         assert self.init is not None

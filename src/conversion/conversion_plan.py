@@ -6,6 +6,7 @@ from typing import Any
 
 from src.checkpoint.rebuild import kinds_of
 from src.common.errors import InputError
+from src.config.field_roles import switched_on
 from src.conversion.latent import check_latent, full_kv_rank, stretched_theta
 from src.conversion.upcycle import check_upcycle
 from src.model.architecture import ModelParts
@@ -103,6 +104,9 @@ def plan(source: ModelParts, given: Mapping[str, Any], *, router: RouterConfig) 
         )
         model = replace(model, rope_theta=theta)
     target = replace(source, model=model, attention=attention, ffn=_ffn(source, given, router))
+    added = switched_on({"model": model, "attention": source.attention, "ffn": source.ffn})
+    if added is not None and target != source:
+        raise InputError(f"source: has {added}, which a converted layer cannot have")
     return Plan(source=source, target=target, rope_stride=stride)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from src.common.errors import InputError
+from src.config.field_roles import switched_on
 from src.model import ModelConfig
 from src.model.architecture import ModelParts
 from src.model.attention.gqa import GQAConfig
@@ -230,6 +231,9 @@ def llama_config(parts: ModelParts, *, end_ids: Collection[int]) -> dict[str, An
         reason = "attention.qk_norm=false"
     elif attention.rope_dim != head_dim:
         reason = f"attention.rope_dim={head_dim}, the whole head"
+    added = switched_on({"model": model, "attention": attention, "ffn": parts.ffn})
+    if reason is None and added is not None:
+        reason = f"no {added}"
     if reason is not None:
         raise InputError(f"to=hf: can write only Llama models, which have {reason}")
     assert isinstance(attention, GQAConfig)

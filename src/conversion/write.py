@@ -19,6 +19,7 @@ from src.checkpoint.trained_model import TrainedModel
 from src.common.errors import InputError
 from src.common.read_checkpoint import CHECKPOINT
 from src.common.run_folder import read_json, write_json
+from src.config.field_roles import without_off
 from src.conversion.huggingface import WEIGHTS, write_folder
 from src.conversion.llama_weights import llama_config, weights_to_llama
 from src.conversion.vocabulary import as_library
@@ -106,9 +107,10 @@ def write_checkpoint(
 ) -> None:
     """Writes a folder that can be used as src.generate run= and src.train init=."""
     config = {
-        "model": dataclasses.asdict(made.parts.model),
-        "attention": dataclasses.asdict(made.parts.attention),
-        "ffn": dataclasses.asdict(made.parts.ffn),
+        **{
+            name: without_off(name, dataclasses.asdict(getattr(made.parts, name)))
+            for name in ("model", "attention", "ffn")
+        },
         "kinds": kinds_of(made.parts.attention, made.parts.ffn),
         "choices": dict(made.choices),
         "recipe": {"seq_len": made.parts.seq_len},

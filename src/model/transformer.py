@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.model.attention import Attention, AttentionConfig
+from src.model.bounds import SoftCap, check_bound
 from src.model.cache import Cache, Rope, Span
 from src.model.dims import MAX_LAYERS, MAX_VOCAB, Dims, check_sizes
 from src.model.ffn import FeedForward, FeedForwardConfig
@@ -54,6 +55,8 @@ class ModelConfig:
     """plain: init_std everywhere; depth_scaled: init_std / sqrt(2 L) for residual projections."""
     sizes: dict[str, Any]
     """Sizes at this scale for the attention and ffn options, whose YAML files interpolate them."""
+    head_softcap: float | None = None
+    """Bound of a soft-cap on the output logits (arXiv 2408.00118); above 0; null: none."""
 
     def __post_init__(self) -> None:
         for field in ("hidden_dim", "num_layers", "num_heads", "inner_dim", "head_dim"):
@@ -74,6 +77,7 @@ class ModelConfig:
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{field}={value}: must be above 0 and finite")
+        check_bound("head_softcap", self.head_softcap)
         if self.residual_init not in ("plain", "depth_scaled"):
             raise ValueError(
                 f"residual_init={self.residual_init}: must be one of plain, depth_scaled"
@@ -139,6 +143,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(dims.hidden_dim, vocab_size, bias=False)
         if model.tie_embeddings:
             self.head.weight = self.embedding.weight
+        self.softcap = None if model.head_softcap is None else SoftCap(model.head_softcap)
         self.rope = RotaryTable(
             rope_dim=attention.rope_dim, max_seq_len=max_seq_len, theta=model.rope_theta
         )
@@ -159,10 +164,13 @@ class Transformer(nn.Module):
         Raises:
             ValueError: the sequence is longer than max_seq_len.
         """
-        return self.head(self.states(tokens_BT))
+        return self._logits(self.states(tokens_BT))
 
     def states(self, tokens_BT: Tensor) -> Tensor:
-        """The final hidden states, (B, T, D), from which the head computes logits."""
+        """The final hidden states, (B, T, D), from which the head computes logits.
+
+        If `softcap` is not None, the head's product is not the logits yet.
+        """
         rope = self.rope(tokens_BT.shape[1])
         x_BTD = self.embedding(tokens_BT)
         recompute = self.checkpoint_blocks and torch.is_grad_enabled()
@@ -206,7 +214,11 @@ class Transformer(nn.Module):
         for block, kept in zip(self.blocks(), cache.layers, strict=True):
             x_BTD = block.extend(x_BTD, kept, span)
         cache.length = span.end
-        return self.head(self.final_norm(x_BTD))
+        return self._logits(self.final_norm(x_BTD))
+
+    def _logits(self, states_BTD: Tensor) -> Tensor:
+        logits_BTV: Tensor = self.head(states_BTD)
+        return logits_BTV if self.softcap is None else self.softcap(logits_BTV)
 
     def blocks(self) -> list[Block]:
         """The blocks, from first to last."""

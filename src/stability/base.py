@@ -88,6 +88,14 @@ class RemedyConfig:
         """Dotted names of the parts of the configuration that the remedy requires."""
         return ()
 
+    def replaces(self) -> tuple[str, ...]:
+        """Dotted names of fields whose values the remedy replaces during the run.
+
+        Unlike those of `config_overrides` they keep their values in the configuration. It is an
+        error if two remedies replace or set the same field.
+        """
+        return ()
+
     def config_overrides(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the fields that the remedy sets outside its own section, by dotted name.
 
@@ -113,6 +121,8 @@ class RemedyConfig:
 
     def check(self, parts: Mapping[str, Any]) -> None:
         """Raises ValueError if the remedy does not fit the rest of the configuration.
+
+        The message begins with the remedy's field, or is an InputError that begins with another's.
 
         Args:
             parts: the sections of the configuration, with all overrides applied.

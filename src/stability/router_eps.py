@@ -33,5 +33,8 @@ class RouterEpsConfig(RemedyConfig):
     def needs(self) -> tuple[str, ...]:
         return (ROUTER,)
 
+    def replaces(self) -> tuple[str, ...]:
+        return ("ffn.router.norm_eps",)
+
     def callbacks(self, run: RunFacts) -> list[pl.Callback]:
         return [RouterOverride("router_eps", self.start_frac, run, norm_eps=self.eps)]

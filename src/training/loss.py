@@ -103,7 +103,8 @@ def losses(
     model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, *, z_loss_weight: float
 ) -> dict[str, Tensor]:
     """The mean cross-entropy, and the z-loss (arXiv 2204.02311) if its weight is not 0."""
-    if not z_loss_weight and isinstance(model, Transformer):
+    # The chunks compute logits from the head's weight, without its soft-cap.
+    if not z_loss_weight and isinstance(model, Transformer) and model.softcap is None:
         weight_VD = model.head.weight
         if uses_chunks(weight_VD, num_tokens=tokens_BT.numel()):
             states_SD = model.states(tokens_BT).flatten(0, 1)

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from src.common.nested_values import replaced, value_at
 from src.config.compose import compose
-from src.config.field_roles import ROLES, role_of, set_by
+from src.config.field_roles import OFF, ROLES, role_of, set_by, switched_on, without_off
 from src.config.schema import DescribeSchema
 from src.config.variant_name import Variant
 
@@ -50,6 +51,21 @@ def test_hash_and_name_follow_the_table(typed, is_hashed, is_named):
     plain, other = compose("train", []), compose("train", [typed])
     assert (plain.config_hash() != other.config_hash()) == is_hashed
     assert (plain.variant_name != other.variant_name) == is_named
+
+
+def test_a_field_that_is_off_is_absent_and_one_that_is_on_is_not():
+    config = compose("train", [])
+    parts = {name: getattr(config, name) for name in ("model", "attention", "ffn")}
+    assert switched_on(parts) is None
+    for field, off in OFF.items():
+        assert value_at(parts, field) == off
+        *above, name = field.split(".")
+        assert name not in value(config.plain(), ".".join(above)), field
+    router = {"router": {"softcap": 3.0, "norm_eps": 0.0}, "top_k": 2}
+    assert without_off("ffn", router) == router
+    assert without_off("ffn", {"router": {"softcap": None}}) == {"router": {}}
+    on = replaced(config.ffn, ["router", "softcap"], 3.0)
+    assert switched_on({**parts, "ffn": on}) == "ffn.router.softcap=3.0"
 
 
 def test_a_choice_sets_the_sections_that_say_so():

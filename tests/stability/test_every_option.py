@@ -1,6 +1,7 @@
 """What holds for every stability option; an option file without a test fails here."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -47,33 +48,42 @@ def test_an_option_is_on_where_it_is_chosen_and_absent_elsewhere(option):
 SPARSE = ("recipe.log_every=2",)
 """Instruments look at every second step alone; the state of the end is compared bit by bit."""
 
-RIVALS = {"adagc", "clip03", "clip05", "zclip"}
-"""They claim one field, the bound on the norm."""
+RIVALS = {
+    "recipe.clip_norm": ["clip03", "clip05", "zclip", "adagc"],
+    "ffn.router.norm_eps": ["router_eps", "router_eps20"],
+    "attention.qk_norm": ["qk_norm", "qk_clip"],
+}
+"""Options that set the same field, or that need another value of it."""
+ALL_RIVALS = {option for options in RIVALS.values() for option in options}
 
 
-@pytest.mark.parametrize("rival", sorted(RIVALS))
+@pytest.mark.parametrize("rival", sorted(ALL_RIVALS))
 def test_all_options_that_go_together_all_take_effect(rival):
-    chosen = sorted({*REMEDIES} - RIVALS | {rival})
+    picked = {rival if rival in options else options[0] for options in RIVALS.values()}
+    chosen = sorted({*REMEDIES} - ALL_RIVALS | picked)
     config = compose("train", [f"stability=[{','.join(chosen)}]"])
     assert set(config.remedies) == set(chosen)
     assert config.variant.stability == "-".join(chosen)
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(sorted(RIVALS), 2)))
-def test_two_options_that_claim_one_field_are_an_error_that_names_both(pair):
-    with pytest.raises(InputError, match=r"both set recipe.clip_norm") as raised:
+@pytest.mark.parametrize(
+    ("field", "pair"),
+    [(f, pair) for f, options in RIVALS.items() for pair in itertools.combinations(options, 2)],
+)
+def test_two_options_that_claim_one_field_are_an_error_that_names_both(field, pair):
+    with pytest.raises(InputError, match=re.escape(field)) as raised:
         compose("train", [f"stability=[{pair[0]},{pair[1]}]"])
     assert all(option in str(raised.value) for option in pair)
 
 
 LATE = {"ema", "fp32", "noise", "router_eps", "router_freeze", "shaken", "warmdown"}
-AT_ONCE = {*REMEDIES} - LATE - RIVALS - {"early_stop", "shaken_full"}
+AT_ONCE = {*REMEDIES} - LATE - ALL_RIVALS - {"early_stop", "shaken_full"}
 TOGETHER = [
-    sorted(AT_ONCE | {"zclip"}),
+    sorted(AT_ONCE | {"zclip", "qk_norm"}),
     sorted(LATE | {"clip05"}),
     ["adagc"],
-    ["clip03", "early_stop"],
-    ["shaken_full"],
+    ["clip03", "early_stop", "router_eps20"],
+    ["qk_clip", "shaken_full"],
 ]
 """Every option in one of a few runs; in `make test-all` each has a run of its own as well."""
 ALONE = [

@@ -163,14 +163,24 @@ def logged_by(
 
 
 class Poison(pl.Callback):
-    """Makes the loss or one gradient non-finite in given steps, counted from 1."""
+    """Makes the loss or one gradient non-finite in given steps, counted from 1.
 
-    def __init__(self, steps: set[int], *, what: str, value: float = float("nan")) -> None:
-        self.steps, self.what, self.value = steps, what, value
+    The loss by an entry of a weight in the forward pass: that of the last norm, or `at`.
+    """
+
+    def __init__(
+        self,
+        steps: set[int],
+        *,
+        what: str,
+        value: float = float("nan"),
+        at: str = "final_norm.weight",
+    ) -> None:
+        self.steps, self.what, self.value, self.at = steps, what, value, at
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step + 1 in self.steps and self.what == "loss":
-            weight = pl_module.model.final_norm.weight
+            weight = pl_module.model.get_parameter(self.at)
             self.kept = weight.detach().clone()
             with torch.no_grad():
                 weight[0] = self.value
@@ -181,6 +191,6 @@ class Poison(pl.Callback):
         if self.what == "loss":
             # The poison has gone through the graph; the weight itself must not keep it.
             with torch.no_grad():
-                pl_module.model.final_norm.weight.copy_(self.kept)
+                pl_module.model.get_parameter(self.at).copy_(self.kept)
         else:
             pl_module.model.embedding.weight.grad[0, 0] = self.value

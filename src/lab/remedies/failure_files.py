@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from src.cli.name_checks import check_names
 from src.common.errors import InputError
 from src.common.override_grammar import file_arguments
 from src.config.compose import compose
@@ -95,7 +96,9 @@ def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[
     Raises:
         InputError: the failure's arguments are wrong.
     """
-    compose("train", failure.arguments)
+    for arguments in (failure.arguments, (*failure.arguments, *failure.healthy)):
+        check_names("train", arguments)
+        compose("train", arguments)
     fitting = [name for name in remedies if fits(failure.arguments, name)]
     options = ",".join(["none", CONTROL, *fitting])
     found = [[*failure.arguments, f"stability={options}", f"seed={seeds}"]]

@@ -1,15 +1,22 @@
 """The interface of attention options.
 
-Axes: B batch, T time, D hidden, G heads of a kept tensor, S slots of the cache, K dimensions.
+Axes: B batch, T time, D hidden, H query heads, G heads of a kept tensor, S slots of the cache,
+K dimensions.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from src.model.attention.capped import causal_mask
+from src.model.bounds import SoftCap, check_bound
 from src.model.cache import Rope, Span
 from src.model.dims import Dims
+
+LOWEST = torch.finfo(torch.float32).min
+"""Below every score, but not infinite, which a search for non-finite numbers would find."""
 
 
 class Attention(nn.Module, ABC):
@@ -20,6 +27,45 @@ class Attention(nn.Module, ABC):
     """
 
     residual_projections: tuple[str, ...] = ("o_proj",)
+
+    num_heads: int
+    peaks_H: Tensor | None
+    """The largest score of each query head in training; None unless `watch_scores` was called."""
+
+    def __init__(self, config: "AttentionConfig") -> None:
+        super().__init__()
+        self.softcap = None if config.softcap is None else SoftCap(config.softcap)
+        self.register_buffer("peaks_H", None, persistent=False)
+
+    def watch_scores(self) -> None:
+        """Lets training keep the largest score of each head, and forgets those kept so far."""
+        device = next(self.parameters()).device
+        self.peaks_H = torch.full((self.num_heads,), LOWEST, device=device)
+
+    @abstractmethod
+    def scale_scores(self, factors_H: Tensor) -> None:
+        """Changes the weights of queries and keys so that each head's scores shrink.
+
+        Queries and keys get the square root of the factor each. Where heads share weights, the
+        docstring of the option says what is scaled.
+
+        Args:
+            factors_H: the factor on the scores of each query head.
+        """
+
+    @torch.no_grad()
+    def _watch(self, query_BHTK: Tensor, key_BGTK: Tensor) -> None:
+        """Keeps the largest score of each head; called with what is attended to in training."""
+        if self.peaks_H is None or not self.training:
+            return
+        with torch.autocast(query_BHTK.device.type, enabled=False):
+            num_sharing = query_BHTK.shape[1] // key_BGTK.shape[1]
+            keys_BHTK = key_BGTK.float().repeat_interleave(num_sharing, dim=1)
+            scores_BHTT = query_BHTK.float() @ keys_BHTK.transpose(2, 3)
+        seen_TT = causal_mask(query_BHTK.shape[2], device=query_BHTK.device)
+        scores_BHTT *= query_BHTK.shape[-1] ** -0.5
+        peaks_H = scores_BHTT.masked_fill(~seen_TT, LOWEST).amax(dim=(0, 2, 3))
+        self.peaks_H.copy_(torch.maximum(self.peaks_H, peaks_H))
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
@@ -47,6 +93,11 @@ class AttentionConfig(ABC):
 
     rope_dim: int
     """Rotated dimensions of a head; even, at most head_dim."""
+    softcap: float | None = None
+    """Bound of a soft-cap on the attention scores (arXiv 2408.00118); above 0; null: none."""
+
+    def __post_init__(self) -> None:
+        check_bound("softcap", self.softcap)
 
     @abstractmethod
     def check(self, dims: Dims) -> None:

@@ -1,6 +1,7 @@
-"""Causal attention over whole sequences.
+"""Causal attention over whole sequences, and over a cache.
 
-Axes: B batch, H query heads, G key-value heads, T time, K dimensions of a head, N = B * H.
+Axes: B batch, H query heads, G key-value heads, T time, S slots of the cache, K dimensions of a
+head, N = B * H.
 """
 
 from typing import Any
@@ -11,6 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from src.model.attention.capped import capped_attention, causal_mask
+from src.model.bounds import SoftCap
+
 NUM_BLOCKS = 4
 """Blocks of queries on a CPU. More blocks compute fewer masked scores, but take more calls."""
 
@@ -20,7 +24,11 @@ probabilities, which are kept for the backward pass, take little memory."""
 
 
 def scaled_dot_product_attention(
-    query_BHTK: Tensor, key_BGTK: Tensor, value_BGTK: Tensor
+    query_BHTK: Tensor,
+    key_BGTK: Tensor,
+    value_BGTK: Tensor,
+    *,
+    softcap: SoftCap | None = None,
 ) -> Tensor:
     """Causal attention: softmax(query . key / sqrt(K)) . value, (B, H, T, K).
 
@@ -33,12 +41,18 @@ def scaled_dot_product_attention(
         query_BHTK: H is a multiple of G; consecutive query heads share a key-value head.
         key_BGTK: keys, one for each position.
         value_BGTK: values, in the shape of the keys.
+        softcap: a cap on the scores; None: PyTorch's attention.
     """
     tensors = query_BHTK, key_BGTK, value_BGTK
     if has_torch_function_variadic(*tensors):
         # A TorchFunctionMode, such as the tracer's, must see this call rather than its parts.
-        attended: Tensor = handle_torch_function(scaled_dot_product_attention, tensors, *tensors)
+        attended: Tensor = handle_torch_function(
+            scaled_dot_product_attention, tensors, *tensors, softcap=softcap
+        )
         return attended
+    if softcap is not None:
+        mask_TT = causal_mask(query_BHTK.shape[2], device=query_BHTK.device)
+        return capped_attention(*tensors, softcap=softcap, mask=mask_TT)
     num_sharing = query_BHTK.shape[1] // key_BGTK.shape[1]
     on_cpu = query_BHTK.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     float32_on_cpu = on_cpu and query_BHTK.dtype == torch.float32
@@ -52,6 +66,34 @@ def scaled_dot_product_attention(
         *(x.flatten(0, 1) for x in (query_BHTK, key_BGTK, value_BGTK))
     )
     return out_NTK.unflatten(0, query_BHTK.shape[:2])
+
+
+def attend_to_cache(
+    query_BHTK: Tensor,
+    key_BGSK: Tensor,
+    value_BGSK: Tensor,
+    *,
+    mask: Tensor | None,
+    softcap: SoftCap | None,
+) -> Tensor:
+    """As `scaled_dot_product_attention`, for new tokens T that follow cached ones.
+
+    Args:
+        query_BHTK: queries of the new tokens.
+        key_BGSK: keys of all tokens so far.
+        value_BGSK: values of all tokens so far.
+        mask: (B, 1, T, S), True where a token is attended to; None if all are.
+        softcap: a cap on the scores; None: PyTorch's attention.
+    """
+    if softcap is not None:
+        return capped_attention(query_BHTK, key_BGSK, value_BGSK, softcap=softcap, mask=mask)
+    return F.scaled_dot_product_attention(
+        query_BHTK,
+        key_BGSK,
+        value_BGSK,
+        attn_mask=mask,
+        enable_gqa=key_BGSK.shape[1] < query_BHTK.shape[1],
+    )
 
 
 class _InBlocks(torch.autograd.Function):

@@ -7,11 +7,10 @@ S slots of the cache.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.model.attention.base import Attention, AttentionConfig
-from src.model.attention.causal import scaled_dot_product_attention
+from src.model.attention.causal import attend_to_cache, scaled_dot_product_attention
 from src.model.cache import Rope, Span
 from src.model.dims import Dims, check_rope_dim
 from src.model.norm import RMSNorm
@@ -51,7 +50,7 @@ class GroupedQueryAttention(Attention):
     """Query heads in groups that share one key-value head; the first R dimensions rotate."""
 
     def __init__(self, config: GQAConfig, dims: Dims) -> None:
-        super().__init__()
+        super().__init__(config)
         self.num_heads, self.num_kv_heads = dims.num_heads, config.num_kv_heads
         self.head_dim, self.rope_dim = dims.head_dim, config.rope_dim
         q_dim, kv_dim = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -64,20 +63,23 @@ class GroupedQueryAttention(Attention):
 
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, rope)
-        y_BHTK = scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK)
+        self._watch(q_BHTK, k_BGTK)
+        y_BHTK = scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, softcap=self.softcap)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
         q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, span.rope)
         k_BGSK, v_BGSK = span.keep(kept["keys"], k_BGTK), span.keep(kept["values"], v_BGTK)
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK,
-            k_BGSK,
-            v_BGSK,
-            attn_mask=span.mask,
-            enable_gqa=self.num_kv_heads < self.num_heads,
-        )
+        y_BHTK = attend_to_cache(q_BHTK, k_BGSK, v_BGSK, mask=span.mask, softcap=self.softcap)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def scale_scores(self, factors_H: Tensor) -> None:
+        """Scales a group of heads by its smallest factor, because the group shares its key head."""
+        groups = self.num_kv_heads, self.num_heads // self.num_kv_heads
+        roots_G11 = factors_H.unflatten(0, groups).amin(dim=1).sqrt()[:, None, None]
+        for projection in (self.q_proj, self.k_proj):
+            projection.weight.unflatten(0, (self.num_kv_heads, -1)).mul_(roots_G11)
 
     def _project(self, x_BTD: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values."""

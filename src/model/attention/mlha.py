@@ -8,11 +8,10 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.model.attention.base import Attention, AttentionConfig
-from src.model.attention.causal import scaled_dot_product_attention
+from src.model.attention.causal import attend_to_cache, scaled_dot_product_attention
 from src.model.cache import Rope, Span
 from src.model.dims import Dims, check_rope_dim, check_sizes
 from src.model.norm import RMSNorm
@@ -70,7 +69,7 @@ class MultiHeadLatentAttention(Attention):
     """
 
     def __init__(self, config: MLHAConfig, dims: Dims) -> None:
-        super().__init__()
+        super().__init__(config)
         heads, self.head_dim = dims.num_heads, dims.head_dim
         self.num_heads, self.rope_dim = heads, config.rope_dim
         self.content_dim = self.head_dim - self.rope_dim
@@ -100,7 +99,8 @@ class MultiHeadLatentAttention(Attention):
         q_BHTK = self._rotate_tail(self._queries(x_BTD), rope)
         latent_BTL, k_BGTR = self._compress(x_BTD, rope)
         k_BHTK, v_BHTK = self._decompress(latent_BTL, k_BGTR, rope)
-        y_BHTK = scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK)
+        self._watch(q_BHTK, k_BHTK)
+        y_BHTK = scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, softcap=self.softcap)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
 
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
@@ -110,10 +110,24 @@ class MultiHeadLatentAttention(Attention):
         k_BGSR = span.keep(kept["rope_keys"], k_BGTR)
         if self.qk_norm:
             k_BHSK, v_BHSK = self._decompress(latent_B1SL.squeeze(1), k_BGSR, span.rope_before)
-            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=span.mask)
+            y_BHTK = attend_to_cache(q_BHTK, k_BHSK, v_BHSK, mask=span.mask, softcap=self.softcap)
         else:
             y_BHTK = self._attend_absorbed(q_BHTK, latent_B1SL, k_BGSR, span.mask)
         return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def scale_scores(self, factors_H: Tensor) -> None:
+        """Scales each head by itself, although heads share rope keys.
+
+        Content parts of queries and keys get the root of the factor each; rotated parts of queries
+        get the whole factor, and the shared rope keys stay.
+        """
+        factors_H11 = factors_H[:, None, None]
+        up_HKL = self.q_up.weight.unflatten(0, (self.num_heads, self.head_dim))
+        up_HKL[:, : self.content_dim] *= factors_H11.sqrt()
+        up_HKL[:, self.content_dim :] *= factors_H11
+        if self.content_dim:
+            self.k_up.weight.unflatten(0, (self.num_heads, -1)).mul_(factors_H11.sqrt())
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
         latent_BTL = self.q_latent_norm(self.q_down(x_BTD))
@@ -155,6 +169,8 @@ class MultiHeadLatentAttention(Attention):
         turned = _as_queries(q_BHTR, self.num_rope_keys) @ k_BGSR.transpose(2, 3)
         scores_BHTS = content.view(*q_BHTK.shape[:3], -1) + turned.view(*q_BHTK.shape[:3], -1)
         scores_BHTS *= self.head_dim**-0.5
+        if self.softcap is not None:
+            scores_BHTS = self.softcap(scores_BHTS)
         if mask is not None:
             scores_BHTS.masked_fill_(~mask, -torch.inf)
         mixed_BHTL = _as_queries(scores_BHTS.softmax(dim=-1), 1) @ latent_B1SL

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from src.model.bounds import check_bound
 from src.model.dims import Dims, check_sizes
 
 
@@ -43,11 +44,15 @@ class FeedForwardConfig(ABC):
 
     inner_dim: int
     """Inner width of the SwiGLU, or of each expert."""
+    swiglu_limit: float | None = None
+    """Bound on the two factors of the SwiGLU: gate from above, up from both sides; above 0; null:
+    none."""
 
     def __post_init__(self) -> None:
         if self.inner_dim < 1:
             raise ValueError(f"inner_dim={self.inner_dim}: must be at least 1")
         check_sizes(self, ("inner_dim",))
+        check_bound("swiglu_limit", self.swiglu_limit)
 
     def resolved(self, *, max_steps: int) -> "FeedForwardConfig":
         """This config with the values filled in that depend on the length of the run."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from src.model.ffn.grouped import grouped_product
+from src.model.ffn.swiglu import SwiGLUClamp, swiglu
 
 
 class Experts(nn.Module):
@@ -22,8 +23,17 @@ class Experts(nn.Module):
     without a host sync.
     """
 
-    def __init__(self, *, num_experts: int, hidden_dim: int, inner_dim: int, dispatch: str) -> None:
+    def __init__(
+        self,
+        *,
+        num_experts: int,
+        hidden_dim: int,
+        inner_dim: int,
+        dispatch: str,
+        limit: float | None = None,
+    ) -> None:
         super().__init__()
+        self.clamp = None if limit is None else SwiGLUClamp(limit)
         self.num_experts, self.dispatch = num_experts, dispatch
         self.gate_proj = nn.Parameter(torch.empty(num_experts, inner_dim, hidden_dim))
         self.up_proj = nn.Parameter(torch.empty(num_experts, inner_dim, hidden_dim))
@@ -44,9 +54,9 @@ class Experts(nn.Module):
         return (torch.cat(outs) * weights_1K.T).sum(dim=0, keepdim=True)
 
     def _expert(self, number: int, x_SD: Tensor) -> Tensor:
-        inner = F.silu(F.linear(x_SD, self.gate_proj[number]))
-        inner = inner * F.linear(x_SD, self.up_proj[number])
-        return F.linear(inner, self.down_proj[number])
+        gate = F.linear(x_SD, self.gate_proj[number])
+        up = F.linear(x_SD, self.up_proj[number])
+        return F.linear(swiglu(gate, up, self.clamp), self.down_proj[number])
 
     def _loop(self, x_SD: Tensor, weights_SK: Tensor, picked_SK: Tensor) -> Tensor:
         y_SD = x_SD.new_zeros(x_SD.shape, dtype=weights_SK.dtype)
@@ -69,7 +79,8 @@ class Experts(nn.Module):
         place_N = order_N.argsort()
         x_ND = _Rows.apply(x_SD.to(dtype), order_N, place_N, top_k)
         gate_NI = grouped_product(x_ND, self.gate_proj.to(dtype), ends_E)
-        inner_NI = F.silu(gate_NI) * grouped_product(x_ND, self.up_proj.to(dtype), ends_E)
+        up_NI = grouped_product(x_ND, self.up_proj.to(dtype), ends_E)
+        inner_NI = swiglu(gate_NI, up_NI, self.clamp)
         out_ND = grouped_product(inner_NI, self.down_proj.to(dtype), ends_E)
         out_SKD = _Rows.apply(out_ND, place_N, order_N, 1).view(num_tokens, top_k, -1)
         return (out_SKD * weights_SK.unsqueeze(-1)).sum(dim=1)

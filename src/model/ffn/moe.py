@@ -77,9 +77,13 @@ class MixtureOfExperts(FeedForward):
             hidden_dim=hidden,
             inner_dim=inner,
             dispatch=config.dispatch,
+            limit=config.swiglu_limit,
         )
         shared_dim = config.num_shared * inner
-        self.shared = MLP(hidden_dim=hidden, inner_dim=shared_dim) if shared_dim else None
+        limit = config.swiglu_limit
+        self.shared = (
+            MLP(hidden_dim=hidden, inner_dim=shared_dim, limit=limit) if shared_dim else None
+        )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_SD = x_BTD.flatten(0, 1)

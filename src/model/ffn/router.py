@@ -7,12 +7,15 @@ between a published router and this default.
 Axes: S tokens of a batch, D hidden, E experts, K experts picked for a token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from src.model.bounds import SoftCap, check_bound
 
 CHOICES = {
     "balance": ("bias", "aux", "none"),
@@ -23,6 +26,9 @@ CHOICES = {
     "dtype": ("float32", "autocast"),
 }
 
+
+LARGEST_EXPONENT = 88.7
+"""The exponential of a larger number overflows float32: the sigmoid of its negative is 0."""
 
 TINY_SUM = 1e-12
 """A sum of picked scores below this value is close to underflow."""
@@ -57,6 +63,9 @@ class RouterConfig:
     """Weight of the balance loss with balance=aux; at least 0."""
     z_loss_weight: float
     """Weight of the router's z-loss (arXiv 2202.08906, eq. 5); 0: none."""
+    softcap: float | None = None
+    """Bound of a soft-cap on the logits that enter the sigmoid; above 0 and below 88.7; null:
+    none."""
 
     def __post_init__(self) -> None:
         for field, allowed in CHOICES.items():
@@ -69,6 +78,7 @@ class RouterConfig:
             value = getattr(self, field)
             if value is not None and not value >= 0:
                 raise ValueError(f"router.{field}={getattr(self, field)}: must be at least 0")
+        check_bound("router.softcap", self.softcap, below=LARGEST_EXPONENT)
 
 
 class Router(nn.Module):
@@ -98,9 +108,15 @@ class Router(nn.Module):
         self.register_buffer("last_counts_E", counts.clone(), persistent=False)
         self._last: tuple[Tensor, Tensor] | None = None
         self._extra: dict[str, Tensor] = {}
+        self.softcap = None if config.softcap is None else SoftCap(config.softcap)
         # Read at each use, so that a remedy can change them during a run.
         self.norm_eps = config.norm_eps
         self._bias_frozen = False
+        self.bias_step: Callable[[Tensor], Tensor] | None = None
+        """A rule that a remedy puts in place of bias_rule and bias_target: takes the counts (E,),
+        and returns what is added to the bias."""
+        self.removed_mean: Tensor | None = None
+        """What bias_center took from the bias after the last update."""
         self.is_recomputing = False
 
     @property
@@ -128,6 +144,9 @@ class Router(nn.Module):
             logits_SE = logits_SE * self.bias_E
         elif use == "add":
             logits_SE = logits_SE + self.bias_E
+        # After the bias, which moves the logits too: the sigmoid must not underflow.
+        if self.softcap is not None:
+            logits_SE = self.softcap(logits_SE)
         scores_SE = logits_SE.sigmoid()
         preference_SE = scores_SE + self.bias_E if use == "select" else scores_SE
         picked_SK = preference_SE.topk(self.top_k, dim=-1).indices
@@ -189,6 +208,14 @@ class Router(nn.Module):
         self.last_counts_E.copy_(counts_E)
         if not update or self.bias_frozen or self.config.balance != "bias":
             return
+        rule = self._bias_move if self.bias_step is None else self.bias_step
+        self.bias_E += rule(counts_E)
+        if self.config.bias_center:
+            self.removed_mean = self.bias_E.mean()
+            self.bias_E -= self.removed_mean
+
+    def _bias_move(self, counts_E: Tensor) -> Tensor:
+        """What one update adds to the bias."""
         # (target - load) * num_experts * total / uniform, in integers: the sign is exactly 0 for an
         # expert whose load is on target, which a rounding error would make positive or negative.
         total = counts_E.sum()
@@ -199,9 +226,7 @@ class Router(nn.Module):
         else:
             move_E = shortfall_E * (uniform / (self.num_experts * total))
         assert self.config.bias_rate is not None, "resolved before a router is built"
-        self.bias_E += self.config.bias_rate * move_E
-        if self.config.bias_center:
-            self.bias_E -= self.bias_E.mean()
+        return self.config.bias_rate * move_E
 
     @torch.no_grad()
     def router_stats(self) -> dict[str, float]:

@@ -5,6 +5,7 @@ import math
 import pytest
 import yaml
 
+from src.common.number_format import MINUS, NONE
 from src.lab.book.files import StudyFolder
 from src.lab.book.page_words import Measures
 from src.lab.book.select_arms import UndecidedError
@@ -92,9 +93,9 @@ def test_the_interval_lies_around_the_share_in_its_order(of_attention):
 
 def test_cells_are_per_cent_and_bold_where_they_are_significant(of_attention):
     assert of_attention.cell("attention_logits", "qk_norm") == "**80 %**"
-    assert of_attention.cell("attention_logits", "noise") == "**−40 %**"
+    assert of_attention.cell("attention_logits", "noise") == f"**{MINUS}40 %**"
     assert of_attention.cell("attention_logits", "clip03") == "2 %"
-    assert of_attention.cell("attention_logits", "router_eps") == "–"
+    assert of_attention.cell("attention_logits", "router_eps") == NONE
 
 
 def test_ranks_are_compared_between_the_first_and_the_last_seeds(of_attention):
