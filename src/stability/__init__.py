@@ -11,6 +11,7 @@ from src.stability.early_stop import EarlyStopConfig
 from src.stability.ema import EmaConfig
 from src.stability.fp32 import Fp32Config
 from src.stability.fp32_full import Fp32FullConfig
+from src.stability.gated_attention import GatedAttentionConfig
 from src.stability.latent_norm import LatentNormConfig
 from src.stability.lower_lr import LowerLRConfig
 from src.stability.noise import NoiseConfig
@@ -54,6 +55,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "clip_value": ClipValueConfig,
     # Common in the literature.
     "beta2": Beta2Config,
+    "gated_attention": GatedAttentionConfig,
     "latent_norm": LatentNormConfig,
     "qk_norm": QKNormConfig,
     "router_center": RouterCenterConfig,
@@ -77,6 +79,7 @@ __all__ = [
     "EmaConfig",
     "Fp32Config",
     "Fp32FullConfig",
+    "GatedAttentionConfig",
     "LatentNormConfig",
     "LowerLRConfig",
     "NoiseConfig",
