@@ -116,6 +116,8 @@ ATTENTION_CASES = {
     "mlha-latent-norm": mlha_config(latent_norm=True),
     "mlha-qk-norm": mlha_config(qk_norm=True),
     "mlha-rope-keys": mlha_config(num_rope_keys=2),
+    "gqa-gated": gqa_config(gated=True),
+    "mlha-gated": mlha_config(gated=True),
     "gqa-softcap": gqa_config(softcap=0.5),
     "mlha-softcap": mlha_config(softcap=0.5),
     "mlha-qk-norm-softcap": mlha_config(qk_norm=True, softcap=0.5),

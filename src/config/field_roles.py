@@ -106,6 +106,7 @@ ROLES: dict[str, Role] = {
 
 
 OFF: dict[str, Any] = {
+    "attention.gated": False,
     "attention.softcap": None,
     "ffn.router.softcap": None,
     "ffn.swiglu_limit": None,

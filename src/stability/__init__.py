@@ -13,6 +13,7 @@ from src.stability.early_stop import EarlyStopConfig
 from src.stability.ema import EmaConfig
 from src.stability.fp32 import Fp32Config
 from src.stability.fp32_full import Fp32FullConfig
+from src.stability.gated_attention import GatedAttentionConfig
 from src.stability.latent_norm import LatentNormConfig
 from src.stability.lower_lr import LowerLRConfig
 from src.stability.muon import MuonConfig
@@ -62,6 +63,7 @@ REMEDIES: dict[str, type[RemedyConfig]] = {
     "adagc": AdaGCConfig,
     "adam_eps": AdamEpsConfig,
     "beta2": Beta2Config,
+    "gated_attention": GatedAttentionConfig,
     "latent_norm": LatentNormConfig,
     "muon": MuonConfig,
     "qk_norm": QKNormConfig,
@@ -91,6 +93,7 @@ __all__ = [
     "EmaConfig",
     "Fp32Config",
     "Fp32FullConfig",
+    "GatedAttentionConfig",
     "LatentNormConfig",
     "LowerLRConfig",
     "MuonConfig",

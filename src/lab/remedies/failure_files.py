@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from src.cli.name_checks import check_names
+from src.cli.name_checks import check_names, unknown_option
 from src.common.errors import InputError
 from src.common.override_grammar import file_arguments
 from src.config.compose import compose
+from src.config.hydra_compose import option_names
 
 NONFINITE, LOSS, NOTHING = "nonfinite", "loss", "nothing"
 
@@ -96,6 +97,9 @@ def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[
     Raises:
         InputError: the failure's arguments are wrong.
     """
+    for name in remedies:
+        if name not in option_names("stability"):
+            raise unknown_option("stability", name)
     for arguments in (failure.arguments, (*failure.arguments, *failure.healthy)):
         check_names("train", arguments)
         compose("train", arguments)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from src.model.attention.capped import causal_mask
+from src.model.attention.gate import OutputGate
 from src.model.bounds import SoftCap, check_bound
 from src.model.cache import Rope, Span
 from src.model.dims import Dims
@@ -32,8 +33,12 @@ class Attention(nn.Module, ABC):
     peaks_H: Tensor | None
     """The largest score of each query head in training; None unless `watch_scores` was called."""
 
-    def __init__(self, config: "AttentionConfig") -> None:
+    def __init__(self, config: "AttentionConfig", dims: Dims) -> None:
         super().__init__()
+        heads_dim = dims.num_heads * dims.head_dim
+        self.gate_proj = (
+            OutputGate(hidden_dim=dims.hidden_dim, heads_dim=heads_dim) if config.gated else None
+        )
         self.softcap = None if config.softcap is None else SoftCap(config.softcap)
         self.register_buffer("peaks_H", None, persistent=False)
 
@@ -52,6 +57,11 @@ class Attention(nn.Module, ABC):
         Args:
             factors_H: the factor on the scores of each query head.
         """
+
+    def _gated(self, y_BHTK: Tensor, x_BTD: Tensor) -> Tensor:
+        """The outputs of all heads, joined and gated, (B, T, H * K): the input of `o_proj`."""
+        y_BTE = y_BHTK.transpose(1, 2).flatten(2)
+        return y_BTE if self.gate_proj is None else self.gate_proj(y_BTE, x_BTD)
 
     @torch.no_grad()
     def _watch(self, query_BHTK: Tensor, key_BGTK: Tensor) -> None:
@@ -95,6 +105,9 @@ class AttentionConfig(ABC):
     """Rotated dimensions of a head; even, at most head_dim."""
     softcap: float | None = None
     """Bound of a soft-cap on the attention scores (arXiv 2408.00118); above 0; null: none."""
+
+    gated: bool = False
+    """Gate each head's output by the layer's input (arXiv 2505.06708), which adds a projection."""
 
     def __post_init__(self) -> None:
         check_bound("softcap", self.softcap)

@@ -50,7 +50,7 @@ class GroupedQueryAttention(Attention):
     """Query heads in groups that share one key-value head; the first R dimensions rotate."""
 
     def __init__(self, config: GQAConfig, dims: Dims) -> None:
-        super().__init__(config)
+        super().__init__(config, dims)
         self.num_heads, self.num_kv_heads = dims.num_heads, config.num_kv_heads
         self.head_dim, self.rope_dim = dims.head_dim, config.rope_dim
         q_dim, kv_dim = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -65,13 +65,13 @@ class GroupedQueryAttention(Attention):
         q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, rope)
         self._watch(q_BHTK, k_BGTK)
         y_BHTK = scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, softcap=self.softcap)
-        return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+        return self.o_proj(self._gated(y_BHTK, x_BTD))
 
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
         q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, span.rope)
         k_BGSK, v_BGSK = span.keep(kept["keys"], k_BGTK), span.keep(kept["values"], v_BGTK)
         y_BHTK = attend_to_cache(q_BHTK, k_BGSK, v_BGSK, mask=span.mask, softcap=self.softcap)
-        return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+        return self.o_proj(self._gated(y_BHTK, x_BTD))
 
     @torch.no_grad()
     def scale_scores(self, factors_H: Tensor) -> None:

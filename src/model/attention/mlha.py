@@ -69,7 +69,7 @@ class MultiHeadLatentAttention(Attention):
     """
 
     def __init__(self, config: MLHAConfig, dims: Dims) -> None:
-        super().__init__(config)
+        super().__init__(config, dims)
         heads, self.head_dim = dims.num_heads, dims.head_dim
         self.num_heads, self.rope_dim = heads, config.rope_dim
         self.content_dim = self.head_dim - self.rope_dim
@@ -101,7 +101,7 @@ class MultiHeadLatentAttention(Attention):
         k_BHTK, v_BHTK = self._decompress(latent_BTL, k_BGTR, rope)
         self._watch(q_BHTK, k_BHTK)
         y_BHTK = scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, softcap=self.softcap)
-        return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+        return self.o_proj(self._gated(y_BHTK, x_BTD))
 
     def extend(self, x_BTD: Tensor, kept: dict[str, Tensor], span: Span) -> Tensor:
         q_BHTK = self._rotate_tail(self._queries(x_BTD), span.rope)
@@ -113,7 +113,7 @@ class MultiHeadLatentAttention(Attention):
             y_BHTK = attend_to_cache(q_BHTK, k_BHSK, v_BHSK, mask=span.mask, softcap=self.softcap)
         else:
             y_BHTK = self._attend_absorbed(q_BHTK, latent_B1SL, k_BGSR, span.mask)
-        return self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+        return self.o_proj(self._gated(y_BHTK, x_BTD))
 
     @torch.no_grad()
     def scale_scores(self, factors_H: Tensor) -> None:
