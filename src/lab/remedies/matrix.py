@@ -269,7 +269,11 @@ class RemedyMatrix(StudyArms):
     def noticed(self, failure: str) -> str:
         """Which instruments noticed the failure, and in how many untreated and healthy runs."""
         found = []
-        for column, name in (("incident_step", "incident"), ("alarm_step", "early warning")):
+        for column, name in (
+            ("first_nonfinite", "guard"),
+            ("alarm_step", "early warning"),
+            ("incident_step", "recorder"),
+        ):
             counts = [
                 int(rows[column].notna().sum())
                 for rows in (self.untreated(failure), self.healthy(failure))
