@@ -105,9 +105,11 @@ def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[
         compose("train", arguments)
     fitting = [name for name in remedies if fits(failure.arguments, name)]
     options = ",".join(["none", CONTROL, *fitting])
-    found = [[*failure.arguments, f"stability={options}", f"seed={seeds}"]]
+    # Recording an incident takes longer than one of these runs.
+    last = ["watch.incidents=false", f"seed={seeds}"]
+    found = [[*failure.arguments, f"stability={options}", *last]]
     if failure.healthy:
-        found.append([*failure.arguments, *failure.healthy, "stability=none", f"seed={seeds}"])
+        found.append([*failure.arguments, *failure.healthy, "stability=none", *last])
     return found
 
 

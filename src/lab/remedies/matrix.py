@@ -268,15 +268,15 @@ class RemedyMatrix(StudyArms):
 
     def noticed(self, failure: str) -> str:
         """Which instruments noticed the failure, and in how many untreated and healthy runs."""
+        instruments = {
+            "guard": lambda rows: rows["first_nonfinite"].notna(),
+            "early warning": lambda rows: rows["alarm_step"].notna(),
+            "spike watch": lambda rows: rows["spikes"] > 0,
+        }
         found = []
-        for column, name in (
-            ("first_nonfinite", "guard"),
-            ("alarm_step", "early warning"),
-            ("incident_step", "recorder"),
-        ):
+        for name, sees in instruments.items():
             counts = [
-                int(rows[column].notna().sum())
-                for rows in (self.untreated(failure), self.healthy(failure))
+                int(sees(rows).sum()) for rows in (self.untreated(failure), self.healthy(failure))
             ]
             if counts[0]:
                 found.append(f"{name} {counts[0]} ({counts[1]})")

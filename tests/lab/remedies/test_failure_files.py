@@ -31,12 +31,14 @@ def test_a_failure_is_tried_with_what_fits_it_and_without_its_cause(tmp_path):
     assert treated == [
         "preset=no_warmup",
         "stability=none,shaken_full,clip03,qk_norm",
+        "watch.incidents=false",
         "seed=0,1",
     ]
     assert healthy == [
         "preset=no_warmup",
         "recipe.warmup_frac=0.1",
         "stability=none",
+        "watch.incidents=false",
         "seed=0,1",
     ]
 
