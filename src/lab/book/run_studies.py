@@ -14,6 +14,7 @@ from src.lab.book.compare import Comparison, compare
 from src.lab.book.files import BOOK, STUDY_FILE, StudyFolder, studies, study_named
 from src.lab.book.page import TEMPLATE, Book
 from src.lab.book.single import FIGURE, SingleRun, import_run, single_runs
+from src.lab.remedies import matrix_chart
 from src.run.resume import finished_record
 from src.study.analysis.endpoints import has_ended
 from src.study.analysis.frames import arms_frame
@@ -199,6 +200,9 @@ def write_book(given: Mapping[str, Any]) -> int:
             if study.name == book_charts.FRONT_STUDY:
                 front = book_charts.front_chart(book.measures(study.name))
                 texts[folder / book_charts.FRONT_CHART] = front
+            if study.name == matrix_chart.STUDY:
+                shown = matrix_chart.matrix_chart(book.measures(study.name))
+                texts[folder / matrix_chart.CHART] = shown
     for run in book.runs.values():
         if run.has_results:
             texts[run.folder / FIGURE] = book_charts.run_chart(run)

@@ -1,6 +1,7 @@
 """The words of the matrix, on studies that no one has trained."""
 
 import math
+import re
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from src.lab.book.files import StudyFolder
 from src.lab.book.page_words import Measures
 from src.lab.book.select_arms import UndecidedError
 from src.lab.remedies.matrix import HARMS, HELPS, NOT, UNKNOWN
+from src.lab.remedies.matrix_chart import matrix_chart
 from src.study.read.from_csv import write_frame
 from tests.lab.book.folders import results_of
 from tests.study.synthetic import Arm
@@ -168,3 +170,17 @@ def test_an_unknown_failure_or_remedy_is_undecided(of_attention):
         of_attention.failure("attention_logit")
     with pytest.raises(UndecidedError, match="was not tried"):
         of_attention.effect("attention_logits", "muon")
+
+
+def colours_of(drawn):
+    return set(re.findall(r'fill="(rgb\([^"]*\)|#[0-9a-f]{6})"', drawn))
+
+
+def test_the_chart_colours_what_is_significant(of_attention, tmp_path):
+    drawn = matrix_chart(of_attention)
+    for text in ("attention", "logits", "qk_norm", "noise", "80 %"):
+        assert text in drawn
+    unclear = {k: v for k, v in ARMS.items() if k not in ("qk_norm", "noise")}
+    # The blue of qk_norm and the red of noise are missing where neither was tried.
+    grey = colours_of(matrix_chart(measures(tmp_path, unclear, FAILURES)))
+    assert len(colours_of(drawn) - grey) >= 2
