@@ -180,6 +180,14 @@ def test_no_more_snapshots_are_held_than_the_configuration_says():
     assert [s["step"] for s in back.snapshots] == [21, 24, 27]
 
 
+def test_the_state_after_a_rewind_is_not_kept_as_a_later_one():
+    """It is the snapshot's, and as that it is held already."""
+    back = rewind()
+    harness(Poison({9}, what="gradient"), back, max_steps=13)
+    assert back.num_rewinds == 1
+    assert [s["step"] for s in back.snapshots] == [3, 12]
+
+
 def test_the_window_goes_back_too():
     back = rewind()
     harness(Jolt(14), back, max_steps=14, clip_norm=None)
