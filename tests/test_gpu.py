@@ -67,8 +67,9 @@ def test_checkpointed_blocks_train_alike(tiny):
     assert_close(train(given), again, rel=1e-5)
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(tiny, monkeypatch):
-    given = [*tiny, *SOFT, "ffn=moe", "stability=[ema,noise,clip03]", GPU]
+@pytest.mark.parametrize("options", ["ema,noise,clip03", "adagc,ema,muon,rewind,spam,stable_adamw"])
+def test_interrupted_and_resumed_equals_uninterrupted(options, tiny, monkeypatch):
+    given = [*tiny, *SOFT, "ffn=moe", f"stability=[{options}]", GPU]
     whole = train(given)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)

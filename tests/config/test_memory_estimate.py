@@ -87,6 +87,14 @@ def test_the_peak_is_weights_moments_and_the_greater_of_the_rest():
     assert memory.peak == parts + memory.activations + memory.working
 
 
+def test_snapshots_are_counted_where_they_are_held():
+    """Three of them by default, each of weights and two moments."""
+    config = compose("train", [*BASE, "stability=[ema,rewind]"])
+    memory = predict_memory(config, vocab_size=257)
+    assert memory.averages == (1 + 3 * 3) * memory.weights
+    assert config.remedies["rewind"].num_weight_copies("cuda") == 0
+
+
 def test_gradients_of_micro_batches_lie_beside_the_next_activations():
     once = predict_memory(compose("train", BASE), vocab_size=257)
     more = predict_memory(compose("train", [*BASE, "recipe.accumulate=4"]), vocab_size=257)

@@ -190,3 +190,33 @@ def test_a_weight_that_gets_no_gradient_holds_nobody_up(tiny, lacking):
     two = train([*options, DDP])
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(two)[name], weight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["stability=[adagc,stable_adamw]", "stability.adagc.warmup_steps=4"],
+        ["stability=spam", "stability.spam.theta=20", "stability.spam.clip_after=2"],
+        [
+            *("stability=rewind", "stability.rewind.back_steps=2", "stability.rewind.every=1"),
+            *("ffn=moe_writeup_add", "model.sizes.writeup_bias_rate=400.0"),
+        ],
+        ["stability=muon"],
+    ],
+    ids=["norms", "entries", "rewind", "muon"],
+)
+def test_remedies_of_the_optimizer_act_alike_in_two_processes(options, tiny):
+    soft = [argument for argument in SOFT if not argument.startswith("ffn=")]
+    arguments = [*tiny, *soft, *options]
+    one, two = train(arguments), train(arguments, DDP, "trainer.devices=2", "study=two")
+    left, right = (
+        {n: v for n, v in metrics(f)[-1].items() if n.startswith(("stability/", "val"))}
+        for f in (one, two)
+    )
+    assert left.keys() == right.keys()
+    assert left.get("stability/rewind_rewinds", 1) > 0
+    # Muon makes a step of equal size of every gradient, also of one that is all rounding.
+    tolerance = 2e-2 if options == ["stability=muon"] else 1e-3
+    for name, value in left.items():
+        assert right[name] == pytest.approx(value, rel=tolerance, abs=1e-5), name

@@ -26,7 +26,7 @@ class Layers(torch.nn.Module):
         torch.manual_seed(0)
         self.embedding = torch.nn.Embedding(11, 6)
         self.tall, self.wide = torch.nn.Linear(6, 9, bias=False), torch.nn.Linear(9, 6)
-        self.experts = torch.nn.Parameter(torch.randn(3, 5, 6))
+        self.experts = torch.nn.Parameter(torch.randn(7, 5, 6))
         self.conv = torch.nn.Conv1d(6, 6, 3)
         self.frozen = torch.nn.Linear(6, 6, bias=False).requires_grad_(False)
         self.lm_head = torch.nn.Linear(6, 11, bias=False)
@@ -91,7 +91,7 @@ def test_each_matrix_of_a_stack_moves_as_by_itself():
     ours, theirs = Layers(), Layers()
     steps = gradients(ours, 4)
     train(ours, muon(ours), steps)
-    for index in range(3):
+    for index in range(7):
         alone = torch.nn.Parameter(theirs.experts.detach()[index].clone())
         optimizer = torch.optim.Muon(
             [alone], lr=RATE, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -10,7 +11,8 @@ from src.data.batches import TrainBatches
 from src.stability import AdaGCConfig, EmaConfig, RunFacts, SpikeSkipConfig
 from src.stability.muon import MuonConfig
 from src.stability.rewind import Rewind, RewindConfig
-from tests.runs import assert_same_tree, record, train
+from src.train import main
+from tests.runs import assert_same_run, assert_same_tree, record, stop_after, train
 from tests.stability.harnessed import PACE, figure, first_difference, runs
 from tests.stability.resumed import (
     Jolt,
@@ -21,6 +23,10 @@ from tests.stability.resumed import (
 from tests.training.harness import TEXT, Harness, Poison, guard_config, recipe_config, snapshot
 
 FACTS = RunFacts(max_steps=80, log_every=1, seed=0, repeat=0, clip_norm=1.0)
+FAILS = [
+    *("ffn=moe_writeup_add", "model.sizes.writeup_bias_rate=400.0", "recipe.precision=32-true")
+]
+SHORT = [f"stability.rewind.{f}" for f in ("back_steps=2", "every=1", "max_rewinds=3")]
 VALUES = {"sigmas": 6.0, "back_steps": 5, "every": 3, "max_rewinds": 20}
 
 
@@ -180,6 +186,14 @@ def test_no_more_snapshots_are_held_than_the_configuration_says():
     assert [s["step"] for s in back.snapshots] == [21, 24, 27]
 
 
+def test_the_state_after_a_rewind_is_not_kept_as_a_later_one():
+    """It is the snapshot's, and as that it is held already."""
+    back = rewind()
+    harness(Poison({9}, what="gradient"), back, max_steps=13)
+    assert back.num_rewinds == 1
+    assert [s["step"] for s in back.snapshots] == [3, 12]
+
+
 def test_the_window_goes_back_too():
     back = rewind()
     harness(Jolt(14), back, max_steps=14, clip_norm=None)
@@ -245,15 +259,27 @@ def test_an_optimizer_with_two_rules_goes_back():
 
 
 def test_rewind_acts_on_a_run_that_fails(tiny, capsys):
-    fails = [
-        *("ffn=moe_writeup_add", "model.sizes.writeup_bias_rate=400.0"),
-        "recipe.precision=32-true",
-    ]
-    fields = [f"stability.rewind.{f}" for f in ("back_steps=2", "every=1", "max_rewinds=3")]
-    folder = train(tiny, *PACE, *fails, "stability=rewind", *fields)
+    folder = train(tiny, *PACE, *FAILS, "stability=rewind", *SHORT)
     assert figure(folder, "stability/rewind_rewinds")[22] == 3
     assert record(folder)["steps"] == 22
     assert "(rewind 3 of 3)" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_back_survives_interruptions(tiny, monkeypatch):
+    arguments = [*tiny, *PACE, *FAILS, "stability=[ema,rewind]", *SHORT]
+    # An incident names its own folder, which differs.
+    arguments += ["recipe.accumulate=2", "watch.incidents=false"]
+    whole = train(arguments, "study=whole")
+    rewinds = figure(whole, "stability/rewind_rewinds")
+    first = next(step for step, number in rewinds.items() if number > 0)
+    for step in (first - 1, first, first + 1):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            assert main([*arguments, "study=stopped"]) == 143
+    assert main([*arguments, "study=stopped"]) == 0
+    (folder,) = Path("runs/stopped").glob("*/seed-0")
+    assert_same_run(whole, folder)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,15 @@ def test_each_tensor_is_scaled_by_its_own_rms():
     assert callback.rms_max.item() > 3
 
 
+def test_a_jump_below_epsilon_is_none():
+    """The divisor is at least eps^2: AdamW itself hardly moves such an entry."""
+    for scale, is_scaled in ((1e-3 * EPS, False), (1e3 * EPS, True)):
+        callback = remedy()
+        gradients = [np.full(6, scale * (100.0 if t == 9 else 1.0)) for t in range(10)]
+        ours(np.zeros(6), gradients, callback)
+        assert (callback.rms_max.item() > 2) is is_scaled
+
+
 def test_a_bound_that_is_never_reached_is_bitwise_the_baseline():
     run = assert_absent(remedy(max_rms=1e9), max_steps=8)
     assert {run.recorder.lines[n]["stability/stable_adamw_scaled"] for n in range(1, 9)} == {0.0}
