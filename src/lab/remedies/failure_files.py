@@ -107,7 +107,9 @@ def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[
     options = ",".join(["none", CONTROL, *fitting])
     # Recording an incident takes longer than one of these runs.
     last = ["watch.incidents=false", f"seed={seeds}"]
-    found = [[*failure.arguments, f"stability={options}", *last]]
+    # The looks decide by failing runs, so of a failure that shows in the loss all runs are needed.
+    looks = ["sequential=true"] if failure.shows_as == NONFINITE else []
+    found = [[*failure.arguments, f"stability={options}", *looks, *last]]
     if failure.healthy:
         found.append([*failure.arguments, *failure.healthy, "stability=none", *last])
     return found

@@ -43,6 +43,13 @@ def test_a_failure_is_tried_with_what_fits_it_and_without_its_cause(tmp_path):
     ]
 
 
+def test_runs_that_go_non_finite_are_looked_at_as_they_come(tmp_path):
+    given = written(tmp_path, shows_as="nonfinite", arguments=["preset=crash"])
+    treated, healthy = sweeps_of(read_failure(given), remedies=["clip03"], seeds="range(20)")
+    assert "sequential=true" in treated
+    assert "sequential=true" not in healthy
+
+
 def test_where_nothing_is_wrong_there_is_nothing_to_take_away(tmp_path):
     failure = read_failure(written(tmp_path, shows_as="nothing", healthy=[]))
     assert len(sweeps_of(failure, remedies=["clip03"], seeds="0")) == 1
