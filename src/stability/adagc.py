@@ -39,6 +39,10 @@ class AdaGCConfig(RemedyConfig):
     paper's rule gamma would be 0 then, and the tensor would never move again. If the first gradient
     of a tensor comes after the warm-up, it is not clipped and starts the average. A non-finite step
     changes nothing.
+
+    One small norm during warm-up, such as that of an expert with few tokens, keeps a tensor's bound
+    low for long: gamma grows by at most (1 - beta) (ratio - 1) of itself a step, 0.1 % with the
+    default values. AdamW makes up for a factor that stays the same, but not for one that changes.
     """
 
     max_norm: float
