@@ -32,13 +32,17 @@ class AdaGCConfig(RemedyConfig):
         h_i = min(1, ratio gamma_i / |g_i|),  g_i <- h_i g_i,
         gamma_i = beta gamma_i + (1 - beta) |g_i|
 
-    The names in the paper are lambda_abs for max_norm and lambda_rel for ratio. As in the paper it
-    takes the place of the fixed bound: it sets recipe.clip_norm to null.
+    The paper calls max_norm lambda_abs and ratio lambda_rel. As in the paper, these bounds replace
+    the fixed one: the remedy sets recipe.clip_norm to null.
 
     Departures: a norm of 0, such as that of an expert without tokens, does not enter gamma. By the
-    paper's rule the smallest norm would be 0 then, and the tensor would never move again. A tensor
-    whose first gradient comes after the warm-up is not clipped then, and starts its average. A
-    non-finite step changes nothing.
+    paper's rule gamma would be 0 then, and the tensor would never move again. If the first gradient
+    of a tensor comes after the warm-up, it is not clipped and starts the average. A non-finite step
+    changes nothing.
+
+    One small norm during warm-up, such as that of an expert with few tokens, keeps a tensor's bound
+    low for long: gamma grows by at most (1 - beta) (ratio - 1) of itself a step, 0.1 % with the
+    default values. AdamW makes up for a factor that stays the same, but not for one that changes.
     """
 
     max_norm: float

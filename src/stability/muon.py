@@ -51,10 +51,10 @@ class MuonConfig(RemedyConfig):
     AdamW keeps its settings for all else: vectors, embeddings, the output layer and convolutions. A
     tensor with three axes, as of a bank of experts, is a stack of matrices: each expert's is
     orthogonalised by itself, and A and B are its last two axes. (torch.optim.Muon accepts matrices
-    only.) A router's matrix is updated by Muon, as in the authors' code. Which are embeddings and
-    output layers is told by their class (nn.Embedding) and name (NOT_HIDDEN).
+    only.) A router's matrix is one of a hidden layer, as by the names in the authors' example.
+    Embeddings and output layers are recognised by class (nn.Embedding) and by name (NOT_HIDDEN).
 
-    Departures: none in the rule for matrices. The recipe's clipping of the gradient norm stays on.
+    No departure in the rule for matrices. Clipping of the gradient norm stays on.
     """
 
     replaces_optimizer: ClassVar[bool] = True

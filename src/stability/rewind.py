@@ -37,8 +37,8 @@ class RewindConfig(RemedyConfig):
 
     The step number never goes back. A batch is a function of (seed, step, rank), so the next batch
     is t + 1, and those between the snapshot's step and t are not seen again. Schedules and
-    max_steps count steps, so that a rewind costs as many steps as it goes back, and an arm with
-    rewinds does the same work as its baseline. Random generators are not set back either.
+    max_steps count steps. A rewind therefore costs as many steps as it goes back, and an arm with
+    rewinds computes as many steps as its baseline. Random generators do not go back either.
 
     What goes back is weights, buffers, optimizer state (with the step count of AdamW's bias
     correction), and the state of all other remedies, such as the average of `ema`.
@@ -47,8 +47,8 @@ class RewindConfig(RemedyConfig):
     mean of the last 128 values that were no spikes by `sigmas` standard deviations, once there are
     64. The window goes back too.
 
-    Departures: PaLM's step number and learning rate went back with the state, and further batches
-    after the spike were skipped. After max_rewinds the remedy acts no more.
+    Departures: PaLM's step number and learning rate went back with the state, and batches after the
+    spike were skipped as well. After max_rewinds rewinds the remedy does nothing.
 
     Cost: at most ceil(back_steps / every) + 1 snapshots in the memory of the CPU, each as large as
     weights, buffers and optimizer state (three times the weights with AdamW), and a copy of them
@@ -62,7 +62,7 @@ class RewindConfig(RemedyConfig):
     every: int
     """Optimizer steps between snapshots; at least 1."""
     max_rewinds: int
-    """Rewinds after which the remedy acts no more; at least 1."""
+    """Largest number of rewinds in a run; at least 1."""
 
     def __post_init__(self) -> None:
         check_positive("sigmas", self.sigmas)
@@ -99,10 +99,10 @@ def check_guard(config: RewindConfig, guard: Any) -> None:
 class Rewind(RemedyCallback):
     """Keeps snapshots and goes back to one. The trainer must have a StepGuard.
 
-    The spike's own step is dropped, so that no other callback takes its update for one. The state
-    is put back at the end of the step, before validation and checkpoints see it. With DDP all
-    processes have the same loss and norm, so that all go back at the same step, each to its own
-    snapshot; after a resumption, to that of the first.
+    The spike's own step is dropped, so that an average, for example, does not take it for a sound
+    one. The state is put back at the end of the step, before validation and checkpoints see it.
+    With DDP all processes have the same loss and norm, so that all go back at the same step, each
+    to its own snapshot; after a resumption, to that of the first.
 
     Logs the number of rewinds, of steps that they undid, and of snapshots.
     """
@@ -185,7 +185,7 @@ class Rewind(RemedyCallback):
         target = self.snapshots[-1]
         self._restore(trainer, module, target)
         self.num_rewinds += 1
-        # Steps before the last rewind have been undone by it.
+        # The last rewind has undone the steps before it already.
         self.num_undone += step - max(target["step"], self.last_rewind)
         self.last_rewind = step
         if trainer.is_global_zero:

@@ -23,23 +23,25 @@ FIRST_FACTOR = 0.01
 
 @dataclass(kw_only=True)
 class SpamConfig(RemedyConfig):
-    """SPAM (arXiv 2501.06842, algorithm 1), with all entries of the moments.
+    """SPAM: spike-aware Adam with momentum reset (arXiv 2501.06842), with dense moments.
 
-    Every entry of a gradient is bounded by the second moment v that it had before the step:
+    The second moment v from before the step bounds every entry of the gradient:
 
         g_i <- sign(g_i) sqrt(theta v_i)   where g_i^2 > theta v_i
 
-    In steps T, 2T, ... both moments begin at 0 again. From there the rate rises for warmup_steps
-    steps by a factor 1 - 0.99 (1 + cos(pi n / (warmup_steps + 1))) / 2, where n counts the steps
-    since. In the first clip_after steps, and in as many after each reset, v says too little yet,
-    and nothing is clipped. These are the rules of the authors' code with its values: theta 5000,
-    T 500, 150 and 20 steps. As there, the bias correction does not begin again with the moments.
+    Before steps T, 2T, ... both moments are set to 0. After each reset the rate is multiplied by
 
-    Departures: an entry whose v is 0, such as that of a token that has not occurred, is not
-    clipped; by the paper's rule it would be 0 for ever. The factor acts on weight decay too. The
-    paper does not combine it with clipping of the norm; here that stays on and acts afterwards.
-    Resets count steps, whether they were applied or skipped. The sparse moments of section 3.3 save
-    memory, and are left out.
+        1 - 0.99 (1 + cos(pi n / (warmup_steps + 1))) / 2    for n < warmup_steps, then 1
+
+    where n counts the steps since the reset. Nothing is clipped before step clip_after, nor in the
+    first clip_after steps after a reset, because v has seen too few gradients by then. These are
+    the rules of the authors' code, with its values: theta 5000, T 500, warm-up 150, clip_after 20.
+    As there, the step count of the bias correction is not reset.
+
+    Departures: an entry whose v is 0 is not clipped. This is the case for a token that has not
+    occurred yet; the paper's rule would set its gradient to 0 for good. The factor acts on weight
+    decay too. Clipping of the norm stays on and acts afterwards. Resets count all steps, including
+    skipped ones. The sparse moments of the memory-saving form are left out.
     """
 
     theta: float

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 SMALLEST = 1e-38
-"""A divisor near float32's smallest number, for an epsilon whose square is 0."""
+"""The least divisor: the square of a small epsilon would be 0 in float32."""
 
 
 @dataclass(kw_only=True)
@@ -31,9 +31,9 @@ class StableAdamWConfig(RemedyConfig):
     RMS is near 1 while v follows g^2. It is large where g has grown faster than v: such an update
     would be too large.
 
-    Departures: the paper has it instead of clipping the gradient norm; here recipe.clip_norm stays,
-    and g is the clipped gradient (type recipe.clip_norm=null for the paper's form). The paper's
-    bound on RMS is 1; it is a field here.
+    Departures: the paper uses this instead of clipping the gradient norm. Here recipe.clip_norm
+    stays on, and g is the clipped gradient; type recipe.clip_norm=null for the paper's form. The
+    bound on RMS, 1 in the paper, is a field.
     """
 
     max_rms: float
@@ -66,7 +66,7 @@ class UpdateClipping(RemedyCallback):
         self._hook: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Adds a hook to the optimizer, because clipping comes between us and its step."""
+        """Adds a hook to the optimizer, because norm clipping acts after the last callback."""
         super().on_train_start(trainer, pl_module)
         refuse_sharded(trainer, "stable_adamw")
         self._hook = trainer.optimizers[0].register_step_post_hook(self._after_update)
