@@ -59,7 +59,7 @@ def test_scaling_scales_the_scores_of_each_head(name):
 
 
 def test_the_shared_weights_of_latent_attention_stay():
-    """Algorithm 1 of Kimi K2: content parts by the root, rotated queries in full."""
+    """Kimi K2, section 2.1: content parts by the root, rotated queries in full."""
     config = mlha_config()
     made, factors = layer(config), torch.tensor([1.0, 0.25, 0.25, 0.01])
     before = {name: weight.clone() for name, weight in made.named_parameters()}
