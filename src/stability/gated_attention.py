@@ -25,9 +25,8 @@ class GatedAttentionConfig(RemedyConfig):
     The gate adds hidden_dim * num_heads * head_dim parameters a layer, so that the arm is larger
     than its baseline. All other weights start as the baseline's. W_g is drawn like other weights,
     so that gates begin near 0.5 and halve the outputs; the paper does not correct for this, nor is
-    it corrected here. Departure: the paper keeps the number of parameters by a narrower
-    feed-forward part, here it grows. In latent attention, decoding gates after the absorbed
-    projections.
+    it corrected here. Departure: in its dense models the paper narrows the feed-forward part by as
+    many parameters, here the model grows.
 
     Logs the mean gate of the step (`mean`, over all layers): 0.5 is the start, 1 is no gate.
     """

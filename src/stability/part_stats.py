@@ -17,7 +17,7 @@ class PartStats(RemedyCallback):
     """Logs `stability/<remedy>_<statistic>` of the parts that a remedy put into the model.
 
     A part has the methods `stats`, which returns tensors by name, and `reset_stats`. The statistics
-    are those of all micro-batches of the step.
+    are those of all micro-batches of the step; with several devices, of the first one's rows.
 
     Args:
         remedy: the name of the remedy.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class QKClipConfig(RemedyConfig):
-    """QK-Clip of Kimi K2 (arXiv 2507.20534, section 2.1 and algorithm 1).
+    """QK-Clip of Kimi K2 (arXiv 2507.20534, section 2.1).
 
     After each optimizer step, for each head h, with the largest score of the step's batch
 

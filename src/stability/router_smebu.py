@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class RouterSmebuConfig(RemedyConfig):
-    """SMEBU, the balancing of Trinity Large (arXiv 2602.17004, section on load balancing).
+    """SMEBU, the balancing of Trinity Large (arXiv 2602.17004).
 
     With the loads c of the experts in a step:
 

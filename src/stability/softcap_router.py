@@ -21,10 +21,11 @@ class SoftCapRouterConfig(RemedyConfig):
     of a number below -88.7 is 0, and a sum of such scores divides 0 by 0; with a cap of 30 the
     smallest score is 1e-13.
 
-    The rule is Gemma 2's (arXiv 2408.00118, section 2), which caps attention scores and output
-    logits, not routers. Departure: where a router's balancing bias changes its logits
-    (`bias_use=multiply` or `add`), the cap comes after the bias, because that is what underflows.
-    Far beyond the cap the gradient of a logit is 0, so that the router can no longer return.
+    Laguna's router has this cap, before a sigmoid as here; the rule is Gemma 2's (arXiv 2408.00118,
+    section 2), which caps attention scores and output logits. Departure: where a router's balancing
+    bias changes its logits (`bias_use=multiply` or `add`; in Laguna it only selects), the cap comes
+    after the bias, because that is what underflows. Far beyond the cap the gradient of a logit is
+    0, so that the router can no longer return.
 
     Logs the largest logit before the cap (`peak`), and what the cap took from it (`cut`).
     """

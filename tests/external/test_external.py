@@ -134,7 +134,12 @@ def test_a_run_of_it_is_no_beginning_for_another(pace, capsys):
     assert "has an external model, which only its model.target can build" in capsys.readouterr().err
 
 
-REFUSED = {"qk_norm", "latent_norm", "router_eps", "router_freeze", "router_z_loss"}
+REFUSED = {
+    *("qk_norm", "qk_clip", "latent_norm", "gated_attention", "swiglu_clamp"),
+    *("softcap_attention", "softcap_head", "softcap_router"),
+    *("router_center", "router_eps", "router_eps20", "router_freeze", "router_smebu"),
+    "router_z_loss",
+}
 
 
 @pytest.mark.parametrize("option", REMEDIES)

@@ -220,3 +220,17 @@ def test_remedies_of_the_optimizer_act_alike_in_two_processes(options, tiny):
     tolerance = 2e-2 if options == ["stability=muon"] else 1e-3
     for name, value in left.items():
         assert right[name] == pytest.approx(value, rel=tolerance, abs=1e-5), name
+
+
+def test_remedies_of_the_model_see_the_rows_of_all_processes(tiny):
+    chosen = "stability=[gated_attention,qk_clip,router_smebu,softcap_attention,swiglu_clamp]"
+    options = [*tiny, *SOFT, chosen, "stability.qk_clip.threshold=0.01"]
+    one = train(options, "study=one")
+    two = train([*options, DDP], "study=two")
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], weight, rtol=1e-5, atol=1e-5)
+    for left, right in zip(metrics(one), metrics(two), strict=True):
+        for name in ("qk_clip_peak", "qk_clip_heads", "qk_clip_total", "router_smebu_step"):
+            field = f"stability/{name}"
+            assert left[field] == pytest.approx(right[field], rel=1e-4), name
+    assert metrics(one)[-1]["stability/qk_clip_total"] > 0

@@ -7,6 +7,7 @@ import torch
 from transformers import Qwen3NextConfig
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttention
 
+from src.checkpoint.trained_model import load_trained
 from src.common.errors import InputError
 from src.config.compose import compose
 from src.model.rope import RotaryTable
@@ -14,7 +15,7 @@ from src.model.size import measure
 from src.stability import GatedAttentionConfig, RunFacts
 from src.train import main
 from tests.builders import DIMS, gqa_config, mlha_config, model_config, moe_config, transformer
-from tests.runs import record
+from tests.runs import record, train
 from tests.stability.harnessed import PACE, figure, first_difference, runs
 from tests.training.harness import Harness, Poison, recipe_config
 
@@ -146,6 +147,17 @@ def test_a_step_with_nan_leaves_no_trace_in_the_next():
     means = [run.recorder.lines[n]["stability/gated_attention_mean"] for n in (1, 3, 4, 5, 6)]
     assert all(0 < mean < 1 for mean in means)
     assert all(w.isfinite().all() for w in run.states[-1]["weights"].values())
+
+
+def test_a_saved_model_is_loaded_with_all_that_remedies_put_into_it(tiny):
+    options = "gated_attention,softcap_attention,softcap_head,softcap_router,swiglu_clamp"
+    folder = train([*tiny, "recipe.max_steps=2"], f"stability=[{options}]")
+    model = load_trained(folder, weights="raw", field="run").model
+    (block,) = model.blocks()
+    assert block.attention.gate_proj.weight.shape == (24, 24)
+    caps = block.attention.softcap.cap, model.softcap.cap, block.ffn.router.softcap.cap
+    assert caps == (50.0, 30.0, 30.0)
+    assert block.ffn.experts.clamp.limit == block.ffn.shared.clamp.limit == 10.0
 
 
 def test_an_external_model_and_weights_without_a_gate_are_refused(tiny, capsys):

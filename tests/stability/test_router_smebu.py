@@ -19,22 +19,28 @@ def rule(*, rate: float = 0.1, config: RouterSmebuConfig = TRINITY) -> SmebuRule
     return SmebuRule(config, rate=rate, momentum_E=torch.zeros(4))
 
 
-def by_hand(loads: list[float], momenta: list[float], *, rate: float) -> list[float]:
+def by_hand(
+    loads: list[float], momenta: list[float], *, rate: float, beta: float = 0.5
+) -> list[float]:
     """The equations of the report, number by number."""
     mean = sum(loads) / len(loads)
     changes = [rate * math.tanh(2.0 * (mean - load) / mean) for load in loads]
     centre = sum(changes) / len(changes)
-    return [0.5 * m + 0.5 * (c - centre) for m, c in zip(momenta, changes, strict=True)]
+    return [beta * m + (1 - beta) * (c - centre) for m, c in zip(momenta, changes, strict=True)]
 
 
-def test_the_equations_are_those_of_the_report():
-    made, momenta = rule(), [0.0] * 4
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+def test_the_equations_are_those_of_the_report(beta):
+    config = RouterSmebuConfig(rate=None, scale=2.0, momentum=beta)
+    made, momenta = rule(config=config), [0.0] * 4
     for loads in ([4, 3, 1, 8], [2, 2, 9, 3], [4, 4, 4, 4]):
-        momenta = by_hand(loads, momenta, rate=0.1)
+        momenta = by_hand(loads, momenta, rate=0.1, beta=beta)
         found = made(torch.tensor(loads))
         torch.testing.assert_close(found, torch.tensor(momenta), rtol=1e-5, atol=1e-8)
         assert abs(float(found.sum())) < 1e-7
-    # A first update, worked out elsewhere to four digits.
+
+
+def test_a_first_update_is_that_worked_out_elsewhere_to_four_digits():
     first = rule()(torch.tensor([4, 3, 1, 8]))
     expected = torch.tensor([-0.0051, 0.0181, 0.0402, -0.0532])
     torch.testing.assert_close(first, expected, rtol=0, atol=6e-5)

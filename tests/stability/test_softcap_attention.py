@@ -44,14 +44,19 @@ def test_the_cap_is_that_of_gemma_2():
 
 def test_under_autocast_scores_are_float32_and_the_result_is_bfloat16():
     query, key, value = (x.bfloat16() for x in heads())
-    seen = causal_mask(9, device=query.device)
+    seen, cap = causal_mask(9, device=query.device), SoftCap(2.0)
     with torch.autocast("cpu", torch.bfloat16):
-        half = capped_attention(query, key, value, softcap=SoftCap(2.0), mask=seen)
+        half = capped_attention(query, key, value, softcap=cap, mask=seen)
+    assert half.dtype == torch.bfloat16
+    scores = query.float() @ key.float().repeat_interleave(2, dim=1).transpose(2, 3) / 6**0.5
+    # In bfloat16 a score of 100 would be off by up to 0.25.
+    largest = scores.masked_fill(~seen, 0.0).abs().max()
+    torch.testing.assert_close(cap.stats()["peak"], largest, rtol=1e-6, atol=0)
+    assert largest != largest.bfloat16()
     whole = capped_attention(
         query.float(), key.float(), value.float(), softcap=SoftCap(2.0), mask=seen
     )
-    assert half.dtype == torch.bfloat16
-    # Rounding of probabilities and result only; a score in bfloat16 would be off by 4e-3 of 10.
+    # Probabilities and the result are rounded to bfloat16.
     torch.testing.assert_close(half.float(), whole, rtol=2e-2, atol=4e-2)
 
 

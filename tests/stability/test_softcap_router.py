@@ -1,5 +1,7 @@
 import pytest
 import torch
+from transformers import LagunaConfig
+from transformers.models.laguna.modeling_laguna import LagunaTopKRouter
 
 from src.common.errors import InputError
 from src.config.compose import compose
@@ -17,6 +19,26 @@ def router(**changes):
     made = moe_config(router=router_config(**changes)).build(DIMS).router
     torch.nn.init.normal_(made.weight, std=3.0, generator=torch.Generator().manual_seed(0))
     return made
+
+
+def test_the_cap_is_that_of_lagunas_router():
+    config = LagunaConfig(
+        hidden_size=DIMS.hidden_dim,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_router_logit_softcapping=2.0,
+    )
+    theirs, ours = LagunaTopKRouter(config), router(softcap=2.0, norm_eps=0.0)
+    x_SD = torch.randn(9, DIMS.hidden_dim, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs.weight.copy_(ours.weight)
+        ours.bias_E.copy_(torch.tensor([0.2, -0.1, 0.0, 0.3, -0.4]))
+        theirs.e_score_correction_bias.copy_(ours.bias_E)
+    _, weights, picked = theirs(x_SD)
+    found, found_picked = ours(x_SD)
+    assert torch.equal(found_picked, picked)
+    torch.testing.assert_close(found, weights, rtol=1e-6, atol=1e-7)
+    assert (found - router(norm_eps=0.0)(x_SD)[0]).abs().max() > 1e-2
 
 
 def test_the_cap_is_on_what_enters_the_sigmoid():
