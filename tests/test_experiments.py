@@ -3,6 +3,7 @@
 import csv
 import functools
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from statistics import fmean, median
@@ -126,7 +127,8 @@ def swept_variants(name):
     variants = []
     for sweep in study_named(name).sweeps():
         # One seed of every arm: the others differ in it alone, and take long to compose.
-        plan = make_plan("train", [*sweep, "seed=1000", "repeat=0", "tracking=local"])
+        one = ["seed=1000", "repeat=0", "sequential=false", "tracking=local"]
+        plan = make_plan("train", [*sweep, *one])
         assert plan.study == name
         variants.append({cell.config.variant_name for cell in plan.cells})
     return variants
@@ -173,7 +175,14 @@ def test_a_page_links_to_what_is_there(page):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("study", SWEPT, ids=lambda study: study.name)
+COMPOSED = [
+    # The arms of a study of failures take a minute to compose.
+    pytest.param(study, marks=pytest.mark.slow if study.failures else (), id=study.name)
+    for study in SWEPT
+]
+
+
+@pytest.mark.parametrize("study", COMPOSED)
 def test_the_sweeps_of_a_study_compose(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweeps = swept_variants(study.name)
@@ -193,6 +202,8 @@ def run_short(study, folder):
     for name in ("predictions.yaml", "study.yaml"):
         (folder / study.name).mkdir(parents=True, exist_ok=True)
         (folder / study.name / name).write_text((study.folder / name).read_text())
+    if (study.folder / "failures").is_dir():
+        shutil.copytree(study.folder / "failures", folder / study.name / "failures")
     (folder / study.name / "results.csv").write_text((report / "report.csv").read_text())
 
 

@@ -10,9 +10,11 @@ import yaml
 
 from src.cli.name_checks import check_names, unknown_option
 from src.common.errors import InputError
-from src.common.override_grammar import file_arguments
+from src.common.override_grammar import file_arguments, parse
 from src.config.compose import compose
 from src.config.hydra_compose import option_names
+from src.config.remedy_overrides import apply_remedy_overrides
+from src.config.run_config import SECTIONS, RunConfig
 
 NONFINITE, LOSS, NOTHING = "nonfinite", "loss", "nothing"
 
@@ -102,7 +104,7 @@ def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[
             raise unknown_option("stability", name)
     for arguments in (failure.arguments, (*failure.arguments, *failure.healthy)):
         check_names("train", arguments)
-        compose("train", arguments)
+        _composed(arguments)
     fitting = [name for name in remedies if fits(failure.arguments, name)]
     options = ",".join(["none", CONTROL, *fitting])
     # Recording an incident takes longer than one of these runs.
@@ -117,12 +119,22 @@ def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[
 
 @functools.cache
 def fits(arguments: tuple[str, ...], remedy: str) -> bool:
-    """Whether a remedy can be combined with a configuration, and changes something in it."""
+    """Whether a remedy can be combined with a configuration, and changes something in it.
+
+    Composing each pair of a failure and a remedy would take minutes, so each is composed once.
+    """
+    config = _composed(arguments)
+    parts = {name: getattr(config, name) for name in SECTIONS if name != "stability"}
+    remedies = _composed(("preset=calm", f"stability={remedy}")).remedies
     try:
-        config = compose("train", [*arguments, f"stability={remedy}"])
+        return not apply_remedy_overrides(parts, remedies, parse(arguments))
     except InputError:
         return False
-    return not any(note.startswith(f"stability={remedy} changes nothing") for note in config.notes)
+
+
+@functools.cache
+def _composed(arguments: tuple[str, ...]) -> RunConfig:
+    return compose("train", arguments)
 
 
 def sweeps_of_study(folder: Path, plan: Mapping[str, Any]) -> list[list[str]]:
