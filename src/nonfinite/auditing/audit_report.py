@@ -1,0 +1,229 @@
+"""What an audit says: for each operation with a limit whether it is safe, and what reaches it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nonfinite.auditing.operation_limits import ADVICE
+from nonfinite.finding import Finding, as_recorded
+from nonfinite.mechanisms import HALF, OVERFLOW
+from nonfinite.source_lines import Source
+
+SAFE, WITNESS, UNKNOWN = "proved safe", "witness found", "unknown"
+"""The answers for a site."""
+
+AS_IS, INPUT, WEIGHTS = "as given", "input", "weights"
+"""What a witness changes."""
+
+LIKELY = {AS_IS: 0, INPUT: 1, WEIGHTS: 2}
+
+SHOWN = 5
+"""Sites in the table for people."""
+
+
+@dataclass(kw_only=True)
+class Witness:
+    """An input, or weights, for which an operation was seen to fail."""
+
+    dtype: str
+    changes: str
+    """One of AS_IS, INPUT and WEIGHTS."""
+    how: str
+    """A sentence: what was changed, and by how much."""
+    doublings: float
+    """Factors of two by which the largest changed weight had to grow; 0 for inputs."""
+    finding: Finding
+    file: Path | None = None
+    """Where it is saved; None if it is not."""
+
+
+@dataclass(kw_only=True)
+class Site:
+    """One operation of the code with one limit, over all layers."""
+
+    phase: str
+    operation: str
+    limit: str
+    """A mechanism of `nonfinite.mechanisms`."""
+    source: Source | None
+    modules: list[str]
+    doublings: dict[str, float] = field(default_factory=dict)
+    """By dtype: factors of two between this pass and the limit."""
+    reasons: dict[str, str | None] = field(default_factory=dict)
+    """By dtype: why the limit can never be reached within reach; None if that is not proved."""
+    witnesses: dict[str, Witness] = field(default_factory=dict)
+    """By dtype."""
+    was_contradicted: bool = False
+    """Whether a witness was found although it was proved safe: an error of the audit."""
+
+    def verdict(self, dtype: str) -> str:
+        """SAFE, WITNESS or UNKNOWN in a dtype."""
+        if dtype in self.witnesses:
+            return WITNESS
+        return SAFE if self.reasons.get(dtype) is not None else UNKNOWN
+
+    @property
+    def is_overflow(self) -> bool:
+        """Whether the limit is the largest number of the dtype."""
+        return self.limit in (HALF, OVERFLOW)
+
+    @property
+    def place(self) -> str:
+        """The line of code, or the module where none is known."""
+        if self.source is not None:
+            return str(self.source)
+        return f"{self.modules[0] or 'the top-level module'}: {self.operation}"
+
+    @property
+    def advice(self) -> str | None:
+        """The usual mend, in one line."""
+        return ADVICE.get(self.limit)
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """Smaller for what is more likely and nearer."""
+        found = list(self.witnesses.values())
+        least = min((LIKELY[w.changes] for w in found), default=9)
+        drift = min((w.doublings for w in found if LIKELY[w.changes] == least), default=math.inf)
+        # What fails in the precision with the widest range is likelier to be met.
+        wide = "float32" not in self.witnesses and "bfloat16" not in self.witnesses
+        near = min(self.doublings.values(), default=math.inf)
+        return (not found, self.is_overflow, wide, least, drift, near)
+
+
+@dataclass(kw_only=True)
+class Audit:
+    """The answer of `nonfinite.audit`, which prints as a table."""
+
+    model: str
+    dtypes: list[str]
+    reach: str
+    sites: list[Site]
+    """All of them, most urgent first."""
+    seconds: float
+    ran_out_of_time: bool
+    allow: Sequence[str] = ()
+    """Texts; a site whose line holds one of them is accepted."""
+
+    def is_allowed(self, site: Site) -> bool:
+        """Whether the user accepts what was found here."""
+        return any(text in site.place for text in self.allow)
+
+    @property
+    def found(self) -> list[Site]:
+        """The sites with a witness that are not accepted, most urgent first."""
+        return [site for site in self.sites if site.witnesses and not self.is_allowed(site)]
+
+    def with_verdict(self, verdict: str) -> list[Site]:
+        """The sites that have this answer in some dtype, and no stronger one in another."""
+        order = (WITNESS, UNKNOWN, SAFE)
+        return [
+            site
+            for site in self.sites
+            if min((site.verdict(d) for d in site.reasons or self.dtypes), key=order.index)
+            == verdict
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole answer as plain values."""
+        return {
+            "model": self.model,
+            "dtypes": self.dtypes,
+            "reach": self.reach,
+            "seconds": round(self.seconds, 1),
+            "ran_out_of_time": self.ran_out_of_time,
+            "found": len(self.found),
+            "sites": [{**_site_values(site, self.dtypes), "allowed": self.is_allowed(site)}
+                      for site in self.sites],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(table(self))
+
+
+def _site_values(site: Site, dtypes: Sequence[str]) -> dict[str, Any]:
+    witnesses = {
+        dtype: {
+            "changes": w.changes,
+            "how": w.how,
+            "doublings": w.doublings,
+            "detail": w.finding.detail,
+            "file": None if w.file is None else str(w.file),
+            "finding": as_recorded(w.finding),
+        }
+        for dtype, w in site.witnesses.items()
+    }
+    return {
+        "phase": site.phase,
+        "operation": site.operation,
+        "limit": site.limit,
+        "source": None if site.source is None else vars(site.source),
+        "modules": site.modules,
+        "verdict": {dtype: site.verdict(dtype) for dtype in dtypes},
+        "doublings": {d: None if math.isinf(v) else round(v, 2) for d, v in site.doublings.items()},
+        "reason": site.reasons,
+        "witness": witnesses,
+        "advice": site.advice,
+        "was_contradicted": site.was_contradicted,
+    }
+
+
+def table(audit: Audit) -> list[str]:
+    """The lines for people: at most a screen, most urgent first."""
+    found = audit.found
+    shown = "NaN or Inf reached" if found else "no NaN or Inf reached"
+    lines = [
+        f"{audit.model}: {shown} at {len(found)} of {len(audit.sites)} operations with a limit"
+        f" ({', '.join(audit.dtypes)})",
+        f"tried: {audit.reach}; {audit.seconds:.0f} s",
+    ]
+    for number, site in enumerate(found[:SHOWN], start=1):
+        lines += ["", *_lines_of(number, site)]
+    if len(found) > SHOWN:
+        lines += ["", f"... and {len(found) - SHOWN} more; format=json lists all"]
+    unknown = audit.with_verdict(UNKNOWN)
+    lines += ["", _counts(audit, unknown)]
+    domain = [site for site in unknown if not site.is_overflow]
+    if domain:
+        lines += [f"not proved and not reached, nearest: {site.place}" for site in domain[:2]]
+    accepted = sum(bool(site.witnesses) and audit.is_allowed(site) for site in audit.sites)
+    if accepted:
+        lines += [f"accepted by allow: {accepted}"]
+    if audit.ran_out_of_time:
+        lines += ["the search ended by its time limit; what it left untried is unknown"]
+    return lines
+
+
+def _counts(audit: Audit, unknown: Sequence[Site]) -> str:
+    safe = audit.with_verdict(SAFE)
+    overflows = sum(site.is_overflow for site in unknown)
+    return (
+        f"proved safe within this range, on the path that ran: {len(safe)}; unknown: {len(unknown)},"
+        f" {overflows} of them overflows of large numbers"
+    )
+
+
+def _lines_of(number: int, site: Site) -> list[str]:
+    kinds = ", ".join(site.witnesses)
+    best = min(site.witnesses.values(), key=lambda w: (LIKELY[w.changes], w.doublings))
+    where = site.modules[0] or "the top-level module"
+    more = f" and {len(site.modules) - 1} more" if len(site.modules) > 1 else ""
+    detail = f": {best.finding.detail}" if best.finding.detail else ""
+    lines = [
+        f"{number}. {site.place}",
+        f"   {site.limit}{detail}",
+        f"   in {where}{more} ({site.phase}); {kinds}",
+        f"   how: {best.how} ({best.dtype})",
+    ]
+    if best.file is not None:
+        lines += [f"   again: {best.file}"]
+    if site.advice is not None:
+        lines += [f"   usual mend: {site.advice}"]
+    return lines
+
+
+def ranked(sites: Mapping[Any, Site]) -> list[Site]:
+    """Sites, most urgent first."""
+    return sorted(sites.values(), key=lambda site: site.rank)
