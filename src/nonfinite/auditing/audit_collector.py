@@ -111,11 +111,9 @@ class Collector(Tracer):
         if step.result.is_floating_point():
             # Overflow is a matter of its own operation; those after it get finite operands, unless
             # an infinity was there before, as that of a mask.
-            if not any(map(_is_infinite, operands)) and not nonfinite_numbers(
-                (step.args, step.kwargs)
-            ):
-                top = largest(dtype)
-                low, high = max(low, -top), min(high, top)
+            written = nonfinite_numbers((step.args, step.kwargs))
+            top = INF if written or any(map(_is_infinite, operands)) else largest(dtype)
+            low, high = max(low, -top), min(high, top)
         sized = known.has_data_size or (
             any(o.has_data_size for o in operands) and step.result.dim() > 0
         )
@@ -135,9 +133,12 @@ class Collector(Tracer):
         found = self._known.get(memory, {}).get(_geometry(value))
         if found is not None:
             return found
-        if memory in self._ranges:
-            return self._ranges[memory]
-        return self._constant(value)
+        known = self._ranges[memory] if memory in self._ranges else self._constant(value)
+        self._num_tokens += 1
+        # Until something is written into its memory, the tensor holds the same values.
+        named = replace(known, token=self._num_tokens)
+        self._known.setdefault(memory, {})[_geometry(value)] = named
+        return named
 
     def _constant(self, value: Tensor) -> Known:
         """The bounds of a tensor that no operation of the pass made, such as a table."""

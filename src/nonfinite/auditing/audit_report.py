@@ -8,7 +8,7 @@ from typing import Any
 
 from nonfinite.auditing.operation_limits import ADVICE
 from nonfinite.finding import Finding, as_recorded
-from nonfinite.mechanisms import HALF, OVERFLOW
+from nonfinite.mechanisms import HALF, NO_LABEL, OVERFLOW
 from nonfinite.source_lines import Source
 
 SAFE, WITNESS, UNKNOWN = "proved safe", "witness found", "unknown"
@@ -90,7 +90,9 @@ class Site:
         # What fails in the precision with the widest range is likelier to be met.
         wide = "float32" not in self.witnesses and "bfloat16" not in self.witnesses
         near = min(self.doublings.values(), default=math.inf)
-        return (not found, self.is_overflow, wide, least, drift, near)
+        # Every mean over labels has this limit; a loader that skips such batches removes them all.
+        is_usual = self.limit == NO_LABEL
+        return (not found, self.is_overflow, wide, is_usual, least, drift, near)
 
 
 @dataclass(kw_only=True)
@@ -135,8 +137,10 @@ class Audit:
             "seconds": round(self.seconds, 1),
             "ran_out_of_time": self.ran_out_of_time,
             "found": len(self.found),
-            "sites": [{**_site_values(site, self.dtypes), "allowed": self.is_allowed(site)}
-                      for site in self.sites],
+            "sites": [
+                {**_site_values(site, self.dtypes), "allowed": self.is_allowed(site)}
+                for site in self.sites
+            ],
         }
 
     def __str__(self) -> str:
@@ -183,11 +187,14 @@ def table(audit: Audit) -> list[str]:
         lines += ["", *_lines_of(number, site)]
     if len(found) > SHOWN:
         lines += ["", f"... and {len(found) - SHOWN} more; format=json lists all"]
-    unknown = audit.with_verdict(UNKNOWN)
+    reached = {(site.source, site.operation) for site in audit.sites if site.witnesses}
+    # The derivative of an operation that fails itself is no news.
+    unknown = [s for s in audit.with_verdict(UNKNOWN) if (s.source, s.operation) not in reached]
     lines += ["", _counts(audit, unknown)]
     domain = [site for site in unknown if not site.is_overflow]
     if domain:
-        lines += [f"not proved and not reached, nearest: {site.place}" for site in domain[:2]]
+        lines += ["neither proved nor reached, nearest first:"]
+        lines += [f"  {site.limit}: {site.place}" for site in domain[:SHOWN]]
     accepted = sum(bool(site.witnesses) and audit.is_allowed(site) for site in audit.sites)
     if accepted:
         lines += [f"accepted by allow: {accepted}"]
@@ -200,8 +207,8 @@ def _counts(audit: Audit, unknown: Sequence[Site]) -> str:
     safe = audit.with_verdict(SAFE)
     overflows = sum(site.is_overflow for site in unknown)
     return (
-        f"proved safe within this range, on the path that ran: {len(safe)}; unknown: {len(unknown)},"
-        f" {overflows} of them overflows of large numbers"
+        f"proved safe within this range, on the path that ran: {len(safe)}; unknown:"
+        f" {len(unknown)}, {overflows} of them overflows of large numbers"
     )
 
 

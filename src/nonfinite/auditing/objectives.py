@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -79,16 +78,6 @@ OBJECTIVES: dict[str, Objective] = {
 """By the name of the torch function that the code calls."""
 
 
-@dataclass(kw_only=True)
-class Aim:
-    """The value of an operation that should increase, and the call that has it."""
-
-    value: Tensor
-    """A scalar with a graph."""
-    leaves: dict[int, int] = field(default_factory=dict)
-    """Identity of the leaves of its graph, and how many operations lie between."""
-
-
 class AimFinder:
     """Keeps, for each function that a line of code calls, the call that is nearest to its limit.
 
@@ -98,7 +87,7 @@ class AimFinder:
 
     def __init__(self, line: tuple[str, int]) -> None:
         self.line = line
-        self.aims: dict[Place, Aim] = {}
+        self.values: dict[Place, Tensor] = {}
 
     def before_function(self, func: Any, args: Any, kwargs: Any) -> None:
         """Called before each torch function."""
@@ -117,17 +106,21 @@ class AimFinder:
             return
         if value is None or not value.requires_grad or not bool(value.isfinite()):
             return
-        known = self.aims.get(place)
-        if known is None or bool(value > known.value):
-            self.aims[place] = Aim(value=value)
+        known = self.values.get(place)
+        if known is None or bool(value > known):
+            self.values[place] = value
 
 
-def find_aim(run: Callable[[], Any], place: Place) -> Aim | None:
-    """Runs a forward pass; returns the aim of a place, or of another function on its line."""
+def find_aim(run: Callable[[], Any], place: Place) -> Tensor | None:
+    """Runs a forward pass; returns the scalar that should increase at a place of the code.
+
+    If the place has none, that of another function on its line is taken.
+    """
     finder = AimFinder(place[:2])
     with FunctionNames(finder):
         run()
-    return finder.aims.get(place) or next(iter(finder.aims.values()), None)
+    value = finder.values.get(place)
+    return value if value is not None else next(iter(finder.values.values()), None)
 
 
 def distances(value: Tensor) -> dict[int, int]:
@@ -151,7 +144,9 @@ NEAR = 3
 """Weights at most so many nodes behind the nearest one are moved together with it."""
 
 
-def nearest_leaves(value: Tensor, named: dict[str, Tensor], *, near: int = NEAR) -> dict[str, Tensor]:
+def nearest_leaves(
+    value: Tensor, named: dict[str, Tensor], *, near: int = NEAR
+) -> dict[str, Tensor]:
     """The named tensors that a value depends on most directly."""
     far = distances(value)
     known = {name: far[id(tensor)] for name, tensor in named.items() if id(tensor) in far}

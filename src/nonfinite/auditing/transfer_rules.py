@@ -22,10 +22,10 @@ from nonfinite.auditing.value_ranges import (
     hull,
     over,
     plus,
+    product,
     square,
     summed,
     times,
-    product,
     widened,
 )
 
@@ -80,9 +80,7 @@ def _same(step: Step) -> Known:
 
 def _moved(step: Step) -> Known:
     """Views and copies that move elements, or leave some of them out."""
-    known = step.of(0).plain()
-    rest = step.args[0].numel() and not step.result.numel()
-    return replace(known, has_data_size=True) if rest else known
+    return step.of(0).plain()
 
 
 def _padded(step: Step) -> Known:
@@ -160,8 +158,10 @@ def _pow(step: Step) -> Known | None:
     if isinstance(power, int) or float(power).is_integer():
         if power > 0 and int(power) % 2 == 0:
             top = _power(base.size, power)
-            least = 0.0 if base.low <= 0 <= base.high else _power(
-                min(abs(base.low), abs(base.high)), power
+            least = (
+                0.0
+                if base.low <= 0 <= base.high
+                else _power(min(abs(base.low), abs(base.high)), power)
             )
             return widened(Known(low=least, high=top), smallest=step.smallest)
         if power > 0:
@@ -375,10 +375,10 @@ def _amax(step: Step) -> Known:
 def _picked(step: Step) -> Known:
     """Elements of the operand: topk, sort, gather, select and the like."""
     known = step.of(0).plain()
-    if step.name == "topk" and step.get(3, "largest", True):
-        if step.get(2, "dim", -1) in (-1, step.args[0].dim() - 1):
-            return replace(known, peak=step.of(0).peak)
-    return known
+    if step.name != "topk" or not step.get(3, "largest", True):
+        return known
+    is_last = step.get(2, "dim", -1) in (-1, step.args[0].dim() - 1)
+    return replace(known, peak=step.of(0).peak) if is_last else known
 
 
 def _dropout(step: Step) -> Known:
@@ -446,9 +446,7 @@ def _linear(first: int) -> Rule:
         if not first:
             return known
         beta, alpha = step.kwargs.get("beta", 1), step.kwargs.get("alpha", 1)
-        return plus(
-            times(step.of(0), exactly(float(beta))), times(known, exactly(float(alpha)))
-        )
+        return plus(times(step.of(0), exactly(float(beta))), times(known, exactly(float(alpha))))
 
     return rule
 
@@ -556,9 +554,9 @@ def _filled(step: Step) -> Known:
     values |= {"ones": 1.0, "ones_like": 1.0, "new_ones": 1.0}
     if step.name in values:
         return exactly(values[step.name])
-    return step.of({"scalar_tensor": 0, "fill": 1, "full": 1, "full_like": 1, "new_full": 2}[
-        step.name
-    ])
+    return step.of(
+        {"scalar_tensor": 0, "fill": 1, "full": 1, "full_like": 1, "new_full": 2}[step.name]
+    )
 
 
 def _arange(step: Step) -> Known:

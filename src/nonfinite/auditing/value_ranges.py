@@ -51,7 +51,7 @@ class Known:
     @property
     def is_bounded(self) -> bool:
         """Whether both bounds are finite."""
-        return -INF < self.low and self.high < INF
+        return self.low > -INF and self.high < INF
 
     @property
     def size(self) -> float:

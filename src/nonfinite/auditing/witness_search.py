@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from nonfinite.auditing.audit_collector import SiteKey, key_of_finding
 from nonfinite.auditing.audit_report import AS_IS, INPUT, WEIGHTS, Site, Witness
 from nonfinite.auditing.audited_passes import Passes, Values
 from nonfinite.auditing.objectives import (
-    Aim,
     Place,
     direction,
     find_aim,
@@ -153,10 +153,10 @@ class Search:
         """Moves the weights, then the inputs, on which an operation depends, along gradients."""
         guide = next(iter(self.passes.values()))
         for near in (3, 1000):
-            aim = self._aim(guide, {}, self.inputs, place)
-            if aim is None:
-                return
-            names = set(nearest_leaves(aim.value, self._movable(guide), near=near))
+            find = partial(nearest_leaves, named=self._movable(guide), near=near)
+            names = set(self._at_aim(guide, {}, self.inputs, place, find))
+            if not names:
+                break
             self._zero(names, guide)
             self._follow(place, names, guide)
             if self._is_done(place) or self.is_late():
@@ -178,15 +178,27 @@ class Search:
         buffers = {n: b for n, b in movable_buffers(guide.model) if b.requires_grad}
         return movable(guide.model, buffers)
 
-    def _aim(self, guide: Passes, values: Values, inputs: Any, place: Place) -> Aim | None:
-        """The aim of a line in the pass of some weights; None if it has none."""
+    def _at_aim(
+        self,
+        guide: Passes,
+        values: Values,
+        inputs: Any,
+        place: Place,
+        use: Callable[[Tensor], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """What `use` makes of the value that a line aims at, with these weights.
+
+        Empty if there is no such value or no gradient. `use` runs before the weights are put back,
+        because their gradients need them.
+        """
         try:
             guide.put(values)
             given = guide.cast(inputs)
             with torch.enable_grad():
-                return find_aim(lambda: guide.loss(given), place)
+                value = find_aim(lambda: guide.loss(given), place)
+                return {} if value is None else use(value)
         except Exception:  # a user's model may fail in any way
-            return None
+            return {}
         finally:
             guide.reset()
 
@@ -212,15 +224,10 @@ class Search:
         values = {n: t.clone() for n, t in base.items()}
         open_in = {d for d in self.passes if not self.has_witness(place, d)}
         for step in range(STEPS):
-            aim = self._aim(guide, values, self.inputs, place)
-            if aim is None or self.is_late():
-                return
-            try:
-                leaves = {n: t for n, t in self._movable(guide).items() if n in names}
-                signs = direction(aim.value, leaves)
-            except RuntimeError:  # a graph that cannot be differentiated
-                return
-            if not signs:
+            leaves = {n: t for n, t in self._movable(guide).items() if n in names}
+            find = partial(direction, leaves=leaves)
+            signs = self._at_aim(guide, values, self.inputs, place, find)
+            if not signs or self.is_late():
                 return
             share = min(2.0 ** (step - DOUBLINGS), 1.0)
             for name, sign in signs.items():
@@ -245,9 +252,7 @@ class Search:
                 growth = max(doublings, 0.0)
                 text = f"largest entry {before:.3g} -> {after:.3g}"
         how = f"{_listed(changed)} moved: {text}" if changed else "nothing is changed"
-        return Try(
-            changes=WEIGHTS, how=how, inputs=self.inputs, values=here, doublings=growth
-        )
+        return Try(changes=WEIGHTS, how=how, inputs=self.inputs, values=here, doublings=growth)
 
     def _shorten(self, base: Values, values: Values, place: Place, dtype: str) -> None:
         """Halves the interval between weights that are finite and weights that fail."""
@@ -270,13 +275,8 @@ class Search:
             if self.is_late() or self._is_done(place):
                 return
             given = value.clone().requires_grad_(True)
-            aim = self._aim(guide, {}, with_leaf(self.inputs, index, given), place)
-            if aim is None:
-                return
-            try:
-                signs = direction(aim.value, {name: given})
-            except RuntimeError:
-                return
+            find = partial(direction, leaves={name: given})
+            signs = self._at_aim(guide, {}, with_leaf(self.inputs, index, given), place, find)
             if not signs:
                 return
             share = min(2.0 ** (step - DOUBLINGS), 1.0)
