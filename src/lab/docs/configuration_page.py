@@ -73,6 +73,7 @@ COMMANDS = {
     "generate": "src.generate",
     "convert": "src.convert",
     "diagnose": "src.diagnose",
+    "audit": "src.audit",
     "replay": "src.replay",
     "report": "src.report",
     "ui": "src.ui",

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from nonfinite.auditing.operation_limits import Check, checks_of, overflow
-from nonfinite.auditing.transfer_rules import IN_ALL_RESULTS, Step, transfer
+from nonfinite.auditing.transfer_rules import transfer
 from nonfinite.auditing.value_ranges import (
     ANY,
     INF,
     Known,
+    Step,
     exactly,
     hull,
     largest,
@@ -25,6 +26,9 @@ from nonfinite.function_names import inside_of, plain_name, running_derivative
 from nonfinite.origins import FRESH, memory_of, nonfinite_numbers, num_bytes
 from nonfinite.source_lines import Source
 from nonfinite.tracer import Tracer
+
+LARGE_INTEGER = 2.0**63
+"""Integers are finite."""
 
 SiteKey = tuple[str, str, int, str, str]
 """Phase, file, line, operation and what is inside it: one operation of the code, in all layers."""
@@ -70,12 +74,18 @@ class Collector(Tracer):
         self, name: str, args: Any, kwargs: Any, originals: list[Tensor], result: Any
     ) -> None:
         """Follows one operation; it never becomes a finding."""
-        if name in ("_local_scalar_dense", "item") and originals[0].is_floating_point():
+        if name in ("_local_scalar_dense", "item") and originals[0].dtype != torch.bool:
             self.has_read_values = True
         kept = dict(zip(map(id, tensors_in(args)), originals, strict=False))
         known: dict[int, Known] = {}
 
+        results = tensors_in(result)
+        dtype = results[0].dtype if results else torch.float32
+
         def known_of(value: Any) -> Known:
+            if isinstance(value, float) and not self.has_read_values:
+                # A number in the code is rounded to float32 or to the dtype of the operation.
+                return hull(*(exactly(rounded(value, kind)) for kind in (torch.float32, dtype)))
             original = kept.get(id(value), value)
             if id(original) not in known:
                 known[id(original)] = self._known_of(original)
@@ -83,7 +93,6 @@ class Collector(Tracer):
 
         operands = [known_of(tensor) for tensor in tensors_in((args, kwargs))]
         shared = {memory_of(tensor) for tensor in originals}
-        results = tensors_in(result)
         for place, tensor in enumerate(results):
             self._kept.append(tensor)
             step = Step(name=name, args=args, kwargs=kwargs, result=tensor, known=known_of)
@@ -94,13 +103,7 @@ class Collector(Tracer):
 
     def _bounds(self, step: Step, place: int, operands: list[Known]) -> tuple[Known, float]:
         """What is known of a result, and the largest size that it could have before rounding."""
-        found = None
-        if place == 0 or step.name in IN_ALL_RESULTS:
-            try:
-                found = transfer(step)
-            # A rule that meets operands of an unknown kind knows nothing.
-            except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError):
-                found = None
+        found = transfer(step, place)
         dtype = step.result.dtype
         if dtype == torch.bool:
             found = found or Known(low=0.0, high=1.0)
@@ -108,7 +111,9 @@ class Collector(Tracer):
         if math.isnan(known.low) or math.isnan(known.high):
             known, raw = ANY, INF
         low, high = rounded(known.low, dtype), rounded(known.high, dtype)
-        if step.result.is_floating_point():
+        if not step.result.is_floating_point():
+            low, high = max(low, -LARGE_INTEGER), min(high, LARGE_INTEGER)
+        else:
             # Overflow is a matter of its own operation; those after it get finite operands, unless
             # an infinity was there before, as that of a mask.
             written = nonfinite_numbers((step.args, step.kwargs))
@@ -123,10 +128,8 @@ class Collector(Tracer):
 
     def _known_of(self, value: Any) -> Known:
         """What is known of an operand: a tensor or a number."""
-        if isinstance(value, bool | int):
-            return exactly(float(value))
-        if isinstance(value, float):
-            return ANY if self.has_read_values else exactly(value)
+        if isinstance(value, bool | int | float):
+            return ANY if self.has_read_values else exactly(float(value))
         if not isinstance(value, Tensor):
             return ANY
         memory = memory_of(value)
@@ -142,7 +145,7 @@ class Collector(Tracer):
 
     def _constant(self, value: Tensor) -> Known:
         """The bounds of a tensor that no operation of the pass made, such as a table."""
-        if value.is_complex():
+        if value.is_complex() or self.has_read_values:
             return Known(low=-largest(torch.float32), high=largest(torch.float32))
         if not value.numel() or value.layout != torch.strided:
             return ANY

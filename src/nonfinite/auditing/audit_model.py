@@ -15,6 +15,7 @@ from nonfinite.auditing.reach import Reach, leaves_of, movable_buffers, weight_r
 from nonfinite.auditing.saved_witness import save_witness
 from nonfinite.auditing.witness_search import Search, with_witnesses
 from nonfinite.origins import memory_of
+from nonfinite.snapshot import host_states, set_host_states
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -51,8 +52,28 @@ def audit(
     Raises:
         ValueError: the model cannot be copied, or cannot be run on the inputs.
     """
+    host = host_states()
+    try:
+        with torch.random.fork_rng():
+            return _audited(
+                model, inputs, dtypes, reach or Reach(), seconds=seconds, folder=folder, allow=allow
+            )
+    finally:
+        set_host_states(host)
+
+
+def _audited(
+    model: nn.Module,
+    inputs: Any,
+    dtypes: Sequence[torch.dtype],
+    reach: Reach,
+    *,
+    seconds: float,
+    folder: str | Path | None,
+    allow: Sequence[str],
+) -> Audit:
+    """See `audit`, which keeps random states."""
     start = time.monotonic()
-    reach = reach or Reach()
     passes = {_name(dtype): Passes(model, dtype) for dtype in dtypes}
     sites: dict[tuple[SiteKey, str], Site] = {}
     for dtype in list(passes):

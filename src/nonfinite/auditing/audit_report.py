@@ -118,6 +118,15 @@ class Audit:
         """The sites with a witness that are not accepted, most urgent first."""
         return [site for site in self.sites if site.witnesses and not self.is_allowed(site)]
 
+    @property
+    def places(self) -> list[list[Site]]:
+        """The sites in `found`, those of one operation together: it and its derivatives."""
+        groups: dict[tuple[Any, ...], list[Site]] = {}
+        for site in self.found:
+            key = (site.source, site.operation) if site.source is not None else (id(site),)
+            groups.setdefault(key, []).append(site)
+        return list(groups.values())
+
     def with_verdict(self, verdict: str) -> list[Site]:
         """The sites that have this answer in some dtype, and no stronger one in another."""
         order = (WITNESS, UNKNOWN, SAFE)
@@ -176,15 +185,15 @@ def _site_values(site: Site, dtypes: Sequence[str]) -> dict[str, Any]:
 
 def table(audit: Audit) -> list[str]:
     """The lines for people: at most a screen, most urgent first."""
-    found = audit.found
-    shown = "NaN or Inf reached" if found else "no NaN or Inf reached"
+    found = audit.places
+    shown = f"NaN or Inf reached at {len(found)}" if found else "no NaN or Inf reached at any"
     lines = [
-        f"{audit.model}: {shown} at {len(found)} of {len(audit.sites)} operations with a limit"
+        f"{audit.model}: {shown} of {len(audit.sites)} operations with a limit"
         f" ({', '.join(audit.dtypes)})",
-        f"tried: {audit.reach}; {audit.seconds:.0f} s",
+        f"range: {audit.reach}; {audit.seconds:.0f} s",
     ]
-    for number, site in enumerate(found[:SHOWN], start=1):
-        lines += ["", *_lines_of(number, site)]
+    for number, sites in enumerate(found[:SHOWN], start=1):
+        lines += ["", *_lines_of(number, sites)]
     if len(found) > SHOWN:
         lines += ["", f"... and {len(found) - SHOWN} more; format=json lists all"]
     reached = {(site.source, site.operation) for site in audit.sites if site.witnesses}
@@ -212,8 +221,9 @@ def _counts(audit: Audit, unknown: Sequence[Site]) -> str:
     )
 
 
-def _lines_of(number: int, site: Site) -> list[str]:
-    kinds = ", ".join(site.witnesses)
+def _lines_of(number: int, sites: Sequence[Site]) -> list[str]:
+    site = sites[0]
+    dtypes = dict.fromkeys(dtype for one in sites for dtype in one.witnesses)
     best = min(site.witnesses.values(), key=lambda w: (LIKELY[w.changes], w.doublings))
     where = site.modules[0] or "the top-level module"
     more = f" and {len(site.modules) - 1} more" if len(site.modules) > 1 else ""
@@ -221,11 +231,11 @@ def _lines_of(number: int, site: Site) -> list[str]:
     lines = [
         f"{number}. {site.place}",
         f"   {site.limit}{detail}",
-        f"   in {where}{more} ({site.phase}); {kinds}",
+        f"   in {where}{more} ({site.phase}); {', '.join(dtypes)}",
         f"   how: {best.how} ({best.dtype})",
     ]
     if best.file is not None:
-        lines += [f"   again: {best.file}"]
+        lines += [f"   witness: {best.file}"]
     if site.advice is not None:
         lines += [f"   usual mend: {site.advice}"]
     return lines

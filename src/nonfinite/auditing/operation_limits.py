@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from nonfinite import mechanisms as how
-from nonfinite.auditing.transfer_rules import Step
-from nonfinite.auditing.value_ranges import Known, largest
+from nonfinite.auditing.value_ranges import Known, Step, largest
 from nonfinite.finite_checks import holds_numbers
 
 
@@ -195,6 +194,19 @@ def _matrix(step: Step, node: str | None) -> list[Check]:
     return [Check(limit=how.DOMAIN, doublings=math.inf, reason=None)]
 
 
+def _infinities(step: Step, node: str | None) -> list[Check]:
+    """Infinities of masks that may cancel, or be multiplied by 0."""
+    if node is not None:
+        return []
+    both = [step.of(0), step.of(1)]
+    infinite = [known.low == -math.inf or known.high == math.inf for known in both]
+    if step.name == "mul":
+        other = both[1] if infinite[0] else both[0]
+        is_met = any(infinite) and not other.excludes_zero
+        return [Check(limit=how.ZERO_INF, doublings=math.inf, reason=None)] if is_met else []
+    return [Check(limit=how.INF_INF, doublings=math.inf, reason=None)] if all(infinite) else []
+
+
 def overflow(step: Step, bound: float) -> Check | None:
     """The limit of a result's dtype; None for operations that only move numbers.
 
@@ -214,9 +226,15 @@ def overflow(step: Step, bound: float) -> Check | None:
     return Check(limit=limit, doublings=max(far, 0.0), reason=reason)
 
 
-GROWS = frozenset(
-    ("mm", "bmm", "addmm", "baddbmm", "mv", "dot", "linear", "convolution", "mul", "add", "sub")
-) | frozenset(("sum", "cumsum", "square", "pow", "addcmul", "index_add", "scatter_add", "_to_copy"))
+GROWS = (
+    frozenset(
+        ("mm", "bmm", "addmm", "baddbmm", "mv", "dot", "linear", "convolution", "mul", "add", "sub")
+    )
+    | frozenset(
+        ("sum", "cumsum", "square", "pow", "addcmul", "index_add", "scatter_add", "_to_copy")
+    )
+    | frozenset(("div", "true_divide", "reciprocal", "rsqrt"))
+)
 """Operations whose result can be larger than their operands."""
 
 
@@ -240,6 +258,7 @@ CHECKS: dict[str, CheckRule] = {
     **_named(_above(0.0, how.DOMAIN), "lgamma", "digamma"),
     **_named(_between(-1.0, 1.0, may_touch=True), "acos", "asin"),
     **_named(_between(-1.0, 1.0, may_touch=False), "atanh", "erfinv"),
+    **_named(_infinities, "add", "sub", "mul"),
     **_named(_exponent, "exp", "exp2", "expm1", "sinh", "cosh"),
     **_named(_pow, "pow"),
     **_named(_softmax, "_softmax", "_log_softmax"),

@@ -23,7 +23,7 @@ class Reach:
     """The range of weights and inputs."""
 
     weights: float = 8.0
-    """Absolute value that an entry of a weight or of a saved buffer may take, if it has none above."""
+    """Absolute value that an entry of a weight or saved buffer may take, if it has none above."""
     inputs: float = 8.0
     """Factor by which floating-point inputs may exceed their largest absolute value."""
 

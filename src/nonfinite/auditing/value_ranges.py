@@ -6,9 +6,12 @@ was subtracted. Everything is a bound on what a computer gives, in the dtype in 
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 INF = math.inf
 
@@ -151,3 +154,39 @@ def widened(known: Known, *, smallest: float) -> Known:
     low = known.low / SLACK if known.low > 0 else known.low * SLACK
     high = known.high * SLACK if known.high > 0 else known.high / SLACK
     return replace(known, low=0.0 if 0 < low < smallest else low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One operation below autograd, with what is known of its operands."""
+
+    name: str
+    """Name in torch's native library without overload and trailing underscore."""
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    result: Tensor
+    known: Callable[[Any], Known]
+    """What is known of an argument: a tensor or a number."""
+
+    def of(self, place: int, name: str = "", default: Any = None) -> Known:
+        """What is known of an argument by place or name."""
+        return self.known(self.get(place, name, default))
+
+    def get(self, place: int, name: str = "", default: Any = None) -> Any:
+        """An argument by place or name."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+    @property
+    def smallest(self) -> float:
+        """The smallest normal number of the result's dtype."""
+        dtype = self.result.dtype
+        return float(torch.finfo(dtype).smallest_normal) if dtype.is_floating_point else 1.0
+
+
+Rule = Callable[[Step], Known | None]
+"""From the operands of an operation to what is known of its result; None if nothing is."""
+
+
+def named(rule: Rule, *names: str) -> dict[str, Rule]:
+    """The same rule for several operations."""
+    return dict.fromkeys(names, rule)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nonfinite import mechanisms as how
 from nonfinite.auditing.audit_collector import SiteKey, key_of_finding
 from nonfinite.auditing.audit_report import AS_IS, INPUT, WEIGHTS, Site, Witness
 from nonfinite.auditing.audited_passes import Passes, Values
@@ -310,19 +311,32 @@ def with_witnesses(
     for (key, dtype), (_, witness) in search.witnesses.items():
         finding = witness.finding
         limit = finding.mechanism or "unknown"
-        mine: Mapping[str, Site] = {name: site for (k, name), site in sites.items() if k == key}
-        site = mine.get(limit) or (next(iter(mine.values())) if len(mine) == 1 else None)
+        mine = {name: site for (known, name), site in sites.items() if known == key}
+        site = _site_of(limit, mine)
         if site is None:
-            site = Site(
+            site = sites[key, limit] = Site(
                 phase=finding.phase,
-                operation=finding.operation,
+                operation=key[3],
                 limit=limit,
                 source=finding.source,
                 modules=[finding.module],
             )
-            sites[key, limit] = site
-        elif limit != site.limit and finding.mechanism is not None:
+        elif finding.mechanism is not None and limit != site.limit and not site.witnesses:
             site.limit = limit
         site.was_contradicted |= site.reasons.get(dtype) is not None
         site.witnesses[dtype] = witness
     return sites
+
+
+EDGES = (how.ZERO, how.EDGE, how.LOG, how.DOMAIN, how.MASKED, how.ONE, how.EMPTY, how.EXP)
+"""Limits that an operation has one of, though a trace may name it by another of these words."""
+
+
+def _site_of(limit: str, mine: Mapping[str, Site]) -> Site | None:
+    """The site of an operation to which a failure of this kind belongs."""
+    if limit in mine:
+        return mine[limit]
+    if limit in EDGES:
+        return next((site for name, site in mine.items() if name in EDGES), None)
+    overflows = (how.HALF, how.OVERFLOW) if limit in (how.TINY, how.HALF, how.OVERFLOW) else ()
+    return next((site for name, site in mine.items() if name in overflows), None)
