@@ -158,7 +158,7 @@ def test_what_is_allowed_is_not_found():
     assert found.found == []
     assert "accepted by allow: " in str(found)
     sites = found.as_dict()["sites"]
-    assert [site["allowed"] for site in sites if site["witness"]][0]
+    assert next(site["allowed"] for site in sites if site["witness"])
     assert sites[0]["verdict"]["float32"] == WITNESS
     json.dumps(found.as_dict())
 

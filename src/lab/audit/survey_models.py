@@ -50,7 +50,7 @@ MAX_PARAMETERS = 2_000_000
 """A family that cannot be built smaller than this is left out."""
 
 
-class Undersized(ValueError):
+class UndersizedError(ValueError):
     """A family cannot be built small, or not run on token ids."""
 
 
@@ -86,7 +86,7 @@ def small_model(family: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """A small model of a family with random weights, in training mode, and its inputs.
 
     Raises:
-        Undersized: the family cannot be built small.
+        UndersizedError: the family cannot be built small.
     """
     import transformers
     from transformers.models.auto import configuration_auto, modeling_auto
@@ -114,7 +114,7 @@ def small_model(family: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     # A family may fail in any way with a configuration that it was not made for.
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
-        raise Undersized(f"{type(error).__name__}: {first[:100]}") from error
+        raise UndersizedError(f"{type(error).__name__}: {first[:100]}") from error
     return model, inputs
 
 
@@ -138,8 +138,8 @@ def _config(kind: Any, family: str) -> Any:
 
 
 def _check_size(kind: Any, config: Any) -> None:
-    """Raises Undersized for a model with too many parameters; allocates none of them."""
+    """Raises UndersizedError for a model with too many parameters; allocates none of them."""
     with torch.device("meta"):
         number = sum(parameter.numel() for parameter in kind(config).parameters())
     if number > MAX_PARAMETERS:
-        raise Undersized(f"has {number:,} parameters")
+        raise UndersizedError(f"has {number:,} parameters")
