@@ -42,7 +42,7 @@ class FeatureNorm(FixPair):
     line = r"torch\.sqrt"
 
     def forward(self, x: Tensor) -> Tensor:
-        features = F.relu(self.net(x))
+        features = self.net(x)
         square = torch.sum(features**2, dim=1, keepdim=True)
         if self.fixed:
             return (features / torch.sqrt(square + 1e-10)).mean()
@@ -184,7 +184,7 @@ class Similarity(FixPair):
     """Powers of a similarity that may be negative."""
 
     source = "https://github.com/VainF/pytorch-msssim/issues/7"
-    line = r"\*\* 0\.3"
+    line = r"\*\*0\.3"
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         similarity = F.cosine_similarity(self.net(x), y, dim=-1)
@@ -300,16 +300,17 @@ class HalfSum(FixPair):
     dtypes = ("float16",)
 
     def build(self) -> None:
-        self.net = nn.Linear(8, 64)
+        self.net = nn.Linear(8, 100)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         p = self.net(x).sigmoid()
-        p, mask = (p.float(), mask.float()) if self.fixed else (p * 16, mask)
-        return 1 - (p * mask).sum() / (p.sum() + mask.sum() + 1)
+        if self.fixed:
+            p, mask = p.float(), mask.float()
+        return 1 - (p * mask).sum() / (p.sum() + 1)
 
     @staticmethod
     def inputs() -> tuple[Any, ...]:
-        return normal(96, 8), (uniform(96, 64) > 0.5).float()
+        return normal(1024, 8), (uniform(1024, 100) > 0.2).float()
 
 
 class ComplexAmplitude(FixPair):

@@ -81,6 +81,7 @@ COMMANDS = {
     "reproduce": "src.lab reproduce",
     "book": "src.lab book",
     "detect": "src.lab detect",
+    "survey": "src.lab survey",
     "bench": "src.lab bench",
     "power": "src.lab power",
     "docs": "src.lab docs",

@@ -63,6 +63,18 @@ def _positive(known: Known) -> str | None:
     return "it is always negative" if known.high < 0 else None
 
 
+GRADIENT = 1024.0
+"""Gradients up to this are assumed to arrive: what a derivative divides by must be larger."""
+
+
+def _bounds_slope(known: Known, power: float, dtype: torch.dtype, node: str | None) -> bool:
+    """Whether a derivative that has a value to a negative power is finite for such gradients."""
+    if node is None:
+        return True
+    least = known.low if known.low > 0 else -known.high
+    return least > 0 and math.log2(GRADIENT) + power * math.log2(least) < math.log2(largest(dtype))
+
+
 def _divisor(place: int) -> CheckRule:
     def rule(step: Step, node: str | None) -> list[Check]:
         bottom = step.get(place)
@@ -72,7 +84,9 @@ def _divisor(place: int) -> CheckRule:
         if node is not None and re.match(r"(Div|Reciprocal)", node) is None:
             limit = how.EDGE
         far = _away_from_zero(bottom, step.result.dtype)
-        return [Check(limit=limit, doublings=far, reason=_positive(step.known(bottom)))]
+        known = step.known(bottom)
+        fits = _bounds_slope(known, -1.0, step.result.dtype, node)
+        return [Check(limit=limit, doublings=far, reason=_positive(known) if fits else None)]
 
     return rule
 
@@ -87,6 +101,8 @@ def _above(bound: float, limit: str, *, may_touch: bool = False) -> CheckRule:
         here = how.EDGE if node is not None and limit != how.LOG else limit
         least = float(value.detach().min())
         fits = known.low >= bound if may_touch else known.low > bound
+        if not may_touch:
+            fits = fits and _bounds_slope(known, -0.5, step.result.dtype, node)
         tiny = float(torch.finfo(step.result.dtype).smallest_normal)
         far = max(math.log2(max(least - bound, tiny) / tiny), 0.0)
         reason = None
@@ -137,7 +153,8 @@ def _pow(step: Step, node: str | None) -> list[Check]:
         limit = how.ZERO if node is None else how.EDGE
         known = step.of(0)
         is_fraction = not float(power).is_integer()
-        reason = None if is_fraction and known.low <= 0 else _positive(known)
+        fits = _bounds_slope(known, power, step.result.dtype, node)
+        reason = None if (is_fraction and known.low <= 0) or not fits else _positive(known)
         far = _away_from_zero(base, step.result.dtype)
         return [Check(limit=limit, doublings=far, reason=reason)]
     if not float(power).is_integer():

@@ -106,6 +106,22 @@ def changed_inputs(inputs: Any, reach: Reach) -> Iterator[tuple[str, Any]]:
                 yield f"{name} equal to {other_name}", with_leaf(inputs, place, other.clone())
 
 
+def enlarged(inputs: Any, reach: Reach) -> Any | None:
+    """The inputs with all floating-point numbers as large as they may be; None if there are none.
+
+    Masks of zeros and ones stay.
+    """
+    flat, spec = tree_flatten_with_path(inputs)
+    values, is_changed = [], False
+    for _, leaf in flat:
+        is_number = isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()
+        if is_number and not is_binary_mask(leaf):
+            size = leaf.abs().max().clamp_min(1e-12)
+            leaf, is_changed = leaf * (reach.of_input(leaf).high / size), True
+        values.append(leaf)
+    return tree_unflatten(values, spec) if is_changed else None
+
+
 def _changed(leaf: Tensor, reach: Reach) -> Sequence[tuple[str, Tensor]]:
     if not leaf.numel():
         return []
@@ -117,7 +133,12 @@ def _changed(leaf: Tensor, reach: Reach) -> Sequence[tuple[str, Tensor]]:
         row[0] = 0
     first = ("whose first row is 0", row)
     if leaf.dtype == torch.bool or is_binary_mask(leaf):
-        return [first, zero, ("of ones", torch.ones_like(leaf))]
+        found = [first, zero, ("of ones", torch.ones_like(leaf))]
+        for value in (0, 1):
+            column = leaf.clone()
+            column[..., :1] = value
+            found += [(f"whose first column is {value}", column)]
+        return found
     same = ("all of whose entries are the same", torch.full_like(leaf, leaf.flatten()[0].item()))
     if not leaf.is_floating_point():
         ignored = torch.full_like(leaf, IGNORED)

@@ -21,7 +21,14 @@ from nonfinite.auditing.objectives import (
     movable,
     nearest_leaves,
 )
-from nonfinite.auditing.reach import Reach, changed_inputs, leaves_of, movable_buffers, with_leaf
+from nonfinite.auditing.reach import (
+    Reach,
+    changed_inputs,
+    enlarged,
+    leaves_of,
+    movable_buffers,
+    with_leaf,
+)
 from nonfinite.finding import Finding
 
 STEPS = 15
@@ -159,7 +166,10 @@ class Search:
             if not names:
                 break
             self._zero(names, guide)
-            self._follow(place, names, guide)
+            self._follow(place, names, guide, self.inputs)
+            large = enlarged(self.inputs, self.reach)
+            if large is not None and not self._is_done(place):
+                self._follow(place, names, guide, large, note="inputs enlarged, ")
             if self._is_done(place) or self.is_late():
                 return
             if not self._moves_far(names, guide):
@@ -218,8 +228,18 @@ class Search:
             )
         )
 
-    def _follow(self, place: Place, names: set[str], guide: Passes) -> None:
-        """Moves weights along the signs of gradients, in steps that double."""
+    def _follow(
+        self, place: Place, names: set[str], guide: Passes, inputs: Any, *, note: str = ""
+    ) -> None:
+        """Moves weights along the signs of gradients, in steps that double.
+
+        Args:
+            place: the operation.
+            names: the weights.
+            guide: the model that gives the gradients.
+            inputs: those to run on.
+            note: what was changed about the inputs.
+        """
         base = {n: t.detach().clone() for n, t in self._movable(guide).items() if n in names}
         bounds = {n: self.reach.of_weight(t) for n, t in base.items()}
         values = {n: t.clone() for n, t in base.items()}
@@ -227,21 +247,23 @@ class Search:
         for step in range(STEPS):
             leaves = {n: t for n, t in self._movable(guide).items() if n in names}
             find = partial(direction, leaves=leaves)
-            signs = self._at_aim(guide, values, self.inputs, place, find)
+            signs = self._at_aim(guide, values, inputs, place, find)
             if not signs or self.is_late():
                 return
             share = min(2.0 ** (step - DOUBLINGS), 1.0)
             for name, sign in signs.items():
                 moved = values[name] + share * bounds[name] * sign
                 values[name] = moved.clamp(-bounds[name], bounds[name])
-            found = self.attempt(self._try(base, values, 1.0), open_in)
+            found = self.attempt(self._try(base, values, 1.0, inputs, note), open_in)
             for dtype in found:
-                self._shorten(base, values, place, dtype)
+                self._shorten(
+                    place, dtype, partial(self._try, base, values, inputs=inputs, note=note)
+                )
             open_in -= set(found)
             if not open_in or "float32" in found:
                 return
 
-    def _try(self, base: Values, values: Values, share: float) -> Try:
+    def _try(self, base: Values, values: Values, share: float, inputs: Any, note: str = "") -> Try:
         """Weights on the way from those given to those reached."""
         here = {n: base[n] + share * (values[n] - base[n]) for n in values}
         changed = [n for n in here if not torch.equal(here[n], base[n])]
@@ -253,14 +275,14 @@ class Search:
                 growth = max(doublings, 0.0)
                 text = f"largest entry {before:.3g} -> {after:.3g}"
         how = f"{_listed(changed)} moved: {text}" if changed else "nothing is changed"
-        return Try(changes=WEIGHTS, how=how, inputs=self.inputs, values=here, doublings=growth)
+        return Try(changes=WEIGHTS, how=note + how, inputs=inputs, values=here, doublings=growth)
 
-    def _shorten(self, base: Values, values: Values, place: Place, dtype: str) -> None:
+    def _shorten(self, place: Place, dtype: str, moved: Callable[[float], Try]) -> None:
         """Halves the interval between weights that are finite and weights that fail."""
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            found = self.attempt(self._try(base, values, middle), [dtype])
+            found = self.attempt(moved(middle), [dtype])
             if dtype in found and key_of_finding(found[dtype])[1:4] == place:
                 high = middle
             else:
