@@ -37,7 +37,8 @@ class StepModule(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         """What `training_step` returns: the loss, or a mapping with it."""
-        found = self.step.training_step(batch, 0)
+        step: Any = self.step
+        found = step.training_step(batch, 0)
         return found["loss"] if isinstance(found, Mapping) else found
 
 

@@ -72,7 +72,7 @@ def test_a_router_without_an_epsilon_is_reached_by_moving_its_weights():
     assert set(found.witnesses) == {"float32", "bfloat16", "float16"}
     witness = found.witnesses["float32"]
     assert witness.changes == WEIGHTS
-    assert "gate.weight moved: largest entry" in witness.how
+    assert "gate.weight moved (largest entry 0." in witness.how
     assert 2 < witness.doublings < 12
 
 

@@ -65,8 +65,8 @@ SECTIONS = {
 }
 
 GENERAL = (
-    *("seed", "repeat", "study", "compile", "init", "resume", "rerun", "fork", "save_at"),
-    *("validate_at", "observe"),
+    *("seed", "repeat", "study", "compile", "init", "resume", "rerun", "audit", "fork"),
+    *("save_at", "validate_at", "observe"),
 )
 
 COMMANDS = {

@@ -137,6 +137,9 @@ class Collector(Tracer):
         if found is not None:
             return found
         known = self._ranges[memory] if memory in self._ranges else self._constant(value)
+        if known.low > known.high:
+            # Memory that an operation has written in a way that is not followed.
+            known = Known(low=-largest(torch.float32), high=largest(torch.float32))
         self._num_tokens += 1
         # Until something is written into its memory, the tensor holds the same values.
         named = replace(known, token=self._num_tokens)

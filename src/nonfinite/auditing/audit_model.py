@@ -25,6 +25,7 @@ def audit(
     inputs: Any,
     *,
     dtypes: Sequence[torch.dtype] = DTYPES,
+    mixed: bool = False,
     reach: Reach | None = None,
     seconds: float = 60.0,
     folder: str | Path | None = "audit",
@@ -41,6 +42,7 @@ def audit(
             or one argument. If its output is a scalar, or has a field `loss`, that is
             differentiated, else all of its outputs.
         dtypes: precisions; weights and floating-point inputs are converted.
+        mixed: whether they stay in float32 instead, and operations run under autocast.
         reach: the range of weights and inputs; None: that of `Reach`.
         seconds: the search ends after this time.
         folder: where witnesses are saved; None: nowhere.
@@ -55,17 +57,24 @@ def audit(
     host = host_states()
     try:
         with torch.random.fork_rng():
+            passes = {_name(dtype): Passes(model, dtype, mixed=mixed) for dtype in dtypes}
             return _audited(
-                model, inputs, dtypes, reach or Reach(), seconds=seconds, folder=folder, allow=allow
+                type(model).__name__,
+                passes,
+                inputs,
+                reach or Reach(),
+                seconds=seconds,
+                folder=folder,
+                allow=allow,
             )
     finally:
         set_host_states(host)
 
 
 def _audited(
-    model: nn.Module,
+    name: str,
+    passes: dict[str, Passes],
     inputs: Any,
-    dtypes: Sequence[torch.dtype],
     reach: Reach,
     *,
     seconds: float,
@@ -74,7 +83,7 @@ def _audited(
 ) -> Audit:
     """See `audit`, which keeps random states."""
     start = time.monotonic()
-    passes = {_name(dtype): Passes(model, dtype) for dtype in dtypes}
+    last = list(passes)[-1]
     sites: dict[tuple[SiteKey, str], Site] = {}
     for dtype in list(passes):
         try:
@@ -82,7 +91,7 @@ def _audited(
         except Exception as error:
             # Some operations do not exist in some dtypes on some devices.
             del passes[dtype]
-            if not passes and dtype == _name(dtypes[-1]):
+            if not passes and dtype == last:
                 raise ValueError(f"the model cannot be run on these inputs ({error})") from error
     for one in passes.values():
         _let_buffers_move(one, inputs)
@@ -92,7 +101,7 @@ def _audited(
     search.run()
     found = ranked(with_witnesses(sites, search))
     answer = Audit(
-        model=type(model).__name__,
+        model=name,
         dtypes=list(passes),
         reach=str(reach),
         sites=found,

@@ -8,7 +8,7 @@ from typing import Any
 
 from nonfinite.auditing.operation_limits import ADVICE
 from nonfinite.finding import Finding, as_recorded
-from nonfinite.mechanisms import HALF, NO_LABEL, OVERFLOW
+from nonfinite.mechanisms import HALF, INF_INF, NO_LABEL, OVERFLOW, ZERO_INF
 from nonfinite.source_lines import Source
 
 SAFE, WITNESS, UNKNOWN = "proved safe", "witness found", "unknown"
@@ -200,7 +200,7 @@ def table(audit: Audit) -> list[str]:
     # The derivative of an operation that fails itself is no news.
     unknown = [s for s in audit.with_verdict(UNKNOWN) if (s.source, s.operation) not in reached]
     lines += ["", _counts(audit, unknown)]
-    domain = [site for site in unknown if not site.is_overflow]
+    domain = [s for s in unknown if not s.is_overflow and s.limit not in (INF_INF, ZERO_INF)]
     if domain:
         lines += ["neither proved nor reached, nearest first:"]
         lines += [f"  {site.limit}: {site.place}" for site in domain[:SHOWN]]

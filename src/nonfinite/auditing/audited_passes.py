@@ -24,18 +24,20 @@ class Passes:
     Args:
         model: the model; it is copied and not changed.
         dtype: that of the copy's weights, and of floating-point inputs.
+        mixed: whether weights and inputs stay as they are, and operations run under autocast.
 
     Raises:
         ValueError: the model cannot be copied.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, mixed: bool = False) -> None:
         try:
             copied = copy.deepcopy(model)
         except Exception as error:  # a user's model may fail in any way
             raise ValueError(f"the model cannot be copied ({error})") from error
-        self.model = copied.to(dtype)
-        self.dtype = dtype
+        self.autocast = dtype if mixed and dtype != torch.float32 else None
+        self.dtype = torch.float32 if mixed else dtype
+        self.model = copied.to(self.dtype)
         for parameter in self.model.parameters():
             parameter.grad = None
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
@@ -68,7 +70,12 @@ class Passes:
     def loss(self, inputs: Any) -> Tensor | None:
         """Runs the model; returns what is differentiated, or None if nothing is."""
         torch.manual_seed(0)
-        return total(called(self.model, inputs))
+        if self.autocast is None:
+            return total(called(self.model, inputs))
+        device = next((p.device.type for p in self.model.parameters()), "cpu")
+        with torch.autocast(device, dtype=self.autocast):
+            output = called(self.model, inputs)
+        return total(output)
 
     def fails(self, values: Values, inputs: Any) -> bool | None:
         """Whether loss or a gradient is not finite; None if the model refuses the inputs."""

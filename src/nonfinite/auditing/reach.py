@@ -26,6 +26,9 @@ class Reach:
     """Absolute value that an entry of a weight or saved buffer may take, if it has none above."""
     inputs: float = 8.0
     """Factor by which floating-point inputs may exceed their largest absolute value."""
+    overflow_doublings: float = 3.0
+    """Doublings that the largest entry of a weight may grow for an overflow of a sum or product: in
+    float16, any of these overflows with weights large enough."""
 
     def of_weight(self, tensor: Tensor) -> float:
         """The largest absolute value that entries of a weight may take."""
@@ -33,7 +36,10 @@ class Reach:
         return max(self.weights, largest)
 
     def __str__(self) -> str:
-        return f"weights up to {self.weights:g}, inputs up to {self.inputs:g} times the given ones"
+        return (
+            f"weights up to {self.weights:g} (for overflows {2**self.overflow_doublings:g} times as"
+            f" large as now), inputs up to {self.inputs:g} times"
+        )
 
     def of_input(self, tensor: Tensor) -> Known:
         """Bounds of an input: inputs without a negative value keep their sign."""

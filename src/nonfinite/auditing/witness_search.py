@@ -123,8 +123,12 @@ class Search:
             return None
 
     def keep(self, finding: Finding, dtype: str, tried: Try) -> None:
-        """Keeps the first witness of an operation in a dtype."""
+        """Keeps the simplest witness of an operation in a dtype."""
         key = key_of_finding(finding)
+        is_far = tried.changes == WEIGHTS and tried.doublings > self.reach.overflow_doublings
+        if is_far and finding.mechanism in (how.HALF, how.OVERFLOW):
+            # With weights large enough every product overflows in float16.
+            return
         known = self.witnesses.get((key, dtype))
         if known is not None and not _is_simpler(tried, known[0]):
             return
@@ -185,6 +189,10 @@ class Search:
     def _is_done(self, place: Place) -> bool:
         return all(self.has_witness(place, dtype) for dtype in self.passes)
 
+    def _is_overflow(self, place: Place) -> bool:
+        """Whether a place has no other limit than the largest number."""
+        return all(site.is_overflow for (key, _), site in self.sites.items() if key[1:4] == place)
+
     def _movable(self, guide: Passes) -> dict[str, Tensor]:
         buffers = {n: b for n, b in movable_buffers(guide.model) if b.requires_grad}
         return movable(guide.model, buffers)
@@ -221,7 +229,7 @@ class Search:
         self.attempt(
             Try(
                 changes=WEIGHTS,
-                how=f"{_listed(names)} of zeros",
+                how=f"{_listed(sorted(names))} of zeros",
                 inputs=self.inputs,
                 values=values,
                 doublings=math.inf,
@@ -244,11 +252,14 @@ class Search:
         bounds = {n: self.reach.of_weight(t) for n, t in base.items()}
         values = {n: t.clone() for n, t in base.items()}
         open_in = {d for d in self.passes if not self.has_witness(place, d)}
+        far = self.reach.overflow_doublings
         for step in range(STEPS):
             leaves = {n: t for n, t in self._movable(guide).items() if n in names}
             find = partial(direction, leaves=leaves)
             signs = self._at_aim(guide, values, inputs, place, find)
             if not signs or self.is_late():
+                return
+            if self._is_overflow(place) and self._try(base, values, 1.0, inputs).doublings > far:
                 return
             share = min(2.0 ** (step - DOUBLINGS), 1.0)
             for name, sign in signs.items():
@@ -266,15 +277,15 @@ class Search:
     def _try(self, base: Values, values: Values, share: float, inputs: Any, note: str = "") -> Try:
         """Weights on the way from those given to those reached."""
         here = {n: base[n] + share * (values[n] - base[n]) for n in values}
-        changed = [n for n in here if not torch.equal(here[n], base[n])]
-        growth, text = 0.0, ""
-        for name in changed:
+        growth, parts = 0.0, []
+        for name in sorted(here):
             before, after = (float(t[name].abs().max()) for t in (base, here))
+            if torch.equal(here[name], base[name]):
+                continue
             doublings = math.log2(after / before) if before > 0 and after > 0 else math.inf
-            if not text or doublings > growth:
-                growth = max(doublings, 0.0)
-                text = f"largest entry {before:.3g} -> {after:.3g}"
-        how = f"{_listed(changed)} moved: {text}" if changed else "nothing is changed"
+            growth = max(growth, doublings)
+            parts.append(f"{name} moved (largest entry {before:.3g} -> {after:.3g})")
+        how = _listed(parts) if parts else "nothing is changed"
         return Try(changes=WEIGHTS, how=note + how, inputs=inputs, values=here, doublings=growth)
 
     def _shorten(self, place: Place, dtype: str, moved: Callable[[float], Try]) -> None:
@@ -314,7 +325,7 @@ MANY = 12
 
 
 def _listed(names: Iterable[str]) -> str:
-    known = sorted(names)
+    known = list(names)
     more = f" and {len(known) - 2} more" if len(known) > 2 else ""
     return ", ".join(known[:2]) + more
 
