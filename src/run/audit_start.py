@@ -60,7 +60,7 @@ def warnings_before_start(config: RunConfig, model: nn.Module, corpus: Corpus) -
     answer = audit_of_run(config, model, corpus)
     for sites in answer.places:
         site = sites[0]
-        witness = next(iter(site.witnesses.values()))
+        witness = site.best
         found.append(
             f"audit: {site.limit} within reach at {site.place} ({witness.dtype}): {witness.how};"
             f" {site.advice}"

@@ -161,7 +161,7 @@ def _finding(family: str, rank: int, sites: Sequence[Site]) -> dict[str, Any]:
     """A row of findings.csv, for an operation and its derivatives."""
     site = sites[0]
     dtypes = dict.fromkeys(dtype for one in sites for dtype in one.witnesses)
-    best = min(site.witnesses.values(), key=lambda w: (w.changes != "as given", w.doublings))
+    best = site.best
     return {
         "family": family,
         "rank": rank,

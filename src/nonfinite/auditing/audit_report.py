@@ -39,6 +39,12 @@ class Witness:
     """Where it is saved; None if it is not."""
 
 
+def _width(dtype: str) -> int:
+    """Smaller for a wider precision."""
+    order = ("float64", "float32", "bfloat16", "float16")
+    return order.index(dtype) if dtype in order else len(order)
+
+
 @dataclass(kw_only=True)
 class Site:
     """One operation of the code with one limit, over all layers."""
@@ -63,6 +69,11 @@ class Site:
         if dtype in self.witnesses:
             return WITNESS
         return SAFE if self.reasons.get(dtype) is not None else UNKNOWN
+
+    @property
+    def best(self) -> Witness:
+        """The likeliest witness, in the widest precision that has one of this kind."""
+        return min(self.witnesses.values(), key=lambda w: (LIKELY[w.changes], _width(w.dtype)))
 
     @property
     def is_overflow(self) -> bool:
@@ -223,8 +234,8 @@ def _counts(audit: Audit, unknown: Sequence[Site]) -> str:
 
 def _lines_of(number: int, sites: Sequence[Site]) -> list[str]:
     site = sites[0]
-    dtypes = dict.fromkeys(dtype for one in sites for dtype in one.witnesses)
-    best = min(site.witnesses.values(), key=lambda w: (LIKELY[w.changes], w.doublings))
+    dtypes = sorted({dtype for one in sites for dtype in one.witnesses}, key=_width)
+    best = site.best
     where = site.modules[0] or "the top-level module"
     more = f" and {len(site.modules) - 1} more" if len(site.modules) > 1 else ""
     detail = f": {best.finding.detail}" if best.finding.detail else ""

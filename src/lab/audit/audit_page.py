@@ -1,0 +1,255 @@
+"""What the page of experiments/audit says, computed from its tables."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from src.lab.book.predictions import predictions
+from src.lab.detector.public_table import markdown
+
+SEVEN = (
+    *("minimax_m2", "minimax_m3_vl_text", "step3p7_text", "flint", "laguna", "cohere2_moe"),
+    "kolibri1",
+)
+"""Families whose router divides by a sum of sigmoids without an epsilon."""
+
+GUARDED = ("deepseek_v3", "dots1", "lfm2_moe", "mixtral", "qwen3_moe")
+"""Families whose router has an epsilon or a softmax."""
+
+HEALTHY = 40
+"""Other families, of which each top finding is judged by hand."""
+
+WITNESS, SAFE = "witness found", "proved safe"
+
+
+class AuditPage:
+    """The numbers and tables of the page.
+
+    Args:
+        folder: experiments/audit.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _rows(self, name: str) -> list[dict[str, str]]:
+        with (self.folder / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    @cached_property
+    def families(self) -> Mapping[str, dict[str, str]]:
+        """The rows of the audited families, by name."""
+        rows = self._rows("results.csv")
+        return {row["family"]: row for row in rows if row["status"] == "audited"}
+
+    @cached_property
+    def left_out(self) -> int:
+        """Families that could not be built small."""
+        return sum(row["status"] != "audited" for row in self._rows("results.csv"))
+
+    @cached_property
+    def pairs(self) -> Sequence[dict[str, str]]:
+        """The rows of the public fixes."""
+        return self._rows("pairs.csv")
+
+    @cached_property
+    def first_try(self) -> Sequence[dict[str, str]]:
+        """The public fixes as they were judged at the first try."""
+        return self._rows("first_try.csv")
+
+    @cached_property
+    def judged(self) -> Mapping[str, dict[str, str]]:
+        """The judgement of each healthy family's top finding, by family."""
+        return {row["family"]: row for row in self._rows("judged.csv")}
+
+    @cached_property
+    def healthy(self) -> Sequence[str]:
+        """Forty other families: spread evenly over the alphabet."""
+        others = [name for name in self.families if name not in SEVEN]
+        places = (round(i * (len(others) - 1) / (HEALTHY - 1)) for i in range(HEALTHY))
+        return [others[place] for place in places]
+
+    @cached_property
+    def top_findings(self) -> Mapping[str, dict[str, str]]:
+        """The first finding of each family that has one."""
+        rows = self._rows("findings.csv")
+        return {row["family"]: row for row in reversed(rows)}
+
+    @staticmethod
+    def share(rows: Sequence[Mapping[str, str]], column: str) -> float:
+        """The share of rows in which a column is True."""
+        return sum(row[column] == "True" for row in rows) / len(rows)
+
+    @property
+    def recall(self) -> float:
+        """The share of guilty lines that are reached before the fix."""
+        return self.share(self.pairs, "found_before")
+
+    @property
+    def false_alarms(self) -> float:
+        """The share of fixed models with an alarm in the precision in which people ran them."""
+        return self.share(self.pairs, "alarm_after")
+
+    @property
+    def false_alarms_any(self) -> float:
+        """The share of fixed models with an alarm in any precision."""
+        return self.share(self.pairs, "alarm_after_any")
+
+    def _with_router(self, names: Sequence[str], verdict: str) -> list[str]:
+        return [n for n in names if n in self.families and self.families[n]["router"] == verdict]
+
+    @property
+    def routers_found(self) -> int:
+        """The routers of SEVEN with a witness in float32."""
+        return len(self._with_router(SEVEN, WITNESS))
+
+    @property
+    def guarded_proved(self) -> int:
+        """The routers of GUARDED that are proved safe, or divide by nothing."""
+        return len(self._with_router(GUARDED, SAFE)) + len(self._with_router(GUARDED, ""))
+
+    @property
+    def further(self) -> list[str]:
+        """Other families whose router or attention is reached in float32."""
+        return [
+            name
+            for name, row in self.families.items()
+            if name not in SEVEN and WITNESS in (row["router"], row["attention"])
+        ]
+
+    @property
+    def further_found(self) -> int:
+        """Their number."""
+        return len(self.further)
+
+    @property
+    def contradictions(self) -> int:
+        """Witnesses at operations that were proved safe."""
+        in_pairs = sum(row["proved_before"] == "True" for row in self.pairs)
+        return in_pairs + sum(int(row["contradicted"]) for row in self.families.values())
+
+    @property
+    def slowest_seconds(self) -> float:
+        """Of one family, in three precisions."""
+        return max(float(row["seconds"]) for row in self.families.values())
+
+    @property
+    def median_seconds(self) -> float:
+        """Of one family."""
+        seconds = sorted(float(row["seconds"]) for row in self.families.values())
+        return seconds[len(seconds) // 2]
+
+    @property
+    def healthy_found(self) -> int:
+        """Healthy families with any finding."""
+        return sum(int(self.families[name]["found"]) > 0 for name in self.healthy)
+
+    @property
+    def healthy_found_wide(self) -> float:
+        """The share of healthy families with a finding in float32 or bfloat16."""
+        found = [int(self.families[name]["found_wide"]) > 0 for name in self.healthy]
+        return sum(found) / len(found)
+
+    def num_judged(self, verdict: str) -> int:
+        """How many top findings of healthy families were judged so."""
+        return sum(self.judged[n]["judgement"] == verdict for n in self.healthy if n in self.judged)
+
+    def _judged(self, verdict: str) -> float:
+        total = sum(map(self.num_judged, ("real", "theoretical", "wrong")))
+        return self.num_judged(verdict) / total if total else 0.0
+
+    @property
+    def judged_real(self) -> float:
+        """The share of these findings that are real."""
+        return self._judged("real")
+
+    @property
+    def judged_wrong(self) -> float:
+        """The share of these findings that are wrong."""
+        return self._judged("wrong")
+
+    @property
+    def sites(self) -> Mapping[str, int]:
+        """Operations with a limit over all families: sites, proved, unknown."""
+        names = ("sites", "proved", "unknown")
+        return {n: sum(int(row[n]) for row in self.families.values()) for n in names}
+
+    @property
+    def predictions_table(self) -> str:
+        """The predictions and what came of them, in Markdown."""
+        words: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in dir(type(self))
+            if not name.startswith("_")
+            and isinstance(getattr(type(self), name), property)
+            and name != "predictions_table"
+        }
+        rows = [
+            [p.says, p.expected(), f"{p.found(words):.3g}", p.verdict(words)]
+            for p in predictions(self.folder)
+        ]
+        return markdown(["prediction", "expected", "found", ""], rows, numbers=["found"])
+
+    @property
+    def routers_table(self) -> str:
+        """The seven routers and the guarded ones, in Markdown."""
+        rows = []
+        for name in (*SEVEN, *GUARDED):
+            row = self.families[name]
+            top = self.top_findings.get(name, {})
+            is_router = row["router"] == WITNESS
+            rows.append(
+                [
+                    name,
+                    row["router"] or "no division",
+                    top.get("dtypes", "") if is_router else "",
+                    f"`{top['place'].partition(': ')[0]}`" if is_router else "",
+                    top.get("how", "") if is_router else "",
+                    row["seconds"],
+                ]
+            )
+        head = ["family", "router", "precisions", "line", "witness", "seconds"]
+        return markdown(head, rows, numbers=["seconds"])
+
+    @property
+    def further_table(self) -> str:
+        """The top findings of further families, in Markdown."""
+        rows = []
+        for name in self.further:
+            top = self.top_findings[name]
+            place = f"`{top['place'].partition(': ')[0]}`"
+            rows.append([name, place, top["limit"], top["dtypes"], top["how"]])
+        return markdown(["family", "line", "limit", "precisions", "how"], rows, numbers=())
+
+    @property
+    def healthy_table(self) -> str:
+        """The healthy families with their top finding and its judgement, in Markdown."""
+        rows = []
+        for name in self.healthy:
+            row, top = self.families[name], self.top_findings.get(name)
+            said = self.judged.get(name, {"judgement": "", "why": ""})
+            where = "" if top is None else f"`{top['place'].partition(': ')[0]}`"
+            limit = "nothing found" if top is None else f"{top['limit']}, {top['dtypes']}"
+            rows.append(
+                [name, row["proved"], row["unknown"], limit, where, said["judgement"], said["why"]]
+            )
+        head = ["family", "proved", "unknown", "top finding", "line", "judgement", "why"]
+        return markdown(head, rows, numbers=head[1:3])
+
+    @property
+    def pairs_table(self) -> str:
+        """The public fixes, in Markdown."""
+        rows = [
+            [
+                f"[{row['pair']}]({row['source']})",
+                row["limit"],
+                "found" if row["found_before"] == "True" else "missed",
+                "**alarm**" if row["alarm_after"] == "True" else "none",
+                "alarm" if row["alarm_after_any"] == "True" else "none",
+            ]
+            for row in self.pairs
+        ]
+        head = ["fix", "limit", "before", "after", "after, any precision"]
+        return markdown(head, rows, numbers=())
