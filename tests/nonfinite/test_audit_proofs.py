@@ -145,7 +145,7 @@ class Checked(Collector):
 
 
 RELATIONS = (
-    lambda y: (p := y.sigmoid()) / (p.sum(-1, keepdim=True) - 2.9).clamp(min=1e-3),
+    lambda y: (p := y.sigmoid()) / (p.sum(-1, keepdim=True) + -2.9).clamp(min=1e-3),
     lambda y: (p := y.sigmoid()) / p.sum(0, keepdim=True).flip(-1).clamp(min=1e-3),
     lambda y: y / (y.pow(2).sum(-1, keepdim=True) * 1e-4 + 1e-6).sqrt(),
     lambda y: y * torch.rsqrt(y.flip(-1).pow(2)[:, :1] + 1e-6),

@@ -100,6 +100,62 @@ def test_labels_are_all_ignored_once():
     assert site.limit == "no valid label"
 
 
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(32, 3)
+
+    def forward(self, x, scale):
+        return self.layer(x) / scale
+
+
+def test_an_input_of_a_single_number_is_changed():
+    witness = audited(Scaled(), (X, torch.tensor(2.0))).found[0].witnesses["float32"]
+    assert witness.how == "inputs[1] of zeros"
+
+
+def test_a_mask_with_one_hidden_entry_is_tried():
+    class Entropy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(32, 3)
+
+        def forward(self, x, hidden):
+            logs = self.layer(x).masked_fill(hidden, -torch.inf).log_softmax(-1)
+            return (logs.exp() * logs).sum()
+
+    found = audited(Entropy(), (X, torch.zeros(4, 3, dtype=torch.bool))).found
+    assert any("whose first column is 1" in w.how for s in found for w in s.witnesses.values())
+
+
+def test_inputs_and_weights_are_moved_together():
+    class Exponential(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3, bias=False)
+
+        def forward(self, x):
+            return self.layer(x).exp()
+
+    witness = audited(Exponential(), 0.5 * X[:, :4]).found[0].witnesses["float32"]
+    assert witness.how.startswith("inputs enlarged, layer.weight moved")
+
+
+def test_an_overflow_in_float16_needs_weights_that_are_near():
+    class Large(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.layer = nn.Linear(32, 3, bias=False)
+            nn.init.constant_(self.layer.weight, size)
+
+        def forward(self, x):
+            return self.layer(x.abs() + 1) * 400
+
+    assert audited(Large(0.01), dtypes=[torch.float16]).found == []
+    (site,) = audited(Large(1.9), dtypes=[torch.float16]).found
+    assert site.limit == "float16 overflow"
+
+
 def test_a_smaller_range_reaches_less():
     narrow = audited(Router(), reach=Reach(weights=0.1))
     assert not any("float32" in site.witnesses for site in narrow.found)

@@ -132,18 +132,18 @@ def _changed(leaf: Tensor, reach: Reach) -> Sequence[tuple[str, Tensor]]:
     if not leaf.numel():
         return []
     zero = ("of zeros", torch.zeros_like(leaf))
+    if not leaf.dim():
+        known = reach.of_input(leaf)
+        return [zero, ("at the largest value in range", torch.full_like(leaf, int(known.high)))]
     row = leaf.clone()
-    row[..., :1] = 0
-    if leaf.dim():
-        row = leaf.clone()
-        row[0] = 0
+    row[0] = 0
     first = ("whose first row is 0", row)
     if leaf.dtype == torch.bool or is_binary_mask(leaf):
         found = [first, zero, ("of ones", torch.ones_like(leaf))]
-        for value in (0, 1):
-            column = leaf.clone()
-            column[..., :1] = value
-            found += [(f"whose first column is {value}", column)]
+        for number in (0, 1):
+            marked = leaf.clone()
+            marked[..., :1] = number
+            found += [(f"whose first column is {number}", marked)]
         return found
     same = ("all of whose entries are the same", torch.full_like(leaf, leaf.flatten()[0].item()))
     if not leaf.is_floating_point():
