@@ -91,6 +91,12 @@ def test_an_epsilon_that_is_zero_in_a_dtype_is_no_guard():
     assert found == {"float32": True, "bfloat16": True, "float16": False}
 
 
+@pytest.mark.parametrize("eps", [1e-12, 1e-5])
+def test_the_epsilon_of_a_norm_must_have_a_root_in_the_dtype(eps):
+    found = reasons(lambda y: F.layer_norm(y, (6,), eps=eps), "division by zero")
+    assert found == {"float32": True, "bfloat16": True, "float16": eps == 1e-5}
+
+
 def test_the_slope_of_a_root_at_zero_is_a_limit_of_the_backward_pass():
     edge = "infinite slope at the edge of the domain"
     assert not any(reasons(lambda y: y.relu().sqrt(), edge, phase="backward").values())

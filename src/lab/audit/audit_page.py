@@ -1,6 +1,7 @@
 """What the page of experiments/audit says, computed from its tables."""
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,29 @@ SEVEN = (
 GUARDED = ("deepseek_v3", "dots1", "lfm2_moe", "mixtral", "qwen3_moe")
 """Families whose router has an epsilon or a softmax."""
 
+ROUTER = re.compile(r"gate|router|moe|topk|expert")
+ATTENTION = re.compile(r"attn|attention")
+"""How the paths of such modules look."""
+
+FAMILIES = {"first_": "first_families.csv"}
+"""The file of the families by prefix; results.csv without one."""
+
 HEALTHY = 40
 """Other families, of which each top finding is judged by hand."""
 
 WITNESS, SAFE = "witness found", "proved safe"
+
+
+MEASURES = (
+    *("recall", "false_alarms", "false_alarms_any", "routers_found", "guarded_proved"),
+    *("contradictions", "slowest_seconds", "further_found", "healthy_found_wide"),
+    *("judged_real", "judged_wrong"),
+)
+"""The names that predictions may use."""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 class AuditPage:
@@ -29,10 +49,11 @@ class AuditPage:
 
     Args:
         folder: experiments/audit.
+        prefix: of the files of families, findings and pairs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        self.folder, self.prefix = folder, prefix
 
     def _rows(self, name: str) -> list[dict[str, str]]:
         with (self.folder / name).open(encoding="utf-8", newline="") as file:
@@ -41,23 +62,26 @@ class AuditPage:
     @cached_property
     def families(self) -> Mapping[str, dict[str, str]]:
         """The rows of the audited families, by name."""
-        rows = self._rows("results.csv")
+        rows = self._rows(FAMILIES.get(self.prefix, "results.csv"))
         return {row["family"]: row for row in rows if row["status"] == "audited"}
 
     @cached_property
     def left_out(self) -> int:
         """Families that could not be built small."""
-        return sum(row["status"] != "audited" for row in self._rows("results.csv"))
+        return sum(
+            row["status"] != "audited"
+            for row in self._rows(FAMILIES.get(self.prefix, "results.csv"))
+        )
 
     @cached_property
     def pairs(self) -> Sequence[dict[str, str]]:
         """The rows of the public fixes."""
-        return self._rows("pairs.csv")
+        return self._rows(f"{self.prefix}pairs.csv")
 
     @cached_property
-    def first_try(self) -> Sequence[dict[str, str]]:
-        """The public fixes as they were judged at the first try."""
-        return self._rows("first_try.csv")
+    def first(self) -> "AuditPage":
+        """The same of the first run, before what it showed was mended."""
+        return AuditPage(self.folder, "first_")
 
     @cached_property
     def judged(self) -> Mapping[str, dict[str, str]]:
@@ -74,7 +98,7 @@ class AuditPage:
     @cached_property
     def top_findings(self) -> Mapping[str, dict[str, str]]:
         """The first finding of each family that has one."""
-        rows = self._rows("findings.csv")
+        rows = self._rows(f"{self.prefix}findings.csv")
         return {row["family"]: row for row in reversed(rows)}
 
     @staticmethod
@@ -110,19 +134,21 @@ class AuditPage:
         """The routers of GUARDED that are proved safe, or divide by nothing."""
         return len(self._with_router(GUARDED, SAFE)) + len(self._with_router(GUARDED, ""))
 
-    @property
-    def further(self) -> list[str]:
-        """Other families whose router or attention is reached in float32."""
+    @cached_property
+    def further(self) -> list[dict[str, str]]:
+        """The findings in float32 in a router or in attention of families that are not in SEVEN."""
         return [
-            name
-            for name, row in self.families.items()
-            if name not in SEVEN and WITNESS in (row["router"], row["attention"])
+            row
+            for row in self._rows(f"{self.prefix}findings.csv")
+            if row["family"] not in SEVEN
+            and "float32" in row["dtypes"].split()
+            and (ROUTER.search(row["module"]) or ATTENTION.search(row["module"]))
         ]
 
     @property
     def further_found(self) -> int:
-        """Their number."""
-        return len(self.further)
+        """The number of their families."""
+        return len({row["family"] for row in self.further})
 
     @property
     def contradictions(self) -> int:
@@ -179,18 +205,14 @@ class AuditPage:
     @property
     def predictions_table(self) -> str:
         """The predictions and what came of them, in Markdown."""
-        words: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in dir(type(self))
-            if not name.startswith("_")
-            and isinstance(getattr(type(self), name), property)
-            and name != "predictions_table"
-        }
+        words: dict[str, Any] = {name: getattr(self.first, name) for name in MEASURES}
+        now: dict[str, Any] = {name: getattr(self, name) for name in MEASURES}
         rows = [
-            [p.says, p.expected(), f"{p.found(words):.3g}", p.verdict(words)]
+            [p.says, p.expected(), _number(p.found(words)), p.verdict(words), _number(p.found(now))]
             for p in predictions(self.folder)
         ]
-        return markdown(["prediction", "expected", "found", ""], rows, numbers=["found"])
+        head = ["prediction", "expected", "first run", "", "now"]
+        return markdown(head, rows, numbers=["first run", "now"])
 
     @property
     def routers_table(self) -> str:
@@ -215,13 +237,20 @@ class AuditPage:
 
     @property
     def further_table(self) -> str:
-        """The top findings of further families, in Markdown."""
-        rows = []
-        for name in self.further:
-            top = self.top_findings[name]
-            place = f"`{top['place'].partition(': ')[0]}`"
-            rows.append([name, place, top["limit"], top["dtypes"], top["how"]])
-        return markdown(["family", "line", "limit", "precisions", "how"], rows, numbers=())
+        """The findings of further families, in Markdown."""
+        rows = [
+            [
+                row["family"],
+                f"`{row['place'].partition(': ')[0]}`",
+                row["limit"],
+                row["phase"],
+                row["dtypes"],
+                row["how"],
+            ]
+            for row in self.further
+        ]
+        head = ["family", "line", "limit", "pass", "precisions", "how"]
+        return markdown(head, rows, numbers=())
 
     @property
     def healthy_table(self) -> str:

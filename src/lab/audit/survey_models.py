@@ -40,6 +40,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flint": {"mlp_only_layers": []},
     "kolibri1": {"norm_topk_prob": True},
     "lfm2_moe": {"layer_types": ["full_attention", "full_attention"]},
+    "step3p7_text": {
+        "layer_types": ["full_attention", "full_attention"],
+        "mlp_layer_types": ["sparse", "sparse"],
+        "sliding_window": 4,
+        "share_expert_dim": 16,
+    },
 }
 """Settings without which a family has no sigmoid router, or cannot be built so small."""
 

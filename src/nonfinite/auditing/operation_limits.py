@@ -195,16 +195,14 @@ def _mean(step: Step, node: str | None) -> list[Check]:
 def _normalisation(step: Step, node: str | None) -> list[Check]:
     numbers = [value for value in step.args if isinstance(value, float)]
     epsilon = numbers[-1] if numbers else step.kwargs.get("eps")
+    # Inside, 1 / sqrt(epsilon) is kept in the dtype of the result.
+    top = min(largest(step.result.dtype), largest(torch.float32))
     reason = None
     if epsilon is None and step.name == "_fused_rms_norm":
         reason = "its epsilon is that of the dtype"
-    elif epsilon is not None and epsilon >= SMALLEST_SQUARE:
-        reason = f"its epsilon is {epsilon:.3g}, and it computes in float32"
+    elif epsilon is not None and epsilon > 0 and epsilon**-0.5 < top / 2:
+        reason = f"its epsilon of {epsilon:.3g} bounds the reciprocal of the root"
     return [Check(limit=how.ZERO, doublings=math.inf, reason=reason)]
-
-
-SMALLEST_SQUARE = 1.5e-38
-"""Epsilons below this may be rounded to 0 in float32."""
 
 
 def _matrix(step: Step, node: str | None) -> list[Check]:

@@ -106,7 +106,7 @@ class Search:
         found = {}
         for dtype in list(self.passes) if dtypes is None else dtypes:
             passes = self.passes[dtype]
-            if not passes.fails(tried.values, tried.inputs):
+            if self.is_late() or not passes.fails(tried.values, tried.inputs):
                 continue
             finding = self.traced(passes, tried)
             if finding is not None:
@@ -343,7 +343,7 @@ def with_witnesses(
     """The sites with what the search found; operations that only it has seen are added."""
     for (key, dtype), (_, witness) in search.witnesses.items():
         finding = witness.finding
-        limit = finding.mechanism or "unknown"
+        limit = finding.mechanism or UNEXPLAINED
         mine = {name: site for (known, name), site in sites.items() if known == key}
         site = _site_of(limit, mine)
         if site is None:
@@ -361,6 +361,9 @@ def with_witnesses(
     return sites
 
 
+UNEXPLAINED = "unknown"
+"""The limit of an operation whose operands do not say why it failed."""
+
 EDGES = (how.ZERO, how.EDGE, how.LOG, how.DOMAIN, how.MASKED, how.ONE, how.EMPTY, how.EXP)
 """Limits that an operation has one of, though a trace may name it by another of these words."""
 
@@ -369,7 +372,7 @@ def _site_of(limit: str, mine: Mapping[str, Site]) -> Site | None:
     """The site of an operation to which a failure of this kind belongs."""
     if limit in mine:
         return mine[limit]
-    if limit in EDGES:
+    if limit in (*EDGES, UNEXPLAINED):
         return next((site for name, site in mine.items() if name in EDGES), None)
     overflows = (how.HALF, how.OVERFLOW) if limit in (how.TINY, how.HALF, how.OVERFLOW) else ()
     return next((site for name, site in mine.items() if name in overflows), None)
