@@ -93,6 +93,7 @@ ROLES: dict[str, Role] = {
     "resume": _OF_THIS_RUN,
     "format": _OF_THIS_RUN,
     "rerun": _LOCATION,
+    "audit": _OF_THIS_RUN,
     "study": _LOCATION,
     "paths": _LOCATION,
     "tracking": _LOCATION,

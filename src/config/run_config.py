@@ -82,6 +82,8 @@ class RunConfig:
     """auto, never, or the path of a checkpoint."""
     rerun: bool
     """Whether a finished run of the same hash is moved aside and trained again."""
+    audit: bool
+    """Whether the model is audited before its first step."""
     fork: Fork | None
     """The saved state that the run starts from; None: it starts at step 0."""
     save_at: list[int]

@@ -143,6 +143,7 @@ class Schema:
     init: str | None = MISSING
     resume: str = MISSING
     rerun: bool = MISSING
+    audit: bool = MISSING
     fork: str | None = MISSING
     save_at: list[int] = MISSING
     validate_at: list[int] = MISSING

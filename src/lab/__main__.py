@@ -1,4 +1,4 @@
-"""`python -m src.lab detect | bench | power | remedies | ...`: the project, examined."""
+"""`python -m src.lab COMMAND`: detect, survey, bench, power, remedies, book, reproduce, docs."""
 
 import importlib
 import sys
@@ -22,6 +22,20 @@ people reported in public under four tools, and says what each of them noticed a
 
 About 15 minutes on two cores. Runs that are finished are not trained again: with other thresholds
 their values are judged again; after another change, choose another study.
+"""
+
+SURVEY = """
+python -m src.lab survey [field=value ...]
+
+Audits every family of causal language models of the installed transformers that can be built small,
+and public fixes of NaN bugs, before and after, and writes what is found.
+
+  only=families|pairs    one part alone; the pairs take a minute
+  families=[llama,mixtral]   these families alone
+  seconds=60             the search in one model ends after this time
+  out=FOLDER             where results.csv, findings.csv and pairs.csv go
+
+About 15 minutes on one core.
 """
 
 BENCH = """
@@ -94,9 +108,10 @@ files in conf/. Needed after a change in one of these; a test says so.
 """
 
 USAGE = """
-python -m src.lab detect | bench | power | remedies | book | reproduce | docs [field=value ...]
+python -m src.lab COMMAND [field=value ...]
 
   detect      how often early warnings and named causes are right, on known failures
+  survey      what audits find in small models of transformers, and in public fixes
   bench       how fast a training step is, beside the floor and beside transformers
   power       how often the analysis of a study is wrong, what it sees, and what that costs
   remedies    which remedy undoes how much of which failure, and one more of your own
@@ -109,6 +124,7 @@ python -m src.lab <command> --help says more.
 
 COMMANDS = {
     "detect": ("src.lab.detector.run_detector", "detect", DETECT),
+    "survey": ("src.lab.audit.run_survey", "survey", SURVEY),
     "bench": ("src.lab.benchmark.run_benchmark", "bench", BENCH),
     "power": ("src.lab.simulation.power_tables", "power_command", POWER),
     "remedies": ("src.lab.remedies.remedies_command", "remedies", REMEDIES),

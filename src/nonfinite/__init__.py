@@ -3,6 +3,8 @@
     from nonfinite import watch
     watch(model, optimizer)
 
+`audit(model, inputs)` says before any training what could go non-finite.
+
 It needs torch alone. `nonfinite.lightning` and `nonfinite.transformers` hold callbacks; those for
 Lightning can be imported from here too, and are loaded only then.
 """
@@ -15,11 +17,15 @@ from nonfinite.tracer import trace
 from nonfinite.watch import watch
 from nonfinite.watched_steps import Watch
 
-__all__ = ["Finding", "Watch", "expose_router", "trace", "watch"]
+__all__ = ["Finding", "Watch", "audit", "expose_router", "trace", "watch"]
 
 
 def __getattr__(name: str) -> Any:
-    """A callback of `nonfinite.lightning`."""
+    """`audit`, or a callback of `nonfinite.lightning`; both are loaded when they are asked for."""
+    if name == "audit":
+        from nonfinite.auditing import audit
+
+        return audit
     if not name.startswith("_"):
         from nonfinite import lightning
 

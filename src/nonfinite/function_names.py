@@ -50,3 +50,8 @@ def running_derivative() -> str | None:
 
 def plain_name(operation: str) -> str:
     return operation.rpartition(".")[2].rstrip("_").removesuffix("Backward0").lower()
+
+
+def inside_of(operation: str, name: str) -> str | None:
+    """The operation inside a composite function or node; None if it is the function itself."""
+    return None if plain_name(operation) in (name, f"_{name}") else name

@@ -27,7 +27,7 @@ from nonfinite.finite_checks import (
     is_mask,
     tensors_in,
 )
-from nonfinite.function_names import FunctionNames, plain_name, running_derivative
+from nonfinite.function_names import FunctionNames, inside_of, running_derivative
 from nonfinite.mechanisms import COMPUTED_WRITES, WRITTEN, Call, explain
 from nonfinite.origins import (
     FRESH,
@@ -219,14 +219,13 @@ class Tracer(TorchDispatchMode):
                 name=name, args=args, kwargs=kwargs, result=tensor, node=node, function=function
             )
             said = explain(call)
-        inside = None if plain_name(operation) in (name, f"_{name}") else name
         return found(
             self._phase(),
             self._module_of_operation(),
             operation,
             tensor,
             input_absmax=absmax(operands) if finite and operands[0].numel() else None,
-            inside=inside,
+            inside=inside_of(operation, name),
             source=self._source(),
             mechanism=None if said is None else said[0],
             detail=None if said is None else said[1],

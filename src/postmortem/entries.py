@@ -85,6 +85,21 @@ def _in_precision(state: SavedState, batch: Any) -> Any:
 
 
 def _from_file(state: SavedState, file: Path) -> Any:
+    if file.suffix in (".pt", ".npy"):
+        content = content_of(file)
+        if file.suffix == ".pt" and not isinstance(state.task, LossStep):
+            return content
+    else:
+        content = _tokens_of_text(state, file)
+    return _pair(state, content, file)
+
+
+def content_of(file: Path) -> Any:
+    """What a .pt or .npy file holds; no code in it is run.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or the array holds no integers.
+    """
     if file.is_dir():
         raise InputError(f"batch={file}: is a folder, must be a file")
     if not file.is_file():
@@ -94,27 +109,25 @@ def _from_file(state: SavedState, file: Path) -> Any:
             # Files of old torch versions are not zip archives, and have no checksums.
             if zipfile.is_zipfile(file):
                 check_sums(file)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a user's file may fail in any way
             raise InputError(f"batch={file}: is damaged, or not a file of tensors") from error
-        if not isinstance(state.task, LossStep):
-            return content
-    elif file.suffix == ".npy":
-        try:
-            with file.open("rb") as handle:
-                array = np.lib.format.read_array(handle, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"batch={file}: is damaged, or not an array of numbers") from error
-        if array.dtype.kind not in "iu":
-            raise InputError(f"batch={file}: has entries of {array.dtype}; must be integers")
-        content = torch.from_numpy(array.astype(np.int64))
-    else:
-        content = _tokens_of_text(state, file)
-    return _pair(state, content, file)
+    try:
+        with file.open("rb") as handle:
+            array = np.lib.format.read_array(handle, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"batch={file}: is damaged, or not an array of numbers") from error
+    if array.dtype.kind not in "iu":
+        raise InputError(f"batch={file}: has entries of {array.dtype}; must be integers")
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def _tokens_of_text(state: SavedState, file: Path) -> Tensor:
     """The token ids of a text as one row, (1, T), cut to the model's context."""
+    if file.is_dir() or not file.is_file():
+        raise InputError(
+            f"batch={file}: {'is a folder, must be a file' if file.is_dir() else 'no such file'}"
+        )
     if state.vocab_size is None:
         raise InputError(
             f"batch={file}: the checkpoint has no tokenizer for a text, as those of this project"

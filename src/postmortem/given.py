@@ -22,6 +22,11 @@ INCIDENT = "runs/<study>/<variant>/seed-<n>/incidents/step-<n>"
 MAX_LISTED = 3
 
 DIAGNOSE = ("checkpoint", "batch", "target", "kwargs", "precision", "top", "format")
+AUDIT = (
+    *("target", "kwargs", "checkpoint", "batch", "dtype", "weights", "inputs", "seconds"),
+    *("allow", "folder", "witness", "format"),
+)
+DTYPES = ("float32", "bfloat16", "float16")
 REPLAY = ("incident", "with", "format")
 
 
@@ -31,18 +36,66 @@ def check_diagnose(given: Mapping[str, Any]) -> None:
     choice(given, "format", FORMATS)
     choice(given, "precision", (None, *PRECISIONS))
     number(given, "top", int, least=1)
+    _check_kwargs(given)
+    saved_file(given_path(given, "checkpoint"))
+    _check_file(given, "batch")
+
+
+def check_audit(given: Mapping[str, Any]) -> None:
+    """Raises InputError for a field of src.audit that is wrong by itself."""
+    _check_names(given, AUDIT)
+    choice(given, "format", FORMATS)
+    _check_kwargs(given)
+    typed_dtypes(given)
+    for field in ("weights", "inputs"):
+        number(given, field, float)
+        if not 0 < given[field] < float("inf"):
+            raise InputError(f"{field}={given[field]}: must be above 0")
+    number(given, "seconds", float, least=1)
+    allow = given["allow"]
+    if not isinstance(allow, Sequence) or isinstance(allow, str):
+        raise InputError(f"allow={allow}: must be a list, such as allow=[router.py:61]")
+    given_path(given, "folder")
+    if given["target"] is None and given["checkpoint"] is None:
+        raise InputError("target=null: type target=package.module:callable, or checkpoint=PATH")
+    if given["checkpoint"] is not None:
+        saved_file(given_path(given, "checkpoint"))
+    _check_file(given, "batch")
+    _check_file(given, "witness")
+
+
+def typed_dtypes(given: Mapping[str, Any]) -> list[str]:
+    """The precisions of an audit; raises InputError if one is unknown."""
+    value = given["dtype"]
+    if value is None:
+        return list(DTYPES)
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not names:
+        raise InputError(f"dtype={value}: must be one of {', '.join(DTYPES)}, or a list of these")
+    for name in names:
+        if name not in DTYPES:
+            raise InputError(f"dtype={name}: must be one of {', '.join(DTYPES)}")
+    return list(dict.fromkeys(names))
+
+
+def _check_kwargs(given: Mapping[str, Any]) -> None:
+    """Raises InputError if the arguments of a target are no mapping."""
     kwargs = given["kwargs"]
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InputError(f"kwargs={kwargs}: must be {{name: value}}")
     if kwargs is not None and not all(isinstance(name, str) for name in kwargs):
         raise InputError(f"kwargs={kwargs}: names must be text")
-    saved_file(given_path(given, "checkpoint"))
-    if given["batch"] is not None:
-        batch = given_path(given, "batch")
-        if batch.is_dir():
-            raise InputError(f"batch={batch}: is a folder, must be a file")
-        if not batch.is_file():
-            raise InputError(f"batch={batch}: no such file")
+
+
+def _check_file(given: Mapping[str, Any], field: str) -> None:
+    """Raises InputError if a field names a file that is not there."""
+    if given[field] is None:
+        return
+    file = given_path(given, field)
+    if file.is_dir():
+        raise InputError(f"{field}={file}: is a folder, must be a file")
+    if not file.is_file():
+        raise InputError(f"{field}={file}: no such file")
 
 
 def _check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:

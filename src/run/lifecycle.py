@@ -75,6 +75,8 @@ def run(config: RunConfig, *, corpus: Corpus | None = None) -> int:
     job.folder.open()
     try:
         saved, start = _start(job)
+        if job.config.audit and saved is None:
+            _warn_of_limits(job)
         training = _build(job, saved)
         status = _fit_with_others(job, training, start)
         record = _record(job, training, status)
@@ -127,6 +129,16 @@ def _start(job: Job) -> tuple[dict[str, Any] | None, Path | None]:
     # If this process is killed, the record of an earlier, unfinished one must not remain.
     (folder.path / "record.json").unlink(missing_ok=True)
     return (None if start is None else load_state(start)), start
+
+
+def _warn_of_limits(job: Job) -> None:
+    """Prints what an audit of the model finds."""
+    # Loads the tools of post-mortems, which no other run needs.
+    from src.run.audit_start import warnings_before_start
+
+    lines = warnings_before_start(job.config, job.model, job.corpus)
+    for line in lines or ["audit: nothing non-finite is within reach in this precision"]:
+        terminal.warn(line) if lines else terminal.say(line)
 
 
 def _build(job: Job, saved: dict[str, Any] | None) -> Training:

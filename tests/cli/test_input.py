@@ -94,6 +94,15 @@ OTHERS = {
         "checkpoint=x batch=": "is empty",
         f"checkpoint=x top={HUGE}": "at most 64 bits",
     },
+    "audit": {
+        "target=a:b checkpoint=": "is empty",
+        "target=a:b batch=": "is empty",
+        "target=a:b folder=": "must be a file or a folder",
+        "target=a:b dtype=fp8": "must be one of float32, bfloat16, float16",
+        "target=a:b inputs=-1": "must be above 0",
+        "target=a:b seconds=0": "must be at least 1",
+        "target=a:b allow=router": "must be a list",
+    },
     "convert": {
         "source= out=b": "is empty",
         "source=a out=": "is empty",

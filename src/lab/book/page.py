@@ -11,6 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from src.common import number_format
 from src.common.errors import InputError
+from src.lab.audit.audit_page import AuditPage
 from src.lab.book import scale
 from src.lab.book.files import BOOK, STUDY_FILE, BookFolder, StudyFolder, studies
 from src.lab.book.page_words import Measures
@@ -135,6 +136,7 @@ class Book:
             "run": lambda name: self.runs[name].words,
             "power": lambda: PowerPage(self.folder / "power"),
             "detector": lambda: DetectorPage(self.folder / "detector"),
+            "audit": lambda: AuditPage(self.folder / "audit"),
             "measured": lambda shape: scale.measured(self.folder, shape=shape),
         }
         folder = template.parent

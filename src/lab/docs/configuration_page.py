@@ -66,14 +66,15 @@ SECTIONS = {
 }
 
 GENERAL = (
-    *("seed", "repeat", "study", "compile", "init", "resume", "rerun", "fork", "save_at"),
-    *("validate_at", "observe"),
+    *("seed", "repeat", "study", "compile", "init", "resume", "rerun", "audit", "fork"),
+    *("save_at", "validate_at", "observe"),
 )
 
 COMMANDS = {
     "generate": "src.generate",
     "convert": "src.convert",
     "diagnose": "src.diagnose",
+    "audit": "src.audit",
     "replay": "src.replay",
     "report": "src.report",
     "ui": "src.ui",
@@ -81,6 +82,7 @@ COMMANDS = {
     "reproduce": "src.lab reproduce",
     "book": "src.lab book",
     "detect": "src.lab detect",
+    "survey": "src.lab survey",
     "bench": "src.lab bench",
     "power": "src.lab power",
     "remedies": "src.lab remedies",

@@ -1,0 +1,1 @@
+"""Surveys what audits find: model families of transformers, and public fixes."""

@@ -1,0 +1,378 @@
+"""The search for witnesses: drives inputs and weights until an operation fails, and checks it."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nonfinite import mechanisms as how
+from nonfinite.auditing.audit_collector import SiteKey, key_of_finding
+from nonfinite.auditing.audit_report import AS_IS, INPUT, WEIGHTS, Site, Witness
+from nonfinite.auditing.audited_passes import Passes, Values
+from nonfinite.auditing.objectives import (
+    Place,
+    direction,
+    find_aim,
+    movable,
+    nearest_leaves,
+)
+from nonfinite.auditing.reach import (
+    Reach,
+    changed_inputs,
+    enlarged,
+    leaves_of,
+    movable_buffers,
+    with_leaf,
+)
+from nonfinite.finding import Finding
+
+STEPS = 15
+"""Steps of a drive along gradients."""
+
+DOUBLINGS = 10
+"""The first step is so many doublings shorter than the range; each next one is twice as long."""
+
+HALVINGS = 5
+"""Halvings by which the smallest change that still fails is found."""
+
+OVERFLOW_DOUBLINGS = 14
+"""An overflow is driven only if it is nearer than this in the pass as given."""
+
+MAX_OVERFLOWS = 4
+"""The nearest overflows alone are driven: in float16 almost every product can overflow."""
+
+
+@dataclass(kw_only=True)
+class Try:
+    """Weights and inputs to run a model with."""
+
+    changes: str
+    how: str
+    inputs: Any
+    values: Values = field(default_factory=dict)
+    doublings: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Search:
+    """The search in all dtypes.
+
+    Args:
+        passes: a copy of the model in each dtype, by its name.
+        inputs: those given.
+        reach: the range.
+        sites: what the passes as given have shown; gets the witnesses.
+        until: when to stop, as `time.monotonic`.
+    """
+
+    passes: dict[str, Passes]
+    inputs: Any
+    reach: Reach
+    sites: dict[tuple[SiteKey, str], Site]
+    until: float
+    witnesses: dict[tuple[SiteKey, str], tuple[Try, Witness]] = field(default_factory=dict)
+    """What was tried and what it gave, by operation and dtype."""
+    ran_out: bool = False
+
+    def run(self) -> None:
+        """Tries the model as given, other inputs, and then other weights."""
+        failing = self.attempt(Try(changes=AS_IS, how="nothing is changed", inputs=self.inputs))
+        if len(failing) == len(self.passes):
+            return
+        for what, inputs in changed_inputs(self.inputs, self.reach):
+            if self.is_late():
+                return
+            self.attempt(Try(changes=INPUT, how=what, inputs=inputs))
+        # A model that fails as given in one dtype says nothing about other weights in it.
+        for dtype in failing:
+            self.passes = {d: p for d, p in self.passes.items() if d != dtype}
+        for place in self.places():
+            if self.is_late():
+                return
+            self.drive(place)
+
+    def is_late(self) -> bool:
+        """Whether the time is up."""
+        self.ran_out = self.ran_out or time.monotonic() > self.until
+        return self.ran_out
+
+    def attempt(self, tried: Try, dtypes: Iterable[str] | None = None) -> dict[str, Finding]:
+        """Runs in each dtype; keeps a witness for what fails, and returns the findings."""
+        found = {}
+        for dtype in list(self.passes) if dtypes is None else dtypes:
+            passes = self.passes[dtype]
+            if self.is_late() or not passes.fails(tried.values, tried.inputs):
+                continue
+            finding = self.traced(passes, tried)
+            if finding is not None:
+                found[dtype] = finding
+                self.keep(finding, dtype, tried)
+        return found
+
+    @staticmethod
+    def traced(passes: Passes, tried: Try) -> Finding | None:
+        """The finding of a try; None if the model refuses it under the tracer."""
+        try:
+            return passes.traced(tried.values, tried.inputs)
+        except Exception:  # a user's model may fail in any way
+            return None
+
+    def keep(self, finding: Finding, dtype: str, tried: Try) -> None:
+        """Keeps the simplest witness of an operation in a dtype."""
+        key = key_of_finding(finding)
+        is_far = tried.changes == WEIGHTS and tried.doublings > self.reach.overflow_doublings
+        if is_far and finding.mechanism in (how.HALF, how.OVERFLOW):
+            # With weights large enough every product overflows in float16.
+            return
+        known = self.witnesses.get((key, dtype))
+        if known is not None and not _is_simpler(tried, known[0]):
+            return
+        witness = Witness(
+            dtype=dtype,
+            changes=tried.changes,
+            how=tried.how,
+            doublings=tried.doublings,
+            finding=finding,
+        )
+        self.witnesses[key, dtype] = tried, witness
+
+    def has_witness(self, place: Place, dtype: str) -> bool:
+        """Whether this operation, or its derivative, has failed in a dtype."""
+        return any(key[1:4] == place and d == dtype for key, d in self.witnesses)
+
+    def places(self) -> list[Place]:
+        """The lines to drive, most urgent first: those not proved safe in every dtype."""
+        ranked: dict[Place, tuple[float, ...]] = {}
+        for (key, _), site in self.sites.items():
+            open_in = [d for d in self.passes if site.reasons.get(d) is None]
+            near = min((site.doublings.get(d, math.inf) for d in open_in), default=math.inf)
+            if not open_in or (site.is_overflow and near > OVERFLOW_DOUBLINGS):
+                continue
+            if all(self.has_witness(key[1:4], dtype) for dtype in open_in):
+                continue
+            rank = (site.is_overflow, site.phase != "forward", near)
+            ranked[key[1:4]] = min(ranked.get(key[1:4], rank), rank)
+        order = sorted(ranked, key=lambda place: ranked[place])
+        overflows = [place for place in order if ranked[place][0]]
+        return [place for place in order if not ranked[place][0]] + overflows[:MAX_OVERFLOWS]
+
+    def drive(self, place: Place) -> None:
+        """Moves the weights, then the inputs, on which an operation depends, along gradients."""
+        guide = next(iter(self.passes.values()))
+        for near in (3, 1000):
+            find = partial(nearest_leaves, named=self._movable(guide), near=near)
+            names = set(self._at_aim(guide, {}, self.inputs, place, find))
+            if not names:
+                break
+            self._zero(names, guide)
+            self._follow(place, names, guide, self.inputs)
+            large = enlarged(self.inputs, self.reach)
+            if large is not None and not self._is_done(place):
+                self._follow(place, names, guide, large, note="inputs enlarged, ")
+            if self._is_done(place) or self.is_late():
+                return
+            if not self._moves_far(names, guide):
+                break
+        for index, (name, leaf) in enumerate(leaves_of(self.inputs)):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not self._is_done(place):
+                self._follow_input(place, index, name, guide)
+
+    def _moves_far(self, names: set[str], guide: Passes) -> bool:
+        """Whether there are other weights than these to move."""
+        return len(names) < len(self._movable(guide))
+
+    def _is_done(self, place: Place) -> bool:
+        return all(self.has_witness(place, dtype) for dtype in self.passes)
+
+    def _is_overflow(self, place: Place) -> bool:
+        """Whether a place has no other limit than the largest number."""
+        return all(site.is_overflow for (key, _), site in self.sites.items() if key[1:4] == place)
+
+    def _movable(self, guide: Passes) -> dict[str, Tensor]:
+        buffers = {n: b for n, b in movable_buffers(guide.model) if b.requires_grad}
+        return movable(guide.model, buffers)
+
+    def _at_aim(
+        self,
+        guide: Passes,
+        values: Values,
+        inputs: Any,
+        place: Place,
+        use: Callable[[Tensor], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """What `use` makes of the value that a line aims at, with these weights.
+
+        Empty if there is no such value or no gradient. `use` runs before the weights are put back,
+        because their gradients need them.
+        """
+        try:
+            guide.put(values)
+            given = guide.cast(inputs)
+            with torch.enable_grad():
+                value = find_aim(lambda: guide.loss(given), place)
+                return {} if value is None else use(value)
+        except Exception:  # a user's model may fail in any way
+            return {}
+        finally:
+            guide.reset()
+
+    def _zero(self, names: set[str], guide: Passes) -> None:
+        """Tries the nearest weights at 0."""
+        if len(names) > MANY:
+            return
+        values = {n: torch.zeros_like(guide.tensors[n]) for n in names}
+        self.attempt(
+            Try(
+                changes=WEIGHTS,
+                how=f"{_listed(sorted(names))} of zeros",
+                inputs=self.inputs,
+                values=values,
+                doublings=math.inf,
+            )
+        )
+
+    def _follow(
+        self, place: Place, names: set[str], guide: Passes, inputs: Any, *, note: str = ""
+    ) -> None:
+        """Moves weights along the signs of gradients, in steps that double.
+
+        Args:
+            place: the operation.
+            names: the weights.
+            guide: the model that gives the gradients.
+            inputs: those to run on.
+            note: what was changed about the inputs.
+        """
+        base = {n: t.detach().clone() for n, t in self._movable(guide).items() if n in names}
+        bounds = {n: self.reach.of_weight(t) for n, t in base.items()}
+        values = {n: t.clone() for n, t in base.items()}
+        open_in = {d for d in self.passes if not self.has_witness(place, d)}
+        far = self.reach.overflow_doublings
+        for step in range(STEPS):
+            leaves = {n: t for n, t in self._movable(guide).items() if n in names}
+            find = partial(direction, leaves=leaves)
+            signs = self._at_aim(guide, values, inputs, place, find)
+            if not signs or self.is_late():
+                return
+            if self._is_overflow(place) and self._try(base, values, 1.0, inputs).doublings > far:
+                return
+            share = min(2.0 ** (step - DOUBLINGS), 1.0)
+            for name, sign in signs.items():
+                moved = values[name] + share * bounds[name] * sign
+                values[name] = moved.clamp(-bounds[name], bounds[name])
+            found = self.attempt(self._try(base, values, 1.0, inputs, note), open_in)
+            for dtype in found:
+                self._shorten(
+                    place, dtype, partial(self._try, base, values, inputs=inputs, note=note)
+                )
+            open_in -= set(found)
+            if not open_in or "float32" in found:
+                return
+
+    def _try(self, base: Values, values: Values, share: float, inputs: Any, note: str = "") -> Try:
+        """Weights on the way from those given to those reached."""
+        here = {n: base[n] + share * (values[n] - base[n]) for n in values}
+        growth, parts = 0.0, []
+        for name in sorted(here):
+            before, after = (float(t[name].abs().max()) for t in (base, here))
+            if torch.equal(here[name], base[name]):
+                continue
+            doublings = math.log2(after / before) if before > 0 and after > 0 else math.inf
+            growth = max(growth, doublings)
+            parts.append(f"{name} moved (largest entry {before:.3g} -> {after:.3g})")
+        how = _listed(parts) if parts else "nothing is changed"
+        return Try(changes=WEIGHTS, how=note + how, inputs=inputs, values=here, doublings=growth)
+
+    def _shorten(self, place: Place, dtype: str, moved: Callable[[float], Try]) -> None:
+        """Halves the interval between weights that are finite and weights that fail."""
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            found = self.attempt(moved(middle), [dtype])
+            if dtype in found and key_of_finding(found[dtype])[1:4] == place:
+                high = middle
+            else:
+                low = middle
+
+    def _follow_input(self, place: Place, index: int, name: str, guide: Passes) -> None:
+        """Moves one input along the signs of gradients."""
+        flat = leaves_of(self.inputs)
+        leaf = flat[index][1].detach()
+        known = self.reach.of_input(leaf)
+        value = leaf.clone()
+        for step in range(STEPS):
+            if self.is_late() or self._is_done(place):
+                return
+            given = value.clone().requires_grad_(True)
+            find = partial(direction, leaves={name: given})
+            signs = self._at_aim(guide, {}, with_leaf(self.inputs, index, given), place, find)
+            if not signs:
+                return
+            share = min(2.0 ** (step - DOUBLINGS), 1.0)
+            value = (value + share * known.size * signs[name]).clamp(known.low, known.high)
+            tried = with_leaf(self.inputs, index, value.clone())
+            how = f"{name} moved: largest entry {leaf.abs().max():.3g} -> {value.abs().max():.3g}"
+            self.attempt(Try(changes=INPUT, how=how, inputs=tried))
+
+
+MANY = 12
+"""More weights than this are not set to 0 together."""
+
+
+def _listed(names: Iterable[str]) -> str:
+    known = list(names)
+    more = f" and {len(known) - 2} more" if len(known) > 2 else ""
+    return ", ".join(known[:2]) + more
+
+
+def _is_simpler(tried: Try, known: Try) -> bool:
+    """Whether a try changes less than the one that is known."""
+    order = (AS_IS, INPUT, WEIGHTS)
+    new, old = order.index(tried.changes), order.index(known.changes)
+    return new < old or (new == old and tried.doublings < known.doublings)
+
+
+def with_witnesses(
+    sites: dict[tuple[SiteKey, str], Site], search: Search
+) -> dict[tuple[SiteKey, str], Site]:
+    """The sites with what the search found; operations that only it has seen are added."""
+    for (key, dtype), (_, witness) in search.witnesses.items():
+        finding = witness.finding
+        limit = finding.mechanism or UNEXPLAINED
+        mine = {name: site for (known, name), site in sites.items() if known == key}
+        site = _site_of(limit, mine)
+        if site is None:
+            site = sites[key, limit] = Site(
+                phase=finding.phase,
+                operation=key[3],
+                limit=limit,
+                source=finding.source,
+                modules=[finding.module],
+            )
+        elif finding.mechanism is not None and limit != site.limit and not site.witnesses:
+            site.limit = limit
+        site.was_contradicted |= site.reasons.get(dtype) is not None
+        site.witnesses[dtype] = witness
+    return sites
+
+
+UNEXPLAINED = "unknown"
+"""The limit of an operation whose operands do not say why it failed."""
+
+EDGES = (how.ZERO, how.EDGE, how.LOG, how.DOMAIN, how.MASKED, how.ONE, how.EMPTY, how.EXP)
+"""Limits that an operation has one of, though a trace may name it by another of these words."""
+
+
+def _site_of(limit: str, mine: Mapping[str, Site]) -> Site | None:
+    """The site of an operation to which a failure of this kind belongs."""
+    if limit in mine:
+        return mine[limit]
+    if limit in (*EDGES, UNEXPLAINED):
+        return next((site for name, site in mine.items() if name in EDGES), None)
+    overflows = (how.HALF, how.OVERFLOW) if limit in (how.TINY, how.HALF, how.OVERFLOW) else ()
+    return next((site for name, site in mine.items() if name in overflows), None)

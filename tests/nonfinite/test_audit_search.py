@@ -1,0 +1,233 @@
+"""What an audit's search reaches, how it says so, and that a witness is one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import nonfinite
+from nonfinite.auditing.audit_report import AS_IS, INPUT, SAFE, UNKNOWN, WEIGHTS, WITNESS
+from nonfinite.auditing.reach import Reach
+from nonfinite.auditing.saved_witness import read_witness, run_witness
+
+X = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Router(nn.Module):
+    def __init__(self, eps=None):
+        super().__init__()
+        self.eps = eps
+        self.gate = nn.Linear(32, 6, bias=False)
+        nn.init.normal_(self.gate.weight, std=0.02, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x):
+        score = self.gate(x).float().sigmoid()
+        picked = score.topk(2, dim=-1)[0]
+        total = picked.sum(-1, keepdim=True)
+        if self.eps is not None:
+            total = total + self.eps
+        return picked / total
+
+
+class Norm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.layer(x / x.norm(dim=-1, keepdim=True))
+
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(32, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y / (y - y)
+
+
+class Labels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(32, 3)
+
+    def forward(self, x, labels):
+        return F.cross_entropy(self.layer(x), labels)
+
+
+def audited(model, inputs=X, **more):
+    return nonfinite.audit(model, inputs, folder=None, **more)
+
+
+def test_a_router_without_an_epsilon_is_reached_by_moving_its_weights():
+    found = audited(Router()).found[0]
+    assert found.limit == "division by zero"
+    assert found.source.code == "return picked / total"
+    assert set(found.witnesses) == {"float32", "bfloat16", "float16"}
+    witness = found.witnesses["float32"]
+    assert witness.changes == WEIGHTS
+    assert "gate.weight moved (largest entry 0." in witness.how
+    assert 2 < witness.doublings < 12
+
+
+def test_a_router_with_an_epsilon_is_proved_safe():
+    found = audited(Router(eps=1e-20))
+    assert found.found == []
+    (site,) = [s for s in found.sites if s.limit == "division by zero" and s.phase == "forward"]
+    assert site.verdict("float32") == SAFE
+    assert site.reasons["float32"] == "1e-20 is added to a value that cannot be negative"
+
+
+def test_an_input_that_fails_is_preferred_to_weights():
+    witness = audited(Norm()).found[0].witnesses["float32"]
+    assert (witness.changes, witness.doublings) == (INPUT, 0.0)
+    assert witness.how.startswith("inputs")
+
+
+def test_a_model_that_fails_as_it_is_says_so():
+    assert audited(Broken()).found[0].witnesses["float32"].changes == AS_IS
+
+
+def test_labels_are_all_ignored_once():
+    inputs = {"x": X, "labels": torch.tensor([0, 1, 2, 0])}
+    (site,) = audited(Labels(), inputs).found
+    assert site.limit == "no valid label"
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(32, 3)
+
+    def forward(self, x, scale):
+        return self.layer(x) / scale
+
+
+def test_an_input_of_a_single_number_is_changed():
+    witness = audited(Scaled(), (X, torch.tensor(2.0))).found[0].witnesses["float32"]
+    assert witness.how == "inputs[1] of zeros"
+
+
+def test_a_mask_with_one_hidden_entry_is_tried():
+    class Entropy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(32, 3)
+
+        def forward(self, x, hidden):
+            logs = self.layer(x).masked_fill(hidden, -torch.inf).log_softmax(-1)
+            return (logs.exp() * logs).sum()
+
+    found = audited(Entropy(), (X, torch.zeros(4, 3, dtype=torch.bool))).found
+    assert any("whose first column is 1" in w.how for s in found for w in s.witnesses.values())
+
+
+def test_inputs_and_weights_are_moved_together():
+    class Exponential(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3, bias=False)
+
+        def forward(self, x):
+            return self.layer(x).exp()
+
+    witness = audited(Exponential(), 0.5 * X[:, :4]).found[0].witnesses["float32"]
+    assert witness.how.startswith("inputs enlarged, layer.weight moved")
+
+
+def test_an_overflow_in_float16_needs_weights_that_are_near():
+    class Large(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.layer = nn.Linear(32, 3, bias=False)
+            nn.init.constant_(self.layer.weight, size)
+
+        def forward(self, x):
+            return self.layer(x.abs() + 1) * 400
+
+    assert audited(Large(0.01), dtypes=[torch.float16]).found == []
+    (site,) = audited(Large(1.9), dtypes=[torch.float16]).found
+    assert site.limit == "float16 overflow"
+
+
+def test_a_smaller_range_reaches_less():
+    narrow = audited(Router(), reach=Reach(weights=0.1))
+    assert not any("float32" in site.witnesses for site in narrow.found)
+    sites = [s for s in narrow.sites if s.limit == "division by zero" and s.phase == "forward"]
+    assert sites[0].verdict("float32") in (SAFE, UNKNOWN)
+
+
+def test_the_model_and_the_random_state_stay_as_they_were():
+    model = Router().train()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    audited(model)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_search_ends_by_its_time():
+    found = audited(Router(), seconds=0)
+    assert found.ran_out_of_time
+    assert found.found == []
+    assert "ended by its time limit" in str(found)
+
+
+def test_a_witness_is_saved_and_fails_again(tmp_path):
+    found = nonfinite.audit(Router(), X, folder=tmp_path)
+    file = found.found[0].witnesses["float32"].file
+    finding, is_same = run_witness(Router(), read_witness(file))
+    assert finding.mechanism == "division by zero"
+    assert is_same
+    finding, is_same = run_witness(Router(eps=1e-20), read_witness(file))
+    assert (finding, is_same) == (None, False)
+
+
+def test_a_file_that_is_no_witness_is_refused(tmp_path):
+    file = tmp_path / "a.pt"
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_witness(file)
+    torch.save({"x": 1}, file)
+    with pytest.raises(ValueError, match="no witness"):
+        read_witness(file)
+
+
+def test_the_table_fits_a_screen_and_begins_with_the_line():
+    lines = str(audited(Router())).splitlines()
+    assert len(lines) < 24
+    assert max(map(len, lines)) < 120
+    assert "NaN or Inf reached at 1 of" in lines[0]
+    assert "picked / total" in lines[3]
+    assert "usual mend: add an epsilon" in "\n".join(lines)
+
+
+def test_what_is_allowed_is_not_found():
+    found = audited(Router(), allow=["picked / total"])
+    assert found.found == []
+    assert "accepted by allow: " in str(found)
+    sites = found.as_dict()["sites"]
+    assert next(site["allowed"] for site in sites if site["witness"])
+    assert sites[0]["verdict"]["float32"] == WITNESS
+    json.dumps(found.as_dict())
+
+
+def test_a_model_that_cannot_be_run_is_refused():
+    with pytest.raises(ValueError, match="cannot be run on these inputs"):
+        audited(Router(), torch.randn(4, 3))
+
+
+def test_the_library_does_not_load_the_audit_until_it_is_asked_for():
+    program = (
+        "import sys, nonfinite; print(any('auditing' in n for n in sys.modules)); nonfinite.audit;"
+        "print('lightning' in sys.modules or 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"]
