@@ -10,7 +10,7 @@ from scipy import stats
 
 from src.common import number_format
 from src.config.compose import compose
-from src.lab.book.select_arms import StudyArms, UndecidedError
+from src.lab.book.select_arms import StudyArms, UndecidedError, statistic
 from src.lab.remedies.failure_files import CONTROL, LOSS, NONFINITE, NOTHING, Failure
 from src.study.analysis.results import ArmResult, Comparison
 
@@ -255,7 +255,8 @@ class RemedyMatrix(StudyArms):
 
     def most_undone(self, failure: str, except_for: Sequence[str] = ()) -> float:
         """The greatest share of the damage that any remedy undoes, leaving out some."""
-        return max(e.undone for e in self.effects(failure) if e.remedy not in except_for)
+        found = [e.undone for e in self.effects(failure) if e.remedy not in except_for]
+        return float(statistic(max, found))
 
     def greatest_cost(self, except_for: Sequence[str] = ()) -> float:
         """The greatest increase in loss by any remedy where nothing is broken, in nats."""
