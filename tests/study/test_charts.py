@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from urllib.parse import unquote
 
 import altair as alt
+import pandas as pd
 import pytest
 
 from src.common import number_format
@@ -36,6 +37,12 @@ def rows_of(make, study):
 
 
 # ------------------------------------------------------------------ every point is shown
+
+
+def test_a_chart_of_a_large_study_is_drawn():
+    """The curves of 300 runs with 20 validations each."""
+    rows = pd.DataFrame({"step": range(6000), "loss": 2.0})
+    assert "<svg" in draw.DrawnChart(alt.Chart(rows).mark_line().encode(x="step:Q", y="loss:Q")).svg
 
 
 def test_every_run_is_a_point_in_both_key_charts():

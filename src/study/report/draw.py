@@ -36,6 +36,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 """Charts are laid out with the first font; the second has the same letter widths."""
 
+# Altair refuses more than 5,000 rows, to keep notebooks small. The curves of a large study have more.
+alt.data_transformers.disable_max_rows()
+
 _ATTRIBUTES = re.compile(r' (?:class|role|aria-[a-z]+|pointer-events)="[^"]*"')
 _LINKS = re.compile(r"<a [^>]*>|</a>")
 _UNSEEN = re.compile(r'<path d="" display="none"/>|<path d="M0,0h0v0h0Z"/>')
