@@ -131,8 +131,8 @@ class AuditPage:
 
     @property
     def guarded_proved(self) -> int:
-        """The routers of GUARDED that are proved safe, or divide by nothing."""
-        return len(self._with_router(GUARDED, SAFE)) + len(self._with_router(GUARDED, ""))
+        """The routers of GUARDED whose division is proved safe."""
+        return len(self._with_router(GUARDED, SAFE))
 
     @cached_property
     def further(self) -> list[dict[str, str]]:
@@ -160,6 +160,11 @@ class AuditPage:
     def slowest_seconds(self) -> float:
         """Of one family, in three precisions."""
         return max(float(row["seconds"]) for row in self.families.values())
+
+    @property
+    def num_late(self) -> int:
+        """Families in which the search ended by its time limit."""
+        return sum(row["ran_out_of_time"] == "True" for row in self.families.values())
 
     @property
     def median_seconds(self) -> float:

@@ -36,6 +36,8 @@ SIZES: dict[str, Any] = {
 """Values of configuration fields; a field that a family does not have is left out."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "dots1": {"norm_topk_prob": True},
+    "qwen3_moe": {"norm_topk_prob": True},
     "cohere2_moe": {"expert_selection_fn": "sigmoid"},
     "flint": {"mlp_only_layers": []},
     "kolibri1": {"norm_topk_prob": True},
@@ -47,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "share_expert_dim": 16,
     },
 }
-"""Settings without which a family has no sigmoid router, or cannot be built so small."""
+"""Settings without which a router divides by nothing, or a family cannot be built so small."""
 
 ROWS, TIME = 2, 8
 """Shape of the random token ids."""
