@@ -193,7 +193,7 @@ class AuditPage:
 
     @property
     def recall_rebuilt(self) -> str:
-        """The first run's hits among the pairs that could fail and were scored rightly, in words."""
+        """The first run's hits among the pairs that could fail, in words."""
         return (
             "25 of 29 without two pairs that could not fail, and with one that was scored wrongly"
         )
