@@ -156,6 +156,22 @@ def test_an_overflow_in_float16_needs_weights_that_are_near():
     assert site.limit == "float16 overflow"
 
 
+def test_the_gradient_of_a_root_of_a_softplus_is_reached_though_the_sum_has_an_epsilon():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Linear(32, 6, bias=False)
+
+        def forward(self, x):
+            score = F.softplus(self.gate(x).float()).sqrt()
+            picked = score.topk(2, dim=-1)[0]
+            return picked / (picked.sum(-1, keepdim=True) + 1e-20)
+
+    site = audited(Gate(), dtypes=[torch.float32]).found[0]
+    assert (site.phase, site.limit) == ("backward", "infinite slope at the edge of the domain")
+    assert site.source.code == "score = F.softplus(self.gate(x).float()).sqrt()"
+
+
 def test_a_smaller_range_reaches_less():
     narrow = audited(Router(), reach=Reach(weights=0.1))
     assert not any("float32" in site.witnesses for site in narrow.found)

@@ -131,8 +131,8 @@ class AuditPage:
 
     @property
     def guarded_proved(self) -> int:
-        """The routers of GUARDED that are proved safe, or divide by nothing."""
-        return len(self._with_router(GUARDED, SAFE)) + len(self._with_router(GUARDED, ""))
+        """The routers of GUARDED whose division is proved safe."""
+        return len(self._with_router(GUARDED, SAFE))
 
     @cached_property
     def further(self) -> list[dict[str, str]]:
@@ -162,6 +162,11 @@ class AuditPage:
         return max(float(row["seconds"]) for row in self.families.values())
 
     @property
+    def num_late(self) -> int:
+        """Families in which the search ended by its time limit."""
+        return sum(row["ran_out_of_time"] == "True" for row in self.families.values())
+
+    @property
     def median_seconds(self) -> float:
         """Of one family."""
         seconds = sorted(float(row["seconds"]) for row in self.families.values())
@@ -188,7 +193,7 @@ class AuditPage:
 
     @property
     def recall_rebuilt(self) -> str:
-        """The first run's hits among the pairs that could fail and were scored rightly, in words."""
+        """The first run's hits among the pairs that could fail, in words."""
         return (
             "25 of 29 without two pairs that could not fail, and with one that was scored wrongly"
         )

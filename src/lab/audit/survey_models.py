@@ -1,6 +1,7 @@
 """The causal language models of the installed transformers, small, with random weights."""
 
 import dataclasses
+import importlib
 import inspect
 import warnings
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ SIZES: dict[str, Any] = {
 """Values of configuration fields; a field that a family does not have is left out."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "dots1": {"norm_topk_prob": True},
+    "qwen3_moe": {"norm_topk_prob": True},
     "cohere2_moe": {"expert_selection_fn": "sigmoid"},
     "flint": {"mlp_only_layers": []},
     "kolibri1": {"norm_topk_prob": True},
@@ -47,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "share_expert_dim": 16,
     },
 }
-"""Settings without which a family has no sigmoid router, or cannot be built so small."""
+"""Settings without which a router divides by nothing, or a family cannot be built so small."""
 
 ROWS, TIME = 2, 8
 """Shape of the random token ids."""
@@ -104,7 +107,7 @@ def small_model(family: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
             transformers.logging.set_verbosity_error()
             torch.manual_seed(0)
             if family in TEXT_MODELS:
-                module = importlib_of(family)
+                module = modules_of(family)
                 config_name, model_name = TEXT_MODELS[family]
                 config = _config(getattr(module[0], config_name), family)
                 return HiddenStates(getattr(module[1], model_name)(config)).train(), {
@@ -124,10 +127,8 @@ def small_model(family: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return model, inputs
 
 
-def importlib_of(family: str) -> Sequence[Any]:
+def modules_of(family: str) -> Sequence[Any]:
     """The two modules of a text model: that of its configuration, and its own."""
-    import importlib
-
     name = family.removesuffix("_text")
     root = f"transformers.models.{name}"
     kinds = ("configuration", "modeling")

@@ -1,7 +1,6 @@
 """Runs a model on its inputs, forward and backward, in one precision, as often as an audit asks."""
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -148,8 +147,3 @@ def total(output: Any) -> Tensor | None:
         signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.device) * 2 - 1
         parts.append((tensor.float() * signs / tensor.numel()).sum())
     return torch.stack(parts).sum() if parts else None
-
-
-def takes_labels(model: nn.Module) -> bool:
-    """Whether a model's forward has an argument `labels`, as those of transformers do."""
-    return "labels" in inspect.signature(model.forward).parameters

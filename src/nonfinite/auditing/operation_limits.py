@@ -15,7 +15,6 @@ from torch import Tensor
 
 from nonfinite import mechanisms as how
 from nonfinite.auditing.value_ranges import Known, Step, largest
-from nonfinite.finite_checks import holds_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,11 +250,6 @@ GROWS = (
     | frozenset(("div", "true_divide", "reciprocal", "rsqrt"))
 )
 """Operations whose result can be larger than their operands."""
-
-
-def is_seen(step: Step) -> bool:
-    """Whether an operation's result can hold NaN or infinities at all."""
-    return holds_numbers(step.result)
 
 
 def _named(rule: CheckRule, *names: str) -> dict[str, CheckRule]:

@@ -15,6 +15,7 @@ from nonfinite.auditing.audit_collector import SiteKey, key_of_finding
 from nonfinite.auditing.audit_report import AS_IS, INPUT, WEIGHTS, Site, Witness
 from nonfinite.auditing.audited_passes import Passes, Values
 from nonfinite.auditing.objectives import (
+    NEAR,
     Place,
     direction,
     find_aim,
@@ -164,7 +165,7 @@ class Search:
     def drive(self, place: Place) -> None:
         """Moves the weights, then the inputs, on which an operation depends, along gradients."""
         guide = next(iter(self.passes.values()))
-        for near in (3, 1000):
+        for near in (NEAR, EVERY):
             find = partial(nearest_leaves, named=self._movable(guide), near=near)
             names = set(self._at_aim(guide, {}, self.inputs, place, find))
             if not names:
@@ -319,6 +320,9 @@ class Search:
             how = f"{name} moved: largest entry {leaf.abs().max():.3g} -> {value.abs().max():.3g}"
             self.attempt(Try(changes=INPUT, how=how, inputs=tried))
 
+
+EVERY = 1000
+"""All weights are at most so many nodes away."""
 
 MANY = 12
 """More weights than this are not set to 0 together."""
