@@ -36,7 +36,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 """Charts are laid out with the first font; the second has the same letter widths."""
 
-# Altair refuses more than 5,000 rows, to keep notebooks small; the curves of large studies have more.
+# Altair refuses more than 5,000 rows, to keep notebooks small; curves of large studies have more.
 alt.data_transformers.disable_max_rows()
 
 _ATTRIBUTES = re.compile(r' (?:class|role|aria-[a-z]+|pointer-events)="[^"]*"')
