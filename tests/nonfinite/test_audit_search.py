@@ -156,6 +156,20 @@ def test_an_overflow_in_float16_needs_weights_that_are_near():
     assert site.limit == "float16 overflow"
 
 
+def test_an_overflow_that_needs_weights_of_zeros_is_far():
+    class Unit(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(32, 3)
+
+        def forward(self, x):
+            out = self.layer(x)
+            norm = out.norm(dim=-1, keepdim=True)
+            return (out.float() / (norm.float() + 1e-12)).to(x.dtype)
+
+    assert audited(Unit(), dtypes=[torch.float16]).found == []
+
+
 def test_the_gradient_of_a_root_of_a_softplus_is_reached_though_the_sum_has_an_epsilon():
     class Gate(nn.Module):
         def __init__(self):

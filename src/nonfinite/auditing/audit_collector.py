@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nonfinite.auditing.elementwise_rules import ELEMENTWISE
+from nonfinite.auditing.movement_rules import MOVEMENTS
 from nonfinite.auditing.operation_limits import Check, checks_of, overflow
-from nonfinite.auditing.transfer_rules import transfer
+from nonfinite.auditing.reduction_rules import REDUCTIONS
 from nonfinite.auditing.value_ranges import (
     ANY,
     INF,
     Known,
+    Rule,
     Step,
     exactly,
     hull,
@@ -26,6 +29,31 @@ from nonfinite.function_names import inside_of, plain_name, running_derivative
 from nonfinite.origins import FRESH, memory_of, nonfinite_numbers, num_bytes
 from nonfinite.source_lines import Source
 from nonfinite.tracer import Tracer
+
+TRANSFERS: dict[str, Rule] = {**ELEMENTWISE, **REDUCTIONS, **MOVEMENTS}
+"""The rule of each operation, by its name in torch's native library. A rule may only say what holds
+for every value of its operands within their bounds; without a rule a result is unknown."""
+
+IN_ALL_RESULTS = ("split", "split_with_sizes", "unbind", "chunk")
+"""Operations all of whose results follow the rule; of others the first alone does."""
+
+
+def transfer(step: Step, place: int = 0) -> Known | None:
+    """What is known of a result of an operation; None if nothing is.
+
+    Args:
+        step: the operation.
+        place: which of its results.
+    """
+    rule = TRANSFERS.get(step.name)
+    if rule is None or (place and step.name not in IN_ALL_RESULTS):
+        return None
+    try:
+        return rule(step)
+    # A rule that meets operands of an unknown kind knows nothing.
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError):
+        return None
+
 
 LARGE_INTEGER = 2.0**63
 """Integers are finite."""
