@@ -112,9 +112,10 @@ def test_without_init_nothing_is_validated_before_training_but_where_it_is_asked
 OPTIONS = {f.stem for f in (CONF / "stability").glob("*.yaml")} - {"none", "gated_attention"}
 # Those that go together in one run; each in one of its own in `make test-all`.
 TOGETHER = [
-    sorted(OPTIONS - {"clip03", "clip05", "early_stop", "qk_norm", "router_eps20"}),
+    sorted(OPTIONS - {"adagc", "clip03", "clip05", "early_stop", "qk_norm", "router_eps20"}),
     ["clip03", "early_stop", "qk_norm", "router_eps20"],
     ["clip05"],
+    ["adagc"],
 ]
 ALONE = [
     pytest.param([option], marks=pytest.mark.slow)
