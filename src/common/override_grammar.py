@@ -39,6 +39,8 @@ PATHS = (
     "data.val_path",
     "tokenizer.path",
     "csv",
+    "folder",
+    "witness",
     "paths.runs",
     "paths.cache",
     "paths.book",

@@ -18,7 +18,7 @@ COMMANDS = sorted(
 )
 TEXTS = {
     *("study", "prompt", "target", "kwargs", "weights", "to", "attention", "ffn", "studies"),
-    *("device", "precision", "format", "contestants"),
+    *("device", "precision", "dtype", "format", "contestants", "poison.kind"),
     *("data.url", "data.dtype", "data.sha256", "tracking.sweep_id", "tracking.parent_run_id"),
     *("model.target", "model.residual_init", "compile", "observe"),
     *("recipe.decay_params", "recipe.matmul_precision", "recipe.precision", "recipe.schedule"),
@@ -71,7 +71,7 @@ NUMBERS = {
     *("seed", "tokens_per_second", "timeout", "batch_size", "top_k", "top_p", "port"),
     *("q_latent_dim", "kv_latent_dim", "rope_dim", "rope_stride", "num_rope_keys", "num_routed"),
     *("num_shared", "inner_dim", "data.max_chars", "tokenizer.vocab_size", "watch.float_max"),
-    *("guard.max_consecutive", "model.vocab_size", "model.head_dim"),
+    *("guard.max_consecutive", "model.vocab_size", "model.head_dim", "poison.every"),
 }
 """Fields that are null in conf/ or missing there, and hold numbers."""
 

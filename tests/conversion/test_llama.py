@@ -136,6 +136,7 @@ def test_nothing_of_ours_imports_transformers_but_models_that_are_not_ours():
         "src/examples/llama.py",
         "src/examples/mixtral.py",
         "src/lab/detector/faults.py",
+        "src/lab/audit/survey_models.py",
         "src/lab/benchmark/transformers_models.py",
         "src/lab/detector/compare_tools.py",
         # The callback for its Trainer.
