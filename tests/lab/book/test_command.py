@@ -6,7 +6,7 @@ import yaml
 from tests.conftest import TINY
 from tests.runs import lab
 
-PAGE = "{{ num_runs() }} runs, {{ failing('none') }} fail.\n\n![x](figures/failures.svg)\n"
+PAGE = "{{ num_runs() }} runs, {{ failing('none') }} fail.\n\n![x](figures/final-loss.svg)\n"
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_study_is_run_brought_into_the_book_and_repeated_bitwise(tiny_book, ca
     assert "not in the book" in capsys.readouterr().out
     assert lab("book")([*ARGUMENTS]) == 0
     assert (tiny_book / "README.md").read_text().startswith("4 runs, 0 fail.")
-    assert (tiny_book / "figures" / "failures.svg").is_file()
+    assert (tiny_book / "figures" / "final-loss.svg").is_file()
     capsys.readouterr()
 
     assert lab("reproduce")([*ARGUMENTS]) == 0
