@@ -136,6 +136,8 @@ def swept_variants(name):
 
 def sweeps_to_come(study):
     """How many sweeps of a study have no results yet: those are committed as they come."""
+    if study.failures:
+        return len(BOOK.measures(study.name).failures_to_come())
     found = set(study.results["variant"])
     return sum(not variants & found for variants in swept_variants(study.name))
 

@@ -1,5 +1,6 @@
 """What each remedy does to each failure: shares of damage undone, and what can be said of them."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,7 +67,7 @@ class RemedyMatrix(StudyArms):
         raise UndecidedError(f"{self.folder.name} has no failure {name}")
 
     def failures(self, shows_as: str | None = None) -> list[str]:
-        """The names of the failures, in their order; without healthy configurations unless asked.
+        """The names of the failures that have been run; without `nothing` unless asked.
 
         Args:
             shows_as: nonfinite, loss or nothing: only these; None: all but `nothing`.
@@ -75,6 +76,16 @@ class RemedyMatrix(StudyArms):
             failure.name
             for failure in self.folder.failures
             if (failure.shows_as != NOTHING if shows_as is None else failure.shows_as == shows_as)
+            and failure.name not in self.failures_to_come()
+        ]
+
+    def failures_to_come(self) -> list[str]:
+        """The names of the failures of study.yaml that have not been run yet."""
+        known = set(self.folder.results["variant"])
+        return [
+            failure.name
+            for failure in self.folder.failures
+            if self._variants[failure.name, False] not in known
         ]
 
     def remedies(self) -> list[str]:
@@ -203,17 +214,24 @@ class RemedyMatrix(StudyArms):
             raise UndecidedError(f"{remedy} has no run of {failure} with these seeds")
         if self.failure(failure).shows_as == NOTHING:
             return float(treated["loss"].mean() - untreated["loss"].mean())
-        change = self._badness(failure, treated).mean() - self._badness(failure, untreated).mean()
-        return -float(change) / self.damage(failure)
+        bad, healthy = self._badness(failure, untreated).mean(), self.healthy(failure)
+        damage = float(bad - self._badness(failure, healthy).mean())
+        return float(bad - self._badness(failure, treated).mean()) / damage
 
     def effects(self, failure: str, verdict: str | None = None) -> list[Effect]:
-        """The effects of all remedies that were tried, the most helpful first.
+        """The effects of all remedies that could be compared, the most helpful first.
+
+        An average of weights, for example, changes no step: its failures are the baseline's.
 
         Args:
             failure: its name.
             verdict: only those with this verdict.
         """
-        found = [self.effect(failure, name) for name in self.arms_of(failure) if name != CONTROL]
+        found = []
+        for name in self.arms_of(failure):
+            if name != CONTROL:
+                with contextlib.suppress(UndecidedError):
+                    found.append(self.effect(failure, name))
         if verdict is not None:
             found = [effect for effect in found if effect.verdict == verdict]
         return sorted(found, key=lambda effect: -effect.undone)
@@ -260,8 +278,8 @@ class RemedyMatrix(StudyArms):
 
     def greatest_cost(self, except_for: Sequence[str] = ()) -> float:
         """The greatest increase in loss by any remedy where nothing is broken, in nats."""
-        (calm,) = self.failures(NOTHING)
-        return self.most_undone(calm, except_for)
+        costs = [self.most_undone(name, except_for) for name in self.failures(NOTHING)]
+        return float(statistic(max, costs))
 
     def most_failures_helped(self) -> int:
         """The number of failures that the most versatile remedy helps against."""
@@ -286,7 +304,7 @@ class RemedyMatrix(StudyArms):
     def num_helpful(self, remedy: str) -> int:
         """The number of failures that a remedy helps against."""
         return sum(
-            self.effect(name, remedy).verdict == HELPS
+            effect.remedy == remedy
             for name in self.failures()
-            if remedy in self.arms_of(name)
+            for effect in self.effects(name, HELPS)
         )
