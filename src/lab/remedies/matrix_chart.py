@@ -44,7 +44,7 @@ def matrix_chart(measures: Measures) -> str:
     names = [failure.replace("_", " ") for failure in failures]
     axis = alt.Axis(
         orient="top", labelAngle=0, labelLimit=COLUMN, labelExpr="split(datum.label, ' ')",
-        ticks=False, domain=False, title=None,
+        ticks=False, domain=False, title=None, labelPadding=20,
     )  # fmt: skip
     base = alt.Chart(pd.DataFrame(rows)).encode(
         x=alt.X("failure:N", sort=names, axis=axis),
