@@ -97,7 +97,7 @@ OTHERS = {
     "audit": {
         "target=a:b checkpoint=": "is empty",
         "target=a:b batch=": "is empty",
-        "target=a:b folder=": "must be a file or a folder",
+        "target=a:b folder=": "is empty",
         "target=a:b dtype=fp8": "must be one of float32, bfloat16, float16",
         "target=a:b inputs=-1": "must be above 0",
         "target=a:b seconds=0": "must be at least 1",
