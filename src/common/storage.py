@@ -1,12 +1,14 @@
 """Files and disks: cached file hashes, and one-line errors for disks that are full or gone."""
 
+import csv
 import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 """Error numbers that only a write to a disk raises."""
@@ -68,3 +70,12 @@ def file_digest(file: Path, cache: Path) -> str:
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(digest, encoding="utf-8")
     return digest
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a CSV file whose columns are the keys of the first row, with its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

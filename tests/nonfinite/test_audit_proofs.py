@@ -158,7 +158,7 @@ RELATIONS = (
     lambda y: (p := y.softmax(-1)).exp().sum(-1) - p.sum(-1),
     lambda y: (y - y.amax(0, keepdim=True)).exp().sum(-1),
 )
-"""Expressions that look like guards, and are none."""
+"""Expressions that look like guards but guard nothing."""
 
 
 @pytest.mark.parametrize("expression", RELATIONS)

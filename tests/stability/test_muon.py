@@ -182,7 +182,7 @@ def test_a_non_finite_step_leaves_weights_and_momentum_as_they_were(what):
 
 
 def test_the_guard_sees_weights_that_an_update_made_non_finite():
-    """The optimizer is none of torch's, so that its updates are looked at."""
+    """The optimizer is not one of torch's, so its updates are checked."""
     run = Harness(recipe=recipe_config(max_steps=3), replace_optimizer=CONFIG.replace_optimizer)
 
     class Spoil(pl.Callback):

@@ -1,4 +1,4 @@
-"""See also tests/model: its cases with a clamp decode, are causal and count their sizes."""
+"""tests/model checks decoding, causality and sizes with a clamp."""
 
 import pytest
 import torch

@@ -1,6 +1,5 @@
 """The survey: audits of all families that can be built small, and of public fixes."""
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from nonfinite.mechanisms import INF_INF, MASKED, ZERO_INF
 from src.cli.field_checks import choice, given_path, number
 from src.common import terminal
 from src.common.errors import InputError, nearest
+from src.common.storage import write_rows
 from src.lab.audit.fix_pairs import fix_pairs, judge
 from src.lab.audit.survey_models import UndersizedError, families, small_model
 
@@ -88,7 +88,7 @@ def _survey_pairs(out: Path, seconds: float) -> None:
         one = answers[-1]
         marks = "found" if one.found_before else "missed"
         terminal.say(f"{one.pair}: {marks}{', false alarm' if one.alarm_after else ''}")
-        _write(out / "pairs.csv", [asdict(answer) for answer in answers])
+        write_rows(out / "pairs.csv", [asdict(answer) for answer in answers])
 
 
 def _survey_families(names: Iterable[str], out: Path, seconds: float) -> None:
@@ -105,9 +105,9 @@ def _survey_families(names: Iterable[str], out: Path, seconds: float) -> None:
             findings += [_finding(family, rank, s) for rank, s in enumerate(found.places, 1)]
         one = answers[-1]
         terminal.say(f"{family}: {one.status}, {one.found} found, {one.seconds} s")
-        _write(out / "results.csv", [asdict(answer) for answer in answers])
+        write_rows(out / "results.csv", [asdict(answer) for answer in answers])
         if findings:
-            _write(out / "findings.csv", [f for f in findings if f["rank"] <= LISTED])
+            write_rows(out / "findings.csv", [f for f in findings if f["rank"] <= LISTED])
 
 
 def family_answer(family: str, found: Audit) -> FamilyAnswer:
@@ -175,11 +175,3 @@ def _finding(family: str, rank: int, sites: Sequence[Site]) -> dict[str, Any]:
         "how": best.how,
         "detail": best.finding.detail or "",
     }
-
-
-def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -1,7 +1,6 @@
 """The detector benchmark: trains missing runs, judges them and the public cases, prints scores."""
 
 import contextlib
-import csv
 import io
 import multiprocessing
 import os
@@ -16,6 +15,7 @@ from src.common import terminal
 from src.common.errors import InputError
 from src.common.orphans import end_with
 from src.common.run_folder import check_study, read_metrics
+from src.common.storage import write_rows
 from src.lab.detector.cases import CASES, QUICK, Case
 from src.lab.detector.public_cases.case_list import PUBLIC_CASES
 from src.lab.detector.public_table import SUMMARY, PublicTable
@@ -73,7 +73,7 @@ def _detect_planted(
         judge(case, folder, half=half, seed=seed)
         for (case, half, seed), folder in zip(jobs, folders, strict=True)
     ]
-    _write(out, [verdict.row() for verdict in verdicts])
+    write_rows(out, [verdict.row() for verdict in verdicts])
     outcomes = try_all(
         [
             (verdict, limited_metrics(read_metrics(folder / "metrics.jsonl")), case.float_max)
@@ -95,7 +95,7 @@ def _detect_public(out: Path) -> None:
         rows.append(compare_tools(public))
         if count % 10 == 0 or count == len(PUBLIC_CASES):
             terminal.say(f"[{count}/{len(PUBLIC_CASES)}] public cases")
-    _write(out, rows)
+    write_rows(out, rows)
     table = PublicTable.read(out)
     terminal.table("public failures", SUMMARY, table.summary())
     terminal.say(f"results: {out}")
@@ -155,14 +155,6 @@ def _train(case: Case, *, seed: int, study: str, paths: Mapping[str, str]) -> Pa
     if code != 0:
         raise RuntimeError(f"{case.name}, seed {seed}: {said.getvalue().strip()[-500:]}")
     return compose("train", arguments).folder
-
-
-def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _show(verdicts: Sequence[Verdict], outcomes: Sequence[Outcome]) -> None:

@@ -113,7 +113,7 @@ def changed_inputs(inputs: Any, reach: Reach) -> Iterator[tuple[str, Any]]:
 
 
 def enlarged(inputs: Any, reach: Reach) -> Any | None:
-    """The inputs with all floating-point numbers as large as they may be; None if there are none.
+    """The inputs with every floating-point number at its largest; None if no input has any.
 
     Masks of zeros and ones stay.
     """
