@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nonfinite.finite_checks import all_finite
+from nonfinite.finite_checks import all_finite, holds_numbers
 
 RATE = "learning rate not finite"
 CHANGED = "gradient changed before the update"
@@ -85,9 +85,13 @@ class UpdateCheck:
                 were found to be finite.
         """
         if gradients:
-            for parameter in self._parameters():
-                if parameter.grad is not None and not all_finite([parameter.grad]):
-                    return self._changed(parameter)
+            held = [(p, p.grad) for p in self._parameters() if p.grad is not None]
+            looked_at = [gradient for _, gradient in held if holds_numbers(gradient)]
+            # One look at all of them, because a look at each takes longer than the update.
+            if not total_norm(looked_at).isfinite():
+                for parameter, gradient in held:
+                    if not all_finite([gradient]):
+                        return self._changed(parameter)
         for group in self.optimizer.param_groups:
             dtypes = {parameter.dtype for parameter in group["params"]}
             at_risk = {dtype for dtype in dtypes if self._is_at_risk(group, dtype)}
@@ -169,9 +173,15 @@ def gradient_norm(optimizers: Sequence[torch.optim.Optimizer]) -> float:
         for parameter in group["params"]
         if (gradient := parameter.grad) is not None
     ]
-    if not gradients:
-        return 0.0
-    if any(g.device != gradients[0].device or g.dtype != gradients[0].dtype for g in gradients):
-        return float(torch.nn.utils.get_total_norm(gradients, foreach=True))
-    # get_total_norm would group them first, which takes as long as the norms of a small model.
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+    return float(total_norm(gradients))
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """torch.nn.utils.get_total_norm, bitwise, in less time for tensors of one device and dtype.
+
+    PyTorch's function groups them first, which takes as long as the norms of a small model.
+    """
+    kinds = {(tensor.device, tensor.dtype, tensor.layout) for tensor in tensors}
+    if len(kinds) != 1 or tensors[0].layout != torch.strided:
+        return torch.nn.utils.get_total_norm(tensors)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

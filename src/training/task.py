@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nonfinite.lightning.guard import StepGuard
 from nonfinite.snapshot import host_states, set_host_states
+from nonfinite.update_check import total_norm
 from src.data.batches import Batch
 from src.training.loss import cross_entropy, losses
 from src.training.recipe import RecipeConfig
@@ -102,7 +103,7 @@ class LanguageModelTask(pl.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = self.guard.current_norm
         if norm is None:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm = total_norm([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(parameters, bound, norm)
         self.clip_bound = (norm > bound).float()
 

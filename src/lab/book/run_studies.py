@@ -36,7 +36,7 @@ def reproduce(given: Mapping[str, Any]) -> int:
     if not isinstance(given["plan"], bool):
         raise InputError(f"plan={shown(given['plan'])}: must be true or false")
     paths = _paths(given)
-    chosen = _chosen(given["studies"], _book(paths))
+    chosen = _chosen(given["studies"], book_folder(paths))
     for study in chosen:
         # Reads the book's results now, so that a damaged file is not found after hours.
         _ = study.study if study.has_results else None
@@ -90,7 +90,12 @@ def _paths(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return paths
 
 
-def _book(paths: Mapping[str, Any]) -> Path:
+def book_folder(paths: Mapping[str, Any]) -> Path:
+    """The folder `paths.book`, or that of this project if it is null.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     book = BOOK if paths["book"] is None else Path(str(paths["book"]))
     if not book.is_dir():
         raise InputError(f"paths.book={book}: no such folder")
@@ -179,7 +184,7 @@ def write_book(given: Mapping[str, Any]) -> int:
         InputError: a study has no runs, or a page asks for something its results do not give.
     """
     paths = _paths(given)
-    runs, folder = Path(str(paths["runs"])), _book(paths)
+    runs, folder = Path(str(paths["runs"])), book_folder(paths)
     swept, single = _to_import(given["studies"], folder)
     for study in swept:
         _import_study(study, runs)

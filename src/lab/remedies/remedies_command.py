@@ -11,9 +11,9 @@ from src.cli import command_line
 from src.cli.field_checks import number, shown
 from src.common import number_format, terminal
 from src.common.errors import InputError, nearest
-from src.lab.book.files import BOOK, RESULTS_FILE, STUDY_FILE, StudyFolder
+from src.lab.book.files import RESULTS_FILE, STUDY_FILE, StudyFolder
 from src.lab.book.page_words import Measures
-from src.lab.book.run_studies import missing_cost, train_sweeps
+from src.lab.book.run_studies import book_folder, missing_cost, train_sweeps
 from src.lab.remedies.failure_files import (
     NOTHING,
     Failure,
@@ -39,7 +39,7 @@ def remedies(given: Mapping[str, Any]) -> int:
     n_jobs = number(given, "n_jobs", int, least=1, most=MAX_JOBS)
     if not isinstance(given["plan"], bool):
         raise InputError(f"plan={shown(given['plan'])}: must be true or false")
-    known = StudyFolder(folder=BOOK / STUDY)
+    known = StudyFolder(folder=book_folder(given["paths"]) / STUDY)
     if given["add"] is None:
         return _show(_measures(known), given["failure"])
     if given["failure"] is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from nonfinite.buffers import BufferCopies, Copies, put_back
 from nonfinite.config import GuardConfig
 from nonfinite.lightning.step_callback import StepCallback, is_log_step, log
-from nonfinite.update_check import UpdateCheck, UpdateFault, names_of
+from nonfinite.update_check import UpdateCheck, UpdateFault, names_of, total_norm
 
 TAIL_FRAC = 1 / 7
 """The final fraction of a run, over which `skipped_tail_frac` is computed."""
@@ -173,7 +173,7 @@ class StepGuard(StepCallback):
         self._losses.clear()
         params = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in params if p.grad is not None]
-        self.grad_norm = self.current_norm = torch.nn.utils.get_total_norm(gradients)
+        self.grad_norm = self.current_norm = total_norm(gradients)
         broken = torch.stack((~self.loss.isfinite(), ~self.grad_norm.isfinite())).float() * has_loss
         bad = dict(zip(("loss", "gradients"), (broken > 0).tolist(), strict=True))
         step = trainer.global_step + 1
@@ -215,7 +215,9 @@ class StepGuard(StepCallback):
         assert self._update is not None
         if not (self.applied and self.finite):
             return
-        changed = not self._gradients_are_trusted and self._update.gradients_changed()
+        # Without a current norm, a remedy has changed the gradient.
+        may_be_spoiled = not self._gradients_are_trusted or self.current_norm is None
+        changed = may_be_spoiled and self._update.gradients_changed()
         self.fault = self._update.applied_fault(gradients=changed)
         if self.fault is None:
             return
@@ -277,11 +279,12 @@ class StepGuard(StepCallback):
 def _may_spoil_gradients(trainer: pl.Trainer, task: pl.LightningModule) -> bool:
     """Whether code that we do not know changes gradients after the guard has seen them.
 
-    Lightning's own clipping multiplies a finite gradient by at most 1, and needs no second look.
+    Clipping by a norm that is finite multiplies the gradient by at most 1, and needs no second
+    look.
     """
-    if type(task).configure_gradient_clipping is not pl.LightningModule.configure_gradient_clipping:
-        return True
     known = ("nonfinite.", "src.", "lightning.")
+    if not type(task).configure_gradient_clipping.__module__.startswith(known):
+        return True
     foreign = [
         c
         for c in trainer.callbacks  # type: ignore[attr-defined]
