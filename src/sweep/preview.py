@@ -210,12 +210,11 @@ def _show_design(plan: Plan) -> None:
         num_untreated=1 + round(len(controls) / len(seeds)),
         bound=error * ALPHA / sum(map(len, arms.values())),
     )
-    what = (
-        "no remedy, not even one that prevents all failures; type more seeds, or add"
-        " stability=shaken_full"
-        if found is None
-        else f"a remedy that prevents {100 * found:.0f} % of the failures"
-    )
+    what = "no remedy, not even one that prevents all failures; type more seeds"
+    if found is not None:
+        what = f"a remedy that prevents {100 * found:.0f} % of the failures"
+    elif not controls:
+        what += ", or add stability=shaken_full"
     terminal.say(
         f"can be seen with 80 % power, if {100 * EXPECTED_SHARE:.0f} % of the untreated runs fail:"
         f" {what}"

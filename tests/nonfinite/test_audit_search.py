@@ -210,6 +210,24 @@ def test_the_search_ends_by_its_time():
     assert "ended by its time limit" in str(found)
 
 
+class Slow(Router):
+    """A model each of whose passes takes nine seconds, by a clock of its own."""
+
+    clock = 0.0
+
+    def forward(self, x):
+        Slow.clock += 9.0
+        return super().forward(x)
+
+
+def test_no_pass_is_begun_that_would_end_after_the_time(monkeypatch):
+    monkeypatch.setattr("time.monotonic", lambda: Slow.clock)
+    begun = Slow.clock
+    found = audited(Slow(), dtypes=[torch.float32], seconds=60)
+    assert found.ran_out_of_time
+    assert Slow.clock - begun <= 60
+
+
 def test_a_witness_is_saved_and_fails_again(tmp_path):
     found = nonfinite.audit(Router(), X, folder=tmp_path)
     file = found.found[0].witnesses["float32"].file

@@ -44,7 +44,7 @@ def audit(
         dtypes: precisions; weights and floating-point inputs are converted.
         mixed: whether they stay in float32 instead, and operations run under autocast.
         reach: the range of weights and inputs; None: that of `Reach`.
-        seconds: the search ends after this time.
+        seconds: the search ends within this time; the first pass in each dtype is always made.
         folder: where witnesses are saved; None: nowhere.
         allow: texts; a site whose line holds one of them is accepted.
 
@@ -83,9 +83,10 @@ def _audited(
 ) -> Audit:
     """See `audit`, which keeps random states."""
     start = time.monotonic()
-    last = list(passes)[-1]
+    last, pass_seconds = list(passes)[-1], 0.0
     sites: dict[tuple[SiteKey, str], Site] = {}
     for dtype in list(passes):
+        begun = time.monotonic()
         try:
             _collect(passes[dtype], dtype, inputs, reach, sites)
         except Exception as error:
@@ -93,10 +94,16 @@ def _audited(
             del passes[dtype]
             if not passes and dtype == last:
                 raise ValueError(f"the model cannot be run on these inputs ({error})") from error
+        pass_seconds = max(pass_seconds, time.monotonic() - begun)
     for one in passes.values():
         _let_buffers_move(one, inputs)
     search = Search(
-        passes=dict(passes), inputs=inputs, reach=reach, sites=sites, until=start + seconds
+        passes=dict(passes),
+        inputs=inputs,
+        reach=reach,
+        sites=sites,
+        until=start + seconds,
+        pass_seconds=pass_seconds,
     )
     search.run()
     found = ranked(with_witnesses(sites, search))

@@ -76,6 +76,9 @@ class Search:
     reach: Reach
     sites: dict[tuple[SiteKey, str], Site]
     until: float
+    pass_seconds: float = 0.0
+    """The longest time of a pass under the tracer so far; no further one is begun that would end
+    too late."""
     witnesses: dict[tuple[SiteKey, str], tuple[Try, Witness]] = field(default_factory=dict)
     """What was tried and what it gave, by operation and dtype."""
     ran_out: bool = False
@@ -98,8 +101,8 @@ class Search:
             self.drive(place)
 
     def is_late(self) -> bool:
-        """Whether the time is up."""
-        self.ran_out = self.ran_out or time.monotonic() > self.until
+        """Whether the time is up, or would be after one more pass."""
+        self.ran_out = self.ran_out or time.monotonic() + self.pass_seconds > self.until
         return self.ran_out
 
     def attempt(self, tried: Try, dtypes: Iterable[str] | None = None) -> dict[str, Finding]:
@@ -115,13 +118,15 @@ class Search:
                 self.keep(finding, dtype, tried)
         return found
 
-    @staticmethod
-    def traced(passes: Passes, tried: Try) -> Finding | None:
+    def traced(self, passes: Passes, tried: Try) -> Finding | None:
         """The finding of a try; None if the model refuses it under the tracer."""
+        start = time.monotonic()
         try:
             return passes.traced(tried.values, tried.inputs)
         except Exception:  # a user's model may fail in any way
             return None
+        finally:
+            self.pass_seconds = max(self.pass_seconds, time.monotonic() - start)
 
     def keep(self, finding: Finding, dtype: str, tried: Try) -> None:
         """Keeps the simplest witness of an operation in a dtype."""
