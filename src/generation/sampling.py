@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn. The fields are applied in reverse order, repetition_penalty first."""
+    """How a token is drawn: first repetition_penalty is applied, then temperature, top_k, top_p."""
 
     temperature: float
     """Divides the logits; 0: always the most likely token."""

@@ -13,7 +13,7 @@ class RMSNorm(nn.Module):
     """RMSNorm (Zhang & Sennrich, arXiv 1910.07467, eq. 4): `x / rms(x) * weight`, last axis.
 
     Always computed in float32, even under autocast, because a mean of squares is inaccurate in
-    bfloat16's eight bits. The result has the dtype of the input.
+    bfloat16, whose significand has eight bits. The result has the dtype of the input.
     """
 
     def __init__(self, dim: int, *, eps: float) -> None:

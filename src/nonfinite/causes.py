@@ -21,7 +21,7 @@ LOOKED_AT = ("train/loss", "val/loss", "grad/norm")
 """Logged metrics that the rules use."""
 
 EXPLODED = 1e3
-"""With a suitable learning rate, no weight grows beyond this value."""
+"""A weight above this value has exploded; healthy ones stay far below it (a rule of thumb)."""
 
 DIVERGED = 1e6
 """A logit, the loss of a token, or a gradient norm above this value means divergence."""
@@ -74,7 +74,7 @@ def _updated(cause: str, evidence: Evidence) -> bool:
 
 
 def _attention_overflow(evidence: Evidence) -> bool:
-    """An overflow in attention, of scores or of what is computed from them."""
+    """An overflow in a module whose path says that it is attention."""
     finding = evidence.finding
     overflows = _made_by(how.OVERFLOW)(evidence) and _in("forward")(evidence)
     return overflows and finding is not None and "attn" in _places(finding)
@@ -201,7 +201,7 @@ def explanation(evidence: Evidence, cause: str) -> str:
     if cause == WEIGHTS:
         return (
             f"{finding.operation} of {finding.module or 'the top-level module'} was not finite"
-            " before this step: it was damaged in an earlier one."
+            " before this step: an earlier step damaged it, or it was loaded like that."
         )
     if cause == BATCH:
         share = f"{finding.num_nonfinite} of {finding.num_elements}"

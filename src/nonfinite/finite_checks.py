@@ -36,7 +36,7 @@ def absmax(tensors: list[Tensor]) -> float:
 
 
 def is_mask(tensor: Tensor) -> bool:
-    """Whether a tensor is an additive mask: -inf in some places, and 0 in all others."""
+    """Whether a tensor is an additive mask: each entry is 0 or -inf, and at least one is 0."""
     if not tensor.is_floating_point():
         return False
     zero, hidden = tensor == 0, tensor == -torch.inf

@@ -228,8 +228,8 @@ def why_finite(calls: Sequence[ForwardCall]) -> str:
         )
     return (
         "The rerun gave the same outputs and finite gradients, so that the gradient was made"
-        " non-finite elsewhere: by clipping or what else changes it before the update, or by a term"
-        " of the loss that uses the weights directly."
+        " non-finite elsewhere: by clipping, by whatever else changes it before the update, or by a"
+        " term of the loss that uses the weights directly."
     )
 
 

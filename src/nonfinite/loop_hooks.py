@@ -37,7 +37,10 @@ def is_ddp_module(model: nn.Module) -> bool:
 
 
 def writes_here(has_finding: bool, *, is_ddp: bool) -> bool:
-    """Whether this process prints and saves: of several, the first that has a finding."""
+    """Whether this process prints and saves.
+
+    Under DDP that is the first process with a finding, otherwise the first process.
+    """
     is_there = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not is_there or torch.distributed.get_world_size() == 1:
         return True

@@ -1,4 +1,4 @@
-"""Checks between gradient and weights: the rate, the gradient that is applied, the result."""
+"""Checks of an optimizer update: learning rate, applied gradients, resulting weights."""
 
 import functools
 import math
@@ -67,7 +67,7 @@ class UpdateCheck:
         return None
 
     def remember_gradients(self) -> None:
-        """Keeps which gradients were measured, to notice later changes at no cost."""
+        """Records which gradients were measured, to notice a later change without reading them."""
         self._seen = {id(p): _version(p.grad) for p in self._parameters() if p.grad is not None}
 
     def gradients_changed(self) -> bool:
@@ -106,8 +106,9 @@ class UpdateCheck:
     def _is_at_risk(self, group: Mapping[str, Any], dtype: torch.dtype) -> bool:
         """Whether the update of weights of a dtype could divide by 0, and has to be looked at.
 
-        torch's optimizers give finite weights for a finite gradient and rate, unless their epsilon
-        is 0 in the dtype of the weights. Of others, nothing is known.
+        torch's optimizers divide by 0 only if their epsilon is 0 in the dtype of the weights. An
+        update that overflows is noticed in the next step, by its loss. Of other optimizers nothing
+        is known.
         """
         if not type(self.optimizer).__module__.startswith("torch.optim"):
             return True
@@ -118,10 +119,10 @@ class UpdateCheck:
         name = self.names.get(id(parameter), "a parameter")
         return UpdateFault(
             cause=CHANGED,
-            operation=f"gradient clipping, or what else changed the gradient of {name}",
+            operation=f"gradient clipping, or another change of the gradient of {name}",
             summary=f"the gradient of {name} was changed to a non-finite one before the update",
             explanation=f"The gradient of {name} was finite after the backward pass, and was not"
-            f" when {self.name} applied it: clipping, or what else changes gradients in between,"
+            f" when {self.name} applied it: clipping, or whatever else changes gradients in between,"
             " made it so.",
             parameter=name,
         )
@@ -177,7 +178,7 @@ def gradient_norm(optimizers: Sequence[torch.optim.Optimizer]) -> float:
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """torch.nn.utils.get_total_norm, bitwise, in less time for tensors of one device and dtype.
+    """As torch.nn.utils.get_total_norm, bit for bit; faster for tensors of one device and dtype.
 
     PyTorch's function groups them first, which takes as long as the norms of a small model.
     """

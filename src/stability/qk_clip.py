@@ -25,14 +25,14 @@ class QKClipConfig(RemedyConfig):
 
         S = max over rows and i >= j of q_i . k_j / sqrt(head_dim),   f = min(1, threshold / S):
 
-        W_q <- sqrt(f) W_q,  W_k <- sqrt(f) W_k                      for a head of its own
+        W_q <- sqrt(f) W_q,  W_k <- sqrt(f) W_k                      for heads with their own keys
         W_qc <- sqrt(f) W_qc,  W_kc <- sqrt(f) W_kc,  W_qr <- f W_qr  for latent attention
 
     c are content dimensions and r rotated ones; the rope key, which heads share, stays.
 
     Grouped-query attention is not in the paper. Query heads that share a key head are scaled
     together, by the factor of the largest of their scores, as in Megatron-LM. Other departures: the
-    paper uses Muon, here the optimizer is the recipe's; its moments are not scaled, in neither. A
+    paper uses Muon, here the optimizer is the recipe's. Neither rescales its moments. A
     step that the guard skipped scales nothing, and a non-finite S never does. With accumulation or
     several devices, S is that of all their rows.
 
@@ -47,6 +47,7 @@ class QKClipConfig(RemedyConfig):
         check_positive("threshold", self.threshold)
 
     def needs(self) -> tuple[str, ...]:
+        # A field that every built-in attention has, and a foreign model has not.
         return ("attention.rope_dim",)
 
     def check(self, parts: Mapping[str, Any]) -> None:
@@ -61,7 +62,7 @@ class QKClipConfig(RemedyConfig):
 
 
 class QKClip(RemedyCallback):
-    """Scales the weights of every module that has `watch_scores` and `scale_scores`."""
+    """Scales the weights of every module that has `watch_scores`, and with it `scale_scores`."""
 
     def __init__(self, config: QKClipConfig, run: RunFacts) -> None:
         self.threshold, self.run = config.threshold, run
@@ -84,7 +85,8 @@ class QKClip(RemedyCallback):
         is_above_LH = peaks_LH.isfinite() & (peaks_LH > self.threshold)
         if guard is not None and not (guard.applied and guard.finite):
             is_above_LH = torch.zeros_like(is_above_LH)
-        # All heads are multiplied, most by exactly 1: to ask which would wait for the device.
+        # All heads are multiplied, most by exactly 1: to ask which are above would wait for the
+        # device.
         factors_LH = torch.where(is_above_LH, self.threshold / peaks_LH, 1.0)
         for layer, factors_H in zip(self._layers, factors_LH, strict=True):
             layer.scale_scores(factors_H)

@@ -15,7 +15,7 @@ from src.sweep.plan import Cell, Plan, arms_by_baseline, is_aa_control
 def check_looks(plan: Plan) -> None:
     """Raises InputError if the study's runs were planned with other looks.
 
-    Looking at other seeds than planned, after having seen results, would find too much.
+    Looking at other seeds than planned, after having seen results, would find too many effects.
     """
     known = recorded_looks(plan.folder)
     for cell in plan.cells if plan.looks else ():
@@ -24,7 +24,7 @@ def check_looks(plan: Plan) -> None:
             sizes = ", ".join(str(len(look)) for look in others)
             raise InputError(
                 f"sequential=true: {plan.study} was planned with looks after {sizes} seeds, and"
-                " other looks would count its results twice; type study=<new name>"
+                " looks that are chosen afterwards find too many effects; type study=<new name>"
             )
 
 
@@ -68,13 +68,14 @@ def _is_needed(cell: Cell, undecided: Mapping[str, Sequence[str]]) -> bool:
     if cell.baseline is None:
         return bool(undecided.get(name))
     arms = undecided.get(cell.baseline, ())
+    # Fewer arms need fewer A/A runs; those that were typed are run all the same.
     if not is_aa_control(cell.config):
         return name in arms
     return bool(arms) and (not cell.added or cell.config.repeat < num_untreated(len(arms)) - 1)
 
 
 def _decide(plan: Plan, decided: set[str], number: int) -> None:
-    """Looks at the results so far, and prints which arms are decided."""
+    """Looks at the results so far, prints them, and adds the arms that are decided to `decided`."""
     arms = {
         arm.variant: arm
         for arm in arm_results(collect(plan.folder.parent, plan.study))

@@ -36,7 +36,7 @@ KEY = "mirror_key"
 RESULT = "result"
 """Group of the metrics that summarise a run."""
 SUMMARY = "summary.md"
-"""The file among them that becomes the description of the sweep's run."""
+"""The file of a report that becomes the description of the sweep's run."""
 NOTE = "mlflow.note.content"
 """The tag of a description, which MLflow's pages show as Markdown."""
 

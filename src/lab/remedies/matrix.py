@@ -18,13 +18,16 @@ from src.study.analysis.results import ArmResult, Comparison
 MARGIN = 0.1
 """Nats above the mean of the healthy runs from which a run counts as failing."""
 
-LEAST_FAILING, MOST_HEALTHY = 0.6, 0.05
-"""Admission: the least share of untreated runs that fail, and the greatest of healthy runs."""
+MIN_FAILING, MAX_HEALTHY_FAILING = 0.6, 0.05
+"""Admission: at least this share of the untreated runs fails, and at most that of healthy runs."""
 
-SMALL = 0.25
-"""A remedy of which the data show that it undoes less than this share does not help."""
+MIN_HELP = 0.25
+"""A remedy does not help if the data show that it undoes less than this share of the damage."""
 
-HELPS, HARMS, NOT, UNKNOWN = "helps", "harms", "does not help", "unknown"
+MAX_FREE = 0.05
+"""Nats; a remedy is free if the data show that it costs less than this where nothing is wrong."""
+
+HELPS, HARMS, NO_HELP, FREE, UNKNOWN = "helps", "harms", "does not help", "costs little", "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,27 +36,40 @@ class Effect:
 
     remedy: str
     undone: float
-    """The share of the damage that it undoes: 1 as healthy, 0 as untreated, below 0 worse. Where
-    nothing is wrong: the loss minus that of untreated runs, in nats."""
+    """The share of the damage that it undoes: 1 as healthy, 0 as untreated, below 0 worse. If
+    `is_cost`: the loss minus that of untreated runs, in nats."""
     low: float
     high: float
     """The 95 % interval of `undone`."""
     p_value: float | None
     """Adjusted over the remedies tried on the failure."""
     is_significant: bool
+    is_cost: bool
+    """Whether nothing is wrong, so that a remedy can only cost something."""
     num_failing: int
     num_runs: int
 
     @property
+    def benefit(self) -> float:
+        """The effect with the sign that makes more of it better."""
+        return -self.undone if self.is_cost else self.undone
+
+    @property
     def verdict(self) -> str:
-        """helps, harms, does not help (the interval ends below a quarter), or unknown."""
+        """One of the words above, as far as the data say.
+
+        helps or harms: the effect is significant. does not help, or costs little: the interval
+        rules out more than that.
+        """
         if self.is_significant:
-            return HELPS if self.undone > 0 else HARMS
-        return NOT if self.high < SMALL else UNKNOWN
+            return HELPS if self.benefit > 0 else HARMS
+        if self.is_cost:
+            return FREE if self.high < MAX_FREE else UNKNOWN
+        return NO_HELP if self.high < MIN_HELP else UNKNOWN
 
 
 class RemedyMatrix(StudyArms):
-    """Words of pages and predictions about a study of failures."""
+    """What page templates and predictions.yaml may ask about a study of failures."""
 
     def failure(self, name: str) -> Failure:
         """One failure by its name.
@@ -67,10 +83,10 @@ class RemedyMatrix(StudyArms):
         raise UndecidedError(f"{self.folder.name} has no failure {name}")
 
     def failures(self, shows_as: str | None = None) -> list[str]:
-        """The names of the failures that have been run; without `nothing` unless asked.
+        """The names of the failures that have been run.
 
         Args:
-            shows_as: nonfinite, loss or nothing: only these; None: all but `nothing`.
+            shows_as: only those that show as nonfinite, loss or nothing; None: nonfinite and loss.
         """
         return [
             failure.name
@@ -144,8 +160,8 @@ class RemedyMatrix(StudyArms):
     def is_admitted(self, failure: str) -> bool:
         """Whether enough untreated runs fail, and hardly any without the cause."""
         return (
-            self.failing_share(failure) >= LEAST_FAILING
-            and self.healthy_failing_share(failure) <= MOST_HEALTHY
+            self.failing_share(failure) >= MIN_FAILING
+            and self.healthy_failing_share(failure) <= MAX_HEALTHY_FAILING
         )
 
     def admitted(self) -> list[str]:
@@ -159,7 +175,7 @@ class RemedyMatrix(StudyArms):
         return float(bad.mean() - good.mean())
 
     def _badness(self, failure: str, rows: pd.DataFrame) -> pd.Series:
-        """Of each run, 1 if it fails, or its loss; one that ends without a loss has guessed."""
+        """Of each run, 1 if it fails, or its loss; if it has none, that of a uniform guess."""
         if self.failure(failure).shows_as == NONFINITE:
             return self._fails(failure, rows).astype(float)
         return rows["loss"].fillna(np.log(rows["vocab_size"].astype(float)))
@@ -192,6 +208,7 @@ class RemedyMatrix(StudyArms):
             high=ends[1],
             p_value=found.p_value,
             is_significant=found.detected,
+            is_cost=is_nothing,
             num_failing=0 if is_nothing else int(self._fails(failure, rows).sum()),
             num_runs=len(rows),
         )
@@ -221,7 +238,8 @@ class RemedyMatrix(StudyArms):
     def effects(self, failure: str, verdict: str | None = None) -> list[Effect]:
         """The effects of all remedies that could be compared, the most helpful first.
 
-        An average of weights, for example, changes no step: its failures are the baseline's.
+        Others are left out: averaged weights, for example, change no step, so that their failures
+        are the baseline's.
 
         Args:
             failure: its name.
@@ -234,7 +252,7 @@ class RemedyMatrix(StudyArms):
                     found.append(self.effect(failure, name))
         if verdict is not None:
             found = [effect for effect in found if effect.verdict == verdict]
-        return sorted(found, key=lambda effect: -effect.undone)
+        return sorted(found, key=lambda effect: -effect.benefit)
 
     def cell(self, failure: str, remedy: str) -> str:
         """The effect as text in a table: per cent of the damage undone, bold if significant."""
@@ -264,7 +282,7 @@ class RemedyMatrix(StudyArms):
         return tau
 
     def least_agreement(self) -> float:
-        """The smallest of these over the failures that show in the loss."""
+        """The smallest `rank_agreement` of the failures that show in the loss."""
         return min(self.rank_agreement(name) for name in self.failures(LOSS))
 
     def num_verdicts(self, failure: str, verdict: str) -> int:

@@ -20,8 +20,8 @@ ROW, COLUMN = 20, 92
 def matrix_chart(measures: Measures) -> str:
     """The share of each failure's damage that each remedy undoes, as an SVG file.
 
-    A coloured cell is a significant effect: blue undoes damage, red adds some. Colours end at all
-    of the damage undone, or once more added.
+    A coloured cell is a significant effect: blue undoes damage, red adds some. The colour scale is
+    clipped at 100 % either way.
     """
     failures = measures.failures()
     rows = []

@@ -190,7 +190,7 @@ def _show_row(new: Measures, known: Measures, remedy: str) -> None:
         effect = new.effect(name, remedy)
         others = known.effects(name)
         is_share = new.failure(name).shows_as != NOTHING
-        better = sum(other.undone > effect.undone for other in others)
+        better = sum(other.benefit > effect.benefit for other in others)
         best = f"{others[0].remedy} {known.cell(name, others[0].remedy)}".replace("**", "")
         place = f"{better + 1} of {len(others) + 1}" if is_share else ""
         rows.append([name, *_row(effect, is_share=is_share)[1:], place, best if is_share else ""])

@@ -25,7 +25,8 @@ class Reach:
     weights: float = 8.0
     """Absolute value that an entry of a weight or saved buffer may take, if it has none above."""
     inputs: float = 8.0
-    """Factor by which floating-point inputs may exceed their largest absolute value."""
+    """Factor by which floating-point inputs may exceed their largest absolute value, or 1 if that
+    is larger."""
     overflow_doublings: float = 3.0
     """Doublings that the largest entry of a weight may grow for an overflow of a sum or product: in
     float16, any of these overflows with weights large enough."""
@@ -38,7 +39,7 @@ class Reach:
     def __str__(self) -> str:
         return (
             f"weights up to {self.weights:g} (for overflows {2**self.overflow_doublings:g} times as"
-            f" large as now), inputs up to {self.inputs:g} times"
+            f" large as now), inputs up to {self.inputs:g} times as large"
         )
 
     def of_input(self, tensor: Tensor) -> Known:
@@ -63,7 +64,7 @@ def weight_ranges(model: nn.Module, reach: Reach) -> dict[int, Known]:
     """Bounds of all weights and buffers, by the memory that holds them.
 
     Buffers that are saved with the weights may change in training, others are tables. A variance
-    stays positive.
+    does not become negative.
     """
     ranges = {}
     for _, parameter in model.named_parameters():

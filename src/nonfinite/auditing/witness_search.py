@@ -77,8 +77,8 @@ class Search:
     sites: dict[tuple[SiteKey, str], Site]
     until: float
     pass_seconds: float = 0.0
-    """The longest time of a pass under the tracer so far; no further one is begun that would end
-    too late."""
+    """The longest time of a pass under the tracer so far; no pass is begun that would overrun
+    `until`."""
     witnesses: dict[tuple[SiteKey, str], tuple[Try, Witness]] = field(default_factory=dict)
     """What was tried and what it gave, by operation and dtype."""
     ran_out: bool = False
@@ -152,7 +152,11 @@ class Search:
         return any(key[1:4] == place and d == dtype for key, d in self.witnesses)
 
     def places(self) -> list[Place]:
-        """The lines to drive, most urgent first: those not proved safe in every dtype."""
+        """The lines to drive, most urgent first.
+
+        Left out are lines that are proved safe, or have a witness, in every dtype, and overflows
+        that are far away or not among the nearest.
+        """
         ranked: dict[Place, tuple[float, ...]] = {}
         for (key, _), site in self.sites.items():
             open_in = [d for d in self.passes if site.reasons.get(d) is None]
@@ -211,7 +215,7 @@ class Search:
         place: Place,
         use: Callable[[Tensor], dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """What `use` makes of the value that a line aims at, with these weights.
+        """Runs the model with `values`, and calls `use` on the value that is driven at a line.
 
         Empty if there is no such value or no gradient. `use` runs before the weights are put back,
         because their gradients need them.
@@ -228,7 +232,7 @@ class Search:
             guide.reset()
 
     def _zero(self, names: set[str], guide: Passes) -> None:
-        """Tries the nearest weights at 0."""
+        """Tries these weights at 0 together, unless they are many."""
         if len(names) > MANY:
             return
         values = {n: torch.zeros_like(guide.tensors[n]) for n in names}
@@ -374,7 +378,7 @@ UNEXPLAINED = "unknown"
 """The limit of an operation whose operands do not say why it failed."""
 
 EDGES = (how.ZERO, how.EDGE, how.LOG, how.DOMAIN, how.MASKED, how.ONE, how.EMPTY, how.EXP)
-"""Limits that an operation has one of, though a trace may name it by another of these words."""
+"""An operation has one of these limits, but a trace may name it by another of them."""
 
 
 def _site_of(limit: str, mine: Mapping[str, Site]) -> Site | None:

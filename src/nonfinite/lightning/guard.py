@@ -38,8 +38,8 @@ class StepGuard(StepCallback):
         grad_norm: norm of the accumulated gradient of the loss.
         current_norm: equal to grad_norm, or None once a remedy has changed the gradient.
         applied: whether the last step changed the weights.
-        finite: whether loss and gradient of the last step were finite, even if `check` leaves
-            them out.
+        finite: whether loss, gradient, learning rate and update of the last step were finite, even
+            if `check` leaves some of them out.
         fault: what went wrong in the last step's update, if its gradient was finite.
         buffers_before: copies of the module's buffers from before each micro-batch of the step.
         stopped: whether the guard ended the run.
@@ -103,7 +103,7 @@ class StepGuard(StepCallback):
                 parameter.grad = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops a resumed run again if the guard had ended it.
+        """Prepares the checks, and stops a resumed run again if the guard had ended it.
 
         Raises:
             ValueError: the trainer does not have one optimizer under automatic optimization.

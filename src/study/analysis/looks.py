@@ -29,8 +29,8 @@ ERROR = (0.1, 0.2, 0.7)
 LEAST_SEEDS = 12
 """With fewer, the first look would see fewer than 3 seeds, which decide nothing."""
 
-HALF = 0.1
-"""An arm is given up if so many failures were no more likely than this for one that halves them."""
+FUTILE = 0.1
+"""An arm is given up if, had it halved the failures, so many would have had at most this chance."""
 
 Looks = Sequence[Sequence[int]]
 """The seeds of each look; each look has those of the one before, and more."""
@@ -86,8 +86,7 @@ def chance_if_halved(
     """The probability that so many of an arm's runs fail if it prevents half of the failures.
 
     The untreated share is uncertain as well; the probability is its mean over Jeffreys' posterior.
-    A small one rules out a halving. It is 1 if no untreated run fails: then there is nothing to
-    halve.
+    A small one rules out a halving. It is 1 if none of the arm's runs fails, or no untreated one.
 
     Args:
         arm: runs of the arm that failed.
@@ -127,6 +126,6 @@ def decision(arm: ArmResult) -> str | None:
         return "it trains as its baseline does" if arm.trains_alike else None
     if untreated is not None and untreated.total and not untreated.events:
         return f"none of {untreated.total} untreated runs fails, so nothing can be prevented"
-    if primary.chance_if_halved is not None and primary.chance_if_halved <= HALF:
+    if primary.chance_if_halved is not None and primary.chance_if_halved <= FUTILE:
         return f"{own}, too many for a remedy that prevents half"
     return None

@@ -10,7 +10,7 @@ from src.common.number_format import MINUS, NONE
 from src.lab.book.files import StudyFolder
 from src.lab.book.page_words import Measures
 from src.lab.book.select_arms import UndecidedError
-from src.lab.remedies.matrix import HARMS, HELPS, NOT, UNKNOWN
+from src.lab.remedies.matrix import FREE, HARMS, HELPS, NO_HELP, UNKNOWN
 from src.lab.remedies.matrix_chart import matrix_chart
 from src.study.read.from_csv import write_frame
 from tests.lab.book.folders import results_of
@@ -85,7 +85,7 @@ def test_the_share_undone_is_one_where_the_run_is_as_good_as_healthy(of_attentio
 
 def test_a_verdict_needs_significance_or_an_interval_that_rules_help_out(of_attention):
     verdicts = {e.remedy: e.verdict for e in of_attention.effects("attention_logits")}
-    assert verdicts == {"qk_norm": HELPS, "lower_lr": UNKNOWN, "clip03": NOT, "noise": HARMS}
+    assert verdicts == {"qk_norm": HELPS, "lower_lr": UNKNOWN, "clip03": NO_HELP, "noise": HARMS}
 
 
 def test_the_interval_lies_around_the_share_in_its_order(of_attention):
@@ -157,12 +157,18 @@ def test_where_nothing_is_wrong_the_change_in_loss_is_the_cost(tmp_path):
         "none": Arm(**CALM, loss=losses(2.3)),
         "shaken_full": Arm(**CALM, loss=losses(2.3, sway=-0.01)),
         "lower_lr": Arm(**CALM, loss=losses(2.4)),
+        "muon": Arm(**CALM, loss=losses(2.2)),
+        "clip03": Arm(**CALM, loss=losses(2.301, sway=0.012)),
     }
     failures = {"calm": {"shows_as": "nothing", "arguments": ["preset=calm"], "healthy": []}}
     found = measures(tmp_path, arms, failures)
     assert found.failures() == []
     assert found.greatest_cost() == pytest.approx(0.1)
     assert found.cell("calm", "lower_lr") == "**+0.100**"
+    # A lower loss is the better one here, unlike a share that is undone.
+    verdicts = {effect.remedy: effect.verdict for effect in found.effects("calm")}
+    assert verdicts == {"muon": HELPS, "clip03": FREE, "lower_lr": HARMS}
+    assert list(verdicts) == ["muon", "clip03", "lower_lr"]
 
 
 def test_an_unknown_failure_or_remedy_is_undecided(of_attention):
