@@ -122,8 +122,7 @@ class UpdateCheck:
             operation=f"gradient clipping, or another change of the gradient of {name}",
             summary=f"the gradient of {name} was changed to a non-finite one before the update",
             explanation=f"The gradient of {name} was finite after the backward pass, and was not"
-            f" when {self.name} applied it: clipping, or whatever else changes gradients in between,"
-            " made it so.",
+            f" when {self.name} applied it: clipping, or another change in between, made it so.",
             parameter=name,
         )
 
@@ -177,7 +176,7 @@ def gradient_norm(optimizers: Sequence[torch.optim.Optimizer]) -> float:
     return float(total_norm(gradients))
 
 
-def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+def total_norm(tensors: list[Tensor]) -> Tensor:
     """As torch.nn.utils.get_total_norm, bit for bit; faster for tensors of one device and dtype.
 
     PyTorch's function groups them first, which takes as long as the norms of a small model.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nonfinite import mechanisms as how
+from nonfinite import mechanisms
 from nonfinite.auditing.audit_collector import SiteKey, key_of_finding
 from nonfinite.auditing.audit_report import AS_IS, INPUT, WEIGHTS, Site, Witness
 from nonfinite.auditing.audited_passes import Passes, Values
@@ -46,6 +46,13 @@ OVERFLOW_DOUBLINGS = 14
 
 MAX_OVERFLOWS = 4
 """The nearest overflows alone are driven: in float16 almost every product can overflow."""
+
+
+ALL_NEAR = 1000
+"""Nodes of the graph within which all weights of a model are."""
+
+MAX_ZEROED = 12
+"""More weights than this are not set to 0 together."""
 
 
 @dataclass(kw_only=True)
@@ -132,7 +139,7 @@ class Search:
         """Keeps the simplest witness of an operation in a dtype."""
         key = key_of_finding(finding)
         is_far = tried.changes == WEIGHTS and tried.doublings > self.reach.overflow_doublings
-        if is_far and finding.mechanism in (how.HALF, how.OVERFLOW):
+        if is_far and finding.mechanism in (mechanisms.HALF, mechanisms.OVERFLOW):
             # With weights large enough every product overflows in float16.
             return
         known = self.witnesses.get((key, dtype))
@@ -174,7 +181,7 @@ class Search:
     def drive(self, place: Place) -> None:
         """Moves the weights, then the inputs, on which an operation depends, along gradients."""
         guide = next(iter(self.passes.values()))
-        for near in (NEAR, EVERY):
+        for near in (NEAR, ALL_NEAR):
             find = partial(nearest_leaves, named=self._movable(guide), near=near)
             names = set(self._at_aim(guide, {}, self.inputs, place, find))
             if not names:
@@ -233,7 +240,7 @@ class Search:
 
     def _zero(self, names: set[str], guide: Passes) -> None:
         """Tries these weights at 0 together, unless they are many."""
-        if len(names) > MANY:
+        if len(names) > MAX_ZEROED:
             return
         values = {n: torch.zeros_like(guide.tensors[n]) for n in names}
         self.attempt(
@@ -330,13 +337,6 @@ class Search:
             self.attempt(Try(changes=INPUT, how=how, inputs=tried))
 
 
-EVERY = 1000
-"""All weights are at most so many nodes away."""
-
-MANY = 12
-"""More weights than this are not set to 0 together."""
-
-
 def _listed(names: Iterable[str]) -> str:
     known = list(names)
     more = f" and {len(known) - 2} more" if len(known) > 2 else ""
@@ -377,7 +377,16 @@ def with_witnesses(
 UNEXPLAINED = "unknown"
 """The limit of an operation whose operands do not say why it failed."""
 
-EDGES = (how.ZERO, how.EDGE, how.LOG, how.DOMAIN, how.MASKED, how.ONE, how.EMPTY, how.EXP)
+EDGES = (
+    mechanisms.ZERO,
+    mechanisms.EDGE,
+    mechanisms.LOG,
+    mechanisms.DOMAIN,
+    mechanisms.MASKED,
+    mechanisms.ONE,
+    mechanisms.EMPTY,
+    mechanisms.EXP,
+)
 """An operation has one of these limits, but a trace may name it by another of them."""
 
 
@@ -387,5 +396,9 @@ def _site_of(limit: str, mine: Mapping[str, Site]) -> Site | None:
         return mine[limit]
     if limit in (*EDGES, UNEXPLAINED):
         return next((site for name, site in mine.items() if name in EDGES), None)
-    overflows = (how.HALF, how.OVERFLOW) if limit in (how.TINY, how.HALF, how.OVERFLOW) else ()
+    overflows = (
+        (mechanisms.HALF, mechanisms.OVERFLOW)
+        if limit in (mechanisms.TINY, mechanisms.HALF, mechanisms.OVERFLOW)
+        else ()
+    )
     return next((site for name, site in mine.items() if name in overflows), None)
