@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from src.common import number_format
+from src.common.override_grammar import parse_all
 from src.config.compose import compose
 from src.lab.book.select_arms import StudyArms, UndecidedError, statistic
 from src.lab.remedies.failure_files import CONTROL, LOSS, NONFINITE, NOTHING, Failure
@@ -102,6 +103,16 @@ class RemedyMatrix(StudyArms):
             failure.name
             for failure in self.folder.failures
             if self._variants[failure.name, False] not in known
+        ]
+
+    def seeds_to_come(self) -> list[str]:
+        """The names of the failures that have been run with fewer seeds than planned."""
+        (seeds,) = parse_all([f"seed={self.folder.plan['of_failures']['seeds']}"])
+        planned = set(map(int, seeds.sweep_string_iterator()))
+        return [
+            name
+            for name in [*self.failures(), *self.failures(NOTHING)]
+            if planned - set(self.untreated(name)["seed"])
         ]
 
     def remedies(self) -> list[str]:

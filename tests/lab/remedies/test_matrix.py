@@ -100,6 +100,13 @@ def test_cells_are_per_cent_and_bold_where_they_are_significant(of_attention):
     assert of_attention.cell("attention_logits", "router_eps") == NONE
 
 
+def test_failures_with_fewer_seeds_than_planned_are_named(of_attention, monkeypatch):
+    assert of_attention.seeds_to_come() == []
+    plan = {**of_attention.folder.plan["of_failures"], "seeds": "range(7)"}
+    monkeypatch.setitem(of_attention.folder.plan, "of_failures", plan)
+    assert of_attention.seeds_to_come() == ["attention_logits"]
+
+
 def test_ranks_are_compared_between_the_first_and_the_last_seeds(of_attention):
     # lower_lr is better than clip03 in three of six seeds, and in their mean in both halves.
     assert of_attention.rank_agreement("attention_logits") == pytest.approx(1)
