@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,13 @@ from torch import nn
 from nonfinite.builders import BuilderError, check_form, find, missing_arguments
 from nonfinite.muting import muted
 from nonfinite.snapshot import host_states, set_host_states
+from nonfinite.source_lines import short_path
 from src.common import terminal
 from src.common.errors import InputError
 from src.common.random_streams import seed_global
+
+NOT_USERS = ("<", sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
+"""Beginnings of files that are not a user's: Python's, installed packages, and this project's."""
 
 
 @contextlib.contextmanager
@@ -41,7 +46,19 @@ def running(what: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    told = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    place = _users_line(error)
+    return told if place is None else f"{told} ({place})"
+
+
+def _users_line(error: BaseException) -> str | None:
+    """The innermost line of an error's traceback that is in a user's file, such as model.py:12."""
+    found = None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not file.startswith(NOT_USERS):
+            found = f"{short_path(file)}:{number}"
+    return found
 
 
 def load_callable(target: str, *, field: str) -> Callable[..., Any]:

@@ -43,10 +43,10 @@ class Source:
     """The text of the statement, without the indentation of its first line."""
 
     def __str__(self) -> str:
-        return f"{_short(self.file)}:{self.line}: {' '.join(self.code.split())}"
+        return f"{short_path(self.file)}:{self.line}: {' '.join(self.code.split())}"
 
 
-def _short(file: str) -> str:
+def short_path(file: str) -> str:
     """A path relative to the working folder if it is below it, else the last two parts."""
     relative = os.path.relpath(file) if os.path.isabs(file) else file
     return os.sep.join(file.split(os.sep)[-2:]) if relative.startswith(os.pardir) else relative

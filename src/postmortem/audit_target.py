@@ -1,6 +1,8 @@
 """Audits the model that a target builds or a checkpoint holds, or runs a saved witness again."""
 
+import contextlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from nonfinite.finding import as_recorded
 from src.cli.field_checks import given_path
 from src.common import terminal
 from src.common.errors import InputError
+from src.common.random_streams import seed_global, stream_seed
 from src.external.load_target import call, running
 from src.postmortem.entries import content_of, entries_for
 from src.postmortem.given import typed_dtypes
@@ -84,11 +87,11 @@ def _show(found: Audit, given: Mapping[str, Any]) -> None:
         print(json.dumps(found.as_dict()))
         return
     terminal.say(str(found))
-    saved = [w.file for site in found.found for w in site.witnesses.values()]
-    if saved:
+    first = found.places[0][0].best.file if found.found else None
+    if first is not None:
         fields = ("target", "checkpoint", "batch")
         typed = " ".join(f"{name}={given[name]}" for name in fields if given[name] is not None)
-        again = f"python -m src.audit {typed} witness={saved[0]}"
+        again = f"python -m src.audit {typed} witness={first}"
         terminal.say(f"\nrun the first witness again: {again}")
 
 
@@ -97,19 +100,35 @@ def _run_again(model: nn.Module, given: Mapping[str, Any]) -> int:
     file = given_path(given, "witness")
     try:
         saved = read_witness(file)
-        with running(_whose(given)):
-            finding, is_same = run_witness(model, saved)
     except ValueError as error:
         raise InputError(f"witness={error}") from error
+    try:
+        # What the user's model prints must not mix with the answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            again = run_witness(model, saved)
+    except ValueError as error:
+        raise InputError(
+            f"witness={file}: {error}; type target=, checkpoint= and batch= as for the audit"
+        ) from error
+    if again.other_weights and again.finding is None:
+        name = again.other_weights[0]
+        more = f" and {len(again.other_weights) - 1} more" if len(again.other_weights) > 1 else ""
+        raise InputError(
+            f"witness={file}: {_whose(given)} has other weights than the audited model ({name}"
+            f"{more}), so that finite values say nothing; call torch.manual_seed in the function"
+            " that builds it, or type checkpoint=FILE"
+        )
     if given["format"] == "json":
-        recorded = None if finding is None else as_recorded(finding)
-        print(json.dumps({"finite": finding is None, "same": is_same, "finding": recorded}))
-    elif finding is None:
+        recorded = None if again.finding is None else as_recorded(again.finding)
+        shown = {"finite": again.finding is None, "same": again.is_same, "finding": recorded}
+        print(json.dumps(shown))
+    elif again.finding is None:
         terminal.say(f"all values are finite ({saved['dtype']}): the witness fails no longer")
     else:
-        terminal.say(f"{saved['how']} ({saved['dtype']}):\n{finding}")
+        terminal.say(f"{saved['how']} ({saved['dtype']}):\n{again.finding}")
+        is_same = again.is_same
         terminal.say("the operation of the witness" if is_same else "another operation than before")
-    return 0 if finding is None else 1
+    return 0 if again.finding is None else 1
 
 
 def _model_and_inputs(given: Mapping[str, Any]) -> tuple[nn.Module, Any]:
@@ -123,6 +142,8 @@ def _model_and_inputs(given: Mapping[str, Any]) -> tuple[nn.Module, Any]:
         if batch is None and not (state.is_run or state.is_incident):
             return _called(state.task.train(), None)
         return StepModule(state.task), (entries_for(state, batch)[0]["batch"],)
+    # A witness holds the weights that it changes; the others must be drawn again as they were.
+    seed_global(stream_seed(0, "audit"))
     model = call(str(target), kwargs or {}, field="target", vocab_size=None, max_seq_len=None)
     return _called(model.train(), batch)
 

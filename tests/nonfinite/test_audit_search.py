@@ -1,6 +1,7 @@
 """What an audit's search reaches, how it says so, and that a witness is one."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -231,11 +232,77 @@ def test_no_pass_is_begun_that_would_end_after_the_time(monkeypatch):
 def test_a_witness_is_saved_and_fails_again(tmp_path):
     found = nonfinite.audit(Router(), X, folder=tmp_path)
     file = found.found[0].witnesses["float32"].file
-    finding, is_same = run_witness(Router(), read_witness(file))
-    assert finding.mechanism == "division by zero"
-    assert is_same
-    finding, is_same = run_witness(Router(eps=1e-20), read_witness(file))
-    assert (finding, is_same) == (None, False)
+    again = run_witness(Router(), read_witness(file))
+    assert again.finding.mechanism == "division by zero"
+    assert again.is_same
+    again = run_witness(Router(eps=1e-20), read_witness(file))
+    assert (again.finding, again.is_same, again.other_weights) == (None, False, [])
+
+
+class TwoLayers(Router):
+    """A witness changes the gate, and leaves the layer after it alone."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.last = nn.Linear(2, 2, bias=False)
+        nn.init.normal_(self.last.weight, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, x):
+        return self.last(super().forward(x))
+
+
+def test_weights_that_a_witness_leaves_alone_are_known_again(tmp_path):
+    found = nonfinite.audit(TwoLayers(), X, folder=tmp_path, dtypes=[torch.float32])
+    files = [w.file for site in found.found for w in site.witnesses.values()]
+    saved = [read_witness(file) for file in files]
+    of_gate = next(each for each in saved if set(each["weights"]) == {"gate.weight"})
+    again = run_witness(TwoLayers(), of_gate)
+    assert again.is_same
+    assert again.other_weights == []
+    assert run_witness(TwoLayers(seed=1), of_gate).other_weights == ["last.weight"]
+
+
+def test_a_model_that_fails_as_it_is_is_said_to():
+    class Broken(Router):
+        def forward(self, x):
+            return (super().forward(x) - 2).sqrt()
+
+    found = audited(Broken())
+    assert found.fails_as_given
+    assert "fails as it is" in str(found)
+    assert not audited(Router()).fails_as_given
+
+
+def test_the_counts_of_the_first_screen_add_up():
+    found = audited(Router())
+    (line,) = [line for line in str(found).splitlines() if line.startswith("reached: ")]
+    reached, safe, unknown = (
+        int(part.split()[0]) for part in re.findall(r": (\d+.*?)(?:;|$)", line)
+    )
+    assert reached + safe + unknown == len(found.sites)
+
+
+def test_a_single_weight_of_zeros_is_told_alone():
+    class Norms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(8, 32)
+            self.a, self.b = nn.Linear(32, 8, bias=False), nn.Linear(32, 8, bias=False)
+
+        def forward(self, ids):
+            x = self.table(ids)
+            b = self.b(x)
+            return self.a(x) / self.a(x).norm(dim=-1, keepdim=True) + b / (1 + b.norm())
+
+    found = nonfinite.audit(Norms(), torch.tensor([1, 2]), folder=None)
+    hows = [w.how for site in found.found for w in site.witnesses.values()]
+    assert any(how in ("table.weight of zeros", "a.weight of zeros") for how in hows)
+
+
+@pytest.mark.parametrize("dtype", ["float32", torch.int64])
+def test_a_dtype_that_is_none_is_told(dtype):
+    with pytest.raises(ValueError, match="must be a floating-point dtype, such as"):
+        audited(Router(), dtypes=[dtype])
 
 
 def test_a_file_that_is_no_witness_is_refused(tmp_path):
@@ -252,7 +319,7 @@ def test_the_table_fits_a_screen_and_begins_with_the_line():
     lines = str(audited(Router())).splitlines()
     assert len(lines) < 24
     assert max(map(len, lines)) < 120
-    assert "NaN or Inf reached at 1 of" in lines[0]
+    assert "NaN or Inf reached at 1 place" in lines[0]
     assert "picked / total" in lines[3]
     assert "usual mend: add an epsilon" in "\n".join(lines)
 

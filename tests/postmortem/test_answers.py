@@ -107,7 +107,10 @@ def test_a_mistyped_target_is_answered_with_what_to_type(target, mine, capsys):
 def test_a_module_that_a_target_needs_itself_is_not_taken_for_the_target(mine, capsys):
     Path("lacks.py").write_text("import not_there\n")
     line = refused(capsys, "checkpoint=w.pt", "target=lacks:Net", "batch=ids.npy")
-    assert line == "error: target=lacks:Net: ModuleNotFoundError: No module named 'not_there'\n"
+    told = (
+        "error: target=lacks:Net: ModuleNotFoundError: No module named 'not_there' (lacks.py:1)\n"
+    )
+    assert line == told
 
 
 def test_a_folder_is_answered_with_the_weights_in_it(mine, capsys):

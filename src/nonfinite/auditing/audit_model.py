@@ -41,7 +41,7 @@ def audit(
         inputs: what it is called with: a mapping (keyword arguments), a tuple or list (arguments),
             or one argument. If its output is a scalar, or has a field `loss`, that is
             differentiated, else all of its outputs.
-        dtypes: precisions; weights and floating-point inputs are converted.
+        dtypes: precisions, such as torch.float16; weights and floating-point inputs are converted.
         mixed: whether they stay in float32 instead, and operations run under autocast.
         reach: the range of weights and inputs; None: that of `Reach`.
         seconds: the search ends within this time; the first pass in each dtype is always made.
@@ -52,8 +52,13 @@ def audit(
         The answer, which prints as a table.
 
     Raises:
-        ValueError: the model cannot be copied, or cannot be run on the inputs.
+        ValueError: a dtype is none, or the model cannot be copied, or be run on the inputs.
     """
+    for dtype in dtypes:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(
+                f"dtypes: {dtype!r} must be a floating-point dtype, such as torch.float16"
+            )
     host = host_states()
     try:
         with torch.random.fork_rng():
@@ -97,8 +102,9 @@ def _audited(
         pass_seconds = max(pass_seconds, time.monotonic() - begun)
     for one in passes.values():
         _let_buffers_move(one, inputs)
+    own_passes = dict(passes)
     search = Search(
-        passes=dict(passes),
+        passes=dict(own_passes),
         inputs=inputs,
         reach=reach,
         sites=sites,
@@ -114,6 +120,7 @@ def _audited(
         sites=found,
         seconds=time.monotonic() - start,
         ran_out_of_time=search.ran_out,
+        fails_as_given=search.fails_as_given,
         allow=allow,
     )
     if folder is not None:
@@ -121,7 +128,7 @@ def _audited(
         for number, site in enumerate(answer.found, start=1):
             for dtype, witness in site.witnesses.items():
                 file = Path(folder) / f"witness-{number}-{dtype}.pt"
-                save_witness(file, witness, tries[id(witness)])
+                save_witness(file, witness, tries[id(witness)], own_passes[dtype])
                 witness.file = file
     return answer
 

@@ -117,6 +117,8 @@ class Audit:
     """All of them, most urgent first."""
     seconds: float
     ran_out_of_time: bool
+    fails_as_given: bool = False
+    """Whether the model fails in each dtype as it is; then nothing else was tried."""
     allow: Sequence[str] = ()
     """Texts; a site whose line holds one of them is accepted."""
 
@@ -156,6 +158,7 @@ class Audit:
             "reach": self.reach,
             "seconds": round(self.seconds, 1),
             "ran_out_of_time": self.ran_out_of_time,
+            "fails_as_given": self.fails_as_given,
             "found": len(self.found),
             "sites": [
                 {**_site_values(site, self.dtypes), "allowed": self.is_allowed(site)}
@@ -197,11 +200,11 @@ def _site_values(site: Site, dtypes: Sequence[str]) -> dict[str, Any]:
 def table(audit: Audit) -> list[str]:
     """The lines for people: at most a screen, most urgent first."""
     found = audit.places
-    shown = f"NaN or Inf reached at {len(found)}" if found else "no NaN or Inf reached at any"
+    places = f"{len(found)} {'place' if len(found) == 1 else 'places'}" if found else "no place"
     lines = [
-        f"{audit.model}: {shown} of {len(audit.sites)} operations with a limit"
+        f"{audit.model}: NaN or Inf reached at {places}; {len(audit.sites)} operations have a limit"
         f" ({', '.join(audit.dtypes)})",
-        f"range: {audit.reach}; {audit.seconds:.0f} s",
+        f"range: {audit.reach}; took {audit.seconds:.0f} s",
     ]
     for number, sites in enumerate(found[:SHOWN], start=1):
         lines += ["", *_lines_of(number, sites)]
@@ -213,22 +216,27 @@ def table(audit: Audit) -> list[str]:
     lines += ["", _counts(audit, unknown)]
     domain = [s for s in unknown if not s.is_overflow and s.limit not in (INF_INF, ZERO_INF)]
     if domain:
-        lines += ["neither proved nor reached, nearest first:"]
-        lines += [f"  {site.limit}: {site.place}" for site in domain[:SHOWN]]
+        # Lines that read alike are shown once: several operations of a line may have one limit.
+        told = list(dict.fromkeys(f"  {s.limit} ({s.phase}): {s.place}" for s in domain))
+        lines += ["neither proved nor reached, nearest first:", *told[:SHOWN]]
     accepted = sum(bool(site.witnesses) and audit.is_allowed(site) for site in audit.sites)
     if accepted:
         lines += [f"accepted by allow: {accepted}"]
+    if audit.fails_as_given:
+        lines += ["the model fails as it is, so nothing else was tried: mend it and audit it again"]
     if audit.ran_out_of_time:
         lines += ["the search ended by its time limit; what it left untried is unknown"]
     return lines
 
 
 def _counts(audit: Audit, unknown: Sequence[Site]) -> str:
-    safe = audit.with_verdict(SAFE)
+    safe, reached = audit.with_verdict(SAFE), sum(bool(site.witnesses) for site in audit.sites)
     overflows = sum(site.is_overflow for site in unknown)
+    behind = len(audit.sites) - len(safe) - reached - len(unknown)
+    more = f", {behind} behind reached ones" if behind else ""
     return (
-        f"proved safe within this range, on the path that ran: {len(safe)}; unknown:"
-        f" {len(unknown)}, {overflows} of them overflows of large numbers"
+        f"reached: {reached}; proved safe in this range, on the path that ran: {len(safe)};"
+        f" unknown: {len(unknown) + behind} ({overflows} overflows{more})"
     )
 
 

@@ -1,6 +1,7 @@
 """Runs a model on its inputs, forward and backward, in one precision, as often as an audit asks."""
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,15 @@ class Passes:
                 tensor.copy_(self._base[name])
         for parameter in self.model.parameters():
             parameter.grad = None
+
+    def digests(self) -> dict[str, str]:
+        """A hash of the values of each weight and buffer, by name."""
+        return {
+            name: hashlib.sha256(
+                tensor.contiguous().view(torch.uint8).numpy().tobytes()
+            ).hexdigest()
+            for name, tensor in ((n, t.cpu().reshape(-1)) for n, t in self._base.items())
+        }
 
     def cast(self, inputs: Any) -> Any:
         """Inputs in this dtype."""

@@ -147,13 +147,14 @@ NEAR = 3
 def nearest_leaves(
     value: Tensor, named: dict[str, Tensor], *, near: int = NEAR
 ) -> dict[str, Tensor]:
-    """The named tensors that a value depends on most directly."""
+    """The named tensors that a value depends on most directly, the nearest first."""
     far = distances(value)
     known = {name: far[id(tensor)] for name, tensor in named.items() if id(tensor) in far}
     if not known:
         return {}
     least = min(known.values())
-    return {name: named[name] for name, distance in known.items() if distance <= least + near}
+    within = {name: distance for name, distance in known.items() if distance <= least + near}
+    return {name: named[name] for name in sorted(within, key=within.__getitem__)}
 
 
 def direction(value: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:

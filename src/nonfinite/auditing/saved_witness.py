@@ -1,5 +1,6 @@
 """Witnesses as files, and the pass of a saved witness run again."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,21 @@ from nonfinite.auditing.witness_search import Try
 from nonfinite.finding import Finding, as_recorded, is_alike
 
 
-def save_witness(file: Path, witness: Witness, tried: Try) -> None:
-    """Writes the changed weights, the inputs and what failed."""
+@dataclass(frozen=True, kw_only=True)
+class Rerun:
+    """What a witness does when it is run again."""
+
+    finding: Finding | None
+    """None if all values are finite."""
+    is_same: bool
+    """Whether the finding is the saved one."""
+    other_weights: list[str]
+    """Weights that the witness leaves alone, and that are not those of the audit. If there are any,
+    finite values do not show that the code was mended."""
+
+
+def save_witness(file: Path, witness: Witness, tried: Try, passes: Passes) -> None:
+    """Writes the changed weights, hashes of the others, the inputs and what failed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     finding = as_recorded(witness.finding)
     source = finding["source"]
@@ -24,6 +38,7 @@ def save_witness(file: Path, witness: Witness, tried: Try) -> None:
             "dtype": witness.dtype,
             "how": witness.how,
             "weights": tried.values,
+            "digests": {n: d for n, d in passes.digests().items() if n not in tried.values},
             "inputs": _plain(tried.inputs),
             "finding": finding,
         },
@@ -41,20 +56,18 @@ def read_witness(file: str | Path) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may fail in any way
         raise ValueError(f"{file}: is damaged, or no file of tensors") from error
-    if not isinstance(saved, dict) or not {"dtype", "weights", "inputs", "finding"} <= saved.keys():
+    fields = {"dtype", "weights", "digests", "inputs", "finding"}
+    if not isinstance(saved, dict) or not fields <= saved.keys():
         raise ValueError(f"{file}: is no witness of an audit")
     return saved
 
 
-def run_witness(model: nn.Module, saved: dict[str, Any]) -> tuple[Finding | None, bool]:
+def run_witness(model: nn.Module, saved: dict[str, Any]) -> Rerun:
     """Runs a witness again.
 
     Args:
         model: the model as it was audited.
         saved: what `read_witness` returned.
-
-    Returns:
-        The finding, or None if all values are finite; and whether it is the saved one.
 
     Raises:
         ValueError: the weights of the witness do not fit the model, or it refuses the inputs.
@@ -67,7 +80,13 @@ def run_witness(model: nn.Module, saved: dict[str, Any]) -> tuple[Finding | None
         finding = passes.traced(saved["weights"], saved["inputs"])
     except Exception as error:  # a user's model may fail in any way
         raise ValueError(f"the model cannot be run on the witness ({error})") from error
-    return finding, is_alike(finding, saved["finding"])
+    known = saved["digests"]
+    others = [name for name, found in passes.digests().items() if known.get(name, found) != found]
+    return Rerun(
+        finding=finding,
+        is_same=is_alike(finding, saved["finding"]),
+        other_weights=[name for name in others if name not in saved["weights"]],
+    )
 
 
 def _plain(inputs: Any) -> Any:

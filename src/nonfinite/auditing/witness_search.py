@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -51,6 +51,9 @@ MAX_OVERFLOWS = 4
 ALL_NEAR = 1000
 """Nodes of the graph within which all weights of a model are."""
 
+MAX_SINGLE = 4
+"""So many of the nearest weights are set to 0 one by one, before all are together."""
+
 MAX_ZEROED = 12
 """More weights than this are not set to 0 together."""
 
@@ -89,11 +92,14 @@ class Search:
     witnesses: dict[tuple[SiteKey, str], tuple[Try, Witness]] = field(default_factory=dict)
     """What was tried and what it gave, by operation and dtype."""
     ran_out: bool = False
+    fails_as_given: bool = False
+    """Whether the model fails in each dtype without a change, so that nothing else was tried."""
 
     def run(self) -> None:
         """Tries the model as given, other inputs, and then other weights."""
         failing = self.attempt(Try(changes=AS_IS, how="nothing is changed", inputs=self.inputs))
         if len(failing) == len(self.passes):
+            self.fails_as_given = True
             return
         for what, inputs in changed_inputs(self.inputs, self.reach):
             if self.is_late():
@@ -183,10 +189,13 @@ class Search:
         guide = next(iter(self.passes.values()))
         for near in (NEAR, ALL_NEAR):
             find = partial(nearest_leaves, named=self._movable(guide), near=near)
-            names = set(self._at_aim(guide, {}, self.inputs, place, find))
+            nearest = list(self._at_aim(guide, {}, self.inputs, place, find))
+            names = set(nearest)
             if not names:
                 break
-            self._zero(names, guide)
+            for one in nearest[:MAX_SINGLE]:
+                self._zero([one], guide)
+            self._zero(nearest, guide)
             self._follow(place, names, guide, self.inputs)
             large = enlarged(self.inputs, self.reach)
             if large is not None and not self._is_done(place):
@@ -238,7 +247,7 @@ class Search:
         finally:
             guide.reset()
 
-    def _zero(self, names: set[str], guide: Passes) -> None:
+    def _zero(self, names: Sequence[str], guide: Passes) -> None:
         """Tries these weights at 0 together, unless they are many."""
         if len(names) > MAX_ZEROED:
             return
@@ -246,7 +255,7 @@ class Search:
         self.attempt(
             Try(
                 changes=WEIGHTS,
-                how=f"{_listed(sorted(names))} of zeros",
+                how=f"{_listed(names)} of zeros",
                 inputs=self.inputs,
                 values=values,
                 doublings=math.inf,
