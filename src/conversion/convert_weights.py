@@ -135,7 +135,7 @@ def _attention(
     assert plan.latent is not None
     dims = plan.source.model.dims()
     if fit is None:
-        metric = InputMetric.even(dims.hidden_dim)
+        metric = InputMetric.identity(dims.hidden_dim)
     else:
         x_SD = fit.attention_in_BTD.flatten(0, 1).double()
         metric = InputMetric.of(x_SD.T @ x_SD / len(x_SD))

@@ -26,7 +26,7 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class InputMetric:
-    """Weights errors by how common an input direction is: an error counts as |error @ root|."""
+    """Measures errors of a projection by |error @ root|: common input directions count more."""
 
     root_DD: Tensor
     """Matrix square root of the inputs' second moments, float64."""
@@ -46,8 +46,8 @@ class InputMetric:
         )
 
     @staticmethod
-    def even(size: int) -> "InputMetric":
-        """The metric that weights all directions alike."""
+    def identity(size: int) -> "InputMetric":
+        """The metric in which all directions count alike."""
         eye = torch.eye(size, dtype=torch.float64)
         return InputMetric(root_DD=eye, inverse_DD=eye)
 
@@ -198,8 +198,8 @@ def decompose(
         k_GKD[:, rotated_R], num=num_rope_keys, metric=metric
     )
     factors_HP = factors_GP.repeat_interleave(heads // kv_heads, dim=0)
-    q_turning_HRD = _real(_complex(q_HKD[:, rotated_R]) * factors_HP.conj().unsqueeze(-1))
-    q_ED = torch.cat((q_HKD[:, content_K], q_turning_HRD), dim=1).flatten(0, 1)
+    q_rotated_HRD = _real(_complex(q_HKD[:, rotated_R]) * factors_HP.conj().unsqueeze(-1))
+    q_ED = torch.cat((q_HKD[:, content_K], q_rotated_HRD), dim=1).flatten(0, 1)
     content_ED = k_GKD[:, content_K].flatten(0, 1)
     kv_ED = torch.cat((content_ED, weights["v_proj.weight"].double()))
     return Decomposition(

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from nonfinite.builders import BuilderError, check_form, find, missing_arguments
+from nonfinite.closing_line import to_stderr
 from nonfinite.finding import is_alike, is_same
 from nonfinite.forward_calls import ForwardCall, run_call
-from nonfinite.last_line import to_stderr
 from nonfinite.muting import muted
 from nonfinite.rerun import undisturbed
 from nonfinite.tracer import Tracer

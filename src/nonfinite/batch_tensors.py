@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nonfinite.finite_checks import all_finite, holds_numbers, is_mask
+from nonfinite.finite_checks import all_finite, can_be_nonfinite, is_mask
 
 MAX_DEPTH = 8
 MAX_ENTRIES = 100_000
@@ -25,7 +25,7 @@ def tensors_of(batch: Any) -> Iterator[tuple[str, Tensor]]:
 def first_nonfinite(batch: Any) -> tuple[str, Tensor] | None:
     """The first tensor that is neither finite nor an additive mask; None if there is none."""
     for place, tensor in tensors_of(batch):
-        if holds_numbers(tensor) and not all_finite([tensor]) and not is_mask(tensor):
+        if can_be_nonfinite(tensor) and not all_finite([tensor]) and not is_mask(tensor):
             return place, tensor
     return None
 

@@ -12,7 +12,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def holds_numbers(tensor: Tensor) -> bool:
+def can_be_nonfinite(tensor: Tensor) -> bool:
     """Whether a tensor has values that can be NaN or infinite."""
     is_number = tensor.is_floating_point() or tensor.is_complex()
     # A sparse tensor's values are looked at when an operation reads them.
@@ -21,17 +21,17 @@ def holds_numbers(tensor: Tensor) -> bool:
 
 def all_finite(tensors: list[Tensor]) -> bool:
     """Whether no tensor holds NaN or infinities."""
-    return all(bool(t.detach().isfinite().all()) for t in tensors if holds_numbers(t))
+    return all(bool(t.detach().isfinite().all()) for t in tensors if can_be_nonfinite(t))
 
 
 def any_nan(tensors: list[Tensor]) -> bool:
     """Whether a tensor holds a NaN."""
-    return any(bool(t.detach().isnan().any()) for t in tensors if holds_numbers(t))
+    return any(bool(t.detach().isnan().any()) for t in tensors if can_be_nonfinite(t))
 
 
 def absmax(tensors: list[Tensor]) -> float:
     """The largest absolute value; 0 if there is none."""
-    values = [t.detach().abs().max().item() for t in tensors if holds_numbers(t) and t.numel()]
+    values = [t.detach().abs().max().item() for t in tensors if can_be_nonfinite(t) and t.numel()]
     return float(max(values, default=0.0))
 
 

@@ -72,7 +72,7 @@ class ForwardCall:
         )
 
     def follow(self, output: Any) -> None:
-        """Will keep the gradient that comes back to each output."""
+        """Registers hooks that keep the gradient coming back to each output."""
         for place, tensor in enumerate(_tensors(output)):
             # A weight that is returned as it is would keep the hook for good.
             if tensor.requires_grad and not tensor.is_leaf:

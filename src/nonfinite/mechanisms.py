@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nonfinite.finite_checks import absmax, any_nan, holds_numbers, tensors_in
+from nonfinite.finite_checks import absmax, any_nan, can_be_nonfinite, tensors_in
 
 ZERO = "division by zero"
 TINY = "division by a tiny number"
@@ -224,7 +224,7 @@ def _sum(call: Call) -> Explanation | None:
 
 def _has_infinity(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return holds_numbers(value) and bool(value.detach().isinf().any())
+        return can_be_nonfinite(value) and bool(value.detach().isinf().any())
     if isinstance(value, list | tuple):
         return any(_has_infinity(entry) for entry in value)
     return isinstance(value, float) and math.isinf(value)

@@ -22,7 +22,7 @@ from nonfinite.finite_checks import (
     absmax,
     all_finite,
     any_nan,
-    holds_numbers,
+    can_be_nonfinite,
     is_invalid,
     is_mask,
     tensors_in,
@@ -136,7 +136,7 @@ class Tracer(TorchDispatchMode):
         shared = {memory_of(tensor) for tensor in originals}
         for tensor in tensors_in(result):
             memory = memory_of(tensor)
-            if not holds_numbers(tensor) or name in FRESH:
+            if not can_be_nonfinite(tensor) or name in FRESH:
                 self._origins.pop(memory, None)
             elif all_finite([tensor]):
                 covers = tensor.numel() * tensor.element_size() >= num_bytes(tensor)
@@ -260,7 +260,9 @@ class Tracer(TorchDispatchMode):
         return of_node(node, trace_forward_and_backward.__code__)
 
     def _measure(self, operands: list[Tensor], result: Tensor) -> None:
-        sizes = [size for size in (absmax([t]) for t in operands if holds_numbers(t)) if size > 0]
+        sizes = [
+            size for size in (absmax([t]) for t in operands if can_be_nonfinite(t)) if size > 0
+        ]
         size = absmax([result])
         if not sizes or running_derivative() is None:
             return
@@ -290,7 +292,7 @@ class Tracer(TorchDispatchMode):
         if first is not None:
             self._batch = found("batch", "", first[0], first[1])
         for _, tensor in tensors_of(batch):
-            if holds_numbers(tensor) and not all_finite([tensor]):
+            if can_be_nonfinite(tensor) and not all_finite([tensor]):
                 kind = MEANT if is_mask(tensor) else READ
                 self._bring(tensor, kind, self._batch or found("batch", "", "a mask", tensor))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nonfinite.finite_checks import all_finite, holds_numbers
+from nonfinite.finite_checks import all_finite, can_be_nonfinite
 
 RATE = "learning rate not finite"
 CHANGED = "gradient changed before the update"
@@ -86,7 +86,7 @@ class UpdateCheck:
         """
         if gradients:
             held = [(p, p.grad) for p in self._parameters() if p.grad is not None]
-            looked_at = [gradient for _, gradient in held if holds_numbers(gradient)]
+            looked_at = [gradient for _, gradient in held if can_be_nonfinite(gradient)]
             # One look at all of them, because a look at each takes longer than the update.
             if not total_norm(looked_at).isfinite():
                 for parameter, gradient in held:

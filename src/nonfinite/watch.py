@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from nonfinite.closing_line import to_stderr
 from nonfinite.forward_calls import LossOf
-from nonfinite.last_line import to_stderr
 from nonfinite.muting import is_muted
 from nonfinite.watched_steps import ON_NONFINITE, Watch, is_watched_already
 

@@ -17,10 +17,10 @@ from torch import nn
 from nonfinite.buffers import BufferCopies, Copies, put_back
 from nonfinite.builders import with_name
 from nonfinite.causes import Evidence
+from nonfinite.closing_line import Counted
 from nonfinite.finding import Finding
 from nonfinite.forward_calls import ForwardCall, LossOf, guilty_row_of, run_call, why_finite
 from nonfinite.incident_files import new_folder
-from nonfinite.last_line import Counted
 from nonfinite.loop_hooks import Hook, is_ddp_module, writes_here
 from nonfinite.recording import (
     COMPILED,
@@ -129,7 +129,7 @@ class Watch(Counted):
             _watched.discard(optimizer)
         self._handles.clear()
         self._calls.clear()
-        self.say_last_line()
+        self.say_closing_line()
 
     def summary(self) -> dict[str, Any]:
         """Steps, non-finite steps, skipped steps, and the line of each incident."""
@@ -171,7 +171,7 @@ class Watch(Counted):
         return self._uses_host_rng or self._num_calls <= 8 or self._num_calls % 64 == 0
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Will keep the gradient that comes back to each output."""
+        """Registers hooks that keep the gradient coming back to each output."""
         if not self._is_rerun and torch.is_grad_enabled() and self._calls:
             call = self._calls[-1]
             call.follow(output)
@@ -258,7 +258,7 @@ class Watch(Counted):
     def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Looks at the weights where the optimizer could have divided by 0."""
         fault = self._updates[id(optimizer)].applied_fault(gradients=False) if self._sound else None
-        # For a model of which only methods are called, a step begins here.
+        # If only methods of the model are called, and never the model itself, a step begins here.
         self._before_step = self._buffers.current()
         if fault is None:
             return

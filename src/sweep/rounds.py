@@ -37,24 +37,24 @@ def rounds(plan: Plan, manifest: Manifest) -> Iterator[list[Cell]]:
         yield plan.cells
         return
     decided: set[str] = set()
-    before: set[int] = set()
-    for number, seeds in enumerate(plan.looks, 1):
+    seeds_so_far: set[int] = set()
+    for look, seeds in enumerate(plan.looks, 1):
         undecided = {
             baseline: [name for name in names if name not in decided]
             for baseline, names in arms_by_baseline(plan.cells).items()
         }
         needed = []
         for cell in plan.cells:
-            if cell.config.seed not in set(seeds) - before:
+            if cell.config.seed not in set(seeds) - seeds_so_far:
                 continue
             if _is_needed(cell, undecided):
                 needed.append(cell)
             elif not manifest.is_finished(cell):
-                manifest.set(cell, "not needed", f"decided after {len(before)} seeds")
-        before |= set(seeds)
+                manifest.set(cell, "not needed", f"decided after {len(seeds_so_far)} seeds")
+        seeds_so_far |= set(seeds)
         if needed:
             yield needed
-            _decide(plan, decided, number)
+            _decide(plan, decided, look)
 
 
 def _is_needed(cell: Cell, undecided: Mapping[str, Sequence[str]]) -> bool:
@@ -74,7 +74,7 @@ def _is_needed(cell: Cell, undecided: Mapping[str, Sequence[str]]) -> bool:
     return bool(arms) and (not cell.added or cell.config.repeat < num_untreated(len(arms)) - 1)
 
 
-def _decide(plan: Plan, decided: set[str], number: int) -> None:
+def _decide(plan: Plan, decided: set[str], look: int) -> None:
     """Looks at the results so far, prints them, and adds the arms that are decided to `decided`."""
     arms = {
         arm.variant: arm
@@ -83,8 +83,8 @@ def _decide(plan: Plan, decided: set[str], number: int) -> None:
     }
     names = [name for each in arms_by_baseline(plan.cells).values() for name in each]
     shorts = short_names([cell.config.variant_name for cell in plan.cells])
-    is_last = number == len(plan.looks)
-    terminal.say(f"look {number} of {len(plan.looks)}, after {len(plan.looks[number - 1])} seeds:")
+    is_last = look == len(plan.looks)
+    terminal.say(f"look {look} of {len(plan.looks)}, after {len(plan.looks[look - 1])} seeds:")
     for name in names:
         if name in decided or name not in arms:
             continue

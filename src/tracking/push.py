@@ -291,7 +291,7 @@ def _close_sweep(server: Server, state: State, *, folder: Path, status: str) -> 
 
 
 def _description(server: Server, state: State) -> dict[str, str]:
-    """The tag with the report's answer and table, below links to the report and to the arms."""
+    """The tag with links to the report and to the arms, and then the report's answer and table."""
     for file in map(Path, state.artifacts):
         if file.name == SUMMARY and file.is_file():
             view = CompareView(

@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from nonfinite.closing_line import line_of
 from nonfinite.config import GuardConfig
-from nonfinite.last_line import line_of
 from nonfinite.lightning.guard import StepGuard
 from nonfinite.lightning.recorder import IncidentRecorder
 

@@ -21,8 +21,8 @@ def to_stderr(line: str) -> None:
 class Counted:
     """Counts steps and what became of those that were not finite; says so once, at the end.
 
-    The end is `say_last_line`, or that of the process. Nothing is kept alive for it: of an object
-    that has gone before, only its line is kept, if it goes to standard error.
+    The end is `say_closing_line`, or the end of the process. An object is not kept alive for that:
+    when it is deleted, its line is kept, if it is for standard error.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -43,7 +43,7 @@ class Counted:
         if line is not None and self.say is to_stderr:
             _left.append((self._process, line))
 
-    def say_last_line(self) -> None:
+    def say_closing_line(self) -> None:
         """Says how many steps were not finite, if any, unless that has been said."""
         line = self._taken()
         if line is not None:
@@ -54,9 +54,9 @@ class Counted:
         if getattr(self, "_is_said", True):
             return None
         self._is_said = True
-        return self.last_line() if self._speaks and self._process == os.getpid() else None
+        return self.closing_line() if self._speaks and self._process == os.getpid() else None
 
-    def last_line(self) -> str | None:
+    def closing_line(self) -> str | None:
         """How many steps were not finite and what became of them; None if all were finite."""
         fates = {"skipped": self.skipped, "applied": self.applied, "not applied": self.raised}
         rest = len(self.nonfinite_steps) - sum(fates.values())
@@ -105,5 +105,5 @@ def _say_all() -> None:
         if process == os.getpid():
             to_stderr(line)
     for counted in list(_open):
-        counted.say_last_line()
+        counted.say_closing_line()
     forget()

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from nonfinite import Watch, last_line, watch
+from nonfinite import Watch, closing_line, watch
 from tests.runs import ROOT
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    last_line.forget()
+    closing_line.forget()
 
 
 class Divides(nn.Module):
@@ -60,7 +60,7 @@ def test_it_counts_the_steps_and_says_what_became_of_them(on_nonfinite):
         assert not any("of 6 steps" in line for line in said)
     assert said[-1] == LINES[on_nonfinite]
     handle.close()
-    last_line._say_all()
+    closing_line._say_all()
     assert sum("of 6 steps" in line for line in said) == 1
 
 
@@ -73,15 +73,15 @@ def test_applied_steps_are_called_so():
 def test_sound_steps_get_no_line():
     said: list[str] = []
     trained(set(), said).close()
-    last_line._say_all()
+    closing_line._say_all()
     assert said == []
 
 
 def test_the_end_of_the_process_says_it_once(capsys):
     said: list[str] = []
     handle = trained({2}, said)
-    last_line._say_all()
-    last_line._say_all()
+    closing_line._say_all()
+    closing_line._say_all()
     handle.close()
     assert said[-1] == "1 of 6 steps was not finite and was skipped: step 2"
     assert sum("of 6 steps" in line for line in said) == 1
@@ -97,17 +97,17 @@ def test_it_keeps_no_model_alive(capsys):
 
 def test_a_training_that_has_gone_is_counted_at_the_end_of_the_process(capsys):
     handle = trained({2}, [])
-    handle.say = last_line.to_stderr
+    handle.say = closing_line.to_stderr
     del handle
     gc.collect()
     assert capsys.readouterr().err == ""
-    last_line._say_all()
+    closing_line._say_all()
     assert capsys.readouterr().err == "1 of 6 steps was not finite and was skipped: step 2\n"
 
 
 def test_a_process_that_ends_says_it(tmp_path):
     (tmp_path / "train.py").write_text(
-        "from tests.nonfinite.test_last_line import trained\n"
+        "from tests.nonfinite.test_closing_line import trained\n"
         "import sys\n"
         "handle = trained({2, 3}, [])\n"
         "handle.say = lambda line: print(line, file=sys.stderr)\n"
