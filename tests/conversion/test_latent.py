@@ -16,7 +16,7 @@ from src.model.rope import RotaryTable
 from tests.builders import DIMS, gqa_config, mlha_config
 
 SOURCE = gqa_config(rope_dim=8)
-EVEN = InputMetric.even(DIMS.hidden_dim)
+EVEN = InputMetric.identity(DIMS.hidden_dim)
 TIME = 12
 
 
