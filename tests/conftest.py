@@ -77,11 +77,11 @@ def of_all_workers(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _what_tests_have_watched_says_nothing_at_the_end():
     """Many of them let steps fail, and each would be counted in a line of its own."""
-    from nonfinite import last_line
+    from nonfinite import closing_line
 
     yield
 
-    last_line.forget()
+    closing_line.forget()
 
 
 @pytest.fixture(scope="session")
