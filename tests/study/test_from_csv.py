@@ -1,5 +1,7 @@
 """What a report writes a line a run is all that its statistics need."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 
@@ -42,6 +44,26 @@ def test_arms_of_the_lines_of_runs_are_those_of_the_runs(name, tmp_path):
     pd.testing.assert_frame_equal(
         arms_frame(again, analysis), arms_frame(study, analyse(study)), check_exact=True
     )
+
+
+def test_looks_come_back_from_the_lines_of_a_sequential_study(tmp_path):
+    arms = {
+        "none": Arm(num_failing=12),
+        "shaken_full": Arm(num_failing=12, first=310),
+        "router_eps": Arm(seeds=range(6)),
+        "clip_value": Arm(num_failing=8),
+    }
+    study = synthetic.in_memory(arms, seeds=12)
+    looks = [list(range(size)) for size in (3, 6, 12)]
+    study = dataclasses.replace(study, looks=dict.fromkeys(study.variants, looks))
+    write_frame(runs_frame(study, analyse(study)), tmp_path / "report.csv")
+    again = rebuilt(study.name, read_frame(tmp_path / "report.csv"))
+    assert again.looks == study.looks
+    p_values = [
+        {arm.label: each.p_value for arm in arm_results(s) for each in arm.comparisons.values()}
+        for s in (again, study)
+    ]
+    assert p_values[0] == p_values[1]
 
 
 def test_a_line_that_was_changed_changes_the_arms(tmp_path):

@@ -10,6 +10,7 @@ import pandas as pd
 from src.common import number_format
 from src.study.analysis.endpoints import AXES, clean_loss
 from src.study.analysis.expert_loads import layer_loads
+from src.study.analysis.looks import Looks
 from src.study.analysis.results import Analysis, ArmResult, Estimate, Proportion
 from src.study.read.collect import Run, Study, flat
 
@@ -121,7 +122,11 @@ def _comparison(arm: ArmResult, endpoint: str) -> Row:
 def runs_frame(study: Study, analysis: Analysis) -> pd.DataFrame:
     """One row per run. Unknown values are None. `from_csv` rebuilds a study from it."""
     varied = _varied(study.runs)
-    rows = [_run_row(run, arm, varied) for arm in analysis.arms for run in study.of(arm.variant)]
+    rows = [
+        _run_row(run, arm, varied, study.looks.get(run.variant, ()))
+        for arm in analysis.arms
+        for run in study.of(arm.variant)
+    ]
     return pd.DataFrame(rows, dtype=object)
 
 
@@ -137,7 +142,7 @@ def _assigned(field: str, value: Any) -> str:
     return f"{field.rpartition('.')[2]}={value}".replace(" ", "")
 
 
-def _run_row(run: Run, arm: ArmResult, varied: Sequence[str]) -> Row:
+def _run_row(run: Run, arm: ArmResult, varied: Sequence[str], looks: Looks) -> Row:
     record, results = run.record, run.results
     spikes, best = record.get("spikes", {}), record.get("best", {})
     incident, own = run.incident or {}, flat(run.config, VARIED_SECTIONS)
@@ -149,6 +154,8 @@ def _run_row(run: Run, arm: ArmResult, varied: Sequence[str]) -> Row:
         "seed": run.seed,
         "repeat": run.repeat,
         "baseline": run.baseline,
+        # Of a sequential study, the first look that has this seed.
+        "look": next((n for n, seeds in enumerate(looks, 1) if run.seed in seeds), None),
         "status": run.status,
         "on_nonfinite": run.config.get("guard", {}).get("on_nonfinite"),
         "outcome": run.outcome,

@@ -1,6 +1,6 @@
 """Writes frames to CSV files, reads them, and rebuilds a study from the frame of its runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,30 @@ def rebuilt(name: str, runs: pd.DataFrame) -> Study:
         runs: the frame, from `runs_frame` or `read_frame`.
     """
     rows = runs.to_dict("records")
-    return Study(name=name, folder=Path(name), runs=[_run(row) for row in rows], sweeps=[])
+    found: list[Run] = [_run(row) for row in rows]
+    return Study(name=name, folder=Path(name), runs=found, sweeps=[], looks=_looks(rows))
+
+
+def _looks(rows: Sequence[Row]) -> dict[str, list[list[int]]]:
+    """The looks of each variant of a sequential study, as far as any run has reached them.
+
+    An arm may have ended before its last look, but its baseline has not while others went on.
+    """
+    new: dict[str, dict[int, set[int]]] = {}
+    for row in rows:
+        # Results of earlier versions have no such column.
+        if row.get("look") is not None:
+            of_baseline = new.setdefault(row["baseline"] or row["variant"], {})
+            of_baseline.setdefault(int(row["look"]), set()).add(int(row["seed"]))
+    looks = {}
+    for row in rows:
+        of_baseline = new.get(row["baseline"] or row["variant"], {})
+        if row.get("look") is not None:
+            looks[row["variant"]] = [
+                sorted(set().union(*(of_baseline[n] for n in of_baseline if n <= last)))
+                for last in sorted(of_baseline)
+            ]
+    return looks
 
 
 def steps_in(text: str | None) -> list[int]:
