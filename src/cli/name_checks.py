@@ -28,7 +28,10 @@ GRAMMAR_HINT = "type arguments as field=value; values with spaces or special cha
 
 SWEEP_SWITCHES = ("share_prefix", "sequential", "plan")
 
-SWEEP_FIELDS = ("experiment", "n_jobs", "timeout", *SWEEP_SWITCHES)
+PRIMARIES = ("failures", "loss")
+"""What a study may be about: runs that go non-finite, or the final loss of finite ones."""
+
+SWEEP_FIELDS = ("experiment", "n_jobs", "timeout", "primary", *SWEEP_SWITCHES)
 """Fields of conf/sweep.yaml, which belong to a sweep and not to its runs."""
 
 NOT_OFFERED = {

@@ -74,6 +74,7 @@ class Manifest:
             "command": self.command,
             "share_prefix": settings.share_prefix,
             "looks": self.plan.looks,
+            "primary": settings.primary,
             "status": self.status,
             "started": self.started,
             "ended": self.ended,

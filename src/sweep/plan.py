@@ -18,7 +18,7 @@ from src.config.remedy_roles import AA_CONTROL
 from src.config.run_config import RunConfig
 from src.run import start_fork
 from src.stability import RemedyConfig
-from src.study.analysis.looks import LEAST_SEEDS, looks_at, num_untreated
+from src.study.analysis.looks import FAILURES, LEAST_SEEDS, looks_at, num_untreated
 from src.sweep.cluster import LAUNCHER, check_cluster
 from src.sweep.composer import Composer
 from src.sweep.expand import expand, key_of, naming_experiment, read_sweep
@@ -122,6 +122,7 @@ def make_plan(config_name: str, arguments: Sequence[str]) -> Plan:
     identity = "\n".join(sorted(" ".join(_identity(cell)) for cell in expanded))
     # A sequential sweep leaves out runs that the same sweep with all seeds would make.
     identity += "\nsequential" if settings.sequential else ""
+    identity += "" if settings.primary == FAILURES else f"\nprimary={settings.primary}"
     sweep_id = hashlib.sha256(identity.encode()).hexdigest()[:8]
     study = settings.experiment or f"sweep-{sweep_id}"
     if "study" not in keys and not any(key_of(a) == "study" for a in settings.axes):

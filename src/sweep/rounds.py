@@ -6,17 +6,23 @@ from src.common import terminal
 from src.common.errors import InputError
 from src.config.variant_name import short_names
 from src.study.analysis.analyse import arm_results
-from src.study.analysis.looks import decision, num_untreated
-from src.study.read.collect import collect, recorded_looks
+from src.study.analysis.looks import decision, num_untreated, so_far
+from src.study.read.collect import collect, recorded_looks, recorded_primary
 from src.sweep.manifest import Manifest
 from src.sweep.plan import Cell, Plan, arms_by_baseline, is_aa_control
 
 
 def check_looks(plan: Plan) -> None:
-    """Raises InputError if the study's runs were planned with other looks.
+    """Raises InputError if the study was planned with another primary endpoint or other looks.
 
     Looking at other seeds than planned, after having seen results, would find too many effects.
     """
+    named, primary = recorded_primary(plan.folder), plan.settings.primary
+    if named not in (None, primary):
+        raise InputError(
+            f"primary={primary}: {plan.study} is about {named}, as its first sweep has named it;"
+            " type study=<new name>"
+        )
     known = recorded_looks(plan.folder)
     for cell in plan.cells if plan.looks else ():
         others = known.get(cell.config.variant_name, plan.looks)
@@ -89,11 +95,12 @@ def _decide(plan: Plan, decided: set[str], look: int) -> None:
         if name in decided or name not in arms:
             continue
         arm = arms[name]
-        why = decision(arm)
+        why = decision(arm, plan.settings.primary)
         if why is not None:
             decided.add(name)
             terminal.say(f"  {shorts[name]}: {why}")
         else:
-            share = f"{arm.nonfinite.events} of {arm.nonfinite.total} fail"
             end = "the seeds are used up" if is_last else "more seeds"
-            terminal.say(f"  {shorts[name]}: {share}, undecided; {end}")
+            terminal.say(
+                f"  {shorts[name]}: {so_far(arm, plan.settings.primary)}, undecided; {end}"
+            )

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli.hydra_errors import readable
-from src.cli.name_checks import SWEEP_SWITCHES, unknown_option
+from src.cli.name_checks import PRIMARIES, SWEEP_SWITCHES, unknown_option
 from src.common.errors import InputError
 from src.common.override_grammar import parse_all, quote_free_text
 from src.common.tracking_address import take_typed
@@ -36,6 +36,8 @@ class SweepSettings:
     """Whether arms that act late start from a state of their baseline."""
     sequential: bool
     """Whether arms are trained on more seeds only while they are undecided."""
+    primary: str
+    """The endpoint that the study is about, of PRIMARIES."""
     plan: bool
     """Whether to print what would be run, and stop."""
     launcher: str
@@ -54,6 +56,8 @@ class SweepSettings:
             type(self.timeout) not in (int, float) or not 0 < self.timeout < math.inf
         ):
             raise InputError(f"timeout={self.timeout}: must be seconds above 0, or null")
+        if self.primary not in PRIMARIES:
+            raise InputError(f"primary={self.primary}: must be one of {', '.join(PRIMARIES)}")
         for field in SWEEP_SWITCHES:
             value = getattr(self, field)
             if type(value) is not bool:
@@ -93,6 +97,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
         timeout=composed.timeout,
         share_prefix=composed.share_prefix,
         sequential=composed.sequential,
+        primary=composed.primary,
         plan=composed.plan,
         launcher=launcher,
         launcher_fields={str(name): value for name, value in fields.items()},

@@ -8,6 +8,7 @@ import pytest
 from src.study.analysis.analyse import analyse
 from src.study.analysis.looks import (
     ERROR,
+    LOSS,
     chance_if_halved,
     decision,
     looks_at,
@@ -15,7 +16,7 @@ from src.study.analysis.looks import (
     reached,
     sequential,
 )
-from src.study.analysis.multiple_testing import shares
+from src.study.analysis.multiple_testing import means, shares
 from src.study.analysis.permutation import Pair, permute
 from src.study.analysis.results import Proportion
 from tests.study import synthetic
@@ -180,3 +181,58 @@ def test_runs_that_are_meant_to_stop_are_said_once():
     }
     said = [w for w in analyse(synthetic.in_memory(arms)).warnings if "first non-finite step" in w]
     assert len(said) == 1 and "guard.on_nonfinite=stop" in said[0]
+
+
+def wave(mean, sway):
+    return tuple(mean + sway * (-1) ** k for k in range(12))
+
+
+OF_LOSSES = {
+    "none": Arm(loss=wave(3.0, 0.01)),
+    "shaken_full": Arm(loss=wave(3.0, -0.01)),
+    "qk_norm": Arm(loss=wave(2.8, 0.01), seeds=range(6)),
+    "clip03": Arm(loss=wave(3.0, 0.005), seeds=range(6)),
+    "noise": Arm(loss=(2.5, 3.4) * 6),
+}
+
+
+def test_of_a_study_about_the_loss_the_loss_decides():
+    study = dataclasses.replace(sequential_study(OF_LOSSES), primary=LOSS)
+    found = analyse(study)
+    better, same, open_still = (arm(found, name) for name in ("qk_norm", "clip03", "noise"))
+    assert "significantly different" in decision(better, LOSS)
+    assert decision(same, LOSS).endswith("not lower by 0.02 nats")
+    assert decision(open_still, LOSS) is None
+    # By its failures, of which there are none, each would be decided.
+    assert all("none of" in decision(each) for each in (better, same, open_still))
+    said = "\n".join(found.answer)
+    assert "Looked at by their loss after 3, 6 and 12 seeds" in said
+    assert "not trained further: qk_norm and clip03 after 6 seeds" in said
+
+
+def test_a_study_about_the_loss_begins_with_it_where_runs_fail():
+    arms = {**OF_LOSSES, "zclip": Arm(num_failing=6, loss=wave(3.0, 0.01))}
+    plain = synthetic.in_memory(arms, seeds=12)
+    about_loss = dataclasses.replace(plain, primary=LOSS)
+    first, usual = (analyse(study).answer[0] for study in (about_loss, plain))
+    assert first.startswith("Significantly lower loss than the baseline: qk_norm")
+    assert "runs go non-finite" in usual
+
+
+def test_looks_at_losses_keep_the_error():
+    """Ten arms without an effect, looked at three times, many times over."""
+    random = np.random.default_rng(5)
+    called = 0
+    for _ in range(150):
+        values = random.normal(size=(12, 13))
+        each = {
+            f"arm{n}": {
+                seed: Pair(arm=[values[seed, n]], baseline=list(values[seed, 10:]))
+                for seed in range(12)
+            }
+            for n in range(10)
+        }
+        tested = means(each, looks=dict.fromkeys(each, LOOKS))
+        called += any(arm.detected for arm in tested.values())
+    # At most 5 % of 150, and what chance adds to it in 1 of 1,000 cases.
+    assert called <= 17

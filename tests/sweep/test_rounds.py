@@ -164,3 +164,30 @@ def test_the_report_knows_the_looks_of_the_sweep(tmp_path):
     file.write_text(json.dumps(sweep | {"looks": planned_looks}))
     again = collect(study.folder.parent, study.name)
     assert dict(again.looks) == dict.fromkeys(study.variants, planned_looks)
+
+
+def test_a_study_stays_with_the_endpoint_that_its_first_sweep_has_named(
+    planned, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    about_loss = dataclasses.replace(
+        planned, settings=dataclasses.replace(planned.settings, primary="loss")
+    )
+    folder = planned.folder / ".sweeps"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "before.json"
+    file.write_text(json.dumps({"cells": [], "primary": "failures"}))
+    check_looks(planned)
+    with pytest.raises(InputError, match="primary=loss: looked is about failures"):
+        check_looks(about_loss)
+    file.unlink()
+    check_looks(about_loss)
+
+
+def test_the_endpoint_is_one_of_two_and_another_one_is_another_sweep(planned):
+    assert planned.settings.primary == "failures"
+    more = ["recipe.max_steps=22", "seed=range(12)", "stability=clip03"]
+    one, two = (make_plan("train", [*TINY, *more, *p]) for p in ([], ["primary=loss"]))
+    assert one.sweep_id != two.sweep_id
+    with pytest.raises(InputError, match="primary=time: must be one of failures, loss"):
+        make_plan("train", [*TINY, *more, "primary=time"])

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from src.common.number_format import p_equals, p_value, signed, steps
-from src.study.analysis.finite_answer import finite_answer, nothing_fails
-from src.study.analysis.looks import decision
+from src.study.analysis.finite_answer import finite_answer, loss_sentences, nothing_fails
+from src.study.analysis.looks import LOSS, decision
 from src.study.analysis.results import ArmResult, Comparison
 from src.study.analysis.stats import ALPHA
 from src.study.analysis.verdicts import MAX_NAMED, WORDS, fraction, listed
@@ -43,9 +43,11 @@ def answer(
     compared = [arm for arm in arms if arm.comparisons and not arm.is_aa_control]
     if nothing_fails(arms):
         more = [_sequential(study, compared), _censored(compared), _evaluated_differently(compared)]
-        return [*finite_answer(study, arms), *filter(None, more)]
+        return [*finite_answer(study, arms), *loss_sentences(arms), *filter(None, more)]
     tested = [arm for arm in compared if arm.comparisons[PRIMARY].p_value is not None]
+    is_about_loss = study.primary == LOSS
     sentences = [
+        *(loss_sentences(arms) if is_about_loss else ()),
         _cannot_rank(arms, undetected, num_controls),
         _failures(study, arms),
         _significant("fewer", [arm for arm in tested if reduces_failures(arm)]),
@@ -55,7 +57,7 @@ def answer(
         _sequential(study, compared),
         _censored(compared),
         _evaluated_differently(compared),
-        _losses(arms, compared),
+        None if is_about_loss else _losses(arms, compared),
     ]
     return [sentence for sentence in sentences if sentence is not None]
 
@@ -143,14 +145,17 @@ def _sequential(study: Study, compared: Sequence[ArmResult]) -> str | None:
         return None
     reached = {arm.num_looks for arm in compared}
     sizes = [str(len(look)) for look in looks]
-    stopped = [arm for arm in compared if arm.num_looks < len(looks) and decision(arm)]
+    early = [arm for arm in compared if arm.num_looks < len(looks)]
+    stopped = [arm for arm in early if decision(arm, study.primary)]
     after = "; ".join(
         f"{listed(a.label for a in stopped if a.num_looks == number)} after {sizes[number - 1]}"
         for number in sorted(reached)
         if any(a.num_looks == number for a in stopped)
     )
     decided = f" Decided early, and not trained further: {after} seeds." if stopped else ""
-    return f"Looked at after {listed(sizes)} seeds; p accounts for all {len(looks)} looks.{decided}"
+    by = " by their loss" if study.primary == LOSS else ""
+    p = f"p accounts for all {len(looks)} looks"
+    return f"Looked at{by} after {listed(sizes)} seeds; {p}.{decided}"
 
 
 def _inconclusive(unknown: Sequence[ArmResult]) -> str | None:

@@ -17,7 +17,7 @@ def nothing_fails(arms: Sequence[ArmResult]) -> bool:
 
 
 def finite_answer(study: Study, arms: Sequence[ArmResult]) -> list[str]:
-    """What the losses show.
+    """That all runs stay finite.
 
     Args:
         study: the study, whose runs name model and preset.
@@ -29,21 +29,26 @@ def finite_answer(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     where = f" with {run.composition} at preset {run.axes['preset']}" if len(alike) == 1 else ""
     number = sum(arm.num_runs for arm in ended)
     what = "The run stays" if number == 1 else f"All {number} runs stay"
-    first = f"{what} finite{where}."
+    return [f"{what} finite{where}."]
+
+
+def loss_sentences(arms: Sequence[ArmResult]) -> list[str]:
+    """What the final losses show, where arm and untreated runs are clean."""
+    ended = [arm for arm in arms if arm.num_seeds]
     # An arm that only ends early is its baseline up to its last step.
     compared = [arm for arm in ended if arm.comparisons and arm.censored_at is None]
     remedies = [arm for arm in compared if not arm.is_aa_control]
     controls = [arm for arm in compared if arm.is_aa_control]
     if not remedies:
-        return [first]
+        return []
     if max(arm.num_seeds for arm in remedies) == 1:
-        return [first, *_single_seed(arms, remedies, controls)]
+        return _single_seed(arms, remedies, controls)
     sentences = [
         _changed("lower", [arm for arm in remedies if _sign(arm) < 0]),
         _changed("higher", [arm for arm in remedies if _sign(arm) > 0]),
         _open([arm for arm in remedies if _sign(arm) == 0], controls),
     ]
-    return [first, *(sentence for sentence in sentences if sentence is not None)]
+    return [sentence for sentence in sentences if sentence is not None]
 
 
 def _single_seed(

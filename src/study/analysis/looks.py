@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 from scipy import special, stats
 
-from src.common.number_format import p_equals
+from src.cli.name_checks import PRIMARIES
+from src.common.number_format import p_equals, signed
 from src.study.analysis.permutation import Pair, Permuted
 from src.study.analysis.results import ArmResult, Proportion
 from src.study.analysis.stats import design_effect_of
@@ -31,6 +32,11 @@ LEAST_SEEDS = 12
 
 FUTILE = 0.1
 """An arm is given up if, had it halved the failures, so many would have had at most this chance."""
+
+FAILURES, LOSS = PRIMARIES
+
+WORTHWHILE = 0.02
+"""Nats; an arm is given up if its interval rules out that it lowers the loss by as much."""
 
 Looks = Sequence[Sequence[int]]
 """The seeds of each look; each look has those of the one before, and more."""
@@ -110,14 +116,42 @@ def chance_if_halved(
     return float(special.betainc(events, total - events + 1, share / 2).mean())
 
 
-def decision(arm: ArmResult) -> str | None:
+def decision(arm: ArmResult, primary: str = FAILURES) -> str | None:
     """Why an arm needs no more seeds; None if it is undecided.
 
     Args:
         arm: a compared arm that is no A/A control.
+        primary: the endpoint that decides, of PRIMARIES.
     """
+    return _loss_decision(arm) if primary == LOSS else _failure_decision(arm)
+
+
+def so_far(arm: ArmResult, primary: str) -> str:
+    """What the primary endpoint of an arm shows."""
+    if primary == FAILURES:
+        return f"{arm.nonfinite.events} of {arm.nonfinite.total} fail"
+    difference = arm.comparisons["loss"].difference
+    if difference is None:
+        return "loss not known"
+    ends = f"{signed(difference.low)} to {signed(difference.high)}"
+    return f"loss {signed(difference.mean)} ({ends})"
+
+
+def _loss_decision(arm: ArmResult) -> str | None:
+    loss = arm.comparisons["loss"]
+    if loss.difference is None or loss.p_value is None:
+        return None
+    own = so_far(arm, LOSS)
+    if loss.detected:
+        return f"{own}, significantly different (p {p_equals(loss.p_value)})"
+    if loss.difference.low > -WORTHWHILE:
+        return f"{own}, not lower by {WORTHWHILE} nats"
+    return None
+
+
+def _failure_decision(arm: ArmResult) -> str | None:
     primary, untreated = arm.comparisons["nonfinite"], arm.untreated_nonfinite
-    own = f"{arm.nonfinite.events} of {arm.nonfinite.total} fail"
+    own = so_far(arm, FAILURES)
     if primary.detected:
         assert primary.p_value is not None
         return f"{own}, significantly different (p {p_equals(primary.p_value)})"

@@ -161,6 +161,8 @@ class Study:
     """The records of the sweeps, oldest first: command, git_sha, cells, steps_saved."""
     looks: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     """By variant, the seeds of each look, if a sequential sweep has made its runs."""
+    primary: str = "failures"
+    """The endpoint that the study is about, as its first sweep has named it: failures or loss."""
     damages: list[str] = field(default_factory=list)
     """Sentences about runs that cannot be read and are left out, or that have lost a part."""
 
@@ -212,6 +214,7 @@ def collect(runs_folder: Path, name: str) -> Study:
         runs=runs,
         sweeps=sweeps,
         looks=_looks(sweeps),
+        primary=_primary(sweeps) or "failures",
         damages=damages,
     )
 
@@ -219,6 +222,16 @@ def collect(runs_folder: Path, name: str) -> Study:
 def recorded_looks(folder: Path) -> dict[str, list[list[int]]]:
     """The looks of each variant in a study's folder, which need not exist."""
     return _looks(_sweeps(folder))
+
+
+def recorded_primary(folder: Path) -> str | None:
+    """The primary endpoint of a study's folder, which need not exist; None: it has no sweep."""
+    return _primary(_sweeps(folder))
+
+
+def _primary(sweeps: Sequence[Mapping[str, Any]]) -> str | None:
+    # Sweeps of earlier versions named none, and were about failures.
+    return str(sweeps[0].get("primary", "failures")) if sweeps else None
 
 
 def _looks(sweeps: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
