@@ -219,6 +219,7 @@ def test_a_study_about_the_loss_begins_with_it_where_runs_fail():
     assert "runs go non-finite" in usual
 
 
+@pytest.mark.slow
 def test_looks_at_losses_keep_the_error():
     """Ten arms without an effect, looked at three times, many times over."""
     random = np.random.default_rng(5)
