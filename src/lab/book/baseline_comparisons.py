@@ -17,7 +17,12 @@ class BaselineComparisons(StudyArms):
     """Differences from the baseline, paired by seed, and the range of the A/A controls."""
 
     def can_rank(self) -> bool:
-        """Whether the study detects the effect of its positive control, if it has one."""
+        """Whether the study detects the effect of its positive control, if it has one.
+
+        A study of failures has runs without the cause of each, which stand for such a control.
+        """
+        if self.folder.failures:
+            return True
         # The statistics of a large study take seconds, so they are computed only where needed.
         has_control = any(
             arm.baseline is not None and arm.runs[0].is_positive_control

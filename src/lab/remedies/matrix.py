@@ -1,6 +1,7 @@
 """What each remedy does to each failure: shares of damage undone, and what can be said of them."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from src.config.compose import compose
 from src.lab.book.select_arms import StudyArms, UndecidedError, statistic
 from src.lab.remedies.failure_files import CONTROL, LOSS, NONFINITE, NOTHING, Failure
 from src.study.analysis.results import ArmResult, Comparison
+from src.study.read.from_csv import steps_in
 
 MARGIN = 0.1
 """Nats above the mean of the healthy runs from which a run counts as failing."""
@@ -210,7 +212,7 @@ class RemedyMatrix(StudyArms):
             raise UndecidedError(f"{remedy} has no run of {failure} that could be compared")
         is_nothing = self.failure(failure).shows_as == NOTHING
         # A share of the damage where there is one; a lower loss or fewer failures undo some of it.
-        scale = 1.0 if is_nothing else -self.damage(failure)
+        scale = 1.0 if is_nothing else -self._damage_compared(failure, remedy)
         ends = sorted(end / scale for end in (found.difference.low, found.difference.high))
         return Effect(
             remedy=remedy,
@@ -234,10 +236,19 @@ class RemedyMatrix(StudyArms):
         arms = self.arms_of(failure)
         if remedy not in arms:
             raise UndecidedError(f"{remedy} was not tried on {failure}")
+        is_of_runs = self.failure(failure).shows_as == NONFINITE
+        difference = self._compared(failure, remedy).difference
+        if is_of_runs and seeds is None:
+            # As the test counts: from the step on at which the remedy acts, A/A runs included.
+            if difference is None:
+                raise UndecidedError(f"{remedy} has no run of {failure} that could be compared")
+            return -difference.mean / self._damage_compared(failure, remedy)
         treated, untreated = self._of(arms[remedy].variant), self.untreated(failure)
         if seeds is not None:
             treated = treated[treated["seed"].isin(seeds)]
         untreated = untreated[untreated["seed"].isin(set(treated["seed"]))]
+        if is_of_runs:
+            treated, untreated = _from_where_it_acts(treated, untreated)
         if treated.empty:
             raise UndecidedError(f"{remedy} has no run of {failure} with these seeds")
         if self.failure(failure).shows_as == NOTHING:
@@ -245,6 +256,19 @@ class RemedyMatrix(StudyArms):
         bad, healthy = self._badness(failure, untreated).mean(), self.healthy(failure)
         damage = float(bad - self._badness(failure, healthy).mean())
         return float(bad - self._badness(failure, treated).mean()) / damage
+
+    def _damage_compared(self, failure: str, remedy: str) -> float:
+        """The damage in the runs that a remedy is compared with.
+
+        Raises:
+            UndecidedError: there is none.
+        """
+        if self.failure(failure).shows_as != NONFINITE:
+            return self.damage(failure)
+        untreated = self.arms_of(failure)[remedy].untreated_nonfinite
+        if untreated is None or not untreated.events:
+            raise UndecidedError(f"no untreated run of {failure} fails where {remedy} acts")
+        return untreated.events / untreated.total - self.healthy_failing_share(failure)
 
     def effects(self, failure: str, verdict: str | None = None) -> list[Effect]:
         """The effects of all remedies that could be compared, the most helpful first.
@@ -281,16 +305,32 @@ class RemedyMatrix(StudyArms):
         """Kendall's tau between the ranks of the remedies in two halves of the seeds.
 
         Raises:
-            UndecidedError: the ranks of a half are all alike.
+            UndecidedError: too few remedies have been run on all seeds, or the ranks of a half are
+                all alike.
         """
-        seeds = sorted(set(self.untreated(failure)["seed"]))
+        seeds, names = self._run_on_all_seeds(failure)
         halves = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
-        names = [name for name in self.arms_of(failure) if name != CONTROL]
+        if len(names) < 2:
+            raise UndecidedError(f"{len(names)} remedies have been run on all seeds of {failure}")
         one, two = ([self.undone(failure, name, half) for name in names] for half in halves)
         tau = float(stats.kendalltau(one, two).statistic)
         if np.isnan(tau):
             raise UndecidedError(f"the remedies of {failure} do not differ in half of the seeds")
         return tau
+
+    def num_ranked(self, failure: str) -> int:
+        """The number of remedies that `rank_agreement` ranks."""
+        return len(self._run_on_all_seeds(failure)[1])
+
+    def _run_on_all_seeds(self, failure: str) -> tuple[list[int], list[str]]:
+        """The seeds of a failure, and the remedies run on all of them: none was decided early."""
+        seeds = sorted(set(self.untreated(failure)["seed"]))
+        names = [
+            name
+            for name, arm in self.arms_of(failure).items()
+            if name != CONTROL and set(self._of(arm.variant)["seed"]) == set(seeds)
+        ]
+        return seeds, names
 
     def least_agreement(self) -> float:
         """The smallest `rank_agreement` of the failures that show in the loss."""
@@ -337,3 +377,17 @@ class RemedyMatrix(StudyArms):
             for name in self.failures()
             for effect in self.effects(name, HELPS)
         )
+
+
+def _from_where_it_acts(
+    treated: pd.DataFrame, untreated: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both without the seeds on which a run had failed before the remedy began to act."""
+    start = max(treated["acts_from"], default=0)
+
+    def early(rows: pd.DataFrame) -> set[int]:
+        first = [min(steps_in(text), default=math.inf) for text in rows["nonfinite_steps"]]
+        return {seed for seed, step in zip(rows["seed"], first, strict=True) if step <= start}
+
+    gone = early(treated) | early(untreated)
+    return treated[~treated["seed"].isin(gone)], untreated[~untreated["seed"].isin(gone)]

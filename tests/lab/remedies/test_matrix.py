@@ -131,32 +131,66 @@ def test_a_run_that_went_non_finite_has_the_loss_of_a_guess(tmp_path):
     assert found.undone("attention_logits", "muon") == pytest.approx(-worse / 0.5, rel=1e-3)
 
 
+CURED = Arm(
+    **UNDERFLOW,
+    stability=[],
+    fields="@norm_eps-1e-20",
+    baseline=None,
+    config={"ffn.router.norm_eps": 1e-20},
+)
+FAILING_RUNS = {
+    "router_underflow": {
+        "shows_as": "nonfinite",
+        "arguments": ["preset=crash"],
+        "healthy": ["ffn.router.norm_eps=1e-20"],
+    }
+}
+
+
 def test_of_an_underflow_the_share_of_failing_runs_counts(tmp_path):
     arms = {
         "none": Arm(**UNDERFLOW, num_failing=6),
         "shaken_full": Arm(**UNDERFLOW, num_failing=6),
         "router_eps": Arm(**UNDERFLOW),
         "clip03": Arm(**UNDERFLOW, num_failing=5),
-        "cured": Arm(
-            **UNDERFLOW,
-            stability=[],
-            fields="@norm_eps-1e-20",
-            baseline=None,
-            config={"ffn.router.norm_eps": 1e-20},
-        ),
+        "cured": CURED,
     }
-    failures = {
-        "router_underflow": {
-            "shows_as": "nonfinite",
-            "arguments": ["preset=crash"],
-            "healthy": ["ffn.router.norm_eps=1e-20"],
-        }
-    }
-    found = measures(tmp_path, arms, failures)
+    found = measures(tmp_path, arms, FAILING_RUNS)
     assert found.undone("router_underflow", "router_eps") == 1
     assert found.undone("router_underflow", "clip03") == pytest.approx(1 / 6)
     assert found.effect("router_underflow", "clip03").num_failing == 5
     assert found.cell("router_underflow", "router_eps") == "**100 %**"
+
+
+def test_what_fails_before_a_remedy_acts_does_not_count_against_it(tmp_path):
+    early, late = [200], [350]
+    arms = {
+        "none": Arm(**UNDERFLOW, nonfinite=[early, late, late, late, late, late]),
+        "shaken_full": Arm(**UNDERFLOW, nonfinite=[early, late, late, late, late, late]),
+        "router_eps": Arm(**UNDERFLOW, acts_from=240, nonfinite=[early, [], [], [], [], []]),
+        "cured": CURED,
+    }
+    found = measures(tmp_path, arms, FAILING_RUNS)
+    effect = found.effect("router_underflow", "router_eps")
+    assert effect.undone == 1
+    assert effect.low < effect.undone <= effect.high
+    # The seed that failed early is left out of a part of the seeds as well.
+    assert found.undone("router_underflow", "router_eps", seeds=[0, 1, 2]) == 1
+    with pytest.raises(UndecidedError, match="with these seeds"):
+        found.undone("router_underflow", "router_eps", seeds=[0])
+
+
+def test_remedies_that_were_decided_early_have_no_rank_in_the_second_half(tmp_path):
+    arms = {
+        "none": Arm(**UNDERFLOW, num_failing=6),
+        "router_eps": Arm(**UNDERFLOW, seeds=[0, 1, 2]),
+        "clip03": Arm(**UNDERFLOW, nonfinite=[[3], [3], [], [3], [3], []]),
+        "noise": Arm(**UNDERFLOW, num_failing=6),
+        "cured": CURED,
+    }
+    found = measures(tmp_path, arms, FAILING_RUNS)
+    assert found.num_ranked("router_underflow") == 2
+    assert found.rank_agreement("router_underflow") == 1
 
 
 def test_where_nothing_is_wrong_the_change_in_loss_is_the_cost(tmp_path):
