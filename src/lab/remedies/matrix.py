@@ -100,12 +100,16 @@ class RemedyMatrix(StudyArms):
 
     def failures_to_come(self) -> list[str]:
         """The names of the failures of study.yaml that have not been run yet."""
-        known = set(self.folder.results["variant"])
         return [
             failure.name
             for failure in self.folder.failures
-            if self._variants[failure.name, False] not in known
+            if self._variants[failure.name, False] not in self._run
         ]
+
+    @cached_property
+    def _run(self) -> set[str]:
+        """The variants that have been run."""
+        return set(self.folder.results["variant"])
 
     def seeds_to_come(self) -> list[str]:
         """The names of the failures that have been run with fewer seeds than planned."""
@@ -280,14 +284,24 @@ class RemedyMatrix(StudyArms):
             failure: its name.
             verdict: only those with this verdict.
         """
-        found = []
-        for name in self.arms_of(failure):
-            if name != CONTROL:
-                with contextlib.suppress(UndecidedError):
-                    found.append(self.effect(failure, name))
-        if verdict is not None:
-            found = [effect for effect in found if effect.verdict == verdict]
-        return sorted(found, key=lambda effect: -effect.benefit)
+        found = self._effects(failure)
+        return [e for e in found if verdict in (None, e.verdict)]
+
+    def _effects(self, failure: str) -> list[Effect]:
+        # A page asks for them hundreds of times.
+        if failure not in self._known_effects:
+            found = []
+            for name in self.arms_of(failure):
+                if name != CONTROL:
+                    with contextlib.suppress(UndecidedError):
+                        found.append(self.effect(failure, name))
+            found.sort(key=lambda effect: -effect.benefit)
+            self._known_effects[failure] = found
+        return self._known_effects[failure]
+
+    @cached_property
+    def _known_effects(self) -> dict[str, list[Effect]]:
+        return {}
 
     def cell(self, failure: str, remedy: str) -> str:
         """The effect as text in a table: per cent of the damage undone, bold if significant."""
