@@ -38,7 +38,10 @@ def test_the_runs_of_a_study_are_reported_with_equal_numbers(earlier):
     before = rows(earlier / "old" / "report" / "report.csv")
     (earlier / "old" / "report" / "report.csv").unlink()
     assert report.main(["study=old"]) == 0
-    assert rows(earlier / "old" / "report" / "report.csv") == before
+    now = rows(earlier / "old" / "report" / "report.csv")
+    # A column has come since: the look at which a seed entered a sequential study.
+    assert [row.pop("look") for row in now] == [""] * len(before)
+    assert now == before
 
 
 def test_the_arms_of_a_study_have_equal_means(earlier):

@@ -52,7 +52,7 @@ ROUTER = ("target=audited_models:Router", "dtype=float32")
 def test_a_router_is_found_and_its_witness_runs_again(folder, capsys):
     assert main([*ROUTER]) == 1
     out = capsys.readouterr().out
-    assert "audited_models:Router: NaN or Inf reached at 1 of" in out
+    assert "audited_models:Router: NaN or Inf reached at 1 place" in out
     assert "share = score / (score.sum(-1, keepdim=True) + self.eps)" in out
     file = folder / "audit" / "witness-1-float32.pt"
     assert f"witness={file.relative_to(folder)}" in out
