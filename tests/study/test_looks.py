@@ -203,7 +203,7 @@ def test_of_a_study_about_the_loss_the_loss_decides():
     assert "significantly different" in decision(better, LOSS)
     assert decision(same, LOSS).endswith("not lower by 0.02 nats")
     assert decision(open_still, LOSS) is None
-    # By its failures, of which there are none, each would be decided.
+    # No run fails, so that failures would decide every arm at once.
     assert all("none of" in decision(each) for each in (better, same, open_still))
     said = "\n".join(found.answer)
     assert "Looked at by their loss after 3, 6 and 12 seeds" in said
