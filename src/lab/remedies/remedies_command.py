@@ -14,6 +14,7 @@ from src.common.errors import InputError, nearest
 from src.lab.book.files import RESULTS_FILE, STUDY_FILE, StudyFolder
 from src.lab.book.page_words import Measures
 from src.lab.book.run_studies import book_folder, missing_cost, train_sweeps
+from src.lab.remedies.effect import Effect
 from src.lab.remedies.failure_files import (
     NOTHING,
     Failure,
@@ -21,7 +22,6 @@ from src.lab.remedies.failure_files import (
     read_failure,
     sweeps_of,
 )
-from src.lab.remedies.matrix import Effect
 from src.stability import REMEDIES
 from src.study.read.collect import collect
 from src.study.report.make_report import write_report

@@ -13,7 +13,8 @@ from nonfinite.auditing.audit_report import Audit, Site, ranked
 from nonfinite.auditing.audited_passes import Passes
 from nonfinite.auditing.reach import Reach, leaves_of, movable_buffers, weight_ranges
 from nonfinite.auditing.saved_witness import save_witness
-from nonfinite.auditing.witness_search import Search, with_witnesses
+from nonfinite.auditing.witness_search import Search
+from nonfinite.auditing.witnessed_sites import with_witnesses
 from nonfinite.origins import memory_of
 from nonfinite.snapshot import host_states, set_host_states
 

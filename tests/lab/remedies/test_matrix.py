@@ -10,7 +10,7 @@ from src.common.number_format import MINUS, NONE
 from src.lab.book.files import StudyFolder
 from src.lab.book.page_words import Measures
 from src.lab.book.select_arms import UndecidedError
-from src.lab.remedies.matrix import FREE, HARMS, HELPS, NO_HELP, UNKNOWN
+from src.lab.remedies.effect import FREE, HARMS, HELPS, NO_HELP, UNKNOWN
 from src.lab.remedies.matrix_chart import matrix_chart
 from src.study.read.from_csv import write_frame
 from tests.lab.book.folders import results_of
