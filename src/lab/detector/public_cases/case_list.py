@@ -1,8 +1,9 @@
 """The public cases, and what a tool should say of each.
 
 Step, line and cause were written before the library was run on the cases. At that first try
-`nonfinite` was right on 24 of the 29; two of its rules were then mended. Operation and module were
-added later, to compare it with other tools.
+`nonfinite` was right on 24 of the 29 of the first set; two of its rules were then mended. Operation
+and module of these were added later, to compare it with other tools. Of the 16 of the second set it
+was right on 15 at the first try; since then `watch` also looks at the loss that a model returns.
 """
 
 from dataclasses import dataclass
@@ -185,7 +186,7 @@ SECOND_SET = (
     PublicCase(SilentSpectrum, 7, r"torch\.sqrt\(power\)", EDGE, operation="sqrt"),
     PublicCase(MixtureDensity, 7, r"torch\.log\(likelihood\)", LOG, operation="log"),
     PublicCase(SkipGram, 7, r"\.neg\(\)\.sigmoid\(\)\.log\(\)", LOG, operation="log"),
-    PublicCase(TinyScale, 7, r"1 / scale", "division by a tiny number", operation="div|reciprocal"),
+    PublicCase(TinyScale, 7, r"1 / scale", "division by a tiny number", operation="rtruediv"),
     PublicCase(SoftplusScale, 7, r"/ sigma", ZERO, operation="div", module=None),
     PublicCase(VanishedEpsilon, 7, r"\.half\(\)\.rsqrt\(\)", ZERO, LIGHTNING, operation="rsqrt"),
     PublicCase(EasyTriplets, 7, r"\(violation > 0\)\.sum\(\)", ZERO, LIGHTNING, "div"),
