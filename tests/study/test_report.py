@@ -12,9 +12,9 @@ from src.common.number_format import NONE
 from src.study.analysis.analyse import analyse
 from src.study.analysis.frames import arms_frame, headline, runs_frame
 from src.study.read.from_csv import read_frame, write_frame
+from src.study.report.arms_table import arms_table
 from src.study.report.make_report import write_report
 from src.study.report.sections import SECTIONS
-from src.study.report.summary import arms_table
 from src.study.report.table import MARK, setting
 from src.study.report.tables import runs_table
 from tests.study import synthetic
