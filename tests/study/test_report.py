@@ -12,10 +12,10 @@ from src.common.number_format import NONE
 from src.study.analysis.analyse import analyse
 from src.study.analysis.frames import arms_frame, headline, runs_frame
 from src.study.read.from_csv import read_frame, write_frame
+from src.study.report.arms_table import arms_table
 from src.study.report.make_report import write_report
 from src.study.report.sections import SECTIONS
-from src.study.report.summary import arms_table
-from src.study.report.table import MARK, setting
+from src.study.report.table import MARK, arm_cell, setting
 from src.study.report.tables import runs_table
 from tests.study import synthetic
 from tests.study.pages import ARMS, Page, full_report, report
@@ -61,6 +61,15 @@ def test_every_arm_is_in_the_first_table_with_its_outcomes(full):
     assert "trains only to step 280" in rows["early_stop"][0]
 
 
+def test_an_arm_that_never_acts_is_said_to_train_as_its_baseline():
+    study = synthetic.in_memory({"none": Arm(), "ema": Arm(acts_from=440)}, seeds=2)
+    rows = arms_frame(study, analyse(study)).to_dict("records")
+    assert [arm_cell(row).asides for row in rows] == [
+        ("baseline",),
+        ("trains as its baseline does",),
+    ]
+
+
 def test_the_title_of_every_table_names_router_and_preset(full):
     study, files, page = full
     assert setting(study) == "ffn moe_writeup_add, preset stress"
@@ -76,8 +85,8 @@ def test_every_difference_has_the_range_of_the_aa_control(full):
     study, _, page = full
     arms = {arm.label: arm for arm in analyse(study).arms}
     rows = [*page.table("Failures and loss"), *page.table("Other endpoints")]
-    # Every arm but the baseline, on each of five endpoints.
-    assert len(rows) == 5 * (len(ARMS) - 1)
+    # Every arm but the baseline, on each of six endpoints.
+    assert len(rows) == 6 * (len(ARMS) - 1)
     endpoints = {"non-finite runs, share": "nonfinite", "val/loss": "loss", "spikes": "spikes"}
     checked = 0
     for row in rows:
