@@ -103,7 +103,8 @@ class Watch(Counted):
         self._copies_are_old = False
         self._sound = True
         self._left_out = 0
-        self._num_calls, self._uses_host_rng, self._training = 0, False, (True,)
+        self._num_calls, self._uses_host_rng = 0, False
+        self._training: tuple[bool, ...] = self._modes()
         self._is_rerun = False
         self._is_one_of_several = is_one_of_several(model)
         self._ring: deque[dict[str, float]] = deque(maxlen=RING)
