@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from nonfinite.auditing import Audit, Site, audit
-from src.lab.audit import fixed_divisions, fixed_edges
+from src.lab.audit import fixed_divisions, fixed_edges, fixed_later
 from src.lab.audit.fix_pair import FixPair
 
 ALL = ("float32", "bfloat16", "float16")
@@ -16,7 +16,7 @@ ALL = ("float32", "bfloat16", "float16")
 def fix_pairs() -> list[type[FixPair]]:
     """All pairs, in the order of their files."""
     found = []
-    for module in (fixed_divisions, fixed_edges):
+    for module in (fixed_divisions, fixed_edges, fixed_later):
         for value in vars(module).values():
             is_pair = isinstance(value, type) and issubclass(value, FixPair)
             if is_pair and value is not FixPair:
