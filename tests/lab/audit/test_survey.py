@@ -31,7 +31,9 @@ def test_neither_version_of_a_pair_fails_on_its_own_inputs(pair):
             assert passes.traced({}, pair.inputs()) is None
 
 
-@pytest.mark.parametrize("name", ["PaddingBatch", "RootThenEpsilon", "LogVariance"])
+@pytest.mark.parametrize(
+    "name", ["PaddingBatch", "RootThenEpsilon", "LogVariance", "HalfMask", "SingleAdvantage"]
+)
 def test_a_pair_is_found_before_and_not_after(name):
     (pair,) = [pair for pair in fix_pairs() if pair.name() == name]
     answer = judge(pair)
