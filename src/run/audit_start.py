@@ -10,7 +10,7 @@ from torch import nn
 from nonfinite.auditing import Audit, audit
 from src.config.run_config import RunConfig
 from src.data import Corpus, TrainBatches
-from src.postmortem.audit_target import StepModule
+from src.postmortem.audit_target import StepModule, in_own_words
 from src.postmortem.load import LossStep
 from src.training.recipe import RecipeConfig
 from src.training.task import build_optimizer
@@ -45,7 +45,7 @@ def audit_of_run(config: RunConfig, model: nn.Module, corpus: Corpus) -> Audit:
     )
     tokens, targets = batches.batch(0)
     step = StepModule(LossStep(model, z_loss_weight=recipe.z_loss_weight).train())
-    return audit(
+    found = audit(
         step,
         ((tokens[:ROWS], targets[:ROWS]),),
         dtypes=[dtype_of(recipe.precision)],
@@ -54,6 +54,7 @@ def audit_of_run(config: RunConfig, model: nn.Module, corpus: Corpus) -> Audit:
         folder=config.folder / "audit",
         allow=LABELS,
     )
+    return in_own_words(found, step)
 
 
 def dtype_of(precision: str) -> torch.dtype:
