@@ -83,6 +83,12 @@ class AuditPage:
         rows = sorted(self._of_families("results.csv"), key=lambda row: row["family"])
         return {row["family"]: row for row in rows if row["status"] == "audited"}
 
+    @property
+    def num_changed(self) -> int:
+        """Repeated families in which another number of operations is reached than before."""
+        before = {row["family"]: row for row in self._rows(f"{EARLIER}results.csv")}
+        return sum(self.families[n]["found"] != before[n]["found"] for n in self.repeated)
+
     @cached_property
     def findings(self) -> Sequence[dict[str, str]]:
         """The first findings of each family, most urgent first."""

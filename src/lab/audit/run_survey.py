@@ -13,7 +13,7 @@ from src.cli.field_checks import choice, given_path, number
 from src.common import terminal
 from src.common.errors import InputError, nearest
 from src.common.storage import write_rows
-from src.lab.audit.fix_pairs import fix_pairs, judge
+from src.lab.audit.fix_pairs import ALL, fix_pairs, judge
 from src.lab.audit.survey_models import UndersizedError, families, small_model
 
 FAMILIES, PAIRS = "families", "pairs"
@@ -160,7 +160,7 @@ def _divides_by_sum(site: Site) -> bool:
 def _finding(family: str, rank: int, sites: Sequence[Site]) -> dict[str, Any]:
     """A row of findings.csv, for an operation and its derivatives."""
     site = sites[0]
-    dtypes = dict.fromkeys(dtype for one in sites for dtype in one.witnesses)
+    dtypes = [d for d in ALL if any(d in one.witnesses for one in sites)]
     best = site.best
     return {
         "family": family,

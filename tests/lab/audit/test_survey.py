@@ -86,3 +86,35 @@ def test_the_page_finds_what_the_table_holds():
     )
     assert all(name in PAGE.families for name in (*SEVEN, *GUARDED))
     assert 0 <= PAGE.false_alarms <= PAGE.false_alarms_any <= 1
+
+
+def test_each_alarm_after_a_fix_is_judged():
+    assert {row["judgement"] for row in PAGE.alarms} <= {"real", "theoretical"}
+    assert PAGE.alarms_judged("real") + PAGE.alarms_judged("theoretical") == len(PAGE.alarms)
+    assert PAGE.false_alarms <= PAGE.false_alarms_any
+    # The witness of the bug makes each of these fail too, so that no judgement can call it false.
+    assert all(row["judgement"] == "real" for row in PAGE.alarms if row["same_dtypes"])
+
+
+def test_the_first_try_of_later_fixes_is_kept_beside_today():
+    assert len(PAGE.later) == len(PAGE.first.later) == 5
+    assert {row["pair"] for row in PAGE.later} <= {pair.name() for pair in fix_pairs()}
+    assert PAGE.first.later_recall < 1.0
+
+
+ROW = "family,status,found,seconds\n"
+
+
+def test_a_family_that_was_not_repeated_has_the_row_of_the_survey_before(tmp_path):
+    (tmp_path / "results.csv").write_text(ROW + "b,audited,2,1\n")
+    (tmp_path / "earlier_results.csv").write_text(ROW + "a,audited,1,1\nb,audited,1,1\n")
+    head = "family,rank,place\n"
+    (tmp_path / "findings.csv").write_text(head + "b,2,new second\nb,1,new\n")
+    (tmp_path / "earlier_findings.csv").write_text(head + "a,1,old\nb,1,old\n")
+    page = AuditPage(tmp_path)
+    assert {name: row["found"] for name, row in page.families.items()} == {"a": "1", "b": "2"}
+    assert page.repeated == ["b"]
+    assert {name: row["place"] for name, row in page.top_findings.items()} == {
+        "a": "old",
+        "b": "new",
+    }
