@@ -76,8 +76,8 @@ def test_every_difference_has_the_range_of_the_aa_control(full):
     study, _, page = full
     arms = {arm.label: arm for arm in analyse(study).arms}
     rows = [*page.table("Failures and loss"), *page.table("Other endpoints")]
-    # Every arm but the baseline, on each of five endpoints.
-    assert len(rows) == 5 * (len(ARMS) - 1)
+    # Every arm but the baseline, on each of six endpoints.
+    assert len(rows) == 6 * (len(ARMS) - 1)
     endpoints = {"non-finite runs, share": "nonfinite", "val/loss": "loss", "spikes": "spikes"}
     checked = 0
     for row in rows:

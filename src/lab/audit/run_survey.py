@@ -62,10 +62,11 @@ def survey(given: Mapping[str, Any]) -> int:
     only = choice(given, "only", (None, FAMILIES, PAIRS))
     seconds = number(given, "seconds", float, least=1)
     out = given_path(given, "out")
+    names = _chosen(given["families"])
     if only != FAMILIES:
         _survey_pairs(out, seconds)
     if only != PAIRS:
-        _survey_families(_chosen(given["families"]), out, seconds)
+        _survey_families(names, out, seconds)
     return 0
 
 

@@ -7,10 +7,10 @@ from src.lab.book.baseline_comparisons import BaselineComparisons
 from src.lab.book.failures import Failures
 from src.lab.book.files import StudyFolder
 from src.lab.book.losses import Losses
-from src.lab.remedies.matrix import RemedyMatrix
+from src.lab.remedies.rankings import RemedyRankings
 
 
-class Measures(Failures, BaselineComparisons, Losses, RemedyMatrix):
+class Measures(Failures, BaselineComparisons, Losses, RemedyRankings):
     """The measures of one study.
 
     Args:

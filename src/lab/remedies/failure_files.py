@@ -41,6 +41,11 @@ class Failure:
     """What `python -m src.train` is given; usually a preset."""
     healthy: tuple[str, ...]
     """Further arguments, which take the cause away; empty if nothing is wrong."""
+    repeats: str | None = None
+    """The failure that this one repeats under other conditions, to see whether the ranking of the
+    remedies holds; None: it stands on its own."""
+    seeds: str | None = None
+    """The value of `seed` in Hydra's grammar, in place of that of the study."""
 
 
 def read_failure(file: Path) -> Failure:
@@ -53,9 +58,12 @@ def read_failure(file: Path) -> Failure:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
-    fields = ["shows_as", "says", "reports", "arguments", "healthy"]
-    if not isinstance(content, Mapping) or set(content) != set(fields):
-        raise InputError(f"{file}: must have exactly the fields {', '.join(fields)}")
+    fields, optional = ["shows_as", "says", "reports", "arguments", "healthy"], ["repeats", "seeds"]
+    if not isinstance(content, Mapping) or set(content) - set(optional) != set(fields):
+        raise InputError(
+            f"{file}: must have the fields {', '.join(fields)}, may have {' and '.join(optional)},"
+            " and no others"
+        )
     if content["shows_as"] not in SHOWS_AS:
         raise InputError(
             f"{file}: shows_as={content['shows_as']}: must be one of {', '.join(SHOWS_AS)}"
@@ -75,6 +83,7 @@ def read_failure(file: Path) -> Failure:
         reports=str(content["reports"]),
         arguments=tuple(file_arguments(list(map(str, content["arguments"])), where=str(file))),
         healthy=tuple(file_arguments(list(map(str, content["healthy"])), where=str(file))),
+        **{name: str(content[name]) for name in optional if name in content},
     )
 
 
@@ -84,7 +93,14 @@ def read_failures(folder: Path, names: Sequence[str]) -> list[Failure]:
     Raises:
         InputError: a file is missing or wrong.
     """
-    return [read_failure(folder / "failures" / f"{name}.yaml") for name in names]
+    found = [read_failure(folder / "failures" / f"{name}.yaml") for name in names]
+    for failure in found:
+        if failure.repeats is not None and failure.repeats not in names:
+            raise InputError(
+                f"{folder}: {failure.name} repeats={failure.repeats}: must be one of"
+                f" {', '.join(names)}"
+            )
+    return found
 
 
 def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[list[str]]:
@@ -94,7 +110,7 @@ def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[
         failure: the failure.
         remedies: options of `stability`; those that do not fit the failure's model, or change
             nothing in it, are left out.
-        seeds: the value of `seed` in Hydra's grammar.
+        seeds: the value of `seed` in Hydra's grammar; a failure with seeds of its own keeps them.
 
     Raises:
         InputError: the failure's arguments are wrong.
@@ -108,7 +124,7 @@ def sweeps_of(failure: Failure, *, remedies: Sequence[str], seeds: str) -> list[
     fitting = [name for name in remedies if fits(failure.arguments, name)]
     options = ",".join(["none", CONTROL, *fitting])
     # Recording an incident takes longer than one of these runs.
-    last = ["watch.incidents=false", f"seed={seeds}"]
+    last = ["watch.incidents=false", f"seed={failure.seeds or seeds}"]
     # The looks decide by failing runs, so of a failure that shows in the loss all runs are needed.
     looks = ["sequential=true"] if failure.shows_as == NONFINITE else []
     found = [[*failure.arguments, f"stability={options}", *looks, *last]]

@@ -7,14 +7,13 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from src.common import number_format
 from src.common.override_grammar import parse_all
 from src.config.compose import compose
 from src.lab.book.select_arms import StudyArms, UndecidedError, statistic
 from src.lab.remedies.effect import HELPS, Effect
-from src.lab.remedies.failure_files import CONTROL, LOSS, NONFINITE, NOTHING, Failure
+from src.lab.remedies.failure_files import CONTROL, NONFINITE, NOTHING, Failure
 from src.study.analysis.results import ArmResult, Comparison
 from src.study.read.from_csv import steps_in
 
@@ -40,7 +39,7 @@ class RemedyMatrix(StudyArms):
         raise UndecidedError(f"{self.folder.name} has no failure {name}")
 
     def failures(self, shows_as: str | None = None) -> list[str]:
-        """The names of the failures that have been run.
+        """The names of the failures that have been run, without those that repeat another.
 
         Args:
             shows_as: only those that show as nonfinite, loss or nothing; None: nonfinite and loss.
@@ -49,7 +48,16 @@ class RemedyMatrix(StudyArms):
             failure.name
             for failure in self.folder.failures
             if (failure.shows_as != NOTHING if shows_as is None else failure.shows_as == shows_as)
+            and failure.repeats is None
             and failure.name not in self.failures_to_come()
+        ]
+
+    def repeats(self) -> list[str]:
+        """The names of the failures that have been run and repeat another."""
+        return [
+            failure.name
+            for failure in self.folder.failures
+            if failure.repeats is not None and failure.name not in self.failures_to_come()
         ]
 
     def failures_to_come(self) -> list[str]:
@@ -67,13 +75,16 @@ class RemedyMatrix(StudyArms):
 
     def seeds_to_come(self) -> list[str]:
         """The names of the failures that have been run with fewer seeds than planned."""
-        (seeds,) = parse_all([f"seed={self.folder.plan['of_failures']['seeds']}"])
-        planned = set(map(int, seeds.sweep_string_iterator()))
         return [
             name
-            for name in [*self.failures(), *self.failures(NOTHING)]
-            if planned - set(self.untreated(name)["seed"])
+            for name in [*self.failures(), *self.failures(NOTHING), *self.repeats()]
+            if self._planned_seeds(name) - set(self.untreated(name)["seed"])
         ]
+
+    def _planned_seeds(self, failure: str) -> set[int]:
+        seeds = self.failure(failure).seeds or self.folder.plan["of_failures"]["seeds"]
+        (parsed,) = parse_all([f"seed={seeds}"])
+        return set(map(int, parsed.sweep_string_iterator()))
 
     def remedies(self) -> list[str]:
         """The remedies that were tried, in the order of study.yaml."""
@@ -268,45 +279,6 @@ class RemedyMatrix(StudyArms):
         else:
             text = f"{number_format.fixed(100 * effect.undone, 0)} %"
         return f"**{text}**" if effect.is_significant else text
-
-    def rank_agreement(self, failure: str) -> float:
-        """Kendall's tau between the ranks of the remedies in two halves of the seeds.
-
-        Raises:
-            UndecidedError: too few remedies have been run on all seeds, or the ranks of a half are
-                all alike.
-        """
-        seeds, names = self._run_on_all_seeds(failure)
-        halves = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
-        if len(names) < 2:
-            raise UndecidedError(f"{len(names)} remedies have been run on all seeds of {failure}")
-        one, two = ([self.undone(failure, name, half) for name in names] for half in halves)
-        tau = float(stats.kendalltau(one, two).statistic)
-        if np.isnan(tau):
-            raise UndecidedError(f"the remedies of {failure} do not differ in half of the seeds")
-        return tau
-
-    def num_ranked(self, failure: str) -> int:
-        """The number of remedies that `rank_agreement` ranks."""
-        return len(self._run_on_all_seeds(failure)[1])
-
-    def _run_on_all_seeds(self, failure: str) -> tuple[list[int], list[str]]:
-        """The seeds of a failure, and the remedies run on all of them: none was decided early."""
-        seeds = sorted(set(self.untreated(failure)["seed"]))
-        names = [
-            name
-            for name, arm in self.arms_of(failure).items()
-            if name != CONTROL and set(self._of(arm.variant)["seed"]) == set(seeds)
-        ]
-        return seeds, names
-
-    def least_agreement(self) -> float:
-        """The smallest `rank_agreement` of the failures that show in the loss."""
-        return min(self.rank_agreement(name) for name in self.failures(LOSS))
-
-    def num_verdicts(self, failure: str, verdict: str) -> int:
-        """The number of remedies with a verdict."""
-        return len(self.effects(failure, verdict))
 
     def most_undone(self, failure: str, except_for: Sequence[str] = ()) -> float:
         """The greatest share of the damage that any remedy undoes, leaving out some."""

@@ -152,7 +152,7 @@ def _show(measures: Measures, failure: Any) -> int:
             " the change in loss where nothing is broken, in nats."
         )
         return command_line.OK
-    known = [*measures.failures(), *measures.failures(NOTHING)]
+    known = [*measures.failures(), *measures.failures(NOTHING), *measures.repeats()]
     if failure not in known:
         hint = nearest(str(failure), known)
         raise InputError(f"failure={failure}: {hint}must be one of {', '.join(known)}")

@@ -226,7 +226,7 @@ SECTIONS = (
             TableOf(
                 "Other endpoints compared with the baseline",
                 _comparisons(SECONDARY),
-                "Batches, first steps and spikes",
+                "Batches, first steps, validation tokens and spikes",
             ),
         ],
     ),

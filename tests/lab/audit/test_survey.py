@@ -66,9 +66,11 @@ def test_the_survey_writes_a_row_for_each_family(tmp_path, monkeypatch, capsys):
     assert all(row["contradicted"] == "0" for row in rows.values())
 
 
-def test_a_family_that_does_not_exist_is_refused(capsys):
+def test_a_family_that_does_not_exist_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert main(["survey", "families=[mixtrall]"]) == 2
     assert "mixtral" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_page_judges_each_finding_of_forty_other_families():

@@ -3,7 +3,7 @@ import yaml
 
 from src.common.errors import InputError
 from src.lab.book.files import study_named
-from src.lab.remedies.failure_files import fits, read_failure, sweeps_of
+from src.lab.remedies.failure_files import fits, read_failure, read_failures, sweeps_of
 from src.stability import REMEDIES
 
 CONTENT = {
@@ -59,8 +59,8 @@ def test_where_nothing_is_wrong_there_is_nothing_to_take_away(tmp_path):
     ("changes", "told"),
     [
         ({"shows_as": "pain"}, "shows_as=pain: must be one of nonfinite, loss, nothing"),
-        ({"says": ...}, "must have exactly the fields"),
-        ({"remedy": "clip03"}, "must have exactly the fields"),
+        ({"says": ...}, "must have the fields"),
+        ({"remedy": "clip03"}, "must have the fields"),
         ({"arguments": "preset=dense"}, "arguments=preset=dense: must be a list"),
         ({"healthy": []}, "must say what takes the cause away"),
         ({"shows_as": "nothing"}, "be empty for shows_as=nothing"),
@@ -70,6 +70,20 @@ def test_a_file_that_says_too_little_or_too_much_is_refused(tmp_path, changes, t
     with pytest.raises(InputError, match=r"mine\.yaml") as refused:
         read_failure(written(tmp_path, **changes))
     assert told in str(refused.value)
+
+
+def test_a_repeat_has_seeds_of_its_own(tmp_path):
+    failure = read_failure(written(tmp_path, repeats="no_warmup", seeds="range(3)"))
+    treated, healthy = sweeps_of(failure, remedies=["clip03"], seeds="range(20)")
+    assert failure.repeats == "no_warmup"
+    assert treated[-1] == healthy[-1] == "seed=range(3)"
+
+
+def test_a_repeat_of_a_failure_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / "failures").mkdir()
+    written(tmp_path, repeats="no_wormup").rename(tmp_path / "failures" / "mine.yaml")
+    with pytest.raises(InputError, match=r"mine repeats=no_wormup: must be one of mine"):
+        read_failures(tmp_path, ["mine"])
 
 
 def test_wrong_arguments_are_told_and_not_taken_for_remedies_that_do_not_fit(tmp_path):

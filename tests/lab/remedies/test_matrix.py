@@ -58,7 +58,8 @@ def measures(tmp_path, arms, failures):
         text = yaml.safe_dump({"says": "It fails.", "reports": "", **content})
         (folder / "failures" / f"{name}.yaml").write_text(text)
     plan = {"failures": list(failures), "seeds": "range(6)", "short": [], "family": "baseline"}
-    plan["remedies"] = [name for name in arms if name not in ("none", "shaken_full", "cured")]
+    untried = ("none", "shaken_full", "cured")
+    plan["remedies"] = [name for name in arms if name not in untried and "again" not in name]
     (folder / "study.yaml").write_text(yaml.safe_dump(plan))
     write_frame(results_of(arms), folder / "results.csv")
     return Measures(StudyFolder(folder=folder), others=None)
@@ -231,3 +232,46 @@ def test_the_chart_colours_what_is_significant(of_attention, tmp_path):
     # The blue of qk_norm and the red of noise are missing where neither was tried.
     grey = colours_of(matrix_chart(measures(tmp_path, unclear, FAILURES)))
     assert len(colours_of(drawn) - grey) >= 2
+
+
+def repeated(name, loss):
+    """The arm of a remedy with the failure that repeats."""
+    stability = [] if name == "none" else [name]
+    baseline = "none again"
+    arm = {**ATTENTION, "preset": "no_warmup", "stability": stability, "loss": losses(loss)}
+    return {f"{name} again": Arm(**arm, baseline=baseline)}
+
+
+def test_a_repeat_is_no_failure_of_its_own_and_is_ranked_beside_what_it_repeats(tmp_path):
+    again = {
+        **repeated("none", 2.0),
+        **repeated("qk_norm", 1.9),
+        **repeated("lower_lr", 1.8),
+        **repeated("clip03", 1.99),
+        **repeated("zclip", 1.7),
+    }
+    warm = {"recipe.warmup_frac": 0.1}
+    again["cured again"] = Arm(
+        **{**ATTENTION, "preset": "no_warmup"},
+        stability=[],
+        fields="@warmup_frac-0.1",
+        loss=losses(1.5),
+        baseline=None,
+        config=warm,
+    )
+    wide = {
+        "shows_as": "loss",
+        "arguments": ["preset=no_warmup"],
+        "healthy": ["recipe.warmup_frac=0.1"],
+        "repeats": "attention_logits",
+        "seeds": "range(6)",
+    }
+    found = measures(tmp_path, {**ARMS, **again}, {**FAILURES, "wide": wide})
+    assert found.failures() == ["attention_logits"]
+    assert found.repeats() == ["wide"]
+    assert found.seeds_to_come() == []
+    # As in what it repeats qk_norm, lower_lr, clip03: two of three pairs in the same order.
+    assert found.repeated("wide") == ["qk_norm", "lower_lr", "clip03"]
+    assert found.repeat_agreement("wide") == pytest.approx(1 / 3)
+    with pytest.raises(UndecidedError, match="repeats no other"):
+        found.repeat_agreement("attention_logits")
