@@ -62,7 +62,7 @@ def survey(given: Mapping[str, Any]) -> int:
     only = choice(given, "only", (None, FAMILIES, PAIRS))
     seconds = number(given, "seconds", float, least=1)
     out = given_path(given, "out")
-    names = _chosen(given["families"])
+    names = [] if only == PAIRS else _chosen(given["families"])
     if only != FAMILIES:
         _survey_pairs(out, seconds)
     if only != PAIRS:
