@@ -47,6 +47,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "mamba_chunk_size": 8,
     },
     "flint": {"mlp_only_layers": []},
+    "nemotron_h": {
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 8,
+    },
     "kolibri1": {"norm_topk_prob": True},
     "lfm2_moe": {"layer_types": ["full_attention", "full_attention"]},
     "step3p7_text": {
