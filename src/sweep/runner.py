@@ -35,7 +35,8 @@ from src.sweep.plan import Cell, Plan, make_plan
 from src.sweep.preview import show_plan
 from src.sweep.rounds import check_looks, rounds
 from src.tracking.push_state import SWEEPS, is_held, writer_lock
-from src.tracking.sweep_run import SweepRun, close_run, lock_file
+from src.tracking.stale_runs import close_run
+from src.tracking.sweep_run import SweepRun, lock_file
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from src.lab.book.single import single_runs
 from src.lab.detector.detector_page import DetectorPage
 from src.lab.simulation.power_page import PowerPage
 from src.study.analysis.frames import arms_frame
-from src.study.report.summary import arms_table
+from src.study.report.arms_table import arms_table
 from src.study.report.table import escape_markdown
 
 TEMPLATE = ".jinja"
