@@ -1,4 +1,4 @@
-"""The search for witnesses: drives inputs and weights until an operation fails, and checks it."""
+"""The search for witnesses: inputs or weights with which an operation really fails."""
 
 import math
 import time
@@ -38,7 +38,8 @@ STEPS = 15
 """Steps of a drive along gradients."""
 
 DOUBLINGS = 10
-"""The first step is so many doublings shorter than the range; each next one is twice as long."""
+"""The first step is so many doublings shorter than the range; each next one is twice as long, up
+to the whole range."""
 
 HALVINGS = 5
 """Halvings by which the smallest change that still fails is found."""
@@ -49,9 +50,8 @@ OVERFLOW_DOUBLINGS = 14
 MAX_OVERFLOWS = 4
 """The nearest overflows alone are driven: in float16 almost every product can overflow."""
 
-
 ALL_NEAR = 1000
-"""Nodes of the graph within which all weights of a model are."""
+"""A distance in the graph, in nodes, that is meant to reach all weights of a model."""
 
 MAX_SINGLE = 4
 """So many of the nearest weights are set to 0 one by one, before all are together."""
@@ -66,9 +66,9 @@ class Search:
 
     Args:
         passes: a copy of the model in each dtype, by its name.
-        inputs: those given.
+        inputs: the user's inputs.
         reach: the range.
-        sites: what the passes as given have shown; gets the witnesses.
+        sites: what the passes as given have shown.
         until: when to stop, as `time.monotonic`.
     """
 
@@ -78,13 +78,12 @@ class Search:
     sites: dict[tuple[SiteKey, str], Site]
     until: float
     pass_seconds: float = 0.0
-    """The longest time of a pass under the tracer so far; no pass is begun that would overrun
-    `until`."""
+    """The longest time of a traced pass so far; none is begun that would overrun `until`."""
     witnesses: dict[tuple[SiteKey, str], tuple[Try, Witness]] = field(default_factory=dict)
     """What was tried and what it gave, by operation and dtype."""
     ran_out: bool = False
     fails_as_given: bool = False
-    """Whether the model fails in each dtype without a change, so that nothing else was tried."""
+    """Whether the model fails in every dtype without a change, so that nothing else was tried."""
 
     def run(self) -> None:
         """Tries the model as given, other inputs, and then other weights."""
@@ -139,7 +138,7 @@ class Search:
         # Rounding may put the largest weight in range a little above its bound.
         is_far = tried.changes == WEIGHTS and growth > self.reach.overflow_doublings + 1e-3
         if is_far and finding.mechanism in (mechanisms.HALF, mechanisms.OVERFLOW):
-            # With weights large enough every product overflows in float16.
+            # With weights large enough any product overflows.
             return
         known = self.witnesses.get((key, dtype))
         if known is not None and not is_simpler(tried, known[0]):
@@ -194,7 +193,7 @@ class Search:
                     self._follow(place, names, guide, base)
             if self._is_done(place) or self.is_late():
                 return
-            if not self._moves_far(names, guide):
+            if not self._has_other_weights(names, guide):
                 break
         for index, (name, leaf) in enumerate(leaves_of(self.inputs)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not self._is_done(place):
@@ -222,7 +221,7 @@ class Search:
             if key[1:4] == place
         )
 
-    def _moves_far(self, names: set[str], guide: Passes) -> bool:
+    def _has_other_weights(self, names: set[str], guide: Passes) -> bool:
         """Whether there are other weights than these to move."""
         return len(names) < len(self._movable(guide))
 
@@ -304,13 +303,13 @@ class Search:
             # An operation further on fails first: whether this one fails too shows only later.
             hidden |= {dtype for dtype, finding in found.items() if self._is_behind(finding, place)}
             for dtype in found.keys() - hidden:
-                self._shorten(place, dtype, partial(moved, start, values, base=on))
+                self._find_smallest_change(place, dtype, partial(moved, start, values, base=on))
             open_in -= found.keys() - hidden
             if not open_in or "float32" in found.keys() - hidden:
                 return
         for dtype, finding in self.attempt(moved(start, values, 1.0, on), hidden).items():
             if key_of_finding(finding)[1:4] == place:
-                self._shorten(place, dtype, partial(moved, start, values, base=on))
+                self._find_smallest_change(place, dtype, partial(moved, start, values, base=on))
 
     def _bounds(self, place: Place, start: Values, on: Base) -> dict[str, float]:
         """How large the entries of each weight may become, by name."""
@@ -329,7 +328,9 @@ class Search:
         mine = next((i for i, known in enumerate(order) if known[1:4] == place), len(order))
         return key in order and order.index(key) > mine and key[1:4] != place
 
-    def _shorten(self, place: Place, dtype: str, moved: Callable[[float], Try]) -> None:
+    def _find_smallest_change(
+        self, place: Place, dtype: str, moved: Callable[[float], Try]
+    ) -> None:
         """Halves the interval between weights that are finite and weights that fail."""
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
