@@ -7,6 +7,16 @@ from typing import Any
 SCHEMA = 1
 
 
+def frac_metric(loss_metric: str) -> str:
+    """The metric with the share of validation windows that have no finite loss."""
+    return loss_metric.replace("/loss", "/nonfinite_frac")
+
+
+def tokens_metric(loss_metric: str) -> str:
+    """The metric with the share of validation tokens that have no finite loss."""
+    return loss_metric.replace("/loss", "/nonfinite_tokens")
+
+
 def outcome(*, guard: Mapping[str, Any], stopped: bool, weights_finite: bool, val: float) -> str:
     """The outcome of a run that was not killed.
 
@@ -55,7 +65,8 @@ def results(record: Mapping[str, Any], *, loss: str) -> dict[str, float]:
     nonfinite, spiked = guard.get("nonfinite_steps"), spikes.get("steps")
     values = {
         "val_loss": final.get(loss),
-        "val_nonfinite_frac": final.get(loss.replace("/loss", "/nonfinite_frac")),
+        "val_nonfinite_frac": final.get(frac_metric(loss)),
+        "val_nonfinite_tokens": final.get(tokens_metric(loss)),
         "nonfinite_steps": None if nonfinite is None else len(nonfinite),
         "first_nonfinite_step": min(nonfinite or (), default=None),
         "skipped_steps": guard.get("skipped_steps"),

@@ -20,7 +20,7 @@ class Role:
     """How the field enters the hash. value: as written in config.yaml; content: by what it refers
     to, such as the text of the data, see `RunConfig.config_hash`; no: not at all."""
     named: bool = True
-    """Whether a typed value becomes part of the run folder's name."""
+    """Whether a typed value becomes part of the variant's name, the folder above seed-<n>."""
     typed: bool = True
     """Whether a user can type it; config.yaml also holds entries that are only recorded there."""
     is_replicate: bool = False
@@ -33,11 +33,11 @@ class Role:
     identifies_sweep: bool = True
     """Whether a different typed value makes a different sweep."""
     set_by: tuple[str, ...] = ()
-    """Other fields that may set it: the option of a group, or a saved model."""
+    """What may set it: the groups whose options can, and init."""
 
     @property
     def is_hashed(self) -> bool:
-        """Whether two runs that differ in this field are different runs."""
+        """Whether the field's value, or what it refers to, enters the hash."""
         return self.hashed != "no"
 
     @property
@@ -52,7 +52,7 @@ class Role:
 
 
 _RECORDED_ONLY = Role(hashed="no", named=False, typed=False)
-_LOCATION = Role(hashed="no", named=False, inherited=False, identifies_sweep=False)
+_NOT_OF_SWEEP = Role(hashed="no", named=False, inherited=False, identifies_sweep=False)
 _OF_THIS_RUN = Role(hashed="no", named=False, inherited=False)
 
 ROLES: dict[str, Role] = {
@@ -70,7 +70,7 @@ ROLES: dict[str, Role] = {
     "seed": Role(named=False, is_replicate=True, must_match=True),
     "repeat": Role(named=False, is_replicate=True, inherited=False),
     "recipe": Role(set_by=("preset",)),
-    # The optimizer's state and its parameter groups depend on these.
+    # The schedule, and the optimizer's parameter groups and state, depend on these.
     "recipe.max_steps": Role(must_match=True, set_by=("preset",)),
     "recipe.weight_decay": Role(must_match=True, set_by=("preset",)),
     "recipe.decay_params": Role(must_match=True, set_by=("preset",)),
@@ -92,11 +92,11 @@ ROLES: dict[str, Role] = {
     "observe": _OF_THIS_RUN,
     "resume": _OF_THIS_RUN,
     "format": _OF_THIS_RUN,
-    "rerun": _LOCATION,
+    "rerun": _NOT_OF_SWEEP,
     "audit": _OF_THIS_RUN,
-    "study": _LOCATION,
-    "paths": _LOCATION,
-    "tracking": _LOCATION,
+    "study": _NOT_OF_SWEEP,
+    "paths": _NOT_OF_SWEEP,
+    "tracking": _NOT_OF_SWEEP,
     "watch": Role(hashed="no", named=False, identifies_sweep=False),
     "kinds": Role(named=False, typed=False),
     "choices": _RECORDED_ONLY,
@@ -154,5 +154,5 @@ def hashed_fields(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def set_by(choice: str) -> list[str]:
-    """The sections that `choice`, the option of a group or a saved model, may set."""
+    """The sections and fields that an option of the group `choice`, or init, may set."""
     return [name for name, role in ROLES.items() if choice in role.set_by]

@@ -81,7 +81,7 @@ class RunConfig:
     resume: str
     """auto, never, or the path of a checkpoint."""
     rerun: bool
-    """Whether a finished run of the same hash is moved aside and trained again."""
+    """Whether an earlier run of the same hash is moved aside, and the run trained anew."""
     audit: bool
     """Whether the model is audited before its first step."""
     fork: Fork | None

@@ -7,6 +7,7 @@ import codecs
 import glob
 import hashlib
 import http.client
+import importlib.util
 import shutil
 import urllib.request
 from dataclasses import dataclass
@@ -39,6 +40,24 @@ class ShakespeareConfig(TextConfig):
             if self.max_chars is not None and sum(map(len, pieces)) > self.max_chars:
                 break
         return "\n".join(pieces)
+
+
+@dataclass(kw_only=True)
+class TorchDocsConfig(TextConfig):
+    """The reference of torch's functions, as its package holds it; needs no network.
+
+    Half a megabyte of technical English with formulas and code: a text unlike the plays, to see
+    whether a result depends on the text. It differs between versions of torch.
+    """
+
+    def raw(self, cache: Path) -> bytes:
+        spec = importlib.util.find_spec("torch")
+        folder = Path("" if spec is None or spec.origin is None else spec.origin).parent
+        names = ("_tensor_docs.py", "_torch_docs.py")
+        return b"\n".join(read_bytes(folder / name, "data=torch_docs") for name in names)
+
+    def text(self, raw: bytes) -> str:
+        return raw.decode()
 
 
 @dataclass(kw_only=True)
@@ -222,6 +241,7 @@ def find_files(path: Any, *, field: str) -> list[Path]:
 SOURCES: dict[str, type[DataConfig]] = {
     "shakespeare": ShakespeareConfig,
     "text": FilesConfig,
+    "torch_docs": TorchDocsConfig,
     "tokens": TokensConfig,
     "tiny_shakespeare": DownloadConfig,
 }

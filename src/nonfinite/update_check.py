@@ -30,7 +30,7 @@ class UpdateFault:
     """A few words for the incident's line."""
     explanation: str
     parameter: str | None = None
-    """The first parameter that is not finite."""
+    """The first parameter whose weight or gradient is not finite; None if the rate is at fault."""
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -71,18 +71,18 @@ class UpdateCheck:
         self._seen = {id(p): _version(p.grad) for p in self._parameters() if p.grad is not None}
 
     def gradients_changed(self) -> bool:
-        """Whether a gradient was changed or replaced since they were measured."""
+        """Whether a gradient differs from what `remember_gradients` saw, or was not seen by it."""
         return any(
             p.grad is not None and self._seen.get(id(p)) != _version(p.grad)
             for p in self._parameters()
         )
 
     def applied_fault(self, *, gradients: bool) -> UpdateFault | None:
-        """A non-finite gradient or weight; called when the update has been applied, or just before.
+        """A non-finite gradient or weight; must be called after the update.
 
         Args:
-            gradients: whether something that may divide by 0 changed the gradients since they
-                were found to be finite.
+            gradients: whether the gradients may have become non-finite since they were found to be
+                finite.
         """
         if gradients:
             held = [(p, p.grad) for p in self._parameters() if p.grad is not None]
@@ -107,13 +107,12 @@ class UpdateCheck:
         """Whether the update of weights of a dtype could divide by 0, and has to be looked at.
 
         torch's optimizers divide by 0 only if their epsilon is 0 in the dtype of the weights. An
-        update that overflows is noticed in the next step, by its loss. Of other optimizers nothing
-        is known.
+        update that overflows is noticed in the next step, by its loss. Other optimizers are always
+        looked at.
         """
         if not type(self.optimizer).__module__.startswith("torch.optim"):
             return True
-        epsilons = [group[name] for name in EPSILONS if isinstance(group.get(name), float)]
-        return any(_is_zero(eps, dtype) for eps in epsilons)
+        return any(_is_zero(eps, dtype) for eps in _epsilons(group).values())
 
     def _changed(self, parameter: nn.Parameter) -> UpdateFault:
         name = self.names.get(id(parameter), "a parameter")
@@ -130,12 +129,13 @@ class UpdateCheck:
         name = self.names.get(id(parameter), "a parameter")
         dtype = str(parameter.dtype).removeprefix("torch.")
         figures = {"dtype": dtype, "lr": float(group.get("lr", math.nan))}
-        figures |= {key: group[key] for key in EPSILONS if isinstance(group.get(key), float)}
+        figures |= _epsilons(group)
         why = "It is not one of torch's optimizers; look for a division by 0 in its step."
-        eps = next((group[key] for key in EPSILONS if isinstance(group.get(key), float)), None)
+        eps = next(iter(_epsilons(group).values()), None)
         if eps is not None and _is_zero(eps, parameter.dtype):
             why = (
-                f"Its eps {eps:.3g} is 0 in {dtype}, so it divides 0 by 0 where the gradient is 0."
+                f"Its eps {eps:.3g} is 0 in {dtype}, so it divides by 0 where its average of"
+                " squared gradients is 0."
             )
         bad = int((~parameter.detach().isfinite()).sum())
         return UpdateFault(
@@ -147,6 +147,12 @@ class UpdateCheck:
             parameter=name,
             figures=figures,
         )
+
+
+def _epsilons(group: Mapping[str, Any]) -> dict[str, float]:
+    """The epsilons of a group, by name; some optimizers keep pairs or None under these names."""
+    found = {name: group.get(name) for name in EPSILONS}
+    return {name: float(eps) for name, eps in found.items() if isinstance(eps, int | float)}
 
 
 @functools.cache
@@ -165,7 +171,7 @@ def names_of(module: nn.Module) -> dict[int, str]:
 
 
 def gradient_norm(optimizers: Sequence[torch.optim.Optimizer]) -> float:
-    """The norm of all gradients that optimizers will apply; of a sparse one, that of its values."""
+    """The norm of all gradients that optimizers will apply; a sparse one counts by its values."""
     gradients = [
         gradient.coalesce().values() if gradient.is_sparse else gradient
         for optimizer in optimizers
@@ -177,9 +183,10 @@ def gradient_norm(optimizers: Sequence[torch.optim.Optimizer]) -> float:
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
-    """As torch.nn.utils.get_total_norm, bit for bit; faster for tensors of one device and dtype.
+    """What torch.nn.utils.get_total_norm returns, bit for bit.
 
-    PyTorch's function groups them first, which takes as long as the norms of a small model.
+    It is faster for tensors of one device and dtype: PyTorch's function groups them first, which
+    takes as long as the norms of a small model.
     """
     kinds = {(tensor.device, tensor.dtype, tensor.layout) for tensor in tensors}
     if len(kinds) != 1 or tensors[0].layout != torch.strided:

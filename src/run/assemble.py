@@ -25,7 +25,7 @@ from src.training.task import LanguageModelTask
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """The parts of a run that are used after assembly."""
+    """The parts of a run that training, and the record after it, need."""
 
     task: LanguageModelTask
     trainer: pl.Trainer
@@ -84,8 +84,8 @@ def assemble(
         model: the model to train.
         corpus: the text to train on.
         folder: the run folder.
-        writer: writes the metrics in the first process; None in the others, which write no files.
-        place: rank of this process.
+        writer: writes the metrics in the first process; None in the others, which write no metrics.
+        place: rank of this process, and the number of processes.
         checkpoint_extras: plain values to store in every checkpoint.
     """
     recipe = config.recipe
@@ -142,5 +142,5 @@ def _ddp_strategy(model: nn.Module) -> DDPStrategy:
         isinstance(router.bias_E, nn.Parameter) for router in model.routers()
     )
     # Not broadcast, because each process has its own buffers: a router counts the tokens of its own
-    # rows, and the counts are summed only at the end of a step.
+    # rows, and the counts are summed only by finish_batch or finish_step.
     return DDPStrategy(broadcast_buffers=False, find_unused_parameters=may_lack_gradients)

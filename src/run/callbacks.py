@@ -60,7 +60,7 @@ def build_callbacks(
         config: the run's configuration.
         corpus: the text, for validation.
         folder: the run folder.
-        writer: writes the metrics in the first process; None in the others, which write no files.
+        writer: writes the metrics in the first process; None in the others, which write no metrics.
         checkpoint_extras: plain values to store in every checkpoint.
     """
     recipe, watch = config.recipe, config.watch

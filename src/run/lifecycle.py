@@ -321,7 +321,7 @@ def _extras(job: Job, saved: dict[str, Any] | None) -> dict[str, Any]:
 def follow(
     config: RunConfig, *, place: Place, start: Path | None, ready: Callable[[], None]
 ) -> int:
-    """The life of a rank other than 0: it trains its share of the rows and writes no files.
+    """The life of a rank other than 0: trains its share of the rows, writes only incidents.
 
     Args:
         config: the run's configuration, which rank 0 has checked.

@@ -32,7 +32,7 @@ class RewindConfig(RemedyConfig):
     batches, those seen before and during the spike; about 20 times in one run. Here, if step t is a
     spike or not finite:
 
-        state <- the newest snapshot that is at least back_steps older than step t
+        state <- the newest snapshot at least back_steps older than step t, or else the oldest
         batch of the next step <- batch t + 1
 
     The step number never goes back. A batch is a function of (seed, step, rank), so the next batch
@@ -43,22 +43,23 @@ class RewindConfig(RemedyConfig):
     What goes back is weights, buffers, optimizer state (with the step count of AdamW's bias
     correction), and the state of all other remedies, such as the average of `ema`.
 
-    A spike is what it is for `spike_skip`: a loss or gradient norm that is not finite, or above the
-    mean of the last 128 values that were no spikes by `sigmas` standard deviations, once there are
-    64. The window goes back too.
+    A spike is what it is for `spike_skip`: a loss or gradient norm that is not finite or, from 64
+    values on, more than `sigmas` standard deviations above the mean of the last 128 values that
+    were no spikes. The window goes back too.
 
     Departures: PaLM's step number and learning rate went back with the state, and batches after the
-    spike were skipped as well. After max_rewinds rewinds the remedy does nothing.
+    spike were skipped as well. After max_rewinds rewinds it no longer goes back.
 
     Cost: at most ceil(back_steps / every) + 1 snapshots in the memory of the CPU, each as large as
-    weights, buffers and optimizer state (three times the weights with AdamW), and a copy of them
-    every `every` steps. Every checkpoint holds them, so that a resumed run can go back.
+    weights, buffers and optimizer state (with AdamW three times the weights) and the state of other
+    remedies, and a copy of them every `every` steps. Every checkpoint holds them, so that a resumed
+    run can go back.
     """
 
     sigmas: float
     """Standard deviations above the window's mean from which a value is a spike; above 0."""
     back_steps: int
-    """Least number of optimizer steps to go back; at least 1."""
+    """Least number of optimizer steps to go back, if a snapshot is that old; at least 1."""
     every: int
     """Optimizer steps between snapshots; at least 1."""
     max_rewinds: int
@@ -89,9 +90,9 @@ def check_guard(config: RewindConfig, guard: Any) -> None:
     """Raises ValueError if the guard ends the run at the step at which the remedy would act."""
     why = None
     if guard.on_nonfinite != "skip":
-        why = f"guard.on_nonfinite=skip, which is {guard.on_nonfinite}"
+        why = f"guard.on_nonfinite=skip; it is {guard.on_nonfinite}"
     elif guard.max_consecutive == 1:
-        why = "guard.max_consecutive of at least 2 or null, which is 1"
+        why = "guard.max_consecutive of at least 2, or null; it is 1"
     if why is not None:
         raise ValueError(f"max_rewinds={config.max_rewinds}: needs {why}")
 
@@ -102,7 +103,7 @@ class Rewind(RemedyCallback):
     The spike's own step is dropped, so that an average, for example, does not take it for a sound
     one. The state is put back at the end of the step, before validation and checkpoints see it.
     With DDP all processes have the same loss and norm, so that all go back at the same step, each
-    to its own snapshot; after a resumption, to that of the first.
+    to its own snapshot; after a resumption, to that of rank 0, which the checkpoint holds.
 
     Logs the number of rewinds, of steps that they undid, and of snapshots.
     """
@@ -140,7 +141,7 @@ class Rewind(RemedyCallback):
             and step > max(self.snapshots[-1]["step"], self.last_rewind)
         ):
             self.snapshots.append(self._snapshot(trainer, pl_module, step))
-            # Earlier ones are those to which no later spike would go back.
+            # Drops those to which no later spike would go back.
             del self.snapshots[: self._target(step + 1)]
 
     def on_before_optimizer_step(
@@ -151,9 +152,14 @@ class Rewind(RemedyCallback):
         values = torch.stack((guard.loss, guard.grad_norm)).tolist()
         spikes = [self.scores[n].add(v) for n, v in zip(("loss", "norm"), values, strict=True)]
         if any(spikes) and self.num_rewinds < self.config.max_rewinds:
-            names = [n for n, spike in zip(("loss", "gradient norm"), spikes, strict=True) if spike]
-            kind = "spike of" if all(map(math.isfinite, values)) else "non-finite"
-            self._reason = f"{kind} {' and '.join(names)}"
+            reasons = [
+                f"{'spike of' if math.isfinite(value) else 'non-finite'} {name}"
+                for name, value, is_spike in zip(
+                    ("loss", "gradient norm"), values, spikes, strict=True
+                )
+                if is_spike
+            ]
+            self._reason = " and ".join(reasons)
             if guard.applied:
                 guard.drop_step(optimizer)
 
@@ -180,7 +186,7 @@ class Rewind(RemedyCallback):
         return max(0, sum(number <= step - self.config.back_steps for number in steps) - 1)
 
     def _go_back(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
-        # Later snapshots belong to the path that is left.
+        # Later snapshots belong to the path that is abandoned.
         del self.snapshots[self._target(step) + 1 :]
         target = self.snapshots[-1]
         self._restore(trainer, module, target)

@@ -38,7 +38,7 @@ MIN_GRACE_SECONDS, MAX_GRACE_SECONDS = 5.0, 60.0
 MOVED = ".moved"
 """Suffix of the marker that is written after rerun=true has moved the earlier run aside."""
 
-BUSY = "another sweep has it"
+BUSY = "another process is training it"
 
 IMPORTS = (
     "src.sweep.server",
@@ -62,7 +62,7 @@ class Job:
     start: list[Any] | None
     """Run folder, step and key of the baseline's state that the run can start from; None: none."""
     rerun: bool
-    """Whether to train a finished run again."""
+    """Whether to move an earlier run aside and train it anew."""
     timeout: float | None
     """Seconds after which the job is ended; None: never."""
     stop_file: str

@@ -16,7 +16,7 @@ class Manifest:
     """runs/<study>/.sweeps/<sweep_id>.json, updated while the sweep runs.
 
     The states of a run are waiting, finished, failed, killed, timed out, stopped (because the sweep
-    ended), busy (another sweep is training it) and not needed (a sequential sweep had decided its
+    ended), busy (another process is training it) and not needed (a sequential sweep had decided its
     arm).
     """
 

@@ -18,7 +18,7 @@ from src.config.remedy_roles import AA_CONTROL
 from src.config.run_config import RunConfig
 from src.run import start_fork
 from src.stability import RemedyConfig
-from src.study.analysis.looks import FAILURES, LEAST_SEEDS, looks_at, num_untreated
+from src.study.analysis.looks import FAILURES, LEAST_SEEDS, num_untreated, seeds_by_look
 from src.sweep.cluster import LAUNCHER, check_cluster
 from src.sweep.composer import Composer
 from src.sweep.expand import expand, key_of, naming_experiment, read_sweep
@@ -35,7 +35,7 @@ class Cell:
     baseline: str | None
     """The name of the variant that the run is compared with; None for a baseline."""
     added: bool
-    """Whether the sweep added the run as the baseline of another."""
+    """Whether the sweep added the run, as a baseline or an A/A control."""
     start: Fork | None = None
     """The saved state of the baseline that the run can start from."""
     observe: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -247,7 +247,7 @@ def _planned_looks(cells: Sequence[Cell]) -> list[list[int]]:
         )
     if not any(cell.config.remedies for cell in cells):
         raise InputError("sequential=true: compares remedies, and there is none; type stability=")
-    return looks_at(seeds)
+    return seeds_by_look(seeds)
 
 
 def _with_controls(composer: Composer, cells: Sequence[Cell]) -> list[Cell]:

@@ -14,7 +14,7 @@ from src.config.run_config import RunConfig
 from src.config.variant_name import short_names
 from src.model.size import Size
 from src.run.resume import finished_record
-from src.study.analysis.looks import ERROR, LOSS
+from src.study.analysis.looks import ERROR_SHARES, LOSS
 from src.study.analysis.power import detectable_prevention
 from src.study.analysis.stats import ALPHA
 from src.sweep.cluster import LAUNCHER
@@ -205,7 +205,7 @@ def _show_design(plan: Plan) -> None:
         terminal.say("about the final loss; what can be seen depends on how much seeds differ")
         return
     controls = [c for c in plan.cells if c.baseline == baseline and is_aa_control(c.config)]
-    error = ERROR[-1] if plan.looks else 1.0
+    error = ERROR_SHARES[-1] if plan.looks else 1.0
     found = detectable_prevention(
         share=EXPECTED_SHARE,
         num_seeds=len(seeds),

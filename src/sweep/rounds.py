@@ -6,6 +6,7 @@ from src.common import terminal
 from src.common.errors import InputError
 from src.config.variant_name import short_names
 from src.study.analysis.analyse import arm_results
+from src.study.analysis.frames import spans
 from src.study.analysis.looks import decision, num_untreated, so_far
 from src.study.read.collect import collect, recorded_looks, recorded_primary
 from src.sweep.manifest import Manifest
@@ -20,7 +21,7 @@ def check_looks(plan: Plan) -> None:
     named, primary = recorded_primary(plan.folder), plan.settings.primary
     if named not in (None, primary):
         raise InputError(
-            f"primary={primary}: {plan.study} is about {named}, as its first sweep has named it;"
+            f"primary={primary}: the first sweep of {plan.study} set primary={named};"
             " type study=<new name>"
         )
     known = recorded_looks(plan.folder)
@@ -29,8 +30,9 @@ def check_looks(plan: Plan) -> None:
         if others != plan.looks:
             sizes = ", ".join(str(len(look)) for look in others)
             raise InputError(
-                f"sequential=true: {plan.study} was planned with looks after {sizes} seeds, and"
-                " looks that are chosen afterwards find too many effects; type study=<new name>"
+                f"sequential=true: {plan.study} was planned with looks after {sizes} of the seeds"
+                f" {spans(others[-1])}, and looks that are chosen afterwards find too"
+                " many effects; type study=<new name>"
             )
 
 
@@ -42,7 +44,7 @@ def rounds(plan: Plan, manifest: Manifest) -> Iterator[list[Cell]]:
     if not plan.looks:
         yield plan.cells
         return
-    decided: set[str] = set()
+    decided: dict[str, int] = {}
     seeds_so_far: set[int] = set()
     for look, seeds in enumerate(plan.looks, 1):
         undecided = {
@@ -56,7 +58,7 @@ def rounds(plan: Plan, manifest: Manifest) -> Iterator[list[Cell]]:
             if _is_needed(cell, undecided):
                 needed.append(cell)
             elif not manifest.is_finished(cell):
-                manifest.set(cell, "not needed", f"decided after {len(seeds_so_far)} seeds")
+                manifest.set(cell, "not needed", _why_not_needed(cell, decided))
         seeds_so_far |= set(seeds)
         if needed:
             yield needed
@@ -74,14 +76,27 @@ def _is_needed(cell: Cell, undecided: Mapping[str, Sequence[str]]) -> bool:
     if cell.baseline is None:
         return bool(undecided.get(name))
     arms = undecided.get(cell.baseline, ())
-    # Fewer arms need fewer A/A runs; those that were typed are run all the same.
+    # Fewer arms need fewer A/A runs; those that were typed are run while any arm is undecided.
     if not is_aa_control(cell.config):
         return name in arms
     return bool(arms) and (not cell.added or cell.config.repeat < num_untreated(len(arms)) - 1)
 
 
-def _decide(plan: Plan, decided: set[str], look: int) -> None:
-    """Looks at the results so far, prints them, and adds the arms that are decided to `decided`."""
+def _why_not_needed(cell: Cell, decided: Mapping[str, int]) -> str:
+    name = cell.config.variant_name
+    if name in decided:
+        return f"decided after {decided[name]} seeds"
+    return "fewer arms are undecided"
+
+
+def _decide(plan: Plan, decided: dict[str, int], look: int) -> None:
+    """Looks at the results so far, prints them, and adds the arms that are decided to `decided`.
+
+    Args:
+        plan: the sweep's plan.
+        decided: by arm, the number of seeds after which it was decided.
+        look: the number of the look, from 1.
+    """
     arms = {
         arm.variant: arm
         for arm in arm_results(collect(plan.folder.parent, plan.study))
@@ -97,10 +112,10 @@ def _decide(plan: Plan, decided: set[str], look: int) -> None:
         arm = arms[name]
         why = decision(arm, plan.settings.primary)
         if why is not None:
-            decided.add(name)
+            decided[name] = len(plan.looks[look - 1])
             terminal.say(f"  {shorts[name]}: {why}")
         else:
-            end = "the seeds are used up" if is_last else "more seeds"
+            end = "the seeds are used up" if is_last else "gets more seeds"
             terminal.say(
                 f"  {shorts[name]}: {so_far(arm, plan.settings.primary)}, undecided; {end}"
             )

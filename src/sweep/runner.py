@@ -35,7 +35,8 @@ from src.sweep.plan import Cell, Plan, make_plan
 from src.sweep.preview import show_plan
 from src.sweep.rounds import check_looks, rounds
 from src.tracking.push_state import SWEEPS, is_held, writer_lock
-from src.tracking.sweep_run import SweepRun, close_run, lock_file
+from src.tracking.stale_runs import close_run
+from src.tracking.sweep_run import SweepRun, lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -259,20 +260,20 @@ class Sweep:
             close_run(cell.folder, "FAILED" if state == "failed" else "KILLED")
 
     def _wait_for_others(self) -> None:
-        """Waits for runs that another sweep is training; trains those that it does not finish."""
+        """Waits for runs that others are training; trains those that they do not finish."""
         said = False
         while self.signal is None:
             busy = [c for c in self.plan.cells if self.manifest.state(c) == "busy"]
             if not busy:
                 return
             if not said:
-                terminal.say(f"waiting for {len(busy)} runs that another sweep is training")
+                terminal.say(f"waiting for {len(busy)} runs that other processes are training")
                 said = True
             time.sleep(POLL_SECONDS)
             free = [cell for cell in busy if not is_held(writer_lock(cell.folder))]
             for cell in free:
                 if finished_record(cell.config, cell.config.config_hash()) is not None:
-                    self.manifest.set(cell, "finished", "by another sweep")
+                    self.manifest.set(cell, "finished", "by another process")
             self._run_wave([c for c in free if self.manifest.state(c) == "busy"])
 
     # ------------------------------------------------------------------ the end

@@ -3,7 +3,8 @@
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,25 @@ def _connect(uri: str) -> Any:
     if uri.startswith(SQLITE):
         ensure_database(Path(uri.removeprefix(SQLITE)))
     return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def bounded(action: Callable[[], Any], seconds: float) -> None:
+    """Runs an action for at most `seconds`; raises what it raises, or TimeoutError.
+
+    On a time-out the action goes on in its thread, which cannot be stopped.
+    """
+    raised: list[Exception] = []
+
+    def act() -> None:
+        try:
+            action()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=act, name="mlflow", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    if raised:
+        raise raised[0]

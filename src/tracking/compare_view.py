@@ -204,12 +204,6 @@ def packed(state: Any) -> str:
     return json.dumps({"name": MAIN, "createdAt": milliseconds(), "state": shrunk})
 
 
-def unpacked(text: str) -> Any:
-    """The state in a tag."""
-    shrunk = json.loads(text)["state"].removeprefix("deflate;")
-    return json.loads(zlib.decompress(base64.b64decode(shrunk)))
-
-
 def _columns(runs: Iterable[Any]) -> dict[str, int]:
     """The names of the columns and their widths in pixels."""
     known = {name for run in runs for name in run.data.metrics}

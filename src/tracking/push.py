@@ -130,7 +130,7 @@ def end_of(folder: Path, state: State) -> str:
     if record is not None:
         return MLFLOW_STATUS[record["status"]]
     # Without a record, the state may hold the status: a sweep writes its own there, and
-    # `sweep_run.close_run` writes that of a run whose process died.
+    # `stale_runs.close_run` writes that of a run whose process died.
     return KILLED if state.status == RUNNING else state.status
 
 

@@ -1,20 +1,18 @@
-"""Completes what earlier processes left undone in MLflow: open runs, and unsent parts of runs.
-
-A sweep closes the runs of its own killed jobs, by `sweep_run.close_run`.
-"""
+"""Completes what other processes left undone in MLflow: runs of killed jobs, and unsent parts."""
 
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from src.tracking.client import Server
+from src.tracking.client import Server, bounded
 from src.tracking.labels import host
 from src.tracking.push import end_of, end_tags, is_behind, push
 from src.tracking.push_state import (
     KILLED,
     RUNNING,
     SWEEPS,
+    changing,
     is_held,
     read_state,
     state_files,
@@ -22,6 +20,39 @@ from src.tracking.push_state import (
 )
 
 logger = logging.getLogger(__name__)
+
+RUN_SECONDS = 20.0
+"""How long sending one run may take."""
+
+
+def close_run(folder: Path, status: str) -> None:
+    """Closes the MLflow run of a run folder whose process died without doing so.
+
+    Does nothing if there is no MLflow run, if it is closed already, or if another process writes to
+    the folder. If the server is unreachable, src.sync closes the run later.
+
+    Args:
+        folder: the run folder.
+        status: KILLED or FAILED. If the process still wrote a record, the record's status counts.
+    """
+    assert status in ("KILLED", "FAILED")
+
+    def act() -> None:
+        if is_held(writer_lock(folder)):
+            return
+        for file in state_files(folder):
+            known = read_state(file)
+            assert known is not None
+            if known.status == RUNNING:
+                with changing(folder, known.uri) as state:
+                    state.status = status
+            if is_behind(folder, file):
+                push(folder, Server(known.uri), over=True)
+
+    try:
+        bounded(act, RUN_SECONDS)
+    except Exception:  # Nothing is lost: the state in the folder says what remains to be sent.
+        logger.info("mlflow: %s", folder, exc_info=True)
 
 
 def close_stale_runs(server: Server, experiment: str) -> list[str]:

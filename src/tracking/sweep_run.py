@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from src.common import terminal
-from src.tracking.client import LATER, Server
+from src.tracking.client import LATER, Server, bounded
 from src.tracking.compare_view import NoRunsError, write_view
 from src.tracking.new_state import begin_sweep, ensure_state
-from src.tracking.push import is_behind, push
+from src.tracking.push import push
 from src.tracking.push_state import (
     RUNNING,
     SWEEPS,
@@ -36,17 +36,15 @@ from src.tracking.push_state import (
     milliseconds,
     read_state,
     state_file,
-    state_files,
     writer_lock,
 )
-from src.tracking.stale_runs import catch_up, close_stale_runs
+from src.tracking.stale_runs import RUN_SECONDS, catch_up, close_stale_runs
 
 logger = logging.getLogger(__name__)
 
 OPEN_SECONDS = 45.0
 """Creating a database takes about ten of these."""
 CLOSE_SECONDS = 60.0
-RUN_SECONDS = 20.0
 CATCH_UP_SECONDS = 10.0
 
 
@@ -185,55 +183,3 @@ class SweepRun:
                 self.warn(f"{self.server.trouble(error)}; {LATER}")
             return False
         return True
-
-
-def close_run(folder: Path, status: str) -> None:
-    """Closes the MLflow run of a run folder whose process died without doing so.
-
-    Does nothing if there is no MLflow run, if it is closed already, or if another process writes to
-    the folder. If the server is unreachable, src.sync closes the run later.
-
-    Args:
-        folder: the run folder.
-        status: KILLED or FAILED. If the process still wrote a record, the record's status counts.
-    """
-    assert status in ("KILLED", "FAILED")
-
-    def act() -> None:
-        if is_held(writer_lock(folder)):
-            return
-        for file in state_files(folder):
-            known = read_state(file)
-            assert known is not None
-            if known.status == RUNNING:
-                with changing(folder, known.uri) as state:
-                    state.status = status
-            if is_behind(folder, file):
-                push(folder, Server(known.uri), over=True)
-
-    try:
-        bounded(act, RUN_SECONDS)
-    except Exception:  # Nothing is lost: the state in the folder says what remains to be sent.
-        logger.info("mlflow: %s", folder, exc_info=True)
-
-
-def bounded(action: Callable[[], Any], seconds: float) -> None:
-    """Runs an action for at most `seconds`; raises what it raises, or TimeoutError.
-
-    On a time-out the action goes on in its thread, which cannot be stopped.
-    """
-    raised: list[Exception] = []
-
-    def act() -> None:
-        try:
-            action()
-        except Exception as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=act, name="mlflow", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
-    if raised:
-        raise raised[0]

@@ -85,10 +85,14 @@ class Validation(StepCallback):
 
     @torch.no_grad()
     def _evaluate(self, trainer: pl.Trainer, task: LanguageModelTask) -> dict[str, float]:
-        """Mean loss over finite windows, share of non-finite windows, and bits per byte."""
+        """Mean loss and bits per byte of finite windows, and shares that are not finite.
+
+        A NaN reaches all later tokens of its window, so the share of tokens says more than that of
+        windows, and unlike a count of training batches it does not depend on the batch size.
+        """
         was_training = task.training
         task.eval()
-        window_losses, window_bytes = [], []
+        window_losses, window_bytes, window_nonfinite = [], [], []
         bytes_of_token = self.token_bytes.to(task.device)
         rank, world_size = trainer.global_rank, trainer.world_size
         for index, batch in enumerate(self.batches):
@@ -97,15 +101,23 @@ class Validation(StepCallback):
             if index % world_size != rank:
                 # Another process evaluates this batch; zeros let a sum over ranks combine all.
                 window_losses.append(torch.zeros(len(batch[0]), device=task.device))
+                window_nonfinite.append(torch.zeros(len(batch[0]), device=task.device))
                 continue
             with trainer.precision_plugin.val_step_context():
-                window_losses.append(task.token_losses(batch).sum(dim=1))
+                token_losses = task.token_losses(batch)
+            window_losses.append(token_losses.sum(dim=1))
+            window_nonfinite.append((~token_losses.isfinite()).float().mean(dim=1))
         task.train(was_training)
         losses, num_bytes = torch.cat(window_losses), torch.cat(window_bytes)
+        nonfinite = torch.cat(window_nonfinite)
         if world_size > 1:
             losses = trainer.strategy.reduce(losses, reduce_op="sum")
+            nonfinite = trainer.strategy.reduce(nonfinite, reduce_op="sum")
         finite = losses.isfinite()
-        metrics = {"nonfinite_frac": 1.0 - finite.float().mean().item()}
+        metrics = {
+            "nonfinite_frac": 1.0 - finite.float().mean().item(),
+            "nonfinite_tokens": nonfinite.double().mean().item(),
+        }
         if finite.any():
             total = losses[finite].double().sum().item()
             metrics["loss"] = total / (int(finite.sum()) * batch[1].shape[1])

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from src.common.errors import InputError
-from src.data.sources import SOURCES, DownloadConfig, FilesConfig, ShakespeareConfig, TokensConfig
+from src.data.sources import (
+    SOURCES,
+    DownloadConfig,
+    FilesConfig,
+    ShakespeareConfig,
+    TokensConfig,
+    TorchDocsConfig,
+)
 from src.data.tokenizer import BPEConfig, ByteConfig, CharConfig, IdsConfig
 
 
@@ -19,7 +26,7 @@ def text_of(corpus, part):
 
 
 def test_every_source_is_tested_here():
-    tested = {ShakespeareConfig, FilesConfig, TokensConfig, DownloadConfig}
+    tested = {ShakespeareConfig, TorchDocsConfig, FilesConfig, TokensConfig, DownloadConfig}
     assert set(SOURCES.values()) == tested
 
 
@@ -28,6 +35,19 @@ def test_validation_is_the_tail_and_training_never_sees_it(tmp_path):
     whole = text_of(corpus, "train") + text_of(corpus, "val")
     assert whole.startswith("First Citizen:\n")
     assert (len(corpus.train), len(corpus.val)) == (4000, 1000)
+
+
+def test_the_reference_of_torch_is_another_text(tmp_path):
+    corpus = load(TorchDocsConfig(max_chars=None, val_frac=0.1), tmp_path)
+    whole = text_of(corpus, "train") + text_of(corpus, "val")
+    assert len(whole) > 400_000
+    assert "Args:" in text_of(corpus, "val")
+
+
+def test_a_torch_without_its_reference_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"data=torch_docs: _tensor_docs\.py: cannot be read"):
+        load(TorchDocsConfig(max_chars=None, val_frac=0.1), tmp_path)
 
 
 def test_tokens_are_cached_memory_mapped_and_keyed_by_content_and_tokenizer(tmp_path):

@@ -39,8 +39,10 @@ def test_the_runs_of_a_study_are_reported_with_equal_numbers(earlier):
     (earlier / "old" / "report" / "report.csv").unlink()
     assert report.main(["study=old"]) == 0
     now = rows(earlier / "old" / "report" / "report.csv")
-    # A column has come since: the look at which a seed entered a sequential study.
-    assert [row.pop("look") for row in now] == [""] * len(before)
+    # Columns have come since: the look at which a seed entered a sequential study, and the share of
+    # validation tokens that are not finite.
+    for column in ("look", "nonfinite_tokens"):
+        assert [row.pop(column) for row in now] == [""] * len(before)
     assert now == before
 
 
@@ -70,6 +72,8 @@ def test_a_stopped_run_goes_on_to_the_numbers_of_one_that_was_not_stopped(earlie
     resumed, expected = metrics(folder), metrics(whole)
     assert [line["step"] for line in resumed] == [line["step"] for line in expected]
     for one, two in zip(resumed, expected, strict=True):
+        # Counted since.
+        assert one.pop("val/nonfinite_tokens", 0.0) == one.pop("val_ema/nonfinite_tokens", 0.0) == 0
         assert one == pytest.approx(two, rel=ACROSS_MACHINES, abs=1e-6)
     assert record(folder)["config_hash"] == record(whole)["config_hash"]
 

@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -282,12 +283,25 @@ def test_a_run_that_goes_back_survives_interruptions(tiny, monkeypatch):
     assert_same_run(whole, folder)
 
 
+def test_the_reason_says_which_value_spiked_and_which_was_not_finite(monkeypatch):
+    """A loss can spike, and stay finite, in a step whose gradient norm overflows."""
+    values = {"loss": [*[1.0, 1.1] * 8, 9.0], "norm": [*[1.0, 1.1] * 8, math.inf]}
+    back = rewind()
+    for loss, norm in zip(*values.values(), strict=True):
+        guard = SimpleNamespace(
+            loss=torch.tensor(loss), grad_norm=torch.tensor(norm), applied=False
+        )
+        monkeypatch.setattr(back, "guard_of", lambda _, guard=guard: guard)
+        back.on_before_optimizer_step(None, None, None)
+    assert back._reason == "spike of loss and non-finite gradient norm"
+
+
 @pytest.mark.parametrize(
     ("field", "why"),
     [
-        ("guard.on_nonfinite=stop", r"needs guard.on_nonfinite=skip, which is stop"),
-        ("guard.on_nonfinite=raise", r"needs guard.on_nonfinite=skip, which is raise"),
-        ("guard.max_consecutive=1", r"needs guard.max_consecutive of at least 2 or null, which"),
+        ("guard.on_nonfinite=stop", r"needs guard.on_nonfinite=skip; it is stop"),
+        ("guard.on_nonfinite=raise", r"needs guard.on_nonfinite=skip; it is raise"),
+        ("guard.max_consecutive=1", r"needs guard.max_consecutive of at least 2, or null; it is 1"),
     ],
 )
 def test_a_guard_that_ends_the_run_first_is_refused(field, why):

@@ -78,6 +78,8 @@ class Arm:
     """Validation loss a seed at the end of training."""
     nonfinite_frac: float | None = None
     """val/nonfinite_frac at the end; None: 0.5 for a run with non-finite steps, else 0."""
+    counts_tokens: bool = True
+    """Whether validations have val/nonfinite_tokens, half of val/nonfinite_frac."""
     acts_from: int = 0
     max_steps: int = 440
     steps: int | None = None
@@ -283,11 +285,14 @@ def _lines(
             frac = arm.nonfinite_frac
         line = lines.setdefault(step, {"step": step})
         line["val/nonfinite_frac"] = frac
+        if arm.counts_tokens:
+            line["val/nonfinite_tokens"] = frac / 2
         if frac < 1:
             line["val/loss"] = _loss_at(arm, index, step)
         if averages:
             line |= {
                 "val_ema/nonfinite_frac": 0.0,
+                "val_ema/nonfinite_tokens": 0.0,
                 "val_ema/loss": _loss_at(arm, index, step) - 0.02,
             }
     return [lines[step] for step in sorted(lines)]

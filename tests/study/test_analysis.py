@@ -354,3 +354,22 @@ def test_time_to_the_first_failure_is_the_whole_window_without_one():
 
     assert found.difference.mean == (440 - START) - (300 - START - 1)
     assert found.p_value == 2 / 64 and found.verdict.startswith("a later first non-finite batch")
+
+
+def test_the_share_of_non_finite_tokens_is_compared_whatever_the_batch():
+    shares = {"none": Arm(num_failing=6, nonfinite_frac=0.5), "zclip": Arm(nonfinite_frac=0.1)}
+
+    found = arm(analyse(synthetic.in_memory(shares)), "zclip").comparisons["nonfinite_tokens"]
+
+    assert found.difference.mean == pytest.approx(0.05 - 0.25)
+    assert found.p_value == 2 / 64
+    assert found.verdict.startswith("fewer non-finite validation tokens, by 0.200")
+
+
+def test_runs_that_did_not_count_tokens_are_not_compared_by_them():
+    arms = {
+        "none": Arm(num_failing=6, counts_tokens=False),
+        "zclip": Arm(counts_tokens=False),
+    }
+    found = arm(analyse(synthetic.in_memory(arms)), "zclip")
+    assert "nonfinite_tokens" not in found.comparisons

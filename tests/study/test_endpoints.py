@@ -1,6 +1,6 @@
 import pytest
 
-from src.study.analysis.endpoints import Window, clean_loss, loss_at, total
+from src.study.analysis.endpoints import Window, clean_loss, loss_at, nonfinite_tokens, total
 from src.study.read.collect import Run
 from tests.study import synthetic
 from tests.study.synthetic import Arm
@@ -91,3 +91,14 @@ def test_a_run_that_fails_later_is_clean_until_then():
     assert clean_loss(run, step=300) is None
     # No validation there: no number is made up.
     assert clean_loss(run, step=250) is None
+
+
+def test_the_share_of_tokens_is_that_of_the_last_validation_up_to_a_step():
+    run = run_of(Arm(nonfinite=[[300]], nonfinite_frac=0.2))
+
+    assert nonfinite_tokens(run, step=440) == 0.1
+    assert nonfinite_tokens(run, step=330) == 0.25
+    assert nonfinite_tokens(run, step=299) == 0
+    # Before the first validation nothing is known, nor in runs that did not count.
+    assert nonfinite_tokens(run, step=10) is None
+    assert nonfinite_tokens(run_of(Arm(counts_tokens=False)), step=440) is None

@@ -7,13 +7,13 @@ import pytest
 
 from src.study.analysis.analyse import analyse
 from src.study.analysis.looks import (
-    ERROR,
+    ERROR_SHARES,
     LOSS,
     chance_if_halved,
     decision,
-    looks_at,
     num_untreated,
     reached,
+    seeds_by_look,
     sequential,
 )
 from src.study.analysis.multiple_testing import means, shares
@@ -33,10 +33,10 @@ def pairs(failing, seeds=12, controls=3):
 
 def test_looks_double_and_end_with_all_seeds():
     seeds = list(range(1000, 1020))
-    assert [len(look) for look in looks_at(seeds)] == [5, 10, 20]
-    assert looks_at(seeds)[0] == seeds[:5] and looks_at(seeds)[2] == seeds
-    assert [len(look) for look in looks_at(seeds[:13])] == [4, 7, 13]
-    assert sum(ERROR) == pytest.approx(1.0)
+    assert [len(look) for look in seeds_by_look(seeds)] == [5, 10, 20]
+    assert seeds_by_look(seeds)[0] == seeds[:5] and seeds_by_look(seeds)[2] == seeds
+    assert [len(look) for look in seeds_by_look(seeds[:13])] == [4, 7, 13]
+    assert sum(ERROR_SHARES) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("arms", "untreated"), [(1, 2), (4, 2), (6, 2), (7, 3), (10, 3), (16, 4)])
@@ -55,7 +55,7 @@ def test_an_arm_has_reached_the_looks_that_added_seeds_for_it():
 def test_p_is_the_smallest_over_the_looks_divided_by_their_share_of_the_error():
     each = [permute({s: pair for s, pair in pairs(1).items() if s in look}) for look in LOOKS]
     found = sequential(pairs(1), LOOKS, permute)
-    assert found.p_value == min(p.p_value / e for p, e in zip(each, ERROR, strict=True))
+    assert found.p_value == min(p.p_value / e for p, e in zip(each, ERROR_SHARES, strict=True))
     assert found.p_value > each[-1].p_value
     # An arm that stopped after the second look is judged by two.
     early = sequential(pairs(1, seeds=6), LOOKS[:2], permute)
@@ -201,7 +201,7 @@ def test_of_a_study_about_the_loss_the_loss_decides():
     found = analyse(study)
     better, same, open_still = (arm(found, name) for name in ("qk_norm", "clip03", "noise"))
     assert "significantly different" in decision(better, LOSS)
-    assert decision(same, LOSS).endswith("not lower by 0.02 nats")
+    assert decision(same, LOSS).endswith("lowers the loss by less than 0.02 nats")
     assert decision(open_still, LOSS) is None
     # No run fails, so that failures would decide every arm at once.
     assert all("none of" in decision(each) for each in (better, same, open_still))
@@ -220,7 +220,7 @@ def test_a_study_about_the_loss_begins_with_it_where_runs_fail():
 
 
 @pytest.mark.slow
-def test_looks_at_losses_keep_the_error():
+def test_seeds_by_look_losses_keep_the_error():
     """Ten arms without an effect, looked at three times, many times over."""
     random = np.random.default_rng(5)
     called = 0

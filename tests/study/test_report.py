@@ -12,9 +12,9 @@ from src.common.number_format import NONE
 from src.study.analysis.analyse import analyse
 from src.study.analysis.frames import arms_frame, headline, runs_frame
 from src.study.read.from_csv import read_frame, write_frame
+from src.study.report.arms_table import arms_table
 from src.study.report.make_report import write_report
 from src.study.report.sections import SECTIONS
-from src.study.report.summary import arms_table
 from src.study.report.table import MARK, setting
 from src.study.report.tables import runs_table
 from tests.study import synthetic
@@ -76,8 +76,8 @@ def test_every_difference_has_the_range_of_the_aa_control(full):
     study, _, page = full
     arms = {arm.label: arm for arm in analyse(study).arms}
     rows = [*page.table("Failures and loss"), *page.table("Other endpoints")]
-    # Every arm but the baseline, on each of five endpoints.
-    assert len(rows) == 5 * (len(ARMS) - 1)
+    # Every arm but the baseline, on each of six endpoints.
+    assert len(rows) == 6 * (len(ARMS) - 1)
     endpoints = {"non-finite runs, share": "nonfinite", "val/loss": "loss", "spikes": "spikes"}
     checked = 0
     for row in rows:

@@ -98,7 +98,7 @@ def test_only_undecided_arms_and_what_they_are_compared_with_get_more_seeds(
     assert "look 2 of 3, after 6 seeds:\n" in said
     assert ": 0 of 6 fail, significantly different (p = 0.027)" in said
     assert ": 6 of 6 fail, too many for a remedy that prevents half" in said
-    assert ": 4 of 6 fail, undecided; more seeds" in said
+    assert ": 4 of 6 fail, undecided; gets more seeds" in said
 
     left_out = [cell for cell in planned.cells if manifest.state(cell) == "not needed"]
     assert names(left_out) == {"router_eps", "clip03", "zclip"}
@@ -112,6 +112,18 @@ def test_when_all_are_decided_no_run_is_left(planned, results):
     manifest = fresh(planned)
     assert len(run_all(planned, manifest, done)) == 2
     assert {manifest.state(cell) for cell in planned.cells} == {"finished", "not needed"}
+    reasons = {option(c): manifest.reason(c) for c in planned.cells if c.config.seed == 11}
+    untreated = dict.fromkeys(("none", "shaken_full"), "fewer arms are undecided")
+    assert reasons == untreated | dict.fromkeys(ARMS, "decided after 6 seeds")
+
+
+def test_a_run_of_a_later_look_says_after_how_many_seeds_its_arm_was_decided(planned, results):
+    failing, done = results
+    failing.update(dict.fromkeys(failing, 0))
+    manifest = fresh(planned)
+    assert len(run_all(planned, manifest, done)) == 1
+    left_out = [cell for cell in planned.cells if option(cell) == "clip03"][3:]
+    assert {manifest.reason(cell) for cell in left_out} == {"decided after 3 seeds"}
 
 
 def test_fewer_arms_need_fewer_untreated_runs(planned):
@@ -150,7 +162,7 @@ def test_looks_cannot_be_planned_anew_when_results_are_known(planned, tmp_path, 
     manifest.write(folder)
     check_looks(planned)  # The same command continues.
     other = dataclasses.replace(planned, looks=[[0, 1], [0, 1, 2, 3], list(range(8))])
-    with pytest.raises(InputError, match="planned with looks after 3, 6, 12 seeds"):
+    with pytest.raises(InputError, match="looks after 3, 6, 12 of the seeds 0-11,"):
         check_looks(other)
     (file,) = folder.glob("*.json")
     assert json.loads(file.read_text())["looks"] == planned.looks
@@ -178,7 +190,9 @@ def test_a_study_stays_with_the_endpoint_that_its_first_sweep_has_named(
     file = folder / "before.json"
     file.write_text(json.dumps({"cells": [], "primary": "failures"}))
     check_looks(planned)
-    with pytest.raises(InputError, match="primary=loss: looked is about failures"):
+    with pytest.raises(
+        InputError, match="primary=loss: the first sweep of looked set primary=failures"
+    ):
         check_looks(about_loss)
     file.unlink()
     check_looks(about_loss)

@@ -1,6 +1,8 @@
 """The page of MLflow that compares arms: its state, its address, and its links."""
 
+import base64
 import json
+import zlib
 
 import pytest
 
@@ -27,6 +29,12 @@ def sent(server, *arguments):
     return folder
 
 
+def unpacked(text):
+    """The state in a tag, as MLflow reads it."""
+    shrunk = json.loads(text)["state"].removeprefix("deflate;")
+    return json.loads(zlib.decompress(base64.b64decode(shrunk)))
+
+
 def experiment_tags(database):
     found = "select key, value from experiment_tags join experiments using (experiment_id)"
     return dict(query(database, f"{found} where name = 'a'"))
@@ -42,7 +50,7 @@ def test_the_view_of_a_study_groups_its_runs_by_arm(server, database):
     known = experiment_tags(database)
     assert known[KIND] == MODEL_TRAINING
     assert json.loads(known[view.TAG])["name"] == "Arms compared"
-    state = view.unpacked(known[view.TAG])
+    state = unpacked(known[view.TAG])
     (group,) = state["groupBy"]["groupByKeys"]
     arms = [tags(database, name_of(folder))[group["groupByData"]] for folder in folders]
     # Behind it, what is left of the many fields of these small runs.

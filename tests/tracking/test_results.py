@@ -14,6 +14,7 @@ from tests.tracking.folders import query
 COLUMNS = {
     "val_loss": "loss",
     "val_nonfinite_frac": "nonfinite_frac",
+    "val_nonfinite_tokens": "nonfinite_tokens",
     "nonfinite_steps": "nonfinite_batches",
     "first_nonfinite_step": "first_nonfinite",
     "skipped_steps": "skipped_steps",

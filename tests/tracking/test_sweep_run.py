@@ -9,7 +9,8 @@ from src.tracking.client import Server
 from src.tracking.labels import PARENT
 from src.tracking.new_state import begin
 from src.tracking.push import push
-from src.tracking.sweep_run import SweepRun, close_run, lock_file
+from src.tracking.stale_runs import close_run
+from src.tracking.sweep_run import SweepRun, lock_file
 from tests.tracking.folders import make_run, name_of, query, run_ids, runs, tags, write_record
 
 

@@ -59,6 +59,7 @@ class StudyFolder(BookFolder):
 
         `short` is a list of overrides that shorten a run to seconds. `family` is one of FAMILIES.
         A study of failures lists `failures`, `remedies` and `seeds` in place of `sweeps`.
+        `withdrawn` says why a study is not run; it is empty for others.
 
         Raises:
             InputError: the file is damaged.
@@ -86,6 +87,7 @@ class StudyFolder(BookFolder):
             "short": file_arguments(list(map(str, short)), where=str(file)),
             "family": family,
             "of_failures": of_failures,
+            "withdrawn": " ".join(str(plan.get("withdrawn", "")).split()),
         }
 
     @cached_property

@@ -21,7 +21,7 @@ from src.lab.book.single import single_runs
 from src.lab.detector.detector_page import DetectorPage
 from src.lab.simulation.power_page import PowerPage
 from src.study.analysis.frames import arms_frame
-from src.study.report.summary import arms_table
+from src.study.report.arms_table import arms_table
 from src.study.report.table import escape_markdown
 
 TEMPLATE = ".jinja"
@@ -122,10 +122,12 @@ class Book:
         Raises:
             InputError: the template asks for something that the results do not give.
         """
+        unrun = [study for study in studies(self.folder) if not study.has_results]
         words: dict[str, Any] = {
             "study": self.measures,
             "studies": [study.name for study in studies(self.folder) if study.has_results],
-            "unrun": [study.name for study in studies(self.folder) if not study.has_results],
+            "unrun": [study.name for study in unrun if not study.plan["withdrawn"]],
+            "withdrawn": {study.name: study.plan["withdrawn"] for study in unrun},
             "link": lambda name: self._link(name, template.parent),
             "rank_note": self._rank_note,
             "predicted": self._score,

@@ -104,7 +104,7 @@ def book_folder(paths: Mapping[str, Any]) -> Path:
 
 def _chosen(value: Any, book: Path) -> list[StudyFolder]:
     if value is None:
-        found = list(studies(book))
+        found = [study for study in studies(book) if not study.plan["withdrawn"]]
         if not found:
             raise InputError(f"paths.book={book}: has no study (<name>/{STUDY_FILE})")
         return found

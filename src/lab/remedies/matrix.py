@@ -280,10 +280,6 @@ class RemedyMatrix(StudyArms):
             text = f"{number_format.fixed(100 * effect.undone, 0)} %"
         return f"**{text}**" if effect.is_significant else text
 
-    def num_verdicts(self, failure: str, verdict: str) -> int:
-        """The number of remedies with a verdict."""
-        return len(self.effects(failure, verdict))
-
     def most_undone(self, failure: str, except_for: Sequence[str] = ()) -> float:
         """The greatest share of the damage that any remedy undoes, leaving out some."""
         found = [e.undone for e in self.effects(failure) if e.remedy not in except_for]

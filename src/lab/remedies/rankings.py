@@ -25,7 +25,9 @@ class RemedyRankings(RemedyMatrix):
         one, two = ([self.undone(failure, name, half) for name in names] for half in halves)
         tau = float(stats.kendalltau(one, two).statistic)
         if np.isnan(tau):
-            raise UndecidedError(f"the remedies of {failure} do not differ in half of the seeds")
+            raise UndecidedError(
+                f"the remedies of {failure} all have the same effect in one half of the seeds"
+            )
         return tau
 
     def num_ranked(self, failure: str) -> int:
@@ -33,11 +35,11 @@ class RemedyRankings(RemedyMatrix):
         return len(self._run_on_all_seeds(failure)[1])
 
     def repeat_agreement(self, failure: str) -> float:
-        """Kendall's tau between a repeat and the failure that it repeats, over `repeated`.
+        """Kendall's tau between the ranks of the remedies on a repeat and on its original.
 
         Raises:
-            UndecidedError: fewer than two remedies were tried on both, or all their effects on one
-                are alike.
+            UndecidedError: fewer than two remedies were tried on both, all their effects on one are
+                alike, or the failure repeats no other.
         """
         both = self.repeated(failure)
         if len(both) < 2:
@@ -48,11 +50,13 @@ class RemedyRankings(RemedyMatrix):
         one, two = ([self.effect(name, r).undone for r in both] for name in (failure, original))
         tau = float(stats.kendalltau(one, two).statistic)
         if np.isnan(tau):
-            raise UndecidedError(f"the remedies of {failure} do not differ")
+            raise UndecidedError(
+                f"the remedies of {failure}, or of its original, all have one effect"
+            )
         return tau
 
     def repeated(self, failure: str) -> list[str]:
-        """The remedies tried on a repeat and on the failure that it repeats, best there first."""
+        """The remedies tried on a repeat and on its original, the best on the original first."""
         here = {effect.remedy for effect in self.effects(failure)}
         original = self._repeated_failure(failure)
         return [e.remedy for e in self.effects(original) if e.remedy in here]

@@ -86,7 +86,8 @@ def _addition(add: str, known: StudyFolder) -> _Addition:
         added = _Addition(name=failure.name, remedy=None, failures=[failure])
         added.remedies = list(plan["remedies"])
     elif add in REMEDIES:
-        fitting = [each for each in known.failures if fits(each.arguments, add)]
+        originals = [each for each in known.failures if each.repeats is None]
+        fitting = [each for each in originals if fits(each.arguments, add)]
         if not fitting:
             raise InputError(f"add={add}: fits none of the failures")
         added = _Addition(name=add, remedy=add, failures=fitting)

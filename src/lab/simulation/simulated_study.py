@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from src.study.analysis.analyse import arm_results
-from src.study.analysis.looks import decision, looks_at, num_untreated
+from src.study.analysis.looks import decision, num_untreated, seeds_by_look
 from src.study.analysis.results import ArmResult
 from src.study.read.collect import Run, Study
 
@@ -39,7 +39,7 @@ class Design:
     def looks(self) -> list[list[int]]:
         """The seeds of each look."""
         seeds = list(range(self.num_seeds))
-        return looks_at(seeds) if self.is_sequential else [seeds]
+        return seeds_by_look(seeds) if self.is_sequential else [seeds]
 
     def untreated_for(self, num_arms: int) -> int:
         """The untreated runs per seed while so many arms are undecided."""

@@ -87,12 +87,6 @@ class StepGuard(StepCallback):
         guards = [c for c in trainer.callbacks if isinstance(c, StepGuard)]  # type: ignore[attr-defined]
         return guards[0] if guards else None
 
-    @staticmethod
-    def step_was_sound(trainer: pl.Trainer) -> bool:
-        """Whether the last step was finite and applied; True for a trainer without a guard."""
-        guard = StepGuard.of(trainer)
-        return guard is None or (guard.applied and guard.finite)
-
     def drop_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drops the gradients, so that the optimizer has nothing to apply."""
         self.applied = False

@@ -196,13 +196,14 @@ def _to_see_half(unknown: Sequence[ArmResult]) -> str:
 def _secondary(unknown: Sequence[ArmResult]) -> list[str]:
     """The secondary endpoints in which such arms are significantly different."""
     clauses = []
-    for endpoint in ("nonfinite_batches", "spikes"):
+    for endpoint in ("nonfinite_batches", "nonfinite_tokens", "spikes"):
         for sign, word in zip((-1, 1), WORDS[endpoint][:2], strict=True):
             changed = [
                 arm
                 for arm in unknown
-                if arm.comparisons[endpoint].detected
-                and sign * _change(arm.comparisons[endpoint]) > 0
+                if (found := arm.comparisons.get(endpoint)) is not None
+                and found.detected
+                and sign * _change(found) > 0
             ]
             if changed:
                 names = listed(arm.label for arm in changed)

@@ -8,7 +8,14 @@ from itertools import compress
 
 from src.config.variant_name import fields_of, without_common_folders
 from src.study.analysis import endpoints
-from src.study.analysis.endpoints import Measure, Paired, Window, by_seed, clean_loss
+from src.study.analysis.endpoints import (
+    Measure,
+    Paired,
+    Window,
+    by_seed,
+    clean_loss,
+    nonfinite_tokens,
+)
 from src.study.analysis.looks import Looks, reached
 from src.study.analysis.permutation import Pair
 from src.study.read.collect import Run, Study
@@ -58,12 +65,16 @@ class Arm:
             "nonfinite": self.window.failed,
             "nonfinite_batches": self.window.num_nonfinite,
             "first_nonfinite": self.window.steps_until_nonfinite,
+            "nonfinite_tokens": self._nonfinite_tokens,
             "spikes": self.window.num_spikes,
             "loss": self._loss,
         }
 
     def _loss(self, run: Run) -> float | None:
         return clean_loss(run, step=self.window.end)
+
+    def _nonfinite_tokens(self, run: Run) -> float | None:
+        return nonfinite_tokens(run, step=self.window.end)
 
     def pairs(self, endpoint: str) -> dict[int, Pair]:
         """Values by seed; if there are no steps to compare, only losses have any."""

@@ -86,6 +86,9 @@ def _secondary(
     family: Family, controls: Mapping[str, Arm | None], endpoint: str
 ) -> dict[str, Comparison]:
     pairs = {name: arm.pairs(endpoint) for name, arm in family.items()}
+    if endpoint == "nonfinite_tokens" and not any(pairs.values()):
+        # Runs of earlier versions did not count tokens.
+        return {}
     scores = pairs
     if endpoint == "first_nonfinite":
         scores = {name: arm.paired.log_rank_scores() for name, arm in family.items()}

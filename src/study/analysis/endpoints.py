@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from statistics import fmean
 
+from src.common.record import frac_metric, tokens_metric
 from src.study.analysis.permutation import Pair
 from src.study.analysis.results import Proportion
 from src.study.read.collect import Run
@@ -194,9 +195,21 @@ def clean_loss(run: Run, *, step: int) -> float | None:
     metric = run.loss_metric
     if step >= run.steps:
         return None if is_marked(run) else run.results.get("val_loss")
-    frac = metric.replace("/loss", "/nonfinite_frac")
+    frac = frac_metric(metric)
     line = next((line for line in run.lines if line["step"] == step and metric in line), {})
     return None if line.get(frac, 0.0) > 0 else _finite(line.get(metric))
+
+
+def nonfinite_tokens(run: Run, *, step: int) -> float | None:
+    """The share of validation tokens without a finite loss, in the last validation up to a step.
+
+    None if there is none, or if it was not counted. Unlike a count of training batches, it does not
+    depend on the number of tokens in a batch.
+    """
+    if step >= run.steps:
+        return run.results.get("val_nonfinite_tokens")
+    shares = reversed(run.curve(tokens_metric(run.loss_metric)))
+    return next((share for at, share in shares if at <= step), None)
 
 
 def _finite(value: float | None) -> float | None:

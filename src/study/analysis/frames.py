@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from src.common import number_format
+from src.common.record import frac_metric, tokens_metric
 from src.study.analysis.endpoints import AXES, clean_loss
 from src.study.analysis.expert_loads import layer_loads
 from src.study.analysis.looks import Looks
@@ -20,6 +21,7 @@ ENDPOINTS = {
     "nonfinite": ("non-finite runs, share", 2),
     "nonfinite_batches": ("non-finite batches", 1),
     "first_nonfinite": ("first non-finite step", 0),
+    "nonfinite_tokens": ("non-finite validation tokens, share", 3),
     "spikes": ("spikes", 1),
     "loss": ("val/loss", 3),
 }
@@ -180,6 +182,7 @@ def _run_row(run: Run, arm: ArmResult, varied: Sequence[str], looks: Looks) -> R
         "loss_metric": arm.loss_metric,
         "loss": results.get("val_loss"),
         "nonfinite_frac": results.get("val_nonfinite_frac"),
+        "nonfinite_tokens": results.get("val_nonfinite_tokens"),
         "validations": validations(run),
         "max_violation": _max_violation(run),
         "best_loss": best.get("val/loss"),
@@ -216,11 +219,15 @@ def spans(steps: Sequence[int]) -> str:
 
 
 def validations(run: Run) -> str:
-    """All validations, each as `40:2.91:0.0`: step, loss, share of non-finite windows."""
+    """All validations, each as `40:2.91:0.0:0.0`: step, loss, shares of windows and of tokens.
+
+    The shares are of what is not finite; that of tokens is missing in runs of earlier versions.
+    """
     metric = run.loss_metric
-    frac = frac_metric(metric)
+    frac, tokens = frac_metric(metric), tokens_metric(metric)
     return " ".join(
         f"{int(line['step'])}:{line.get(metric, '')}:{line[frac]}"
+        + (f":{line[tokens]}" if tokens in line else "")
         for line in run.lines
         if frac in line
     )
@@ -235,11 +242,6 @@ def _max_violation(run: Run) -> float | None:
 def own_steps(run: Run) -> int:
     """The steps that the run trained itself, after a state shared with another run."""
     return int(run.record.get("own_steps", run.steps))
-
-
-def frac_metric(loss_metric: str) -> str:
-    """The metric with the share of validation windows that have no finite loss."""
-    return loss_metric.replace("/loss", "/nonfinite_frac")
 
 
 def headline(analysis: Analysis) -> dict[str, float]:

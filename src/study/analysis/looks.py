@@ -2,11 +2,12 @@
 
 A sequential study looks at its runs after a quarter, half, and all of its seeds, and trains an arm
 on further seeds only while it is undecided. Looking several times would find a difference by chance
-too often, so each look has a share of the error (Lan and DeMets 1983, as shares of a Bonferroni
-correction). The p of an arm is the smallest p over the looks, each divided by its share; such
-sequential p values can be adjusted over arms by Holm, at every look (Maurer and Bretz 2013).
+too often, so each look gets a part of the allowed error, as in a weighted Bonferroni correction
+(Lan and DeMets 1983). The p of an arm is the smallest p over the looks, each divided by the look's
+share; such sequential p values can be adjusted over arms by Holm, at every look (Maurer and Bretz
+2013).
 
-Giving up an arm early never adds to that error, because an arm that is given up is not found.
+Giving up an arm early never adds to that error: the arm only has fewer looks.
 """
 
 import math
@@ -21,17 +22,18 @@ from src.study.analysis.permutation import Pair, Permuted
 from src.study.analysis.results import ArmResult, Proportion
 from src.study.analysis.stats import design_effect_of
 
-SEEDS = (0.25, 0.5, 1.0)
+SEED_SHARES = (0.25, 0.5, 1.0)
 """The share of the seeds that have been run at each look."""
 
-ERROR = (0.1, 0.2, 0.7)
+ERROR_SHARES = (0.1, 0.2, 0.7)
 """The share of the error that each look spends; most is left for the last, the largest."""
 
 LEAST_SEEDS = 12
-"""With fewer, the first look would see fewer than 3 seeds, which decide nothing."""
+"""With 12 seeds the first look sees 3, and fewer could hardly decide anything."""
 
 FUTILE = 0.1
-"""An arm is given up if, had it halved the failures, so many would have had at most this chance."""
+"""An arm is given up if one that prevents half of the failures would have as many or more of them
+with at most this probability."""
 
 FAILURES, LOSS = PRIMARIES
 
@@ -44,16 +46,16 @@ Looks = Sequence[Sequence[int]]
 Test = Callable[[Mapping[int, Pair]], Permuted]
 
 
-def looks_at(seeds: Sequence[int]) -> list[list[int]]:
+def seeds_by_look(seeds: Sequence[int]) -> list[list[int]]:
     """The seeds of each look, in the order in which they were given."""
-    return [list(seeds[: math.ceil(share * len(seeds))]) for share in SEEDS]
+    return [list(seeds[: math.ceil(share * len(seeds))]) for share in SEED_SHARES]
 
 
 def num_untreated(num_arms: int) -> int:
-    """The untreated runs per seed, the baseline's included, that serve a number of arms best.
+    """The best number of untreated runs per seed, the baseline's included, for this many arms.
 
-    That is the square root of the number of arms (Dunnett 1955). A single untreated run would leave
-    nothing to exchange within a seed.
+    That is the square root of the number of arms (Dunnett 1955), and at least 2: with a single
+    untreated run per seed, an exchange within seeds has hardly any power.
     """
     return max(2, round(math.sqrt(num_arms)))
 
@@ -79,7 +81,7 @@ def sequential(pairs: Mapping[int, Pair], looks: Looks, test: Test) -> Permuted:
         test: the test at one look.
     """
     p_value = smallest_p = 1.0
-    for seeds, error in zip(looks, ERROR, strict=False):
+    for seeds, error in zip(looks, ERROR_SHARES, strict=False):
         found = test({seed: pairs[seed] for seed in seeds if seed in pairs})
         p_value = min(p_value, found.p_value / error)
         smallest_p = min(smallest_p, found.smallest_p / error)
@@ -89,7 +91,7 @@ def sequential(pairs: Mapping[int, Pair], looks: Looks, test: Test) -> Permuted:
 def chance_if_halved(
     arm: Proportion, untreated: Proportion, *, num_seeds: int = 0, within_seed: float = 0.0
 ) -> float:
-    """The probability that so many of an arm's runs fail if it prevents half of the failures.
+    """The probability of at least as many failing runs in an arm that prevents half of them.
 
     The untreated share is uncertain as well; the probability is its mean over Jeffreys' posterior.
     A small one rules out a halving. It is 1 if none of the arm's runs fails, or no untreated one.
@@ -145,7 +147,7 @@ def _loss_decision(arm: ArmResult) -> str | None:
     if loss.detected:
         return f"{own}, significantly different (p {p_equals(loss.p_value)})"
     if loss.difference.low > -WORTHWHILE:
-        return f"{own}, not lower by {WORTHWHILE} nats"
+        return f"{own}, lowers the loss by less than {WORTHWHILE} nats"
     return None
 
 
@@ -156,7 +158,7 @@ def _failure_decision(arm: ArmResult) -> str | None:
         assert primary.p_value is not None
         return f"{own}, significantly different (p {p_equals(primary.p_value)})"
     if primary.p_value is None:
-        # Otherwise it could not act on any seed so far.
+        # If it does not train alike, it could not act on any seed so far.
         return "it trains as its baseline does" if arm.trains_alike else None
     if untreated is not None and untreated.total and not untreated.events:
         return f"none of {untreated.total} untreated runs fails, so nothing can be prevented"

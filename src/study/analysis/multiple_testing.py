@@ -1,11 +1,11 @@
-"""Tests of all arms of a family, adjusted by Holm, and what each could have shown."""
+"""Tests of all arms of a family, adjusted by Holm, and the effects that each could detect."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
 
 from src.study.analysis import power
-from src.study.analysis.looks import ERROR, Looks, Test, sequential
+from src.study.analysis.looks import ERROR_SHARES, Looks, Test, sequential
 from src.study.analysis.permutation import Pair, Permuted, permute
 from src.study.analysis.results import Proportion
 from src.study.analysis.stats import ALPHA, fisher, holm, smallest_mean_effect
@@ -18,7 +18,7 @@ class Tested:
     p_value: float
     smallest_p: float
     bound: float
-    """The unadjusted p at which the arm would be significant beside the others' results."""
+    """The largest unadjusted p at which the arm would be significant beside the others' results."""
     smallest_effect: float | None = None
     seeds_for_half: int | None = None
     seeds_for_all: int | None = None
@@ -50,7 +50,7 @@ def shares(
         design = {
             "num_arm": median_low([len(pair.arm) for pair in pairs]),
             "num_untreated": median_low([len(pair.baseline) for pair in pairs]),
-            "bound": found.bound * (ERROR[num_looks - 1] if num_looks else 1.0),
+            "bound": found.bound * (ERROR_SHARES[num_looks - 1] if num_looks else 1.0),
         }
         effect = power.detectable_prevention(share=share, num_seeds=len(pairs), **design)
         half, every = (
@@ -92,7 +92,7 @@ def _each(
 
 
 def _of_failures(pairs: Mapping[int, Pair]) -> Permuted:
-    """The permutation test of failures, or Fisher's without an A/A control.
+    """The permutation test of failures, or Fisher's without an A/A control and with several seeds.
 
     With a single untreated run per seed an exchange within seeds has hardly any power (it is
     McNemar's test). Then runs are exchanged across seeds, which is Fisher's test. It is
@@ -117,8 +117,8 @@ def _of_failures(pairs: Mapping[int, Pair]) -> Permuted:
 def adjusted(raw: Mapping[str, Permuted]) -> dict[str, Tested]:
     """Holm's correction over a family.
 
-    An arm with too few runs to be significant whatever they show costs the others no power: they
-    are a family without it (Tarone 1990). Its own p is adjusted over all arms.
+    An arm with so few runs that no result could be significant costs the others no power: they are
+    a family without it (Tarone 1990). Its own p is adjusted over all arms.
     """
     able = [name for name, found in raw.items() if found.smallest_p <= ALPHA]
     tested = {}

@@ -7,10 +7,10 @@ from functools import cached_property
 from statistics import fmean
 
 from src.common import number_format
+from src.common.record import frac_metric
 from src.study.analysis import stats
 from src.study.analysis.arms import labels
 from src.study.analysis.endpoints import Window, by_seed
-from src.study.analysis.frames import frac_metric
 from src.study.read.collect import Run, Study
 from src.study.report.table import Cell, Column, Table, cell
 

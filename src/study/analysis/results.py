@@ -30,7 +30,7 @@ class Comparison:
     """
 
     endpoint: str
-    """nonfinite, nonfinite_batches, first_nonfinite, spikes or loss."""
+    """nonfinite, nonfinite_batches, first_nonfinite, nonfinite_tokens, spikes or loss."""
     difference: Estimate | None
     """Arm minus untreated runs; None if no seed can be compared (for loss: fewer than two)."""
     aa_range: tuple[float, float] | None

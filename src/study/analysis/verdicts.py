@@ -24,6 +24,11 @@ MAX_NAMED = 6
 WORDS = {
     "nonfinite_batches": ("fewer non-finite batches", "more non-finite batches", 1),
     "first_nonfinite": ("an earlier first non-finite batch", "a later first non-finite batch", 0),
+    "nonfinite_tokens": (
+        "fewer non-finite validation tokens",
+        "more non-finite validation tokens",
+        3,
+    ),
     "spikes": ("fewer spikes", "more spikes", 1),
     "loss": ("lower loss", "higher loss", 3),
 }

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from src.study.analysis.frames import Row, frac_metric
+from src.common.record import frac_metric, tokens_metric
+from src.study.analysis.frames import Row
 from src.study.read.collect import Run, Study
 
 AXES = ("attention", "ffn", "model", "preset")
@@ -69,8 +70,9 @@ class RowRun(Run):
         metric = self.row["loss_metric"]
         found = []
         for text in (self.row["validations"] or "").split():
-            step, loss, frac = text.split(":")
+            step, loss, frac, *tokens = text.split(":")
             line = {"step": float(step), frac_metric(metric): float(frac)}
+            line |= {tokens_metric(metric): float(share) for share in tokens}
             found.append(line | ({metric: float(loss)} if loss else {}))
         return found
 
@@ -129,7 +131,12 @@ def _run(row: Row) -> RowRun:
         "guard": {"on_nonfinite": row["on_nonfinite"]},
     }
     metric = row["loss_metric"]
-    final = {metric: "loss", frac_metric(metric): "nonfinite_frac", "train/loss": "train_loss"}
+    final = {
+        metric: "loss",
+        frac_metric(metric): "nonfinite_frac",
+        tokens_metric(metric): "nonfinite_tokens",
+        "train/loss": "train_loss",
+    }
     record: dict[str, Any] = {
         "status": row["status"],
         "outcome": row["outcome"],
@@ -139,7 +146,7 @@ def _run(row: Row) -> RowRun:
         "vocab_size": row["vocab_size"],
         "guard": {"nonfinite_steps": steps_in(row["nonfinite_steps"])},
         "spikes": {"steps": steps_in(row["spike_steps"])},
-        "final": {key: row[column] for key, column in final.items() if row[column] is not None},
+        "final": {key: row[column] for key, column in final.items() if row.get(column) is not None},
         "tokens": row["tokens"],
         "active_flops": row["active_flops"],
         "wall_seconds": row["seconds"],

@@ -12,8 +12,9 @@ from urllib.parse import quote
 import pandas as pd
 
 from src.common import number_format
+from src.common.record import frac_metric
 from src.study.analysis.expert_loads import LayerLoad
-from src.study.analysis.frames import frac_metric, role
+from src.study.analysis.frames import role
 from src.study.analysis.rates import Family, final_loss
 from src.study.analysis.results import Analysis, ArmResult, Estimate
 from src.study.read.collect import Run, Study

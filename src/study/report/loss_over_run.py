@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from src.common import number_format
-from src.study.analysis.frames import frac_metric
+from src.common.record import frac_metric
 from src.study.analysis.results import Analysis, ArmResult
 from src.study.read.collect import Run, Study
 from src.study.report.table import MARK, MARK_REMARK, Cell, Column, Table, cell, marked

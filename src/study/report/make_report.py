@@ -18,10 +18,10 @@ from src.study.read.collect import Study, collect
 from src.study.read.from_csv import write_frame
 from src.study.read.outside_runs import OutsideStudy, from_csv_file, from_mlflow
 from src.study.report import study_page as page
+from src.study.report.arms_table import SHORT
 from src.study.report.outside_page import write_comparison
 from src.study.report.sections import Findings
 from src.study.report.several_studies import write_studies
-from src.study.report.summary import SHORT
 from src.tracking.experiment_runs import experiment_runs
 from src.tracking.push import SUMMARY
 

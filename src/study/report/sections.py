@@ -15,12 +15,12 @@ from src.study.analysis.frames import arms_frame, runs_frame
 from src.study.analysis.results import Analysis
 from src.study.read.collect import Study
 from src.study.report import chart_data, charts, provenance
+from src.study.report.arms_table import arms_table
 from src.study.report.branches import branches_table
 from src.study.report.load_table import load_table
 from src.study.report.loss_over_run import loss_over_run_table
 from src.study.report.sample_texts import samples_table
 from src.study.report.saved_models import saved_models_table
-from src.study.report.summary import arms_table
 from src.study.report.table import Table, setting
 from src.study.report.tables import (
     PRIMARY,
@@ -226,7 +226,7 @@ SECTIONS = (
             TableOf(
                 "Other endpoints compared with the baseline",
                 _comparisons(SECONDARY),
-                "Batches, first steps and spikes",
+                "Batches, first steps, validation tokens and spikes",
             ),
         ],
     ),

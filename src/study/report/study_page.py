@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from src.common import number_format
 from src.study.report import provenance
+from src.study.report.arms_table import SHORT
 from src.study.report.draw import TEMPLATES, DrawnChart, vega_script
 from src.study.report.sections import SECTIONS, Findings, Section, TableOf
-from src.study.report.summary import SHORT
 from src.study.report.table import Table, escape_markdown
 
 NOTEBOOK_STYLE = (

@@ -45,7 +45,8 @@ COMPARISON_COLUMNS = (
 )
 
 
-PRIMARY, SECONDARY = ("nonfinite", "loss"), ("nonfinite_batches", "first_nonfinite", "spikes")
+PRIMARY = ("nonfinite", "loss")
+SECONDARY = ("nonfinite_batches", "first_nonfinite", "nonfinite_tokens", "spikes")
 """Endpoints that are always shown, and those that are folded."""
 
 

@@ -123,3 +123,14 @@ def test_of_pages_that_cannot_all_be_made_none_is_written(tiny_book, capsys):
     assert lab("book")(["paths.book=experiments"]) == 2
     assert "B.md.jinja: UndefinedError" in capsys.readouterr().err
     assert not (tiny_book.parent / "A.md").exists()
+
+
+def test_a_withdrawn_study_is_run_only_if_it_is_named(tiny_book, capsys):
+    plan = yaml.safe_load((tiny_book / "study.yaml").read_text())
+    second = tiny_book.parent / "other"
+    second.mkdir()
+    (second / "study.yaml").write_text(yaml.safe_dump({**plan, "withdrawn": "too few seeds"}))
+    assert lab("reproduce")(["paths.book=experiments", "plan=true"]) == 0
+    assert "4 runs, about" in capsys.readouterr().out
+    assert lab("reproduce")(["paths.book=experiments", "studies=other", "plan=true"]) == 0
+    assert "4 runs, about" in capsys.readouterr().out

@@ -83,6 +83,20 @@ def test_the_book_is_shown_as_a_whole_and_by_failure(book, monkeypatch, capsys):
     assert "It starts too fast." in capsys.readouterr().out
 
 
+def test_a_remedy_that_is_added_is_not_tried_on_repeats(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    study = tmp_path / "book" / "remedies"
+    (study / "failures").mkdir(parents=True)
+    plan = PLAN | {"failures": ["fast_start", "again"]}
+    (study / "study.yaml").write_text(yaml.safe_dump(plan))
+    again = FAILURE | {"repeats": "fast_start", "arguments": ["preset=dense", *SHORT]}
+    for name, content in {"fast_start": FAILURE, "again": again}.items():
+        (study / "failures" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    assert main(["remedies", "paths.book=book", "add=lower_lr", "plan=true"]) == 0
+    # Of two seeds: untreated, A/A control, remedy, and healthy.
+    assert "8 runs" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
