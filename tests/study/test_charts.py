@@ -365,3 +365,11 @@ def test_a_click_leads_from_the_page_to_the_run_and_from_a_file_nowhere(tmp_path
 )
 def test_figures_as_text(shown, expected):
     assert shown == expected
+
+
+def test_an_arm_that_never_acts_is_not_said_to_act_at_its_end():
+    study = synthetic.in_memory({"none": Arm(), "ema": Arm(acts_from=440)}, seeds=2)
+    spans = spans_of(study)
+    panels = " ".join(spans["panel"]).replace("\n", " ")
+    assert "trains as its baseline does" in panels and "acts after" not in panels
+    assert "start" not in set(spans["part"])

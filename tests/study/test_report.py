@@ -15,7 +15,7 @@ from src.study.read.from_csv import read_frame, write_frame
 from src.study.report.arms_table import arms_table
 from src.study.report.make_report import write_report
 from src.study.report.sections import SECTIONS
-from src.study.report.table import MARK, setting
+from src.study.report.table import MARK, arm_cell, setting
 from src.study.report.tables import runs_table
 from tests.study import synthetic
 from tests.study.pages import ARMS, Page, full_report, report
@@ -59,6 +59,15 @@ def test_every_arm_is_in_the_first_table_with_its_outcomes(full):
     assert rows["router_eps"][3] == "0 of 6|untreated 6 of 6"
     assert rows["shaken"][0] == "shaken|A/A control|acts after step 240"
     assert "trains only to step 280" in rows["early_stop"][0]
+
+
+def test_an_arm_that_never_acts_is_said_to_train_as_its_baseline():
+    study = synthetic.in_memory({"none": Arm(), "ema": Arm(acts_from=440)}, seeds=2)
+    rows = arms_frame(study, analyse(study)).to_dict("records")
+    assert [arm_cell(row).asides for row in rows] == [
+        ("baseline",),
+        ("trains as its baseline does",),
+    ]
 
 
 def test_the_title_of_every_table_names_router_and_preset(full):

@@ -212,7 +212,7 @@ def loss_curves(study: Study, analysis: Analysis, facts: RunFacts) -> pd.DataFra
                 rows += [{**line, **_validation(v, top, side=side)} for v in found[run.name]]
             curves = [found[run.name] for run in runs if run.outcome == "clean"]
             rows += [{**place, "part": "span", **span} for span in _spans(curves, top)]
-        if arm.acts_from:
+        if arm.acts_from and not arm.trains_alike:
             rows.append({**panel, "part": "start", "step": arm.acts_from})
     return pd.DataFrame(rows)
 
@@ -256,7 +256,9 @@ def timeline(study: Study, analysis: Analysis, facts: RunFacts, *, width: int) -
     rows = []
     for arm in analysis.arms:
         panel = {"panel": wrapped(arm.label)}
-        if arm.acts_from:
+        if arm.trains_alike:
+            panel = {"panel": wrapped(arm.label, "trains as its baseline does")}
+        elif arm.acts_from:
             panel = {"panel": wrapped(arm.label, f"acts after step {arm.acts_from:,}")}
         for run in study.of(arm.variant):
             made, nonfinite = _steps_made(run), sorted(set(run.nonfinite_steps))
@@ -273,7 +275,7 @@ def timeline(study: Study, analysis: Analysis, facts: RunFacts, *, width: int) -
                     {**own, "part": part, "start": low, "end": high + max(1.0, 1.2 * pixel)}
                     for low, high in _merged(steps, reach=reach)
                 ]
-        if arm.acts_from:
+        if arm.acts_from and not arm.trains_alike:
             # Uses the last run's row: a new seed label would add a line to the panel.
             rows.append({**rows[-1], "part": "start", "start": arm.acts_from, "note": None})
     return pd.DataFrame(rows)

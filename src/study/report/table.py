@@ -122,7 +122,9 @@ def cell(text: str, *asides: str, link: str = "") -> Cell:
 def arm_cell(row: Row) -> Cell:
     """The arm's label, its role, and when it acts."""
     asides = [row["role"] or ""]
-    if row["acts_from"]:
+    if row["trains_alike"]:
+        asides.append("trains as its baseline does")
+    elif row["acts_from"]:
         asides.append(f"acts after step {row['acts_from']:,.0f}")
     if row["censored_at"] is not None:
         asides.append(f"trains only to step {row['censored_at']:,.0f}")
