@@ -20,7 +20,7 @@ class BufferCopies:
 
     def __init__(self, root: nn.Module) -> None:
         self._modules = [(path, m) for path, m in root.named_modules() if m._buffers]
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._known: dict[str, list[tuple[int, int]]] = {}
         self._copies: dict[str, Tensor] = {}
 
     def current(self) -> Copies:
@@ -29,8 +29,8 @@ class BufferCopies:
         copies = self._copies
         for path, module in self._modules:
             buffers = [(n, b) for n, b in module._buffers.items() if b is not None]
-            versions = tuple(hash((id(buffer), buffer._version)) for _, buffer in buffers)
-            if self._known.get(path) == versions and not any(map(_is_small, module.buffers(False))):
+            versions = [(id(buffer), buffer._version) for _, buffer in buffers]
+            if self._known.get(path) == versions and not any(_is_small(b) for _, b in buffers):
                 continue
             if not changed:
                 copies, changed = dict(copies), True

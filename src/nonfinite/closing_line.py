@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -21,6 +22,8 @@ def to_stderr(line: str) -> None:
 class Counted:
     """Counts steps and what became of those that were not finite; says so once, at the end.
 
+    It also holds the incidents.
+
     The end is `say_closing_line`, or the end of the process. An object is not kept alive for that:
     when it is deleted, its line is kept, if it is for standard error.
     """
@@ -29,6 +32,7 @@ class Counted:
         self.say = say
         self.step = 0
         self.nonfinite_steps: list[int] = []
+        self.incidents: list[dict[str, Any]] = []
         self.skipped = self.applied = self.raised = self.skipped_after_stop = 0
         self._is_said = False
         self._process = os.getpid()
@@ -42,6 +46,22 @@ class Counted:
         line = self._taken()
         if line is not None and self.say is to_stderr:
             _left.append((self._process, line))
+
+    def summary(self) -> dict[str, Any]:
+        """Steps, non-finite steps, skipped steps, and the line of each incident."""
+        return {
+            "steps": self.step,
+            "nonfinite_steps": list(self.nonfinite_steps),
+            "skipped_steps": self.skipped,
+            "incidents": [incident["line"] for incident in self.incidents],
+        }
+
+    def _has(self, kind: str) -> bool:
+        return any(incident["kind"] == kind for incident in self.incidents)
+
+    def _what(self) -> str:
+        lines = [i["line"] for i in self.incidents if i["step"] == self.step]
+        return lines[0] if lines else f"step {self.step}: non-finite gradient"
 
     def say_closing_line(self) -> None:
         """Says how many steps were not finite, if any, unless that has been said."""

@@ -42,25 +42,34 @@ class ForwardCall:
     """Whether a backward pass through the outputs built a graph of its own."""
     sums: dict[int, Tensor] = field(default_factory=dict)
     """The sum of each output, on its device, which tells whether the output was finite."""
+    losses: list[int] = field(default_factory=list)
+    """Places of outputs of one number, which are losses if a gradient came back to them."""
     is_same: bool = True
     """Whether the rerun gave the same sums."""
 
     @classmethod
     def of(
         cls,
-        modules: Sequence[nn.Module],
+        training: tuple[bool, ...],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         buffers: Copies,
         host_rng: Any,
     ) -> "ForwardCall":
-        """What has to be kept before a forward pass; `host_rng` from `raw_host_states`, or None."""
+        """What has to be kept before a forward pass.
+
+        Args:
+            training: whether each module is in training mode, in the order of `modules()`.
+            args, kwargs: the inputs.
+            buffers: copies of the buffers.
+            host_rng: from `raw_host_states`, or None.
+        """
         return cls(
             args=args,
             kwargs=kwargs,
             versions=_versions((args, kwargs)),
             buffers=buffers,
-            rng=torch.get_rng_state(),
+            rng=torch.default_generator.get_state(),
             cuda_rng=torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
             host_rng=host_rng,
             autocast=tuple(
@@ -68,7 +77,7 @@ class ForwardCall:
                 for device in ("cpu", "cuda")
                 if torch.is_autocast_enabled(device)
             ),
-            training=tuple(module.training for module in modules),
+            training=training,
         )
 
     def follow(self, output: Any) -> None:
@@ -77,6 +86,8 @@ class ForwardCall:
             # A weight that is returned as it is would keep the hook for good.
             if tensor.requires_grad and not tensor.is_leaf:
                 self.sums[place] = tensor.detach().sum()
+                if not tensor.dim():
+                    self.losses.append(place)
                 tensor.register_hook(self._keeper(place))
 
     def _keeper(self, place: int) -> Callable[[Tensor], None]:
@@ -94,6 +105,11 @@ class ForwardCall:
     def was_finite(self) -> bool:
         """Whether all outputs were finite."""
         return all_finite(list(self.sums.values()))
+
+    @property
+    def loss_was_finite(self) -> bool:
+        """Whether the losses that the model itself returned were finite."""
+        return all_finite([self.sums[place] for place in self.losses if place in self.gradients])
 
     @property
     def came_back_finite(self) -> bool:

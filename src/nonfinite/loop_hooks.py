@@ -11,10 +11,13 @@ class Hook:
     """A method as a hook that does nothing in copies of the model, saved ones included."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
         # Compiled code must call it as it is.
-        self.method = torch._dynamo.disable(method)
+        self.in_compiled_code = torch._dynamo.disable(method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.in_compiled_code(*args, **kwargs)
         return self.method(*args, **kwargs)
 
     def __deepcopy__(self, memo: Any) -> Callable[..., None]:
@@ -36,13 +39,22 @@ def is_ddp_module(model: nn.Module) -> bool:
     return isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
 
 
+def is_one_of_several(model: nn.Module) -> bool:
+    """Whether other processes or devices take part in each step."""
+    return is_ddp_module(model) or _world_size() > 1
+
+
+def _world_size() -> int:
+    is_there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_there else 1
+
+
 def writes_here(has_finding: bool, *, is_ddp: bool) -> bool:
     """Whether this process prints and saves.
 
     Under DDP that is the first process with a finding, otherwise the first process.
     """
-    is_there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not is_there or torch.distributed.get_world_size() == 1:
+    if _world_size() == 1:
         return True
     rank = torch.distributed.get_rank()
     if not is_ddp:

@@ -1,6 +1,7 @@
 """When a gradient norm is a spike worth an incident, and which rows of the batch made it."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,23 @@ fewer steps the median says less, so that more is asked of the norm."""
 
 SHARE = 0.5
 """The rows made the spike if the norm without them is below this share."""
+
+
+class RecentNorms:
+    """The gradient norms of the last steps, and whether the next one is a spike."""
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._least = math.inf
+        """At most the smallest norm of the window; an older one may have been smaller."""
+
+    def is_spike(self, norm: float) -> bool:
+        """Whether a norm is far above those before it; then keeps it."""
+        # Most norms are not even far above the smallest, so that nothing need be looked through.
+        found = norm > LATE[1] * self._least and is_spike(norm, list(self._norms))
+        self._norms.append(norm)
+        self._least = min(self._norms) if norm > LATE[1] * self._least else min(self._least, norm)
+        return found
 
 
 def is_spike(norm: float, earlier: Sequence[float]) -> bool:

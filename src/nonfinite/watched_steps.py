@@ -21,7 +21,7 @@ from nonfinite.closing_line import Counted
 from nonfinite.finding import Finding
 from nonfinite.forward_calls import ForwardCall, LossOf, guilty_row_of, run_call, why_finite
 from nonfinite.incident_files import new_folder
-from nonfinite.loop_hooks import Hook, is_ddp_module, writes_here
+from nonfinite.loop_hooks import Hook, is_ddp_module, is_one_of_several, writes_here
 from nonfinite.recording import (
     COMPILED,
     Rerun,
@@ -37,7 +37,7 @@ from nonfinite.recording import (
 )
 from nonfinite.rerun import undisturbed
 from nonfinite.snapshot import raw_host_states, same_host_states
-from nonfinite.spike_rule import WINDOW, is_spike
+from nonfinite.spike_rule import RecentNorms
 from nonfinite.tracer import Tracer
 from nonfinite.update_check import UpdateCheck, UpdateFault, gradient_norm, names_of
 
@@ -89,7 +89,6 @@ class Watch(Counted):
         self.optimizers = list(optimizers)
         self.on_nonfinite, self.folder = on_nonfinite, folder
         self.loss_of = loss_of
-        self.incidents: list[dict[str, Any]] = []
         self.stopped = False
         # Walking through the modules at each step would take longer than all checks.
         self._modules, self._parameters = list(self.root.modules()), list(self.root.parameters())
@@ -99,12 +98,17 @@ class Watch(Counted):
         self._before_step: Copies = self._buffers.current()
         self._stepped: set[int] = set()
         """Optimizers that have made the present step."""
+        self._is_called = False
+        """Whether the present step began with a call of the model itself, not of a method."""
+        self._copies_are_old = False
         self._sound = True
         self._left_out = 0
         self._num_calls, self._uses_host_rng = 0, False
+        self._training: tuple[bool, ...] = self._modes()
         self._is_rerun = False
+        self._is_one_of_several = is_one_of_several(model)
         self._ring: deque[dict[str, float]] = deque(maxlen=RING)
-        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._norms = RecentNorms()
         before, after = Hook(self._before), Hook(self._after)
         self._handles: list[Any] = [
             model.register_forward_pre_hook(before, with_kwargs=True),
@@ -131,15 +135,6 @@ class Watch(Counted):
         self._calls.clear()
         self.say_closing_line()
 
-    def summary(self) -> dict[str, Any]:
-        """Steps, non-finite steps, skipped steps, and the line of each incident."""
-        return {
-            "steps": self.step,
-            "nonfinite_steps": list(self.nonfinite_steps),
-            "skipped_steps": self.skipped,
-            "incidents": [incident["line"] for incident in self.incidents],
-        }
-
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Keeps the inputs and the state of a forward pass that may be differentiated."""
         if self._is_rerun or not torch.is_grad_enabled():
@@ -158,17 +153,16 @@ class Watch(Counted):
             self._calls.clear()
             self._stepped.clear()
             self._before_step = buffers
-        host_rng = raw_host_states() if self._host_rng_is_kept() else None
-        self._calls.append(ForwardCall.of(self._modules, args, kwargs, buffers, host_rng))
-
-    def _host_rng_is_kept(self) -> bool:
-        """Whether the states of Python's and NumPy's generators are kept, which takes long.
-
-        They are if a forward pass has used them; that is looked at in the first passes, and in some
-        later ones.
-        """
         self._num_calls += 1
-        return self._uses_host_rng or self._num_calls <= 8 or self._num_calls % 64 == 0
+        # What takes long is read in the first passes, and in some later ones.
+        looks_closely = self._num_calls <= 8 or self._num_calls % 64 == 0
+        if looks_closely or self.root.training is not self._training[0]:
+            self._training = self._modes()
+        host_rng = raw_host_states() if looks_closely or self._uses_host_rng else None
+        self._calls.append(ForwardCall.of(self._training, args, kwargs, buffers, host_rng))
+
+    def _modes(self) -> tuple[bool, ...]:
+        return tuple([module.training for module in self._modules])
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Registers hooks that keep the gradient coming back to each output."""
@@ -204,6 +198,8 @@ class Watch(Counted):
             if not self._sound and self.on_nonfinite != "warn":
                 self._drop(optimizer)
             return
+        was_called, self._is_called = self._is_called, bool(self._calls) and not self._stepped
+        self._copies_are_old = was_called and not self._is_called
         self._stepped = {id(optimizer)}
         self.step += 1
         found_inf = getattr(optimizer, "found_inf", None)
@@ -213,7 +209,7 @@ class Watch(Counted):
             return
         self._left_out = 0
         norm = gradient_norm(self.optimizers)
-        finite = norm - norm == 0.0
+        finite = norm - norm == 0.0 and (not self._is_called or self._losses_were_finite())
         fault = self._updates[id(optimizer)].rate_fault() if finite else None
         self._sound = finite and fault is None
         if self._sound:
@@ -234,10 +230,18 @@ class Watch(Counted):
         self.skipped += 1
         self.stopped = self.stopped or self.on_nonfinite == "stop"
 
+    def _losses_were_finite(self) -> bool:
+        """Whether the losses that the model returned were finite.
+
+        A derivative of 0, such as that of ReLU, can hide a NaN loss from every gradient. Processes
+        that train together must agree on each step, and have only the gradient in common.
+        """
+        losses = [call for call in self._calls if call.losses]
+        return self._is_one_of_several or all(call.loss_was_finite for call in losses)
+
     def _look_for_spike(self, norm: float) -> None:
-        if is_spike(norm, list(self._norms)):
+        if self._norms.is_spike(norm):
             self._record(None, norm=norm)
-        self._norms.append(norm)
         self._ring.append({"step": self.step, "grad_norm": norm})
 
     def _count_left_out(self) -> None:
@@ -253,13 +257,14 @@ class Watch(Counted):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
-        put_back(self.root, self._before_step)
+        put_back(self.root, self._before_step, only_damaged=self._copies_are_old)
 
     def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Looks at the weights where the optimizer could have divided by 0."""
         fault = self._updates[id(optimizer)].applied_fault(gradients=False) if self._sound else None
-        # If only methods of the model are called, and never the model itself, a step begins here.
-        self._before_step = self._buffers.current()
+        if not self._is_called:
+            # If only methods of the model are called, the next step begins here.
+            self._before_step = self._buffers.current()
         if fault is None:
             return
         self.nonfinite_steps.append(self.step)
@@ -269,19 +274,16 @@ class Watch(Counted):
             raise FloatingPointError(self._what())
         self.stopped = self.stopped or self.on_nonfinite == "stop"
 
-    def _has(self, kind: str) -> bool:
-        return any(incident["kind"] == kind for incident in self.incidents)
-
-    def _what(self) -> str:
-        lines = [i["line"] for i in self.incidents if i["step"] == self.step]
-        return lines[0] if lines else f"step {self.step}: non-finite gradient"
-
     def _record(self, fault: UpdateFault | None, *, norm: float | None = None) -> None:
         """Records the first incident of a kind; an error in doing so never stops the loop."""
         kind = "non-finite" if norm is None else "spike"
         if self._has(kind) or self._is_muted:
             return
         calls = [call for call in self._calls if call.gradients]
+        modes = self._modes()
+        for call in calls:
+            # A part may have changed its mode since the modes were read.
+            call.training = modes if call.training[0] is modes[0] else call.training
         # The call whose output was not finite explains the gradients of the others.
         calls.sort(key=lambda call: call.was_finite)
         remarks: list[str] = []

@@ -875,6 +875,34 @@ def test_a_model_that_is_only_called_by_its_methods():
     assert same(states[3], states[2])
 
 
+class Either(Agent):
+    """Is called itself, or by a method."""
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_model_that_is_called_itself_or_by_a_method_gets_its_buffers_back():
+    """The copies from before the last call of the model itself are too old by then."""
+    model = Either()
+    optimizer = sgd(model)
+    handle = watch(model, optimizer)
+    states = []
+    for number in range(1, 9):
+        called = model if number in (1, 2, 5, 8) else model.value
+        bad = torch.nan if number in (3, 7) else 0.0
+        called(batch(number, at=number, bad=bad)).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        states.append(state_of(model, optimizer))
+    assert handle.nonfinite_steps == [3, 7]
+    # Step 3 is the first by a method: only what it damaged is put back.
+    buffers = states[2][0]
+    assert all(value.isfinite().all() for value in buffers.values())
+    assert buffers["net.1.num_batches_tracked"] == 3
+    assert same(states[6], states[5])
+
+
 class Heads(nn.Module):
     """Two heads, of which one divides."""
 
@@ -1009,6 +1037,37 @@ def test_a_loss_that_is_nan_with_finite_gradients_is_mentioned():
     assert loss.isnan()
     # No weight is harmed, as the page says.
     assert not handle.incidents
+
+
+class DeadFeatures(nn.Module):
+    """Returns its loss, which is NaN where ReLU has no slope: every gradient is finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4, bias=False)
+        nn.init.constant_(self.inner.weight, 0.5)
+
+    def forward(self, x):
+        features = F.relu(self.inner(x))
+        return (features / features.amax(-1, keepdim=True) * features).mean()
+
+
+def test_a_loss_of_the_model_that_is_nan_with_finite_gradients_is_an_incident():
+    torch.manual_seed(0)
+    model = DeadFeatures()
+    optimizer = sgd(model)
+    handle = watch(model, optimizer)
+    states = []
+    for number in range(1, 5):
+        loss = model(batch(number, at=3).abs())
+        loss.backward()
+        assert loss.isfinite() or all(p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        states.append(state_of(model, optimizer))
+    assert handle.nonfinite_steps == [3]
+    assert cause_and_line(handle)[0] == "division by zero"
+    assert same(states[2], states[1])
 
 
 def test_a_rerun_that_is_finite_has_not_reproduced_a_failure(capsys):

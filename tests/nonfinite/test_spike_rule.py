@@ -1,6 +1,7 @@
 """When a norm is a spike, and which row made it."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nonfinite import watch
-from nonfinite.spike_rule import guilty_row, is_spike, num_rows, with_rows
+from nonfinite.spike_rule import RecentNorms, guilty_row, is_spike, num_rows, with_rows
 
 
 @pytest.mark.parametrize(
@@ -100,3 +101,15 @@ def test_watch_names_no_row_where_none_is_to_blame(tmp_path, flat, rows):
     incident = spike_of(Regression(flat=flat), tmp_path, rows)
     assert incident["kind"] == "spike"
     assert "row" not in incident["figures"]
+
+
+def test_the_recent_norms_find_the_spikes_that_the_rule_finds():
+    draws, recent, earlier, found = random.Random(0), RecentNorms(), [], []
+    for number in range(600):
+        # Norms that fall for long, so that the smallest of the window is not the smallest of all.
+        norm = draws.lognormvariate(-number / 200 if number < 300 else number / 300, 1.2)
+        norm *= draws.choice([1.0] * 40 + [30.0])
+        found.append(is_spike(norm, earlier))
+        assert recent.is_spike(norm) == found[-1]
+        earlier.append(norm)
+    assert 2 < sum(found) < 60

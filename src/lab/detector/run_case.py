@@ -66,11 +66,16 @@ def first_failure(case: PublicCase) -> tuple[int, str] | None:
     for step, loss_is_finite in train_plainly(case, model, optimizer):
         if not loss_is_finite:
             return step, "loss"
-        if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
+        if not all(_is_finite(p.grad) for p in model.parameters() if p.grad is not None):
             return step, "gradient"
         if not all(p.isfinite().all() for p in model.parameters()):
             return step, "weights"
     return None
+
+
+def _is_finite(gradient: Tensor) -> bool:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return bool(values.isfinite().all())
 
 
 def _discard(line: str) -> None:

@@ -265,3 +265,106 @@ class SupCon(PublicFailure):
     def batches() -> Iterator[Batch]:
         for n in range(STEPS):
             yield normal(8, 4, seed=n) * (50.0 if n == BAD else 0.1), torch.arange(8) // 2
+
+
+class AxisAngle(PublicFailure):
+    """A vector of 0 means no rotation: the root has no slope there, and `where` does not help."""
+
+    source = "https://github.com/kornia/kornia/issues/2924"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 3, bias=False)
+
+    def forward(self, x: Tensor, point: Tensor) -> Tensor:
+        vector = self.net(x)
+        square = vector.pow(2).sum(-1, keepdim=True)
+        angle = torch.sqrt(square)
+        axis = vector / (angle + 1e-6)
+        along = axis * (axis * point).sum(-1, keepdim=True) * (1 - torch.cos(angle))
+        turned = (
+            point * torch.cos(angle) + torch.linalg.cross(axis, point) * torch.sin(angle) + along
+        )
+        nearly = point + torch.linalg.cross(vector, point)
+        return torch.where(square > 1e-6, turned, nearly).pow(4).mean()
+
+    @staticmethod
+    def batches() -> Iterator[Batch]:
+        for n in range(STEPS):
+            x = normal(8, 4, seed=n)
+            if n == BAD:
+                x[3] = 0.0
+            yield x, normal(8, 3, seed=n + 100)
+
+
+class RepeatedValues(PublicFailure):
+    """The derivative of eigenvectors divides by differences of eigenvalues, two of which are 0."""
+
+    source = "https://github.com/pytorch/pytorch/issues/23133"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        _, vectors = torch.linalg.eigh(self.scale * x)
+        return (vectors[..., -1] - target).pow(2).mean()
+
+    @staticmethod
+    def batches() -> Iterator[Batch]:
+        for n in range(STEPS):
+            x = normal(4, 3, 3, seed=n)
+            x = x + x.mT
+            if n == BAD:
+                x[2] = 2 * torch.eye(3)
+            yield x, normal(4, 3, seed=n + 100)
+
+
+class SameTwice(PublicFailure):
+    """Anchor and positive are the same text: the root of their distance 0 has no slope."""
+
+    source = "https://github.com/huggingface/sentence-transformers/pull/4033"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        return torch.sqrt(torch.sum(torch.square(one - other), -1))
+
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        anchor, positive, negative = self.net(anchor), self.net(positive), self.net(negative)
+        near, far = self.distance(anchor, positive), self.distance(anchor, negative)
+        return F.relu(near - far + 5.0).mean()
+
+    @staticmethod
+    def batches() -> Iterator[Batch]:
+        for n in range(STEPS):
+            anchor, positive = normal(6, 4, seed=n), normal(6, 4, seed=n + 100)
+            if n == BAD:
+                positive = positive.clone()
+                positive[2] = anchor[2]
+            yield anchor, positive, normal(6, 4, seed=n + 200)
+
+
+class SilentSpectrum(PublicFailure):
+    """The magnitude of a silent frame's Fourier transform: the root of 0 has no slope."""
+
+    source = "https://github.com/KinWaiCheuk/nnAudio/issues/138"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(16))
+
+    def forward(self, frames: Tensor, target: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(self.gain * frames)
+        power = spectrum.real.pow(2) + spectrum.imag.pow(2)
+        return (torch.sqrt(power) - target).abs().mean()
+
+    @staticmethod
+    def batches() -> Iterator[Batch]:
+        for n in range(STEPS):
+            frames = normal(4, 16, seed=n)
+            if n == BAD:
+                frames[1] = 0.0
+            yield frames, uniform(4, 9, seed=n + 100)

@@ -128,3 +128,47 @@ class NoInstance(PublicFailure):
             if n == 2 * BAD + 1:
                 found = torch.zeros(8, dtype=torch.bool)
             yield normal(8, 4, seed=n), normal(8, 4, seed=n + 100), found
+
+
+class PaddedNegatives(PublicFailure):
+    """Scores of padding are -inf, and are divided by a learned temperature: its gradient is NaN."""
+
+    source = "https://github.com/NVIDIA-NeMo/Automodel/pull/3850"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.temperature = nn.Linear(4, 4), nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, query: Tensor, keys: Tensor, padded: Tensor) -> Tensor:
+        query, keys = F.normalize(self.net(query), dim=-1), F.normalize(self.net(keys), dim=-1)
+        scores = (query[:, None] * keys).sum(-1).masked_fill(padded, -INF)
+        labels = torch.zeros(len(query), dtype=torch.long)
+        return F.cross_entropy(scores / self.temperature, labels)
+
+    @staticmethod
+    def batches() -> Iterator[Batch]:
+        for n in range(STEPS):
+            padded = torch.zeros(8, 5, dtype=torch.bool)
+            padded[2, 3:] = n == BAD
+            yield normal(8, 4, seed=n), normal(8, 5, 4, seed=n + 100), padded
+
+
+class StateDecay(PublicFailure):
+    """A state space model: the exp of a difference of sums is infinite where a mask says 0."""
+
+    source = "https://github.com/vllm-project/vllm/pull/37501"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decay, self.net = nn.Linear(4, 1), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = -F.softplus(self.decay(x)).squeeze(-1).cumsum(1)
+        causal = torch.ones(x.shape[1], x.shape[1]).tril()
+        kernel = torch.exp(total[:, :, None] - total[:, None, :]) * causal
+        return (kernel @ self.net(x)).pow(2).mean()
+
+    @staticmethod
+    def batches() -> Iterator[Batch]:
+        for n in range(STEPS):
+            yield (normal(4, 12, 4, seed=n) * (100.0 if n == BAD else 1.0),)

@@ -264,3 +264,58 @@ class SmallDeviation(PublicFailure):
             if n == BAD:
                 state[6] = -100.0
             yield state, normal(8, 1, seed=n + 100)
+
+
+class CosineSchedule(PublicFailure):
+    """A cosine schedule starts without any noise: the first step's posterior divides by 0."""
+
+    source = "https://github.com/Project-MONAI/GenerativeModels/issues/489"
+    signal: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 4)
+        time = torch.linspace(0, 1, 11)
+        signal = torch.cos((time + 0.008) / 1.008 * math.pi / 2).pow(2)
+        self.register_buffer("signal", signal / signal[0])
+
+    def forward(self, x: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        signal, before = self.signal[time][:, None], self.signal[(time - 1).clamp(min=0)][:, None]
+        noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
+        beta = 1 - self.signal[time + 1][:, None] / signal
+        weight = before.sqrt() * beta / (1 - signal)
+        return (weight * (self.net(noisy) - x).pow(2)).mean()
+
+    @staticmethod
+    def batches() -> Iterator[Batch]:
+        for n in range(STEPS):
+            time = torch.arange(8) + 1
+            if n == BAD:
+                time[2] = 0
+            yield normal(8, 4, seed=n), normal(8, 4, seed=n + 100), time
+
+
+class DeadFeatures(PublicFailure):
+    """The features of a place are all 0 after ReLU; they are divided in place by their largest."""
+
+    source = "https://github.com/mihaidusmanu/d2-net/issues/78"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv1d(2, 4, 1, bias=False)
+        with torch.no_grad():
+            self.net.weight.abs_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = F.relu(self.net(x))
+        scores = features.clone()
+        scores.div_(features.amax(1, keepdim=True))
+        return (scores * features).mean()
+
+    @staticmethod
+    def batches() -> Iterator[Batch]:
+        for n in range(STEPS):
+            x = uniform(4, 2, 6, seed=n) + 0.1
+            if n == BAD:
+                x[1, :, 2] = -1.0
+            yield (x,)
