@@ -6,14 +6,18 @@ process that only hands tests out as well, and the workers wait for that one.
 
 import contextlib
 import copy
+import ctypes
+import dataclasses
 import functools
 import gc
 import hashlib
+import importlib
 import json
 import logging
 import os
 import pickle
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import filelock
@@ -118,43 +122,72 @@ def template(tmp_path_factory) -> Path:
     return folder / "mlflow.db"
 
 
+def kept(store, key, make):
+    """What `make` gives, from the store where it is; the oldest of many goes."""
+    if key in store:
+        store.move_to_end(key)
+    else:
+        store[key] = make()
+        if len(store) > 200:
+            store.popitem(last=False)
+    return store[key]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _what_is_composed_twice_is_kept():
     """Composing is a third of a tiny run, and Hydra would read conf/ again each time."""
     import hydra
+    import hydra._internal.config_loader_impl as loading
     import omegaconf.base
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_repository import ConfigRepository
 
     # Without it types are not checked, and what is kept would depend on which came first.
     import src.config.schema  # noqa: F401
 
     read, compose = ConfigRepository.load_config, hydra.compose
-    merge = ConfigLoaderImpl._compose_config_from_defaults_list
-    files, merged, composed = {}, {}, {}
+    choose = loading.create_defaults_list
+    merge = loading.ConfigLoaderImpl._compose_config_from_defaults_list
+    files = {}
+    chosen, merged, composed = OrderedDict(), OrderedDict(), OrderedDict()
+
+    def places(repository):
+        return tuple((source.provider, source.path) for source in repository.get_sources())
 
     def load_config(repository, config_path):
-        key = tuple((source.provider, source.path) for source in repository.sources), config_path
+        key = places(repository), config_path
         if key not in files:
             files[key] = copier(read(repository, config_path))
         return files[key]()
 
+    def choose_once(repo, config_name, overrides_list, **settings):
+        """Only options of groups change the list of files; fields are set afterwards."""
+        if any(override.is_sweep_override() for override in overrides_list):
+            return choose(repo, config_name, overrides_list, **settings)
+        groups, fields = [], []
+        for override in overrides_list:
+            is_field = isinstance(override.value(), dict) or (
+                not repo.group_exists(override.key_or_group)
+            )
+            (fields if is_field else groups).append(override)
+        lines = tuple(override.input_line for override in groups)
+        key = places(repo), config_name, lines, *settings.items()
+        found = kept(chosen, key, lambda: choose(repo, config_name, groups, **settings))
+        return dataclasses.replace(found, config_overrides=fields)
+
     def merge_once(loader, defaults, repo):
-        sources = tuple((source.provider, source.path) for source in repo.get_sources())
-        key = sources, repr(defaults)
-        if key not in merged:
-            merged[key] = merge(loader, defaults, repo)
-        return copy.deepcopy(merged[key])
+        key = places(repo), repr(defaults)
+        return copy.deepcopy(kept(merged, key, lambda: merge(loader, defaults, repo)))
 
     def compose_once(config_name, overrides, return_hydra_config):
         key = config_name, tuple(overrides), return_hydra_config
-        if key not in composed:
-            composed[key] = compose(config_name, overrides, return_hydra_config)
-        return copy.deepcopy(composed[key])
+        return copy.deepcopy(
+            kept(composed, key, lambda: compose(config_name, list(overrides), return_hydra_config))
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_config)
-        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
+        patch.setattr(loading, "create_defaults_list", choose_once)
+        patch.setattr(loading.ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
         # Of a value with `${...}` in it; no one changes a tree.
         patch.setattr("omegaconf.base.parse", functools.cache(omegaconf.base.parse))
         # Hydra copies all schemas where it needs another list of sources.
@@ -172,23 +205,65 @@ def drawings():
     """
     import vl_convert
 
-    to_svg, to_png, kept = vl_convert.vegalite_to_svg, vl_convert.svg_to_png, {}
+    to_svg, to_png, drawn = vl_convert.vegalite_to_svg, vl_convert.svg_to_png, {}
+    bundle, here = vl_convert.javascript_bundle, os.getpid()
+
+    def unless_forked(draw, otherwise):
+        """The threads that draw have not come along into a forked process: it would hang."""
+        return draw() if os.getpid() == here else otherwise
 
     def vegalite_to_svg(spec):
-        key = json.dumps(spec)
-        if key not in kept:
-            kept[key] = to_svg(spec)
-        return kept[key]
+        key = hashlib.sha256(json.dumps(spec).encode()).hexdigest()
+        if key not in drawn:
+            blank = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>'
+            drawn[key] = unless_forked(lambda: to_svg(spec), blank)
+        return drawn[key]
 
     def svg_to_png(svg, scale):
-        if svg not in kept:
-            kept[svg] = to_png(svg, scale=scale / 8)
-        return kept[svg]
+        key = hashlib.sha256(svg.encode()).hexdigest()
+        if key not in drawn:
+            drawn[key] = unless_forked(lambda: to_png(svg, scale=scale / 8), b"")
+        return drawn[key]
+
+    def javascript_bundle(script):
+        return unless_forked(lambda: bundle(script), "")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vl_convert, "vegalite_to_svg", vegalite_to_svg)
         patch.setattr(vl_convert, "svg_to_png", svg_to_png)
-        yield kept
+        patch.setattr(vl_convert, "javascript_bundle", javascript_bundle)
+        yield drawn
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _jobs_are_forked_from_here():
+    """A sweep of one job at a time would start a server for its runs, which imports for seconds.
+
+    The workers of `n_jobs=2` are processes of their own, and so are commands that
+    `tests.runs.start` starts: these have the server.
+    """
+    import multiprocessing
+    import signal
+
+    from src.sweep import job
+    from tests.forked import use_standard_streams
+
+    set_start_method, train = multiprocessing.set_start_method, job.train
+
+    def as_forked(method, force=False):
+        importlib.import_module("src.run.lifecycle")
+        set_start_method("fork" if method == "forkserver" else method, force=force)
+
+    def train_here(arguments, log):
+        # As a server's child has them.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        use_standard_streams()
+        train(arguments, log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "set_start_method", as_forked)
+        patch.setattr(job, "train", train_here)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -232,6 +307,15 @@ def _blocks_are_tried_once_and_in_a_child(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory_estimate, "_kept_bytes", kept_bytes)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freed_memory_is_given_back():
+    """A run keeps what it frees, for its next step; a worker would hold the most of any test."""
+    yield
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @pytest.hookimpl(wrapper=True)

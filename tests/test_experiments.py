@@ -10,7 +10,6 @@ from statistics import fmean, median
 
 import pandas as pd
 import pytest
-from joblib.externals.loky import get_reusable_executor
 
 from src.lab.book import book_charts
 from src.lab.book.files import studies, study_named
@@ -196,10 +195,8 @@ def test_the_sweeps_of_a_study_compose(study, tmp_path, monkeypatch):
 
 def run_short(study, folder):
     """Two seeds of a few steps, and what the book would make of them."""
-    # Workers that a test before this one has left stand in its folder.
-    get_reusable_executor().shutdown()
     for sweep in study.sweeps(short=True):
-        assert train(["--multirun", *sweep, "tracking=local", "n_jobs=2"]) == 0
+        assert train(["--multirun", *sweep, "tracking=local"]) == 0
     report = write_report(collect(Path("runs"), study.name), show=False).page.parent
     for name in ("predictions.yaml", "study.yaml"):
         (folder / study.name).mkdir(parents=True, exist_ok=True)

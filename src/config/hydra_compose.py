@@ -4,8 +4,9 @@ This module imports nothing heavy. What it composes is checked for types only wh
 `src.config.schema` has been imported.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,24 @@ MAX_INTEGER = 2**63 - 1
 
 
 class _UsersFolder(SearchPathPlugin):
-    """Makes Hydra look for options in the folder of --config-dir as well."""
+    """Adds the folder of --config-dir to the places where Hydra looks for options."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in conf_folders()[1:]:
             search_path.append("command-line", f"file://{folder}")
 
 
-Plugins.instance().register(_UsersFolder)
+@contextlib.contextmanager
+def hydra_on_conf() -> Iterator[None]:
+    """Inside, Hydra composes the files of conf/, and of the folder of --config-dir if typed."""
+    plugins = Plugins.instance()
+    # Each time, because a launcher that runs a job in this process, as with n_jobs=1, makes all
+    # plugins anew and forgets this one.
+    if _UsersFolder not in plugins.discover(SearchPathPlugin):
+        plugins.register(_UsersFolder)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        yield
 
 
 def conf_folders() -> list[Path]:
@@ -116,8 +127,7 @@ def _cut(value: int) -> str:
 
 def composed_config(config_name: str, arguments: Sequence[str]) -> DictConfig:
     """The composed configuration, including Hydra's own section `hydra` with the choices."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+    with hydra_on_conf():
         composed = hydra.compose(
             config_name, overrides=allow_new_names(arguments), return_hydra_config=True
         )

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from src.external.load_target import call, running
 from src.postmortem.entries import content_of, entries_for
 from src.postmortem.given import typed_dtypes
 from src.postmortem.load import LossStep, read_state
+from src.training.task import LanguageModelTask
 
 ROWS, TIME = 2, 16
 """Shape of the random token ids that stand for a batch."""
@@ -43,6 +46,40 @@ class StepModule(nn.Module):
         step: Any = self.step
         found = step.training_step(batch, 0)
         return found["loss"] if isinstance(found, Mapping) else found
+
+
+def own_path(path: str, model: nn.Module) -> str:
+    """The path of a module or weight as the user's model has it, without the step around it."""
+    for prefix in _around(model):
+        if path == prefix or path.startswith(f"{prefix}."):
+            return path[len(prefix) + 1 :]
+    return path
+
+
+def own_words(text: str, model: nn.Module) -> str:
+    """A sentence with such paths in it."""
+    for prefix in _around(model):
+        text = re.sub(rf"(?<![\w.]){re.escape(prefix)}\.", "", text)
+    return text
+
+
+def _around(model: nn.Module) -> list[str]:
+    """Paths of the modules that this project puts around a user's model, the longest first."""
+    if not isinstance(model, StepModule):
+        return []
+    is_ours = isinstance(model.step, LossStep | LanguageModelTask)
+    return ["step.model", "step"] if is_ours else ["step"]
+
+
+def in_own_words(found: Audit, model: nn.Module) -> Audit:
+    """The same answer with the paths of the user's model."""
+    for site in found.sites:
+        site.modules = [own_path(path, model) for path in site.modules]
+        for witness in site.witnesses.values():
+            witness.how = own_words(witness.how, model)
+            path = own_path(witness.finding.module, model)
+            witness.finding = replace(witness.finding, module=path)
+    return found
 
 
 def audit_target(given: Mapping[str, Any]) -> int:
@@ -71,6 +108,7 @@ def audit_target(given: Mapping[str, Any]) -> int:
         if given["batch"] is not None:
             raise
         raise InputError(f"{error}; type batch=FILE with what the model takes") from error
+    found = in_own_words(found, model)
     found.model = str(given["target"] or given["checkpoint"])
     _show(found, given)
     return 1 if found.found else 0
@@ -111,24 +149,27 @@ def _run_again(model: nn.Module, given: Mapping[str, Any]) -> int:
             f"witness={file}: {error}; type target=, checkpoint= and batch= as for the audit"
         ) from error
     if again.other_weights and again.finding is None:
-        name = again.other_weights[0]
+        name = own_path(again.other_weights[0], model)
         more = f" and {len(again.other_weights) - 1} more" if len(again.other_weights) > 1 else ""
         raise InputError(
             f"witness={file}: {_whose(given)} has other weights than the audited model ({name}"
             f"{more}), so that finite values say nothing; call torch.manual_seed in the function"
             " that builds it, or type checkpoint=FILE"
         )
+    finding = again.finding
+    if finding is not None:
+        finding = replace(finding, module=own_path(finding.module, model))
     if given["format"] == "json":
-        recorded = None if again.finding is None else as_recorded(again.finding)
-        shown = {"finite": again.finding is None, "same": again.is_same, "finding": recorded}
+        recorded = None if finding is None else as_recorded(finding)
+        shown = {"finite": finding is None, "same": again.is_same, "finding": recorded}
         print(json.dumps(shown))
-    elif again.finding is None:
+    elif finding is None:
         terminal.say(f"all values are finite ({saved['dtype']}): the witness fails no longer")
     else:
-        terminal.say(f"{saved['how']} ({saved['dtype']}):\n{again.finding}")
+        terminal.say(f"{own_words(saved['how'], model)} ({saved['dtype']}):\n{finding}")
         is_same = again.is_same
         terminal.say("the operation of the witness" if is_same else "another operation than before")
-    return 0 if again.finding is None else 1
+    return 0 if finding is None else 1
 
 
 def _model_and_inputs(given: Mapping[str, Any]) -> tuple[nn.Module, Any]:

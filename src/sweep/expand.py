@@ -7,7 +7,6 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 
-import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
@@ -19,7 +18,7 @@ from src.cli.value_checks import check_kinds
 from src.common.errors import InputError
 from src.common.override_grammar import GROUPS, parse
 from src.config.field_names import remedies_of
-from src.config.hydra_compose import CONF, option_names
+from src.config.hydra_compose import hydra_on_conf, option_names
 from src.sweep.settings import SweepSettings, compose_settings
 
 
@@ -84,8 +83,7 @@ def expand(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
     Raises:
         InputError: an argument cannot be read, or there is no run.
     """
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+    with hydra_on_conf():
         loader = GlobalHydra.instance().config_loader()
         # The parser needs the loader to resolve glob(*) into the options of a group.
         with readable(config_name, arguments):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import hydra
 import joblib
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +16,7 @@ from omegaconf import open_dict
 
 from src.common.orphans import end_with
 from src.common.override_grammar import quote_free_text
-from src.config.hydra_compose import CONF
+from src.config.hydra_compose import hydra_on_conf
 from src.sweep.job import run_job
 
 
@@ -40,8 +39,7 @@ def launch(jobs: Sequence[Path], settings: Sequence[str], *, name: str, folder: 
     # registered again under its own name, with the initializer.
     workers = partial(LokyBackend, initializer=end_with, initargs=(os.getpid(),))
     joblib.register_parallel_backend("loky", workers)
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+    with hydra_on_conf():
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration(
             config_name="sweep", overrides=list(settings), run_mode=RunMode.MULTIRUN

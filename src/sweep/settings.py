@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli.hydra_errors import readable
@@ -14,7 +13,7 @@ from src.cli.name_checks import PRIMARIES, SWEEP_SWITCHES, unknown_option
 from src.common.errors import InputError
 from src.common.override_grammar import parse_all, quote_free_text
 from src.common.tracking_address import take_typed
-from src.config.hydra_compose import CONF
+from src.config.hydra_compose import hydra_on_conf
 
 MAX_JOBS = 1024
 
@@ -110,8 +109,7 @@ def compose_settings(arguments: Sequence[str]) -> SweepSettings:
 
 def compose_sweep(arguments: Sequence[str]) -> DictConfig:
     """The composed conf/sweep.yaml, including Hydra's own section `hydra`."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+    with hydra_on_conf():
         composed = hydra.compose("sweep", overrides=list(arguments), return_hydra_config=True)
     OmegaConf.set_struct(composed, False)
     return composed

@@ -133,19 +133,29 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported(lines, tmp_path
         assert not modules & set(NUMERIC), line
 
 
-def test_what_is_only_shown_imports_no_trainer(tmp_path):
-    """The configuration of a run, the plan of a sweep, and what describe tells."""
-    shown, planned, described = imported(
+def test_what_is_shown_or_served_imports_no_trainer(tiny, tmp_path):
+    """The configuration of a run, the plan of a sweep, what describe tells, and the rest."""
+    from src.train import main
+
+    assert main([*tiny, "stability=ema", "tracking=mlflow", "study=here"]) == 0
+    run = next(Path("runs").rglob("record.json")).parent
+    before = os.listdir()
+    shown, planned, described, *others = imported(
         "train stability=ema --cfg job",
         "train --multirun preset=smoke tracking=local stability=none,ema plan=true",
         "describe 'stability=[ema,noise]' format=json",
+        "report study=here",
+        "sync study=here",
+        f"generate 'run={run}' 'prompt=To be' max_new_tokens=2",
+        # A port that is none ends it after its imports.
+        "ui port=1",
         cwd=tmp_path,
     )
     code, modules, out, files = shown
     assert code == 0
     assert "learning_rate: 0.003" in out
     assert not modules & {*TRAINERS, "mlflow", "pandas"}
-    assert files == []
+    assert sorted(files) == sorted(before)
     code, modules, out, _ = planned
     assert code == 0
     assert "to train: 2 runs" in out
@@ -153,20 +163,8 @@ def test_what_is_only_shown_imports_no_trainer(tmp_path):
     code, modules, _, _ = described
     assert code == 0
     assert not modules & set(TRAINERS)
-
-
-def test_report_sync_ui_and_generate_import_no_trainer(tiny, tmp_path):
-    from src.train import main
-
-    assert main([*tiny, "stability=ema", "tracking=mlflow", "study=here"]) == 0
-    run = next(Path("runs").rglob("record.json")).parent
-    lines = (
-        "report study=here",
-        "sync study=here",
-        f"generate 'run={run}' 'prompt=To be' max_new_tokens=2",
-        # A port that is none ends it after its imports.
-        "ui port=1",
-    )
-    for line, (code, modules, _, _) in zip(lines, imported(*lines, cwd=tmp_path), strict=True):
-        assert code == (2 if line.startswith("ui") else 0), line
-        assert not modules & set(TRAINERS), line
+    assert [code for code, _, _, _ in others] == [0, 0, 0, 2]
+    for command, (_, modules, _, _) in zip(
+        ("report", "sync", "generate", "ui"), others, strict=True
+    ):
+        assert not modules & set(TRAINERS), command

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hydra.core.singleton import Singleton
 
 from src.config.compose import compose
 from src.config.hydra_compose import CONFIG_DIR
@@ -34,6 +35,12 @@ def own(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv(CONFIG_DIR, str(folder))
     monkeypatch.chdir(tmp_path)
     return folder
+
+
+def test_it_is_found_after_a_job_that_a_launcher_ran_in_this_process(own):
+    # As Hydra's launchers do for each job, which makes all plugins anew.
+    Singleton.set_state(Singleton.get_state())
+    assert "clip03@norm-0.1" in compose("train", ["stability=clip01"]).variant_name
 
 
 @pytest.mark.parametrize(

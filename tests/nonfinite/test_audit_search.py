@@ -157,6 +157,108 @@ def test_an_overflow_in_float16_needs_weights_that_are_near():
     assert site.limit == "float16 overflow"
 
 
+class Doubled(nn.Module):
+    """Its product overflows before its exponential does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(32, 3, bias=False)
+        nn.init.constant_(self.layer.weight, 0.02)
+
+    def forward(self, x):
+        e = self.layer(x).exp()
+        return e * e
+
+
+def test_an_operation_is_reached_though_a_later_one_fails_first():
+    found = audited(Doubled(), dtypes=[torch.float32]).found
+    assert [site.source.code for site in found if site.limit == "exp overflow"] == [
+        "e = self.layer(x).exp()"
+    ]
+
+
+def test_weights_of_zeros_do_not_hide_an_overflow():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(32, 3)
+            nn.init.constant_(self.layer.weight, 0.5)
+            nn.init.zeros_(self.layer.bias)
+
+        def forward(self, ids):
+            return self.layer(1 + ids.to(self.layer.weight.dtype)) * 400
+
+    ids = torch.arange(32).repeat(4, 1) % 2
+    (site,) = nonfinite.audit(Shifted(), ids, dtypes=[torch.float16], folder=None).found
+    assert site.limit == "float16 overflow"
+    assert "layer.weight moved" in site.best.how
+    assert "bias" not in site.best.how
+    assert 0 < site.best.doublings <= 3
+
+
+def test_inputs_and_weights_share_the_range_of_an_overflow():
+    class Distance(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 6)
+
+        def forward(self, x, y):
+            return (self.layer(x) - self.layer(y)).square().sum(-1)
+
+    inputs = (X[:, :8], X[:, 8:16])
+    torch.manual_seed(0)
+    assert audited(Distance(), inputs, dtypes=[torch.float16]).found == []
+
+
+def test_scores_are_driven_below_a_mask_that_hides_them_all():
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(32, 12)
+
+        def forward(self, x, hidden):
+            q, k = self.layer(x).chunk(2, dim=-1)
+            scores = q @ k.T + hidden * torch.finfo(x.dtype).min
+            return scores.softmax(-1) @ k
+
+    mask = torch.ones(4, 4).triu(1)
+    (site,) = audited(Scores(), (X, mask)).found
+    assert "+ hidden * torch.finfo(x.dtype).min" in site.source.code
+    assert set(site.witnesses) == {"float16"}
+    assert site.best.how.startswith("inputs[1] of ones, layer")
+
+
+def test_a_batch_of_one_row_is_tried_and_no_proof_rests_on_more():
+    class Standard(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(32, 3)
+
+        def forward(self, x, advantage):
+            return self.layer(x).mean(-1) * (advantage / (advantage.std() + 1e-3))
+
+    found = audited(Standard(), (X, X[:, 0]), dtypes=[torch.float32])
+    (site,) = found.found
+    assert site.limit == "std of one element"
+    assert site.best.how == "the first row of the inputs alone"
+    assert not site.was_contradicted
+
+
+def test_a_dtype_in_which_the_model_cannot_be_run_is_told():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(32, 3)
+
+        def forward(self, x):
+            return self.layer(x).masked_fill(x[:, :3] > 9, -1e9)
+
+    found = audited(Hidden())
+    assert found.dtypes == ["float32", "bfloat16"]
+    assert "not looked at in float16, in which the model cannot be run: value cannot" in str(found)
+    assert list(found.as_dict()["refused"]) == ["float16"]
+
+
 def test_an_overflow_that_needs_weights_of_zeros_is_far():
     class Unit(nn.Module):
         def __init__(self):

@@ -12,6 +12,7 @@ from torch import nn
 
 from nonfinite.__main__ import main
 from nonfinite.builders import PLACEHOLDER, name_of
+from tests.forked import python
 from tests.runs import ROOT
 
 NET = """
@@ -74,7 +75,8 @@ def in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+def started(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a Python of its own makes of it."""
     paths = [str(ROOT), *(path for path in sys.path if path)]
     return subprocess.run(
         [sys.executable, *arguments],
@@ -91,15 +93,19 @@ def next_of(said: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("file", "name"),
-    [("train.py", "train:Net"), ("train-net.py", "train-net:Net"), ("in/some.py", "in.some:Net")],
+    ("file", "name", "run"),
+    [
+        ("train.py", "train:Net", started),
+        ("train-net.py", "train-net:Net", python),
+        ("in/some.py", "in.some:Net", python),
+    ],
 )
-def test_the_command_that_is_printed_runs_the_step_again(file, name):
+def test_the_command_that_is_printed_runs_the_step_again(file, name, run):
     Path(file).parent.mkdir(exist_ok=True)
     Path(file).write_text(GUARDED)
-    words = next_of(python(file).stderr)
+    words = next_of(run(file).stderr)
     assert words[-1] == name
-    again = python(*words[1:])
+    again = run(*words[1:])
     assert again.stdout.splitlines()[-1] == "reproduced, bitwise", again.stderr
     assert "trained" not in again.stdout + again.stderr
 

@@ -9,8 +9,6 @@ import html
 import io
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from nonfinite import Watch, watch
 from nonfinite.__main__ import main
-from tests.runs import ROOT
+from tests.forked import python
 
 HERE = "tests.nonfinite.test_scripts"
 
@@ -334,11 +332,7 @@ def test_an_incident_is_run_again_from_its_folder(script, model, capsys):
 
 def test_an_incident_is_run_again_in_another_process():
     gpt(watch, faulty=True)
-    command = [sys.executable, "-m", "nonfinite", "incidents/step-4", "--model", f"{HERE}:GPT"]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    done = python("-m", "nonfinite", "incidents/step-4", "--model", f"{HERE}:GPT")
     assert done.returncode == 0, done.stderr
     first, *_, last = done.stdout.splitlines()
     assert "torch.Tensor.div" in first and "the divisor is 0 (0/0) for 16 of 384" in first

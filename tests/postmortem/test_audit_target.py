@@ -54,11 +54,15 @@ def test_a_router_is_found_and_its_witness_runs_again(folder, capsys):
     out = capsys.readouterr().out
     assert "audited_models:Router: NaN or Inf reached at 1 place" in out
     assert "share = score / (score.sum(-1, keepdim=True) + self.eps)" in out
+    assert "   in the top-level module (forward); float32" in out
+    assert "step.model" not in out
     file = folder / "audit" / "witness-1-float32.pt"
     assert f"witness={file.relative_to(folder)}" in out
     again = ["target=audited_models:Router", f"witness={file}"]
     assert main(again) == 1
-    assert "the operation of the witness" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the operation of the witness" in out
+    assert "step.model" not in out
     assert main([*again, "kwargs={eps:1e-20}"]) == 0
     assert "the witness fails no longer" in capsys.readouterr().out
 
@@ -96,6 +100,7 @@ def test_a_checkpoint_of_a_run_is_audited_with_its_own_batch(tiny, capsys):
     assert main([f"checkpoint={run}", "dtype=float32", "seconds=20"]) == 1
     out = capsys.readouterr().out
     assert "weights_SK = picked_scores_SK / (sums_S1 + self.norm_eps)" in out
+    assert "in step" not in out
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from src.config.compose import compose
 from src.data import TrainBatches
 from src.train import main
 from tests.conftest import PACE
+from tests.forked import fork_rank
 from tests.runs import last_checkpoint, metrics, record, start, stop_after, train, weights
 
 DDP = "trainer=ddp"
@@ -45,6 +48,13 @@ class Gate(nn.Module):
     def forward(self, tokens):
         return self.scale * ((tokens != self.token) * 0.5).log().clamp(max=0)
 """
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """The other ranks are forked from this process; one test has them start as they do."""
+    names = {**vars(subprocess), "Popen": fork_rank}
+    monkeypatch.setattr("src.run.ddp.subprocess", SimpleNamespace(**names))
 
 
 def assert_close(one, two):
@@ -92,7 +102,9 @@ def test_two_processes_equal_one_also_where_the_run_is_killed_and_goes_on_with_a
     assert "find_unused_parameters" not in capfd.readouterr().err
 
 
-def test_what_breaks_on_the_second_process_alone_is_found_there(tmp_path, monkeypatch, capfd):
+def test_what_breaks_on_the_second_process_alone_is_found_there(
+    tmp_path, monkeypatch, capfd, forked
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "rare.py").write_text(RARE)
@@ -184,7 +196,7 @@ def test_what_cannot_be_is_refused(tiny, more, line, capsys):
     ],
     ids=["frozen router", "bias"],
 )
-def test_a_weight_that_gets_no_gradient_holds_nobody_up(tiny, lacking):
+def test_a_weight_that_gets_no_gradient_holds_nobody_up(tiny, lacking, forked):
     options = [*tiny, *SOFT, *lacking]
     one = train(options)
     two = train([*options, DDP])
@@ -222,7 +234,7 @@ def test_remedies_of_the_optimizer_act_alike_in_two_processes(options, tiny):
         assert right[name] == pytest.approx(value, rel=tolerance, abs=1e-5), name
 
 
-def test_remedies_of_the_model_see_the_rows_of_all_processes(tiny):
+def test_remedies_of_the_model_see_the_rows_of_all_processes(tiny, forked):
     chosen = "stability=[gated_attention,qk_clip,router_smebu,softcap_attention,swiglu_clamp]"
     options = [*tiny, *SOFT, chosen, "stability.qk_clip.threshold=0.01"]
     one = train(options, "study=one")

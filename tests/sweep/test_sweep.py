@@ -12,6 +12,7 @@ import pytest
 
 from src.sweep.job import Job, JobProcess
 from src.train import main
+from tests.forked import fork
 from tests.runs import ROOT, metrics, record, start, train
 
 WAIT_SECONDS = 1200
@@ -167,7 +168,7 @@ def test_ctrl_c_ends_all_jobs_with_a_checkpoint_and_the_same_command_continues(n
     arguments = ["stability=none", "seed=0,1", f"n_jobs={n_jobs}", "study=cut"]
     arguments.append("recipe.max_steps=160")
     slow = ["recipe.log_every=1", "recipe.checkpoint_every=500"]
-    process = start("train", ["--multirun", *tiny, *arguments, *slow], Path.cwd())
+    process = fork("train", ["--multirun", *tiny, *arguments, *slow], Path.cwd())
     wait_for(lambda: all(pid_of("cut", "none", seed) for seed in range(n_jobs)), process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=WAIT_SECONDS)

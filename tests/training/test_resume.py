@@ -9,6 +9,7 @@ import torch
 
 from src.train import main
 from tests.conftest import TINY
+from tests.forked import fork
 from tests.runs import (
     assert_same_run,
     last_checkpoint,
@@ -232,7 +233,7 @@ def test_killed_with_sigkill_at_a_random_step_and_resumed_equals_uninterrupted(t
     step = random.SystemRandom().randrange(15, 150)
     arguments = [*tiny, *LONGER, "study=killed"]
     folder = tmp_path / "runs" / "killed" / first.parent.name / "seed-0"
-    process = start("train", arguments, tmp_path)
+    process = fork("train", arguments, tmp_path)
     wait_for_step(folder, step, process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=600)
@@ -242,7 +243,7 @@ def test_killed_with_sigkill_at_a_random_step_and_resumed_equals_uninterrupted(t
 
 
 def test_two_interrupts_in_a_row_still_write_the_record(tmp_path):
-    process = start("train", [*LONGER, "recipe.batch_size=512"], tmp_path)
+    process = fork("train", [*LONGER, "recipe.batch_size=512"], tmp_path)
     deadline = time.monotonic() + 600
     while not list(tmp_path.glob("runs/*/*/seed-0/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)

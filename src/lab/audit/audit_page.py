@@ -26,6 +26,9 @@ ATTENTION = re.compile(r"attn|attention")
 FAMILIES = {"first_": "first_families.csv"}
 """The file of the families by prefix; results.csv without one."""
 
+EARLIER = "earlier_"
+"""Prefix of the files of the survey before, which hold the families that the last one lacks."""
+
 HEALTHY = 40
 """Other families, of which each top finding is judged by hand."""
 
@@ -35,7 +38,7 @@ WITNESS, SAFE = "witness found", "proved safe"
 MEASURES = (
     *("recall", "false_alarms", "false_alarms_any", "routers_found", "guarded_proved"),
     *("contradictions", "slowest_seconds", "further_found", "healthy_found_wide"),
-    *("judged_real", "judged_wrong"),
+    *("judged_real", "judged_wrong", "later_recall", "later_alarms"),
 )
 """The names that predictions may use."""
 
@@ -60,18 +63,42 @@ class AuditPage:
             return list(csv.DictReader(file))
 
     @cached_property
-    def families(self) -> Mapping[str, dict[str, str]]:
-        """The rows of the audited families, by name."""
+    def repeated(self) -> Sequence[str]:
+        """The audited families of the last survey; the others are those of the one before."""
         rows = self._rows(FAMILIES.get(self.prefix, "results.csv"))
+        return [row["family"] for row in rows if row["status"] == "audited"]
+
+    def _of_families(self, name: str) -> list[dict[str, str]]:
+        """The rows of a file, with those of the survey before for families that it lacks."""
+        own = FAMILIES.get(self.prefix, "results.csv")
+        rows = self._rows(self.prefix + name if name != "results.csv" else own)
+        if self.prefix or not (self.folder / f"{EARLIER}{name}").is_file():
+            return rows
+        done = {row["family"] for row in self._rows(own)}
+        return rows + [row for row in self._rows(f"{EARLIER}{name}") if row["family"] not in done]
+
+    @cached_property
+    def families(self) -> Mapping[str, dict[str, str]]:
+        """The rows of the audited families, by name in order."""
+        rows = sorted(self._of_families("results.csv"), key=lambda row: row["family"])
         return {row["family"]: row for row in rows if row["status"] == "audited"}
+
+    @property
+    def num_changed(self) -> int:
+        """Repeated families in which another number of operations is reached than before."""
+        before = {row["family"]: row for row in self._rows(f"{EARLIER}results.csv")}
+        return sum(self.families[n]["found"] != before[n]["found"] for n in self.repeated)
+
+    @cached_property
+    def findings(self) -> Sequence[dict[str, str]]:
+        """The first findings of each family, most urgent first."""
+        rows = self._of_families("findings.csv")
+        return sorted(rows, key=lambda row: (row["family"], int(row["rank"])))
 
     @cached_property
     def left_out(self) -> int:
         """Families that could not be built small."""
-        return sum(
-            row["status"] != "audited"
-            for row in self._rows(FAMILIES.get(self.prefix, "results.csv"))
-        )
+        return sum(row["status"] != "audited" for row in self._of_families("results.csv"))
 
     @cached_property
     def pairs(self) -> Sequence[dict[str, str]]:
@@ -98,8 +125,7 @@ class AuditPage:
     @cached_property
     def top_findings(self) -> Mapping[str, dict[str, str]]:
         """The first finding of each family that has one."""
-        rows = self._rows(f"{self.prefix}findings.csv")
-        return {row["family"]: row for row in reversed(rows)}
+        return {row["family"]: row for row in reversed(self.findings)}
 
     @staticmethod
     def share(rows: Sequence[Mapping[str, str]], column: str) -> float:
@@ -121,6 +147,63 @@ class AuditPage:
         """The share of fixed models with an alarm in any precision."""
         return self.share(self.pairs, "alarm_after_any")
 
+    @cached_property
+    def later(self) -> Sequence[dict[str, str]]:
+        """The fixes that were added when the search was finished; in `first` their first try."""
+        tried = self._rows("first_later.csv")
+        names = {row["pair"] for row in tried}
+        return tried if self.prefix else [row for row in self.pairs if row["pair"] in names]
+
+    @property
+    def later_recall(self) -> float:
+        """The share of the later guilty lines that are reached before the fix."""
+        return self.share(self.later, "found_before")
+
+    @property
+    def later_alarms(self) -> int:
+        """Later fixed models with an alarm in the precision in which people ran them."""
+        return sum(row["alarm_after"] == "True" for row in self.later)
+
+    @cached_property
+    def alarms(self) -> Sequence[dict[str, str]]:
+        """The fixed models with an alarm in any precision, each with its judgement."""
+        said = {row["pair"]: row for row in self._rows("judged_pairs.csv")}
+        return [
+            {**row, **said[row["pair"]]} for row in self.pairs if row["alarm_after_any"] == "True"
+        ]
+
+    @property
+    def alarms_same(self) -> int:
+        """Alarms in whose precision the very witness of the bug makes the fixed model fail too."""
+        return sum(bool(row["same_dtypes"]) for row in self.alarms)
+
+    def alarms_judged(self, judgement: str) -> int:
+        """How many of these alarms were judged so."""
+        return sum(row["judgement"] == judgement for row in self.alarms)
+
+    @property
+    def false_alarms_judged(self) -> float:
+        """The share of fixed models with an alarm in any precision that is not real."""
+        false = len(self.alarms) - self.alarms_judged("real")
+        return false / len(self.pairs)
+
+    @property
+    def alarms_table(self) -> str:
+        """The alarms after the fix, each with its judgement, in Markdown."""
+        rows = [
+            [
+                row["pair"],
+                row["alarm_dtypes"],
+                "yes" if row["same_dtypes"] else "no",
+                row["alarm_how"],
+                row["judgement"],
+                row["why"],
+            ]
+            for row in self.alarms
+        ]
+        head = ["fix", "precisions", "witness of the bug too", "how", "judgement", "why"]
+        return markdown(head, rows, numbers=())
+
     def _with_router(self, names: Sequence[str], verdict: str) -> list[str]:
         return [n for n in names if n in self.families and self.families[n]["router"] == verdict]
 
@@ -139,7 +222,7 @@ class AuditPage:
         """The findings in float32 in a router or in attention of families that are not in SEVEN."""
         return [
             row
-            for row in self._rows(f"{self.prefix}findings.csv")
+            for row in self.findings
             if row["family"] not in SEVEN
             and "float32" in row["dtypes"].split()
             and (ROUTER.search(row["module"]) or ATTENTION.search(row["module"]))
@@ -173,6 +256,12 @@ class AuditPage:
         return seconds[len(seconds) // 2]
 
     @property
+    def total_minutes(self) -> float:
+        """Of all families and pairs."""
+        pairs = 2 * sum(float(row["seconds"]) for row in self.pairs)
+        return (sum(float(row["seconds"]) for row in self.families.values()) + pairs) / 60
+
+    @property
     def healthy_found(self) -> int:
         """Healthy families with any finding."""
         return sum(int(self.families[name]["found"]) > 0 for name in self.healthy)
@@ -187,9 +276,14 @@ class AuditPage:
         """How many top findings of healthy families were judged so."""
         return sum(self.judged[n]["judgement"] == verdict for n in self.healthy if n in self.judged)
 
+    @cached_property
+    def judged_now(self) -> Sequence[dict[str, str]]:
+        """The judgements of the families beside SEVEN in which something is found."""
+        return [self.judged[n] for n in self.top_findings if n not in SEVEN]
+
     def all_judged(self, verdict: str) -> int:
-        """How many top findings of all families beside SEVEN were judged so."""
-        return sum(row["judgement"] == verdict for row in self.judged.values())
+        """How many of these were judged so."""
+        return sum(row["judgement"] == verdict for row in self.judged_now)
 
     @property
     def recall_rebuilt(self) -> str:

@@ -13,7 +13,7 @@ from src.cli.field_checks import choice, given_path, number
 from src.common import terminal
 from src.common.errors import InputError, nearest
 from src.common.storage import write_rows
-from src.lab.audit.fix_pairs import fix_pairs, judge
+from src.lab.audit.fix_pairs import ALL, fix_pairs, judge
 from src.lab.audit.survey_models import UndersizedError, families, small_model
 
 FAMILIES, PAIRS = "families", "pairs"
@@ -62,10 +62,11 @@ def survey(given: Mapping[str, Any]) -> int:
     only = choice(given, "only", (None, FAMILIES, PAIRS))
     seconds = number(given, "seconds", float, least=1)
     out = given_path(given, "out")
+    names = [] if only == PAIRS else _chosen(given["families"])
     if only != FAMILIES:
         _survey_pairs(out, seconds)
     if only != PAIRS:
-        _survey_families(_chosen(given["families"]), out, seconds)
+        _survey_families(names, out, seconds)
     return 0
 
 
@@ -160,7 +161,7 @@ def _divides_by_sum(site: Site) -> bool:
 def _finding(family: str, rank: int, sites: Sequence[Site]) -> dict[str, Any]:
     """A row of findings.csv, for an operation and its derivatives."""
     site = sites[0]
-    dtypes = dict.fromkeys(dtype for one in sites for dtype in one.witnesses)
+    dtypes = [d for d in ALL if any(d in one.witnesses for one in sites)]
     best = site.best
     return {
         "family": family,

@@ -40,7 +40,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dots1": {"norm_topk_prob": True},
     "qwen3_moe": {"norm_topk_prob": True},
     "cohere2_moe": {"expert_selection_fn": "sigmoid"},
+    "falcon_h1": {
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+    },
     "flint": {"mlp_only_layers": []},
+    "nemotron_h": {
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 8,
+    },
     "kolibri1": {"norm_topk_prob": True},
     "lfm2_moe": {"layer_types": ["full_attention", "full_attention"]},
     "step3p7_text": {

@@ -87,10 +87,12 @@ class Collector(Tracer):
     Args:
         root: the module that owns the weights.
         ranges: bounds of weights, buffers and inputs, by the memory that holds them.
+        rows: rows of the batch.
     """
 
-    def __init__(self, root: nn.Module, ranges: Mapping[int, Known]) -> None:
+    def __init__(self, root: nn.Module, ranges: Mapping[int, Known], *, rows: int = 1) -> None:
         super().__init__(root)
+        self.rows = rows
         self.seen: dict[tuple[SiteKey, str], Seen] = {}
         self.has_read_values = False
         """Whether the code has turned values into Python numbers: constants may then be none."""
@@ -123,7 +125,14 @@ class Collector(Tracer):
         shared = {memory_of(tensor) for tensor in originals}
         for place, tensor in enumerate(results):
             self._kept.append(tensor)
-            step = Step(name=name, args=args, kwargs=kwargs, result=tensor, known=known_of)
+            step = Step(
+                name=name,
+                args=args,
+                kwargs=kwargs,
+                result=tensor,
+                known=known_of,
+                rows=self.rows,
+            )
             bounds, raw = self._bounds(step, place, operands)
             if tensor.is_floating_point():
                 self._keep_checks(step, place, raw)

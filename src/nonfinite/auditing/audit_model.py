@@ -1,6 +1,7 @@
 """`nonfinite.audit`: the passes as given, the proofs, the search, and the saved witnesses."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 from nonfinite.auditing.audit_collector import Collector, SiteKey
 from nonfinite.auditing.audit_report import Audit, Site, ranked
 from nonfinite.auditing.audited_passes import Passes
-from nonfinite.auditing.reach import Reach, leaves_of, movable_buffers, weight_ranges
+from nonfinite.auditing.reach import (
+    Reach,
+    leaves_of,
+    movable_buffers,
+    num_rows,
+    weight_ranges,
+)
 from nonfinite.auditing.saved_witness import save_witness
 from nonfinite.auditing.witness_search import Search
 from nonfinite.auditing.witnessed_sites import with_witnesses
@@ -90,13 +97,16 @@ def _audited(
     """See `audit`, which keeps random states."""
     start = time.monotonic()
     last, pass_seconds = list(passes)[-1], 0.0
+    refused: dict[str, str] = {}
     sites: dict[tuple[SiteKey, str], Site] = {}
     for dtype in list(passes):
         begun = time.monotonic()
         try:
             _collect(passes[dtype], dtype, inputs, reach, sites)
         except Exception as error:
-            # Some operations do not exist in some dtypes on some devices.
+            # Some operations do not exist in some dtypes on some devices, and some numbers of the
+            # code do not fit.
+            refused[dtype] = str(error).partition("\n")[0]
             del passes[dtype]
             if not passes and dtype == last:
                 raise ValueError(f"the model cannot be run on these inputs ({error})") from error
@@ -112,11 +122,15 @@ def _audited(
         until=start + seconds,
         pass_seconds=pass_seconds,
     )
-    search.run()
+    with warnings.catch_warnings():
+        # torch warns of some of what changed inputs do, such as the deviation of one element.
+        warnings.simplefilter("ignore")
+        search.run()
     found = ranked(with_witnesses(sites, search))
     answer = Audit(
         model=name,
         dtypes=list(passes),
+        refused=refused,
         reach=str(reach),
         sites=found,
         seconds=time.monotonic() - start,
@@ -147,7 +161,7 @@ def _collect(
     for _, leaf in leaves_of(given):
         if isinstance(leaf, Tensor) and not leaf.is_complex():
             ranges[memory_of(leaf)] = reach.of_input(leaf)
-    collector = Collector(passes.model, ranges)
+    collector = Collector(passes.model, ranges, rows=num_rows(given))
     passes.traced({}, given, collector)
     for (key, limit), seen in collector.seen.items():
         site = sites.get((key, limit))

@@ -121,6 +121,8 @@ class Audit:
     """Whether the model fails in each dtype as it is; then nothing else was tried."""
     allow: Sequence[str] = ()
     """Texts; a site whose line holds one of them is accepted."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """What the model raised in each dtype in which it cannot be run."""
 
     def is_allowed(self, site: Site) -> bool:
         """Whether the user accepts what was found here."""
@@ -155,6 +157,7 @@ class Audit:
         return {
             "model": self.model,
             "dtypes": self.dtypes,
+            "refused": dict(self.refused),
             "reach": self.reach,
             "seconds": round(self.seconds, 1),
             "ran_out_of_time": self.ran_out_of_time,
@@ -188,7 +191,7 @@ def _site_values(site: Site, dtypes: Sequence[str]) -> dict[str, Any]:
         "limit": site.limit,
         "source": None if site.source is None else vars(site.source),
         "modules": site.modules,
-        "verdict": {dtype: site.verdict(dtype) for dtype in dtypes},
+        "verdict": {d: site.verdict(d) for d in dtypes if d in site.reasons or d in site.witnesses},
         "doublings": {d: None if math.isinf(v) else round(v, 2) for d, v in site.doublings.items()},
         "reason": site.reasons,
         "witness": witnesses,
@@ -222,6 +225,8 @@ def table(audit: Audit) -> list[str]:
     accepted = sum(bool(site.witnesses) and audit.is_allowed(site) for site in audit.sites)
     if accepted:
         lines += [f"accepted by allow: {accepted}"]
+    for dtype, error in audit.refused.items():
+        lines += [f"not looked at in {dtype}, in which the model cannot be run: {error}"]
     if audit.fails_as_given:
         lines += ["the model fails as it is, so nothing else was tried: mend it and audit it again"]
     if audit.ran_out_of_time:

@@ -63,6 +63,18 @@ def _grown(args: Any, kwargs: Any, result: Any) -> Tensor | None:
     return result.abs().max() if is_number else None
 
 
+def _below_mask(args: Any, kwargs: Any, result: Any) -> Tensor | None:
+    """A row of scores that a mask of the least number hides should fall below this number."""
+    value = _grown(args, kwargs, result)
+    if (
+        value is None
+        or not result.dim()
+        or float(value.detach()) < torch.finfo(result.dtype).max / 2
+    ):
+        return value
+    return -result.amax(dim=-1).min()
+
+
 OBJECTIVES: dict[str, Objective] = {
     **{name: _small(place) for name, place in DIVISIONS.items()},
     **dict.fromkeys(("log", "log2", "log10", "log1p", "rsqrt", "sqrt", "lgamma"), _low),
@@ -73,7 +85,8 @@ OBJECTIVES: dict[str, Objective] = {
     **dict.fromkeys(("cdist", "pairwise_distance"), _small_result),
     **dict.fromkeys(("normalize", "cosine_similarity"), _small_norm),
     **dict.fromkeys(("linear", "matmul", "__matmul__", "bmm", "mm", "sum", "square"), _grown),
-    **dict.fromkeys(("mul", "__mul__", "to", "half", "einsum", "baddbmm", "add"), _grown),
+    **dict.fromkeys(("mul", "__mul__", "to", "half", "einsum", "baddbmm"), _grown),
+    **dict.fromkeys(("add", "__add__", "sub", "__sub__"), _below_mask),
 }
 """By the name of the torch function that the code calls."""
 

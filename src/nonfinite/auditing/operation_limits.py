@@ -181,8 +181,10 @@ def _deviation(step: Step, node: str | None) -> list[Check]:
     number = step.args[0].numel() // max(step.result.numel(), 1)
     if step.of(0).has_data_size:
         return [Check(limit=how.ONE, doublings=math.inf, reason=None)]
-    reason = f"it has {number} elements" if number > correction else None
-    return [Check(limit=how.ONE, doublings=math.inf if reason else 0.0, reason=reason)]
+    far = math.inf if number > correction else 0.0
+    # The elements may be the rows of a batch.
+    reason = f"it has {number} elements" if number // step.rows > correction else None
+    return [Check(limit=how.ONE, doublings=far, reason=reason)]
 
 
 def _mean(step: Step, node: str | None) -> list[Check]:

@@ -1,5 +1,6 @@
 """How far an audit lets weights and inputs go: the range of its proofs and of its search."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,22 +112,56 @@ def changed_inputs(inputs: Any, reach: Reach) -> Iterator[tuple[str, Any]]:
             is_alike = other.shape == leaf.shape and other.dtype == leaf.dtype
             if other is not leaf and is_alike and leaf.is_floating_point():
                 yield f"{name} equal to {other_name}", with_leaf(inputs, place, other.clone())
+    # The last batch of an epoch may have one row.
+    alone = first_rows(inputs)
+    if alone is not None:
+        yield "the first row of the inputs alone", alone
 
 
-def enlarged(inputs: Any, reach: Reach) -> Any | None:
+def enlarged(inputs: Any, reach: Reach) -> tuple[Any, float] | None:
     """The inputs with every floating-point number at its largest; None if no input has any.
 
     Masks of zeros and ones stay.
+
+    Returns:
+        The inputs, and the factors of two by which the largest has grown.
     """
     flat, spec = tree_flatten_with_path(inputs)
-    values, is_changed = [], False
+    values: list[Any] = []
+    grown: list[float] = []
     for _, leaf in flat:
         is_number = isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()
         if is_number and not is_binary_mask(leaf):
-            size = leaf.abs().max().clamp_min(1e-12)
-            leaf, is_changed = leaf * (reach.of_input(leaf).high / size), True
+            factor = reach.of_input(leaf).high / float(leaf.abs().max().clamp_min(1e-12))
+            leaf = leaf * factor
+            grown.append(math.log2(factor))
         values.append(leaf)
-    return tree_unflatten(values, spec) if is_changed else None
+    return (tree_unflatten(values, spec), max(grown)) if grown else None
+
+
+def hidden_inputs(inputs: Any) -> Iterator[tuple[str, Any]]:
+    """Inputs with a mask that hides everything: all of its entries are alike."""
+    for place, (name, leaf) in enumerate(leaves_of(inputs)):
+        if isinstance(leaf, Tensor) and leaf.numel() and is_binary_mask(leaf):
+            yield f"{name} of ones", with_leaf(inputs, place, torch.ones_like(leaf))
+            yield f"{name} of zeros", with_leaf(inputs, place, torch.zeros_like(leaf))
+
+
+def num_rows(inputs: Any) -> int:
+    """The size of the first axis of the first tensor that has axes: that of the batch."""
+    sized = [leaf for _, leaf in leaves_of(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    return max(len(sized[0]), 1) if sized else 1
+
+
+def first_rows(inputs: Any) -> Any | None:
+    """The first row of all tensors that have the batch's rows; None if there is one alone."""
+    rows = num_rows(inputs)
+    if rows < 2:
+        return None
+    flat, spec = tree_flatten_with_path(inputs)
+    values = [leaf for _, leaf in flat]
+    cut = [v[:1] if isinstance(v, Tensor) and v.shape[:1] == (rows,) else v for v in values]
+    return tree_unflatten(cut, spec)
 
 
 def _changed(leaf: Tensor, reach: Reach) -> Sequence[tuple[str, Tensor]]:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from nonfinite.auditing.audit_report import Witness
 from nonfinite.auditing.audited_passes import Passes
-from nonfinite.auditing.witness_search import Try
+from nonfinite.auditing.tried_changes import Try
 from nonfinite.finding import Finding, as_recorded, is_alike
 
 

@@ -167,6 +167,8 @@ class Step:
     result: Tensor
     known: Callable[[Any], Known]
     """What is known of an argument: a tensor or a number."""
+    rows: int = 1
+    """Rows of the batch; another batch may have one alone."""
 
     def of(self, place: int, name: str = "", default: Any = None) -> Known:
         """What is known of an argument by place or name."""

@@ -1,4 +1,4 @@
-"""The search for witnesses: drives inputs and weights until an operation fails, and checks it."""
+"""The search for witnesses: inputs or weights with which an operation really fails."""
 
 import math
 import time
@@ -26,17 +26,20 @@ from nonfinite.auditing.reach import (
     Reach,
     changed_inputs,
     enlarged,
+    hidden_inputs,
     leaves_of,
     movable_buffers,
     with_leaf,
 )
+from nonfinite.auditing.tried_changes import Base, Try, is_simpler, listed, moved
 from nonfinite.finding import Finding
 
 STEPS = 15
 """Steps of a drive along gradients."""
 
 DOUBLINGS = 10
-"""The first step is so many doublings shorter than the range; each next one is twice as long."""
+"""The first step is so many doublings shorter than the range; each next one is twice as long, up
+to the whole range."""
 
 HALVINGS = 5
 """Halvings by which the smallest change that still fails is found."""
@@ -47,9 +50,8 @@ OVERFLOW_DOUBLINGS = 14
 MAX_OVERFLOWS = 4
 """The nearest overflows alone are driven: in float16 almost every product can overflow."""
 
-
 ALL_NEAR = 1000
-"""Nodes of the graph within which all weights of a model are."""
+"""A distance in the graph, in nodes, that is meant to reach all weights of a model."""
 
 MAX_SINGLE = 4
 """So many of the nearest weights are set to 0 one by one, before all are together."""
@@ -59,25 +61,14 @@ MAX_ZEROED = 12
 
 
 @dataclass(kw_only=True)
-class Try:
-    """Weights and inputs to run a model with."""
-
-    changes: str
-    how: str
-    inputs: Any
-    values: Values = field(default_factory=dict)
-    doublings: float = 0.0
-
-
-@dataclass(kw_only=True)
 class Search:
     """The search in all dtypes.
 
     Args:
         passes: a copy of the model in each dtype, by its name.
-        inputs: those given.
+        inputs: the user's inputs.
         reach: the range.
-        sites: what the passes as given have shown; gets the witnesses.
+        sites: what the passes as given have shown.
         until: when to stop, as `time.monotonic`.
     """
 
@@ -87,13 +78,12 @@ class Search:
     sites: dict[tuple[SiteKey, str], Site]
     until: float
     pass_seconds: float = 0.0
-    """The longest time of a pass under the tracer so far; no pass is begun that would overrun
-    `until`."""
+    """The longest time of a traced pass so far; none is begun that would overrun `until`."""
     witnesses: dict[tuple[SiteKey, str], tuple[Try, Witness]] = field(default_factory=dict)
     """What was tried and what it gave, by operation and dtype."""
     ran_out: bool = False
     fails_as_given: bool = False
-    """Whether the model fails in each dtype without a change, so that nothing else was tried."""
+    """Whether the model fails in every dtype without a change, so that nothing else was tried."""
 
     def run(self) -> None:
         """Tries the model as given, other inputs, and then other weights."""
@@ -144,12 +134,14 @@ class Search:
     def keep(self, finding: Finding, dtype: str, tried: Try) -> None:
         """Keeps the simplest witness of an operation in a dtype."""
         key = key_of_finding(finding)
-        is_far = tried.changes == WEIGHTS and tried.doublings > self.reach.overflow_doublings
+        growth = tried.doublings + tried.input_doublings
+        # Rounding may put the largest weight in range a little above its bound.
+        is_far = tried.changes == WEIGHTS and growth > self.reach.overflow_doublings + 1e-3
         if is_far and finding.mechanism in (mechanisms.HALF, mechanisms.OVERFLOW):
-            # With weights large enough every product overflows in float16.
+            # With weights large enough any product overflows.
             return
         known = self.witnesses.get((key, dtype))
-        if known is not None and not _is_simpler(tried, known[0]):
+        if known is not None and not is_simpler(tried, known[0]):
             return
         witness = Witness(
             dtype=dtype,
@@ -196,19 +188,40 @@ class Search:
             for one in nearest[:MAX_SINGLE]:
                 self._zero([one], guide)
             self._zero(nearest, guide)
-            self._follow(place, names, guide, self.inputs)
-            large = enlarged(self.inputs, self.reach)
-            if large is not None and not self._is_done(place):
-                self._follow(place, names, guide, large, note="inputs enlarged, ")
+            for base in self._bases(place):
+                if not self._is_done(place):
+                    self._follow(place, names, guide, base)
             if self._is_done(place) or self.is_late():
                 return
-            if not self._moves_far(names, guide):
+            if not self._has_other_weights(names, guide):
                 break
         for index, (name, leaf) in enumerate(leaves_of(self.inputs)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not self._is_done(place):
                 self._follow_input(place, index, name, guide)
 
-    def _moves_far(self, names: set[str], guide: Passes) -> bool:
+    def _bases(self, place: Place) -> list[Base]:
+        """The inputs on which the weights of a line are moved."""
+        found = [Base(inputs=self.inputs)]
+        large = enlarged(self.inputs, self.reach)
+        if large is not None:
+            inputs, doublings = large
+            one = Base(inputs=inputs, note="inputs enlarged, ", doublings=doublings)
+            if not self._is_overflow(place) or doublings < self.reach.overflow_doublings:
+                found.append(one)
+        if self._is_at_limit(place):
+            # Such as scores below a mask of the least number of the dtype.
+            found += [Base(inputs=i, note=f"{what}, ") for what, i in hidden_inputs(self.inputs)]
+        return found
+
+    def _is_at_limit(self, place: Place) -> bool:
+        """Whether the values of a line reach the largest number of a dtype as given."""
+        return any(
+            site.is_overflow and min(site.doublings.values(), default=1.0) == 0.0
+            for (key, _), site in self.sites.items()
+            if key[1:4] == place
+        )
+
+    def _has_other_weights(self, names: set[str], guide: Passes) -> bool:
         """Whether there are other weights than these to move."""
         return len(names) < len(self._movable(guide))
 
@@ -255,66 +268,69 @@ class Search:
         self.attempt(
             Try(
                 changes=WEIGHTS,
-                how=f"{_listed(names)} of zeros",
+                how=f"{listed(names)} of zeros",
                 inputs=self.inputs,
                 values=values,
                 doublings=math.inf,
             )
         )
 
-    def _follow(
-        self, place: Place, names: set[str], guide: Passes, inputs: Any, *, note: str = ""
-    ) -> None:
+    def _follow(self, place: Place, names: set[str], guide: Passes, on: Base) -> None:
         """Moves weights along the signs of gradients, in steps that double.
 
         Args:
             place: the operation.
             names: the weights.
             guide: the model that gives the gradients.
-            inputs: those to run on.
-            note: what was changed about the inputs.
+            on: the inputs to run on.
         """
-        base = {n: t.detach().clone() for n, t in self._movable(guide).items() if n in names}
-        bounds = {n: self.reach.of_weight(t) for n, t in base.items()}
-        values = {n: t.clone() for n, t in base.items()}
+        start = {n: t.detach().clone() for n, t in self._movable(guide).items() if n in names}
+        bounds = self._bounds(place, start, on)
+        values = {n: t.clone() for n, t in start.items()}
         open_in = {d for d in self.passes if not self.has_witness(place, d)}
-        far = self.reach.overflow_doublings
+        hidden: set[str] = set()
         for step in range(STEPS):
             leaves = {n: t for n, t in self._movable(guide).items() if n in names}
             find = partial(direction, leaves=leaves)
-            signs = self._at_aim(guide, values, inputs, place, find)
+            signs = self._at_aim(guide, values, on.inputs, place, find)
             if not signs or self.is_late():
-                return
-            if self._is_overflow(place) and self._try(base, values, 1.0, inputs).doublings > far:
-                return
+                break
             share = min(2.0 ** (step - DOUBLINGS), 1.0)
             for name, sign in signs.items():
-                moved = values[name] + share * bounds[name] * sign
-                values[name] = moved.clamp(-bounds[name], bounds[name])
-            found = self.attempt(self._try(base, values, 1.0, inputs, note), open_in)
-            for dtype in found:
-                self._shorten(
-                    place, dtype, partial(self._try, base, values, inputs=inputs, note=note)
-                )
-            open_in -= set(found)
-            if not open_in or "float32" in found:
+                further = values[name] + share * bounds[name] * sign
+                values[name] = further.clamp(-bounds[name], bounds[name])
+            found = self.attempt(moved(start, values, 1.0, on), open_in - hidden)
+            # An operation further on fails first: whether this one fails too shows only later.
+            hidden |= {dtype for dtype, finding in found.items() if self._is_behind(finding, place)}
+            for dtype in found.keys() - hidden:
+                self._find_smallest_change(place, dtype, partial(moved, start, values, base=on))
+            open_in -= found.keys() - hidden
+            if not open_in or "float32" in found.keys() - hidden:
                 return
+        for dtype, finding in self.attempt(moved(start, values, 1.0, on), hidden).items():
+            if key_of_finding(finding)[1:4] == place:
+                self._find_smallest_change(place, dtype, partial(moved, start, values, base=on))
 
-    def _try(self, base: Values, values: Values, share: float, inputs: Any, note: str = "") -> Try:
-        """Weights on the way from those given to those reached."""
-        here = {n: base[n] + share * (values[n] - base[n]) for n in values}
-        growth, parts = 0.0, []
-        for name in sorted(here):
-            before, after = (float(t[name].abs().max()) for t in (base, here))
-            if torch.equal(here[name], base[name]):
-                continue
-            doublings = math.log2(after / before) if before > 0 and after > 0 else math.inf
-            growth = max(growth, doublings)
-            parts.append(f"{name} moved (largest entry {before:.3g} -> {after:.3g})")
-        how = _listed(parts) if parts else "nothing is changed"
-        return Try(changes=WEIGHTS, how=note + how, inputs=inputs, values=here, doublings=growth)
+    def _bounds(self, place: Place, start: Values, on: Base) -> dict[str, float]:
+        """How large the entries of each weight may become, by name."""
+        bounds = {name: self.reach.of_weight(tensor) for name, tensor in start.items()}
+        if not self._is_overflow(place):
+            return bounds
+        # A weight of zeros stays so: any growth of it would be too large.
+        growth = 2.0 ** (self.reach.overflow_doublings - on.doublings)
+        sizes = {name: float(tensor.abs().max()) for name, tensor in start.items()}
+        return {name: min(bound, growth * sizes[name]) for name, bound in bounds.items()}
 
-    def _shorten(self, place: Place, dtype: str, moved: Callable[[float], Try]) -> None:
+    def _is_behind(self, finding: Finding, place: Place) -> bool:
+        """Whether what has failed runs after an operation, in the pass as given."""
+        order = list(dict.fromkeys(key for key, _ in self.sites))
+        key = key_of_finding(finding)
+        mine = next((i for i, known in enumerate(order) if known[1:4] == place), len(order))
+        return key in order and order.index(key) > mine and key[1:4] != place
+
+    def _find_smallest_change(
+        self, place: Place, dtype: str, moved: Callable[[float], Try]
+    ) -> None:
         """Halves the interval between weights that are finite and weights that fail."""
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
@@ -344,16 +360,3 @@ class Search:
             tried = with_leaf(self.inputs, index, value.clone())
             how = f"{name} moved: largest entry {leaf.abs().max():.3g} -> {value.abs().max():.3g}"
             self.attempt(Try(changes=INPUT, how=how, inputs=tried))
-
-
-def _listed(names: Iterable[str]) -> str:
-    known = list(names)
-    more = f" and {len(known) - 2} more" if len(known) > 2 else ""
-    return ", ".join(known[:2]) + more
-
-
-def _is_simpler(tried: Try, known: Try) -> bool:
-    """Whether a try changes less than the one that is known."""
-    order = (AS_IS, INPUT, WEIGHTS)
-    new, old = order.index(tried.changes), order.index(known.changes)
-    return new < old or (new == old and tried.doublings < known.doublings)
