@@ -28,6 +28,7 @@ def main(
     usage: str,
     sweep: Callable[[str, Sequence[str]], int] | None = None,
     plan: "Callable[[RunConfig], int] | None" = None,
+    before_torch: Callable[[Sequence[str]], None] | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Runs a command that composes a run, and returns its exit code.
@@ -40,6 +41,8 @@ def main(
         sweep: called for --multirun with the config name and the arguments; None: --multirun is an
             error.
         plan: called in place of the command for plan=true; None: the command has no such field.
+        before_torch: called with the arguments of a run that is to be trained, after the checks
+            that need no PyTorch and before PyTorch is imported; None: nothing is called.
         argv: arguments; None: those of the process.
     """
 
@@ -54,6 +57,8 @@ def main(
             return sweep(config_name, arguments)
         arguments, is_plan = _without_plan(arguments) if plan is not None else (arguments, False)
         check_early(config_name, arguments)
+        if before_torch is not None and flags.cfg is None and not is_plan:
+            before_torch(arguments)
         config = checked(config_name, arguments)
         if flags.cfg is not None:
             from src.cli.inspect_config import show_run

@@ -20,7 +20,7 @@ from src.config.own_options import check_schemas, fields_set_by_own_remedies
 from src.config.remedy_overrides import apply_remedy_overrides, observers_of
 from src.config.run_config import RunConfig
 from src.config.schema import Schema
-from src.config.variant_name import MAX_PATH, ROOM, Variant, variant_name
+from src.config.variant_name import MAX_PATH, ROOM, variant_name, variant_of
 from src.external.model import check_parts
 from src.model.architecture import ModelParts
 
@@ -69,13 +69,7 @@ def compose(config_name: str, arguments: Sequence[str]) -> RunConfig:
         notes += check_fit(init, whole, typed)
     parts["fork"] = parse_fork(parts["fork"])
     parts["observers"] = observers_of(parts.pop("observe"), remedies)
-    variant = Variant(
-        attention=str(choices["attention"]),
-        ffn=str(choices["ffn"]),
-        stability="-".join(sorted(remedies)) or "none",
-        model=str(choices["model"]),
-        preset=str(choices["preset"]),
-    )
+    variant = variant_of(choices, remedies)
     asked = parts.pop("compile")
     config = RunConfig(
         **parts,

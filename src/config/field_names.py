@@ -72,7 +72,7 @@ def fields_of(config_name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """
     chosen: list[str] = []
     if config_name in COMPOSED:
-        _stand_in_for_schema()
+        stand_in_for_schema()
         typed = parse(arguments)
         chosen = [a for a, o in zip(arguments, typed, strict=True) if o.key in GROUPS]
         chosen += external_parts(typed)
@@ -109,7 +109,7 @@ def names_in(config_name: str, fields: Mapping[str, Any]) -> list[str]:
     return [name for name in names if role_of(name).typed]
 
 
-def _stand_in_for_schema() -> None:
+def stand_in_for_schema() -> None:
     """Registers an empty schema for each that conf/ names, unless the real one is registered."""
     store = ConfigStore.instance()
     files = [file for conf in conf_folders() for file in conf.glob("*/*.yaml")]

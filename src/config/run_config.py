@@ -21,7 +21,7 @@ from src.common.storage import file_digest
 from src.config.field_roles import ROLES, hashed_fields, without_off
 from src.config.fork import Fork
 from src.config.schema import PathsConfig, TrackingConfig, TrainerConfig
-from src.config.variant_name import Variant
+from src.config.variant_name import Variant, run_folder
 from src.data import DataConfig, PoisonConfig, TokenizerConfig
 from src.external.model import ExternalConfig, ExternalModel
 from src.model import ModelConfig
@@ -109,8 +109,8 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        run = f"seed-{self.seed}" + (f"-repeat-{self.repeat}" if self.repeat else "")
-        return Path(self.paths.runs) / self.study / self.variant_name / run
+        runs, study, name = self.paths.runs, self.study, self.variant_name
+        return run_folder(runs, study, name, seed=self.seed, repeat=self.repeat)
 
     @property
     def architecture(self) -> Architecture:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from src.common.override_grammar import Override
@@ -38,6 +38,23 @@ class Variant:
     stability: str
     model: str
     preset: str
+
+
+def variant_of(choices: Mapping[Any, Any], remedies: Iterable[str]) -> Variant:
+    """The variant of the options selected in each group and of the remedies that are on."""
+    return Variant(
+        attention=str(choices["attention"]),
+        ffn=str(choices["ffn"]),
+        stability="-".join(sorted(remedies)) or "none",
+        model=str(choices["model"]),
+        preset=str(choices["preset"]),
+    )
+
+
+def run_folder(runs: str, study: str, name: str, *, seed: int, repeat: int) -> Path:
+    """`<runs>/<study>/<variant>/seed-<n>`, with `-repeat-<r>` unless the repeat is 0."""
+    run = f"seed-{seed}" + (f"-repeat-{repeat}" if repeat else "")
+    return Path(runs) / study / name / run
 
 
 def variant_name(variant: Variant, choices: Mapping[Any, Any], typed: Sequence[Override]) -> str:

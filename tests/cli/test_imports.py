@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT
+from tests.runs import ROOT, start
 
 COMMANDS = (
     "train",
@@ -93,6 +93,7 @@ MISTYPED = (
     "train model=external",
     "train data=text",
     "train --multirun recipe.max_steps=3,ten",
+    "train study=../x",
     "describe model.num_layers=two",
     "report",
     "report study=nope",
@@ -168,3 +169,22 @@ def test_what_is_shown_or_served_imports_no_trainer(tiny, tmp_path):
         ("report", "sync", "generate", "ui"), others, strict=True
     ):
         assert not modules & set(TRAINERS), command
+
+
+def test_a_run_is_named_before_pytorch_is_imported(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)\n")
+    process = start("train", ["stability=ema", "study=here", "seed=3"], tmp_path)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 7, err
+    assert out == (
+        "loading PyTorch for mlha + moe, ema, model proxy: 1,100 steps, in"
+        " runs/here/mlha+moe+ema/seed-3\n"
+    )
+
+
+def test_what_is_only_shown_or_starts_from_a_saved_model_is_not_named(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)\n")
+    for arguments in (["plan=true"], ["--cfg", "job"], ["init=runs/a"]):
+        process = start("train", arguments, tmp_path)
+        assert process.communicate(timeout=600)[0] == "", arguments
+        assert process.returncode == 7, arguments
