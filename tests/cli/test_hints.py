@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from src.diagnose import main as diagnose
+from src.report import main as report
 from src.train import main
 
 TYPED = {
@@ -152,3 +153,10 @@ def test_a_hint_repeats_no_password(tmp_path, monkeypatch, capsys):
         error = capsys.readouterr().err
         assert "type tracking.uri=http://host" in error
         assert "hunter2" not in error
+
+
+def test_several_studies_of_a_report_are_told_how_a_list_is_typed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert report(["studies=mine,other"]) == 2
+    told = "error: studies=mine,other: must be a single value; type 'studies=[mine,other]'"
+    assert capsys.readouterr().err.strip() == told
