@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from src.audit import main as audit
 from src.diagnose import main as diagnose
 from src.report import main as report
 from src.train import main
@@ -160,3 +161,19 @@ def test_several_studies_of_a_report_are_told_how_a_list_is_typed(tmp_path, monk
     assert report(["studies=mine,other"]) == 2
     told = "error: studies=mine,other: must be a single value; type 'studies=[mine,other]'"
     assert capsys.readouterr().err.strip() == told
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "field"),
+    [
+        (diagnose, "runs/a/last.ckpt", "checkpoint"),
+        (audit, "my_model:build", "target"),
+        (report, "mine", "study"),
+    ],
+)
+def test_a_value_without_a_field_is_told_its_field(
+    command, word, field, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert command([word]) == 2
+    assert capsys.readouterr().err == f"error: {word}: cannot be read; type {field}={word}\n"
