@@ -177,3 +177,22 @@ def test_a_value_without_a_field_is_told_its_field(
     monkeypatch.chdir(tmp_path)
     assert command([word]) == 2
     assert capsys.readouterr().err == f"error: {word}: cannot be read; type {field}={word}\n"
+
+
+@pytest.mark.parametrize("line", ["seed=", "recipe.learning_rate=", "guard.check="])
+def test_a_field_without_a_value_is_told(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([line]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {line}: must be a") and "; type a value after =" in shown
+
+
+def test_a_study_that_is_typed_nearly_right_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        folder = tmp_path / "runs" / name / "none" / "seed-0"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("")
+    assert report(["study=mien"]) == 2
+    told = "study=mien: has no runs in runs (did you mean mine? allowed: mine, other)"
+    assert told in capsys.readouterr().err
