@@ -5,6 +5,7 @@ import functools
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
@@ -14,7 +15,7 @@ import pytest
 from src.lab.book import book_charts
 from src.lab.book.files import studies, study_named
 from src.lab.book.page import TEMPLATE, Book
-from src.lab.book.predictions import RIGHT, WRONG, predictions
+from src.lab.book.predictions import RIGHT, UNDECIDED, WRONG, predictions
 from src.lab.book.single import FIGURE, single_runs
 from src.study.analysis.frames import arms_frame
 from src.study.read.collect import collect
@@ -35,11 +36,23 @@ SINGLE = list(single_runs(ROOT / "experiments").values())
 BOOK = Book()
 
 
+@dataclass(frozen=True)
+class Said:
+    """What git says."""
+
+    ok: bool
+    stdout: str
+
+
+def git(*arguments) -> Said:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return Said(ok=done.returncode == 0, stdout=done.stdout)
+
+
 def has_history() -> bool:
     """Whether git is here with all commits."""
-    asked = ["git", "rev-parse", "--is-shallow-repository"]
-    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
-    return found.returncode == 0 and found.stdout.strip() == "false"
+    found = git("rev-parse", "--is-shallow-repository")
+    return found.ok and found.stdout.strip() == "false"
 
 
 def unframed(svg):
@@ -103,21 +116,39 @@ def test_the_chart_of_a_single_run_is_that_of_its_curve(run):
 @pytest.mark.skipif(
     not has_history(), reason="the history is not here: a shallow clone, an archive"
 )
-def test_predictions_are_older_than_results(study):
+def test_predictions_are_older_than_results(study, tmp_path):
+    """Later ones may only be added, and the results of their commit must not decide them."""
+
     def commits(name):
         path = f"experiments/{study.name}/{name}"
-        log = ["git", "log", "--format=%H", "--", path]
-        return subprocess.run(log, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return git("log", "--format=%H", "--", path).stdout.split()
 
     predictions(study.folder)
-    if not study.has_results or not (committed := commits("results.csv").split()):
+    if not study.has_results or not (committed := commits("results.csv")):
         return
-    last_said = commits("predictions.yaml").split()[0]
-    unchanged = ["git", "diff", "--quiet", "HEAD", "--", str(study.folder / "predictions.yaml")]
-    assert subprocess.run(unchanged, cwd=ROOT).returncode == 0
-    ancestor = ["git", "merge-base", "--is-ancestor", last_said, committed[-1]]
-    assert last_said != committed[-1]
-    assert subprocess.run(ancestor, cwd=ROOT).returncode == 0
+    said = commits("predictions.yaml")
+    assert git("diff", "--quiet", "HEAD", "--", str(study.folder / "predictions.yaml")).ok
+    first = committed[-1]
+    assert first not in said
+    later = [each for each in said if not git("merge-base", "--is-ancestor", each, first).ok]
+    assert len(later) < len(said)
+    for commit in later:
+        assert not added_after_the_fact(study, commit, tmp_path / commit)
+
+
+def added_after_the_fact(study, commit, folder):
+    """What a commit says of a study that could be known then: changes, and decided predictions."""
+    shutil.copytree(study.folder, folder / study.name)
+    for name in ("predictions.yaml", "results.csv"):
+        at = git("show", f"{commit}:experiments/{study.name}/{name}").stdout
+        (folder / study.name / name).write_text(at)
+    now = predictions(folder / study.name)
+    words = Book(folder).words(study.name)
+    before = git("show", f"{commit}~1:experiments/{study.name}/predictions.yaml").stdout
+    (folder / study.name / "predictions.yaml").write_text(before)
+    known = predictions(folder / study.name)
+    assert [each for each in now if each in known] == known
+    return [p.says for p in now if p not in known and p.verdict(words) != UNDECIDED]
 
 
 @functools.cache

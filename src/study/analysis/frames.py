@@ -52,7 +52,8 @@ def _arm_row(arm: ArmResult, runs: Sequence[Run]) -> Row:
         "num_runs": arm.num_runs,
         **{f"runs_{name}": arm.outcomes.get(name, 0) for name in OUTCOMES},
         "acts_from": arm.acts_from,
-        "trains_alike": arm.trains_alike,
+        # As a number, which a CSV file gives back as it was.
+        "trains_alike": int(arm.trains_alike),
         "censored_at": arm.censored_at,
         "num_failed_before": arm.num_failed_before,
         **_proportion("nonfinite", arm.nonfinite),
