@@ -108,7 +108,9 @@ def plain_main(
         with readable(config_name, arguments):
             for override in parse_all(arguments):
                 if override.is_sweep_override():
-                    raise InputError(f"{override.input_line}: must be a single value")
+                    name, _, several = str(override.input_line).partition("=")
+                    how = f"; type '{name}=[{several}]'" if name == "studies" else ""
+                    raise InputError(f"{override.input_line}: must be a single value{how}")
                 if override.key_or_group in verbatim:
                     raise InputError(
                         f"{override.input_line}: type fields as field=value, without + or ~"

@@ -18,6 +18,16 @@ from src.common.tracking_address import masked
 from src.config.field_names import COMPOSED, fields_of, names_in
 from src.config.hydra_compose import is_own_option
 
+MAIN_FIELDS = {
+    "audit": "target",
+    "convert": "source",
+    "diagnose": "checkpoint",
+    "generate": "run",
+    "replay": "incident",
+    "report": "study",
+}
+"""What a value without a field is meant for, by command."""
+
 UNKNOWN_KEY = (omegaconf.errors.ConfigKeyError, omegaconf.errors.ConfigAttributeError)
 
 
@@ -103,6 +113,8 @@ def _unreadable(config_name: str, argument: str, arguments: Sequence[str]) -> In
         after = arguments[arguments.index(argument) + 1 :] if argument in arguments else []
         following = after[0] if after else None
         hint = for_word(argument, following, known_fields(config_name, []))
+        if hint is None and config_name in MAIN_FIELDS:
+            hint = f"type {MAIN_FIELDS[config_name]}={argument}"
     return InputError(f"{argument}: cannot be read; {hint or GRAMMAR_HINT}")
 
 

@@ -151,8 +151,10 @@ def what_to_type(reason: str, field: str, value: str) -> str:
         field: dotted.
         value: as typed.
     """
+    if not value:
+        return "; type a value after ="
     # The only list of fractions, recipe.betas, needs two of them.
-    if reason == KINDS[list] and value and not re.fullmatch(r"\d*\.\d+", value):
+    if reason == KINDS[list] and not re.fullmatch(r"\d*\.\d+", value):
         return f"; type {field}=[{value}]"
     if reason in (KINDS[int], KINDS[float]) and value.startswith("["):
         return f"; to run each, type --multirun {field}={value.strip('[]').replace(' ', '')}"

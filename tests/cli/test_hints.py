@@ -5,7 +5,9 @@ import shlex
 
 import pytest
 
+from src.audit import main as audit
 from src.diagnose import main as diagnose
+from src.report import main as report
 from src.train import main
 
 TYPED = {
@@ -152,3 +154,45 @@ def test_a_hint_repeats_no_password(tmp_path, monkeypatch, capsys):
         error = capsys.readouterr().err
         assert "type tracking.uri=http://host" in error
         assert "hunter2" not in error
+
+
+def test_several_studies_of_a_report_are_told_how_a_list_is_typed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert report(["studies=mine,other"]) == 2
+    told = "error: studies=mine,other: must be a single value; type 'studies=[mine,other]'"
+    assert capsys.readouterr().err.strip() == told
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "field"),
+    [
+        (diagnose, "runs/a/last.ckpt", "checkpoint"),
+        (audit, "my_model:build", "target"),
+        (report, "mine", "study"),
+    ],
+)
+def test_a_value_without_a_field_is_told_its_field(
+    command, word, field, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert command([word]) == 2
+    assert capsys.readouterr().err == f"error: {word}: cannot be read; type {field}={word}\n"
+
+
+@pytest.mark.parametrize("line", ["seed=", "recipe.learning_rate=", "guard.check="])
+def test_a_field_without_a_value_is_told(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([line]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {line}: must be a") and "; type a value after =" in shown
+
+
+def test_a_study_that_is_typed_nearly_right_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        folder = tmp_path / "runs" / name / "none" / "seed-0"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("")
+    assert report(["study=mien"]) == 2
+    told = "study=mien: has no runs in runs (did you mean mine? allowed: mine, other)"
+    assert told in capsys.readouterr().err

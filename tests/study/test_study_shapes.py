@@ -55,6 +55,16 @@ def test_an_architecture_study_answers_in_losses():
     assert unknown.startswith("No significant difference: gqa+moe_writeup_add, ")
 
 
+def test_two_seeds_are_said_to_be_too_few_for_any_difference():
+    arms = {"none": Arm(), "clip03": Arm(loss=(2.0, 2.04))}
+
+    (finite, unknown) = analyse(synthetic.in_memory(arms, seeds=2)).answer
+
+    assert finite.startswith("All 4 runs stay finite")
+    assert unknown.startswith("With so few seeds no difference can be significant: clip03, ")
+    assert "For an answer type the same command with 6 seeds or more" in unknown
+
+
 def test_an_endpoint_found_beside_the_primary_one_is_named():
     arms = {"none": Arm(num_failing=6, batches=40), "zclip": Arm(num_failing=6, batches=4)}
 

@@ -8,7 +8,8 @@ MIN_HELP = 0.25
 MAX_FREE = 0.05
 """Nats; a remedy is free if the data show that it costs less than this where nothing is wrong."""
 
-HELPS, HARMS, NO_HELP, FREE, UNKNOWN = "helps", "harms", "does not help", "costs little", "unknown"
+HELPS, HELPS_LITTLE, NO_HELP = "helps", "helps a little", "does not help"
+HARMS, FREE, UNKNOWN = "harms", "costs little", "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,14 @@ class Effect:
     def verdict(self) -> str:
         """One of the words above, as far as the data say.
 
-        helps or harms: the effect is significant. does not help, or costs little: the interval
-        rules out more than that.
+        helps or harms: the effect is significant; it helps a little if its interval rules out that
+        it undoes MIN_HELP of the damage. does not help, or costs little: the interval rules out
+        more than that.
         """
         if self.is_significant:
-            return HELPS if self.benefit > 0 else HARMS
+            if self.benefit <= 0:
+                return HARMS
+            return HELPS if self.is_cost or self.high >= MIN_HELP else HELPS_LITTLE
         if self.is_cost:
             return FREE if self.high < MAX_FREE else UNKNOWN
         return NO_HELP if self.high < MIN_HELP else UNKNOWN

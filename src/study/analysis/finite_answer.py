@@ -4,10 +4,15 @@ from collections.abc import Sequence
 
 from src.common.number_format import p_equals, signed
 from src.study.analysis.results import ArmResult, Comparison
+from src.study.analysis.stats import ALPHA
 from src.study.analysis.verdicts import listed
 from src.study.read.collect import Study
 
 LOSS = "loss"
+
+NOT_SIGNIFICANT = "No significant difference"
+
+MORE_SEEDS = "For an answer type the same command with 6 seeds or more: seed=0,1,2,3,4,5."
 
 
 def nothing_fails(arms: Sequence[ArmResult]) -> bool:
@@ -71,7 +76,7 @@ def _single_seed(
         found.append(f"Loss minus the baseline's, with 1 seed, too few to tell: {remedies_shown}.")
     if controls_shown := shown(controls):
         found.append(f"The same run repeated differs by chance: {controls_shown}.")
-    return [*found, "For an answer type the same command with 6 seeds or more: seed=0,1,2,3,4,5."]
+    return [*found, MORE_SEEDS]
 
 
 def _sign(arm: ArmResult) -> int:
@@ -100,7 +105,11 @@ def _open(arms: Sequence[ArmResult], controls: Sequence[ArmResult]) -> str | Non
         low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
         ends = f"{signed(low)} to {signed(high)}"
         scale = f" Untreated runs of one seed differ by {ends}."
-    return f"No significant difference: {each}.{scale}"
+    losses = [arm.comparisons[LOSS] for arm in known]
+    is_hopeless = all(loss.smallest_p is None or loss.smallest_p > ALPHA for loss in losses)
+    what = "With so few seeds no difference can be significant" if is_hopeless else NOT_SIGNIFICANT
+    advice = f" {MORE_SEEDS}" if is_hopeless else ""
+    return f"{what}: {each}.{scale}{advice}"
 
 
 def _sorted(arms: Sequence[ArmResult]) -> list[ArmResult]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from src.cli import interrupt
 from src.common import terminal
-from src.common.errors import InputError
+from src.common.errors import InputError, nearest
 from src.common.run_folder import check_study
 
 HOW_TO_MAKE_RUNS = "type make train for one run, or make ablate for a study"
@@ -32,7 +32,8 @@ def check_has_runs(runs: Path, name: str) -> None:
         return
     others = sorted(path.name for path in runs.glob("*") if any(path.glob("*/seed-*")))
     listed = ", ".join(others) or f"none yet; {HOW_TO_MAKE_RUNS}"
-    raise InputError(f"study={name}: has no runs in {runs} (allowed: {listed})")
+    hint = nearest(name, others)
+    raise InputError(f"study={name}: has no runs in {runs} ({hint}allowed: {listed})")
 
 
 def latest_study(runs: Path) -> str | None:

@@ -10,7 +10,7 @@ from src.common.number_format import MINUS, NONE
 from src.lab.book.files import StudyFolder
 from src.lab.book.page_words import Measures
 from src.lab.book.select_arms import UndecidedError
-from src.lab.remedies.effect import FREE, HARMS, HELPS, NO_HELP, UNKNOWN
+from src.lab.remedies.effect import FREE, HARMS, HELPS, HELPS_LITTLE, NO_HELP, UNKNOWN
 from src.lab.remedies.matrix_chart import matrix_chart
 from src.study.read.from_csv import write_frame
 from tests.lab.book.folders import results_of
@@ -87,6 +87,13 @@ def test_the_share_undone_is_one_where_the_run_is_as_good_as_healthy(of_attentio
 def test_a_verdict_needs_significance_or_an_interval_that_rules_help_out(of_attention):
     verdicts = {e.remedy: e.verdict for e in of_attention.effects("attention_logits")}
     assert verdicts == {"qk_norm": HELPS, "lower_lr": UNKNOWN, "clip03": NO_HELP, "noise": HARMS}
+
+
+def test_what_surely_undoes_less_than_a_quarter_helps_a_little_and_is_not_counted(tmp_path):
+    found = measures(tmp_path, ARMS | {"z_loss": Arm(**ATTENTION, loss=losses(2.95))}, FAILURES)
+    effect = found.effect("attention_logits", "z_loss")
+    assert effect.is_significant and effect.verdict == HELPS_LITTLE
+    assert found.num_helpful("qk_norm") == 1 and found.num_helpful("z_loss") == 0
 
 
 def test_the_interval_lies_around_the_share_in_its_order(of_attention):
