@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from src.lab.book.select_arms import UndecidedError
+from src.lab.book.select_arms import UndecidedError, statistic
 from src.lab.remedies.failure_files import CONTROL, LOSS
 from src.lab.remedies.matrix import RemedyMatrix
 
@@ -79,4 +79,4 @@ class RemedyRankings(RemedyMatrix):
 
     def least_agreement(self) -> float:
         """The smallest `rank_agreement` of the failures that show in the loss."""
-        return min(self.rank_agreement(name) for name in self.failures(LOSS))
+        return float(statistic(min, [self.rank_agreement(name) for name in self.failures(LOSS)]))

@@ -220,6 +220,14 @@ def test_where_nothing_is_wrong_the_change_in_loss_is_the_cost(tmp_path):
     assert list(verdicts) == ["muon", "clip03", "lower_lr"]
 
 
+def test_where_no_failure_has_been_run_all_is_undecided(tmp_path):
+    calm = {"calm": {"shows_as": "nothing", "arguments": ["preset=calm"], "healthy": []}}
+    found = measures(tmp_path, {"none": Arm(**CALM)}, calm)
+    for measure in (found.least_agreement, found.greatest_cost):
+        with pytest.raises(UndecidedError):
+            measure()
+
+
 def test_an_unknown_failure_or_remedy_is_undecided(of_attention):
     with pytest.raises(UndecidedError, match="no failure"):
         of_attention.failure("attention_logit")
