@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -24,9 +24,17 @@ from nonfinite.rerun import undisturbed
 from nonfinite.tracer import Tracer
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """Answers a mistake by one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
+        self.exit(2, f"error: {message}\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if the step was run, whatever came out, and 2 for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = _OneLineParser(
         prog="python -m nonfinite",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

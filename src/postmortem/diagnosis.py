@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ def diagnose(given: Mapping[str, Any]) -> int:
         torch.set_num_threads(state.saved["threads"])
         torch.set_float32_matmul_precision(state.saved["matmul_precision"])
     finding, headroom = _examine(state, entries)
-    router = {} if finding is None else router_stats_at(state.task, finding.module)
+    router = {}
+    if finding is not None:
+        router = router_stats_at(state.task, finding.module)
+        finding = replace(finding, module=state.own_path(finding.module))
     answer = _answer(state, finding, router, headroom[:top])
     if given["format"] == "json":
         print(json.dumps(answer))
@@ -82,7 +85,8 @@ def _examine(
         except InputError as error:
             if not str(error).startswith(REFUSED):
                 raise
-            raise InputError(f"{error}{misfit(state.task, loss_of, entry['batch'])}") from error
+            why = misfit(state.task, loss_of, entry["batch"], own_path=state.own_path)
+            raise InputError(f"{error}{why}") from error
         if finding is not None:
             return finding, headroom
         for entry_headroom in headroom:
@@ -144,7 +148,10 @@ def _answer(
         "alike": is_alike(finding, state.recorded) if state.is_incident else None,
         "recorded_on": recorded_device(state.saved) if state.is_incident else None,
         "precision": state.precision,
-        "nearest": [asdict(headroom) for headroom in nearest],
+        "nearest": [
+            asdict(replace(headroom, module=state.own_path(headroom.module)))
+            for headroom in nearest
+        ],
     }
 
 

@@ -109,6 +109,15 @@ class SavedState:
         """Vocabulary size of the run's tokenizer; None if unknown."""
         return _vocab_size(self.saved)
 
+    def own_path(self, path: str) -> str:
+        """The path of a module as the user's model has it, without the step around it.
+
+        Runs of this project keep the step in their paths, as their incidents do.
+        """
+        if not isinstance(self.task, LossStep) or self.is_run:
+            return path
+        return "" if path == "model" else path.removeprefix("model.")
+
     def second_moments(self) -> list[Tensor]:
         """AdamW's second moments; empty if the file does not hold the optimizer's state."""
         optimizers = self.saved.get("optimizer_states")

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from nonfinite.rerun import undisturbed
 
 
-def misfit(task: nn.Module, run: Callable[[], Any], batch: Any) -> str:
+def misfit(
+    task: nn.Module, run: Callable[[], Any], batch: Any, *, own_path: Callable[[str], str]
+) -> str:
     """The embedding that has no row for an id or a position; else the batch's own sizes.
 
     Args:
         task: the module that failed.
         run: runs its forward pass again.
         batch: its input. For anything but inputs and targets (B, T) the result is empty.
+        own_path: gives the path of a module as the user's model has it.
     """
     is_pair = isinstance(batch, tuple) and len(batch) == 2
     if not is_pair or not all(isinstance(t, Tensor) and t.dim() == 2 for t in batch):
@@ -47,7 +50,7 @@ def misfit(task: nn.Module, run: Callable[[], Any], batch: Any) -> str:
         return hook
 
     embeddings = [(n, m) for n, m in task.named_modules() if isinstance(m, nn.Embedding)]
-    hooks = [module.register_forward_pre_hook(look(name)) for name, module in embeddings]
+    hooks = [module.register_forward_pre_hook(look(own_path(name))) for name, module in embeddings]
     try:
         with undisturbed(task), torch.no_grad(), contextlib.suppress(Exception, SystemExit):
             run()

@@ -208,7 +208,15 @@ def test_what_cannot_be_built_is_answered_with_what_to_type(incident, capsys, mo
         assert ended.value.code == 2
         error = capsys.readouterr().err
         assert f"--model={name}: " in error and line.format(here=Path.cwd()) in error, name
+        assert error.startswith("error: ") and error.count("\n") == 1
     sys.modules.pop("net")
+
+
+def test_a_command_without_its_folder_is_told_so_in_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", "train:Net"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: the following arguments are required: folder\n"
 
 
 def test_a_folder_of_incidents_is_answered_with_those_in_it(incident, capsys):

@@ -136,8 +136,8 @@ def test_a_folder_is_answered_with_the_weights_in_it(mine, capsys):
 
 
 IDS = {
-    "large": (np.full((2, 5), 77), "largest token id is 77, and model.tokens has 20 rows"),
-    "long": (np.arange(18).reshape(2, 9), "rows have 8 tokens, and model.places has 6 rows"),
+    "large": (np.full((2, 5), 77), "largest token id is 77, and tokens has 20 rows"),
+    "long": (np.arange(18).reshape(2, 9), "rows have 8 tokens, and places has 6 rows"),
     "target": (np.array([[1, 2, 20]]), "the largest token id is 20, and its rows have 2 tokens"),
 }
 

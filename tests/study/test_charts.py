@@ -46,6 +46,16 @@ def test_a_chart_of_a_large_study_is_drawn():
     assert "<svg" in draw.DrawnChart(chart).svg
 
 
+@pytest.mark.parametrize(("loss", "arrows"), [((2.3, 2.31, 2.32, 2.33), 0), ((2.3, 2.4), 2)])
+def test_an_interval_that_is_cut_at_the_edge_ends_in_an_arrow(loss, arrows):
+    """Two seeds give an interval many times as wide as their distance."""
+    study = synthetic.in_memory({"none": Arm(loss=loss)}, seeds=len(loss))
+    chart = CHARTS["final-loss"](findings(study)).to_dict()
+    marks = [layer["mark"] for layer in chart["layer"]]
+    triangles = [mark for mark in marks if str(mark.get("shape", "")).startswith("triangle-")]
+    assert len(triangles) == arrows
+
+
 def test_every_run_is_a_point_in_both_key_charts():
     arms = {"none": Arm(num_failing=3), "shaken": Arm(repeats=2), "ema": Arm(seeds=[1, 2])}
     study = synthetic.in_memory(arms, seeds=4)

@@ -167,9 +167,12 @@ def test_an_arm_that_could_not_act_yet_stays_open():
         "shaken_full": Arm(num_failing=12, first=200),
         "warmdown": Arm(num_failing=12, first=200, acts_from=240),
         "ema": Arm(acts_from=440),
+        "early_stop": Arm(acts_from=150, steps=150),
     }
     found = analyse(sequential_study(arms))
     assert decision(arm(found, "warmdown")) is None
+    ends = "it ends at step 150 and changes none before, so nothing is compared"
+    assert decision(arm(found, "early_stop")) == ends
     assert decision(arm(found, "ema")) == "it trains as its baseline does"
 
 

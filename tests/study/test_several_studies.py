@@ -1,6 +1,7 @@
 """python -m src.report 'studies=[a,b]': arms of several studies side by side."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,31 @@ def test_each_arm_stands_beside_itself_in_the_other_study(two_studies, monkeypat
     assert "Runs that go non-finite, by arm and study" in page
     assert "Validation loss minus the baseline&#39;s, by arm and study" in page
     assert "untreated 16 of 16" in page
+
+
+def test_losses_lead_where_nothing_fails_and_settings_that_differ_are_named(
+    tmp_path, monkeypatch, capsys
+):
+    arms = {"none": Arm(), "router_eps": Arm(loss=(2.3, 2.34, 2.28))}
+    synthetic.study(tmp_path, arms, name="short")
+    longer = {name: replace(arm, max_steps=880) for name, arm in arms.items()}
+    synthetic.study(tmp_path, longer, name="long")
+    monkeypatch.chdir(tmp_path)
+    assert main(["studies=[short,long]"]) == 0
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The studies differ in recipe.max_steps: an arm may do something else" in said
+    page = (tmp_path / "comparison" / "report.html").read_text()
+    assert "difference in the final validation loss" in page
+    assert "difference in the share of failing runs" not in page
+    assert page.index("Validation loss minus") < page.index("Runs that go non-finite")
+    assert "Settings in which the studies differ" in page
+
+
+def test_studies_with_equal_settings_are_not_said_to_differ(two_studies, monkeypatch, capsys):
+    monkeypatch.chdir(two_studies)
+    assert main(["studies=[one,two]"]) == 0
+    assert "differ in" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

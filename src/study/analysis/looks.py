@@ -157,9 +157,13 @@ def _failure_decision(arm: ArmResult) -> str | None:
     if primary.detected:
         assert primary.p_value is not None
         return f"{own}, significantly different (p {p_equals(primary.p_value)})"
+    if arm.trains_alike:
+        return "it trains as its baseline does"
+    if arm.censored_at is not None and arm.censored_at <= arm.acts_from:
+        return f"it ends at step {arm.censored_at} and changes none before, so nothing is compared"
     if primary.p_value is None:
-        # If it does not train alike, it could not act on any seed so far.
-        return "it trains as its baseline does" if arm.trains_alike else None
+        # It could not act on any seed so far.
+        return None
     if untreated is not None and untreated.total and not untreated.events:
         return f"none of {untreated.total} untreated runs fails, so nothing can be prevented"
     if primary.chance_if_halved is not None and primary.chance_if_halved <= FUTILE:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from src.study.report.chart_data import OTHER, OUTCOMES
@@ -43,12 +44,12 @@ def failures(
     points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]
 ) -> alt.LayerChart | alt.FacetChart:
     """Non-finite batches of every run; at the right of a row, the number of failing runs."""
-    most = max(10.0, points["value"].max()) * 1.1
+    least, most = -0.4, max(10.0, points["value"].max()) * 1.1
     ticks = [0, *(k * 10**e for e in range(7) for k in (1, 3) if k * 10**e <= most)]
     x = alt.X(
         "value:Q",
         # Linear near 0, so that 0 can be shown; logarithmic beyond.
-        scale=alt.Scale(type="symlog", constant=1, domain=[-0.4, most], nice=False, clamp=True),
+        scale=alt.Scale(type="symlog", constant=1, domain=[least, most], nice=False, clamp=True),
         axis=alt.Axis(values=ticks, format=",d"),
     )
     shown = [
@@ -58,7 +59,14 @@ def failures(
     title = "Non-finite batches of each seed"
     unit = "non-finite batches after the arm begins to act"
     return _strips(
-        points, arms, ends, x=x, unit=unit, shown=shown, title=title, end_title="failing runs"
+        points,
+        _with_cuts(arms, least, most),
+        ends,
+        x=x,
+        unit=unit,
+        shown=shown,
+        title=title,
+        end_title="failing runs",
     )
 
 
@@ -67,10 +75,15 @@ def final_losses(
 ) -> alt.LayerChart | alt.FacetChart:
     """Final validation loss of every run; at the right of a row, the mean of the clean runs."""
     low, high = points["value"].min(), points["value"].max()
+    # Intervals are shown whole unless they would crowd the points into a third of the chart.
+    span = high - low
+    low = max(low - span, np.nanmin([low, *arms["low"].astype(float)]))
+    high = min(high + span, np.nanmax([high, *arms["high"].astype(float)]))
     pad = 0.08 * (high - low) or 0.05
+    low, high = low - pad, high + pad
     x = alt.X(
         "value:Q",
-        scale=alt.Scale(domain=[low - pad, high + pad], nice=False, clamp=True, zero=False),
+        scale=alt.Scale(domain=[low, high], nice=False, clamp=True, zero=False),
         axis=alt.Axis(tickCount=6, format="~g"),
     )
     shown = [
@@ -80,7 +93,22 @@ def final_losses(
     title = "Final validation loss of each seed"
     unit = "nats per token"
     return _strips(
-        points, arms, ends, x=x, unit=unit, shown=shown, title=title, end_title="clean mean"
+        points,
+        _with_cuts(arms, low, high),
+        ends,
+        x=x,
+        unit=unit,
+        shown=shown,
+        title=title,
+        end_title="clean mean",
+    )
+
+
+def _with_cuts(arms: pd.DataFrame, least: float, most: float) -> pd.DataFrame:
+    """The arms with the edges of the chart at which their intervals are cut; None: they are not."""
+    return arms.assign(
+        cut_low=[least if low < least else None for low in arms["low"].astype(float)],
+        cut_high=[most if high > most else None for high in arms["high"].astype(float)],
     )
 
 
@@ -124,6 +152,13 @@ def _strips(
     )
     layers: list[alt.Chart] = [
         bars,
+        *(
+            beneath.mark_point(shape=f"triangle-{side}", size=36, filled=True, color=GREY).encode(
+                x=alt.X(f"{edge}:Q", title=unit), y=y, yOffset=place, opacity=alt.value(1)
+            )
+            for edge, side in (("cut_low", "left"), ("cut_high", "right"))
+            if arms[edge].notna().any()
+        ),
         means.encode(x=alt.X("mean:Q", title=unit), y=y, yOffset=place),
         said.encode(x=alt.value(STRIP_WIDTH), y=y, text="end:N"),
         head.encode(x=alt.value(STRIP_WIDTH), y=alt.value(0), text="text:N"),

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,31 @@ def config_table(study: Study, analysis: Analysis, *, title: str) -> Table:
             Column(name="arm's own", is_text=True, may_wrap=True),
         ],
         rows=rows,
+    )
+
+
+def differing_settings(studies: Sequence[Study]) -> dict[str, list[str]]:
+    """By field, its value in each study, where the first arms of the studies differ."""
+    configs = [_texts(study.of(study.variants[0])[0].config) for study in studies]
+    found = {
+        field: [config.get(field, NONE) for config in configs]
+        for field in sorted({field for config in configs for field in config})
+    }
+    return {field: values for field, values in found.items() if len(set(values)) > 1}
+
+
+def settings_table(studies: Sequence[Study], *, title: str) -> Table:
+    """One row per field of `differing_settings`, and a column per study."""
+    return Table(
+        title=title,
+        columns=[
+            Column(name="field", is_text=True),
+            *(Column(name=study.name, is_text=True, may_wrap=True) for study in studies),
+        ],
+        rows=[
+            [Cell(field), *map(Cell, values)]
+            for field, values in differing_settings(studies).items()
+        ],
     )
 
 

@@ -170,7 +170,8 @@ SECTIONS = (
         heading="What happened",
         charts={"failures": _failures, "final-loss": _final_losses},
         reading="Each point is a run; a seed has the same height in every row. The bar below the"
-        " points shows the mean and its 95 % interval over seeds (for losses, over clean ones)."
+        " points shows the mean and its 95 % interval over seeds (for losses, over clean ones); an"
+        " arrow at its end: the interval goes on beyond the chart."
         " Seeds differ from each other, so differences on the same seed are known more closely.",
         reading_of={
             "failures": "Non-finite batches are counted after the arm begins to act, on a"

@@ -8,11 +8,13 @@ import pandas as pd
 
 from src.common import number_format
 from src.study.analysis.analyse import analyse
+from src.study.analysis.finite_answer import nothing_fails
 from src.study.analysis.results import Analysis, ArmResult, Comparison
-from src.study.analysis.verdicts import fraction
+from src.study.analysis.verdicts import fraction, listed
 from src.study.read.collect import Study
 from src.study.report.comparison_page import write_page
 from src.study.report.draw import BLUE, GREY, VERMILLION, DrawnChart
+from src.study.report.provenance import differing_settings, settings_table
 from src.study.report.table import Cell, Column, Table, cell
 
 SIGNIFICANT = "significant"
@@ -36,15 +38,34 @@ def write_studies(studies: Sequence[Study], out: Path, *, family: str) -> None:
     answer = [
         f"{analysis.study}: {sentence}" for analysis in analyses for sentence in analysis.answer[:3]
     ]
+    if all(nothing_fails(analysis.arms) for analysis in analyses):
+        chart = _chart(analyses, "loss", "difference in the final validation loss")
+        lower = "the loss is lower than the baseline's"
+        tables = [losses_table(analyses), failures_table(analyses)]
+    else:
+        chart = _chart(analyses, "nonfinite", "difference in the share of failing runs")
+        lower = "fewer runs fail than untreated ones"
+        tables = [failures_table(analyses), losses_table(analyses)]
     write_page(
         out,
         name=" and ".join(analysis.study for analysis in analyses),
-        answer=answer,
-        chart=DrawnChart(_chart(analyses)),
-        caption="Below 0, fewer runs fail than untreated ones; lines are 95 % intervals.",
-        tables=[failures_table(analyses), losses_table(analyses)],
+        answer=[*answer, *_unlike(studies)],
+        chart=DrawnChart(chart),
+        caption=f"Below 0, {lower}; lines are 95 % intervals.",
+        tables=[*tables, settings_table(studies, title="Settings in which the studies differ")],
         arms=_rows(analyses),
     )
+
+
+def _unlike(studies: Sequence[Study]) -> list[str]:
+    """A sentence that names the settings in which the studies differ, if they do."""
+    fields = differing_settings(studies)
+    if not fields:
+        return []
+    return [
+        f"The studies differ in {listed(fields)}: an arm may do something else in another study"
+        " because of that."
+    ]
 
 
 def failures_table(analyses: Sequence[Analysis]) -> Table:
@@ -104,24 +125,28 @@ def _significance(comparison: Comparison) -> str:
     return f"{p}, {SIGNIFICANT}" if comparison.detected else p
 
 
-def _chart(analyses: Sequence[Analysis]) -> alt.Chart:
-    """The difference of the share of failing runs, by arm and study, with its interval."""
+def _chart(analyses: Sequence[Analysis], endpoint: str, title: str) -> alt.Chart:
+    """The difference from untreated runs, by arm and study, with its interval.
+
+    Args:
+        analyses: one per study.
+        endpoint: nonfinite or loss.
+        title: of the axis.
+    """
     rows = [
         {
             "study": analysis.study,
             "arm": arm.label,
-            "difference": primary.difference.mean,
-            "low": primary.difference.low,
-            "high": primary.difference.high,
-            "p": SIGNIFICANT if primary.detected else "not significant",
+            "difference": found.difference.mean,
+            "low": found.difference.low,
+            "high": found.difference.high,
+            "p": SIGNIFICANT if found.detected else "not significant",
         }
         for analysis in analyses
         for arm in analysis.arms
-        if (primary := arm.comparisons.get("nonfinite")) is not None
-        and primary.difference is not None
+        if (found := arm.comparisons.get(endpoint)) is not None and found.difference is not None
     ]
     frame = pd.DataFrame(rows, columns=["study", "arm", "difference", "low", "high", "p"])
-    title = "difference in the share of failing runs"
     names = list(dict.fromkeys(frame["arm"]))
     base = alt.Chart(frame).encode(
         y=alt.Y("arm:N", sort=names, title=None, axis=alt.Axis(grid=True, gridColor=GREY)),
@@ -139,7 +164,7 @@ def _chart(analyses: Sequence[Analysis]) -> alt.Chart:
         ),
     )
     layered: alt.Chart = (bars + points).properties(
-        width=560, height=alt.Step(14), description="failing runs of every arm and study"
+        width=560, height=alt.Step(14), description=f"{title}, by arm and study"
     )
     return layered
 
