@@ -348,6 +348,8 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 def _versions(inputs: tuple[Any, Any]) -> tuple[int, ...]:
     args, kwargs = inputs
-    single = not kwargs and len(args) == 1
-    tensors = _tensors(args[0] if single else inputs)
-    return tuple(tensor._version for tensor in tensors if not tensor.is_inference())
+    flat = (*args, *kwargs.values())
+    # Looking into containers takes longer, and most models take none.
+    is_flat = all(isinstance(value, Tensor) for value in flat)
+    tensors = flat if is_flat else [tensor for _, tensor in tensors_of(inputs)]
+    return tuple([tensor._version for tensor in tensors if not tensor.is_inference()])

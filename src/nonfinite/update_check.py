@@ -1,5 +1,6 @@
 """Checks of an optimizer update: learning rate, applied gradients, resulting weights."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +45,7 @@ class UpdateCheck:
 
     def __init__(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
         self.optimizer, self.names = optimizer, names
+        self._is_torchs = type(optimizer).__module__.startswith("torch.optim")
         self._seen: dict[int, int] = {}
 
     @property
@@ -94,7 +96,8 @@ class UpdateCheck:
                         return self._changed(parameter)
         for group in self.optimizer.param_groups:
             dtypes = {parameter.dtype for parameter in group["params"]}
-            at_risk = {dtype for dtype in dtypes if self._is_at_risk(group, dtype)}
+            epsilons = tuple(_epsilons(group).values())
+            at_risk = {t for t in dtypes if not self._is_torchs or _divides_by_zero(epsilons, t)}
             for parameter in group["params"] if at_risk else ():
                 if parameter.dtype in at_risk and not all_finite([parameter]):
                     return self._broken(group, parameter)
@@ -102,17 +105,6 @@ class UpdateCheck:
 
     def _parameters(self) -> Iterable[nn.Parameter]:
         return (p for group in self.optimizer.param_groups for p in group["params"])
-
-    def _is_at_risk(self, group: Mapping[str, Any], dtype: torch.dtype) -> bool:
-        """Whether the update of weights of a dtype could divide by 0, and has to be looked at.
-
-        torch's optimizers divide by 0 only if their epsilon is 0 in the dtype of the weights. An
-        update that overflows is noticed in the next step, by its loss. Other optimizers are always
-        looked at.
-        """
-        if not type(self.optimizer).__module__.startswith("torch.optim"):
-            return True
-        return any(_is_zero(eps, dtype) for eps in _epsilons(group).values())
 
     def _changed(self, parameter: nn.Parameter) -> UpdateFault:
         name = self.names.get(id(parameter), "a parameter")
@@ -156,6 +148,16 @@ def _epsilons(group: Mapping[str, Any]) -> dict[str, float]:
 
 
 @functools.cache
+def _divides_by_zero(epsilons: tuple[float, ...], dtype: torch.dtype) -> bool:
+    """Whether one of torch's optimizers could divide weights of a dtype by 0.
+
+    It does only if its epsilon is 0 in the dtype of the weights. An update that overflows is
+    noticed in the next step, by its loss. Other optimizers are always looked at.
+    """
+    return any(_is_zero(eps, dtype) for eps in epsilons)
+
+
+@functools.cache
 def _is_zero(eps: float, dtype: torch.dtype) -> bool:
     """Whether a number is 0 in a dtype."""
     return torch.tensor(eps, dtype=dtype).item() == 0.0
@@ -188,7 +190,8 @@ def total_norm(tensors: list[Tensor]) -> Tensor:
     It is faster for tensors of one device and dtype: PyTorch's function groups them first, which
     takes as long as the norms of a small model.
     """
-    kinds = {(tensor.device, tensor.dtype, tensor.layout) for tensor in tensors}
-    if len(kinds) != 1 or tensors[0].layout != torch.strided:
-        return torch.nn.utils.get_total_norm(tensors)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    if len({tensor.dtype for tensor in tensors}) == 1:
+        # Tensors of several devices, or of another layout, cannot be stacked or have no such norm.
+        with contextlib.suppress(RuntimeError):
+            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return torch.nn.utils.get_total_norm(tensors)
