@@ -38,16 +38,16 @@ def test_the_answer_says_what_fails_what_prevents_it_and_what_is_inconclusive():
 
     assert sentences[0] == (
         "With mlha and moe_writeup_add at preset stress: 6 of 6 runs go non-finite, first at step"
-        " 258 to 390; of the same runs repeated, 5 of 6 (A/A control shaken)."
+        " 258 to 390; repeated untreated, 5 of 6 (A/A control shaken)."
     )
     assert sentences[1] == (
         "Significantly fewer runs fail with router_eps (0 of 6 fail), against 11 of 12 untreated,"
         " p = 0.014."
     )
     assert sentences[2] == (
-        "These do not prevent half of the failures: clip03 (6 of 6 fail), against 6 of 6 untreated;"
-        " fp32 (6 of 6 fail), against 11 of 12 untreated; if one of them did, so many would fail"
-        " with a chance of at most 1.1 %."
+        "These do not prevent even half of the failures: clip03 (6 of 6 fail), against 6 of 6"
+        " untreated; fp32 (6 of 6 fail), against 11 of 12 untreated; if one of them did, so many"
+        " would fail with a chance of at most 1.1 %."
     )
     assert sentences[3].startswith("Cannot tell whether fewer runs fail with")
     assert "warmdown (3 of 6)" in sentences[3] and "router_eps" not in sentences[3]

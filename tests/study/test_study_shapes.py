@@ -51,8 +51,10 @@ def test_an_architecture_study_answers_in_losses():
     ]
     assert analysis.answer[0] == "All 24 runs stay finite."
     higher, unknown = analysis.answer[1:]
-    assert higher.startswith("Significantly higher loss than the baseline: mlha+mlp, +0.195")
-    assert unknown.startswith("No significant difference: gqa+moe_writeup_add, ")
+    assert higher.startswith("Significantly higher loss than the baseline: mlha+mlp +0.195")
+    assert unknown.startswith(
+        "No significant difference from the baseline's loss: gqa+moe_writeup_add "
+    )
 
 
 def test_two_seeds_are_said_to_be_too_few_for_any_difference():
@@ -61,7 +63,8 @@ def test_two_seeds_are_said_to_be_too_few_for_any_difference():
     (finite, unknown) = analyse(synthetic.in_memory(arms, seeds=2)).answer
 
     assert finite.startswith("All 4 runs stay finite")
-    assert unknown.startswith("With so few seeds no difference can be significant: clip03, ")
+    assert unknown.startswith("Loss minus the baseline's, with 2 seeds, too few to tell: clip03 ")
+    assert "p = " not in unknown
     assert "For an answer type the same command with 6 seeds or more" in unknown
 
 
@@ -70,7 +73,9 @@ def test_an_endpoint_found_beside_the_primary_one_is_named():
 
     (said,) = [s for s in analyse(synthetic.in_memory(arms)).answer if "zclip" in s]
 
-    assert said.startswith("It does not prevent half of the failures: zclip (6 of 6 fail), against")
+    assert said.startswith(
+        "It does not prevent even half of the failures: zclip (6 of 6 fail), against"
+    )
     assert "; fewer non-finite batches with zclip, p = 0.031; fewer spikes with" in said
 
 

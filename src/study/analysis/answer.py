@@ -111,7 +111,7 @@ def _failures(study: Study, arms: Sequence[ArmResult]) -> str:
         first = f", first at step {steps(arm.first_nonfinite)}" if arm.first_nonfinite else ""
         controls = [a for a in ended if a.is_aa_control and a.baseline == arm.variant]
         same = "".join(
-            f"; of the same runs repeated, {fraction(other.nonfinite)} (A/A control {other.label})"
+            f"; repeated untreated, {fraction(other.nonfinite)} (A/A control {other.label})"
             for other in controls[:1]
             if other.nonfinite.total
         )
@@ -133,8 +133,8 @@ def _ruled_out(arms: Sequence[ArmResult]) -> str | None:
     largest = max(arm.comparisons[PRIMARY].chance_if_halved or 0.0 for arm in arms)
     who, one = ("It does", "it") if len(arms) == 1 else ("These do", "one of them")
     return (
-        f"{who} not prevent half of the failures: {_against(arms)}; if {one} did, so many would"
-        f" fail with a chance of at most {100 * largest:.1f} %{''.join(_secondary(arms))}."
+        f"{who} not prevent even half of the failures: {_against(arms)}; if {one} did, so many"
+        f" would fail with a chance of at most {100 * largest:.1f} %{''.join(_secondary(arms))}."
     )
 
 

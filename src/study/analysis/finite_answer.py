@@ -10,9 +10,12 @@ from src.study.read.collect import Study
 
 LOSS = "loss"
 
-NOT_SIGNIFICANT = "No significant difference"
+NOT_SIGNIFICANT = "No significant difference from the baseline's loss"
 
-MORE_SEEDS = "For an answer type the same command with 6 seeds or more: seed=0,1,2,3,4,5."
+MORE_SEEDS = (
+    "For an answer type the same command with 6 seeds or more: seed=0,1,2,3,4,5;"
+    " finished runs count."
+)
 
 
 def nothing_fails(arms: Sequence[ArmResult]) -> bool:
@@ -90,7 +93,7 @@ def _sign(arm: ArmResult) -> int:
 def _changed(word: str, arms: Sequence[ArmResult]) -> str | None:
     if not arms:
         return None
-    each = listed(f"{arm.label}, {_shown(arm.comparisons[LOSS])}" for arm in _sorted(arms))
+    each = listed(f"{arm.label} {_shown(arm.comparisons[LOSS])}" for arm in _sorted(arms))
     return f"Significantly {word} loss than the baseline: {each}."
 
 
@@ -98,7 +101,6 @@ def _open(arms: Sequence[ArmResult], controls: Sequence[ArmResult]) -> str | Non
     known = [arm for arm in _sorted(arms) if arm.comparisons[LOSS].difference is not None]
     if not known:
         return None
-    each = listed(f"{arm.label}, {_shown(arm.comparisons[LOSS])}" for arm in known)
     scale = ""
     ranges = [r for arm in controls if (r := arm.comparisons[LOSS].aa_range) is not None]
     if ranges:
@@ -107,9 +109,16 @@ def _open(arms: Sequence[ArmResult], controls: Sequence[ArmResult]) -> str | Non
         scale = f" Untreated runs of one seed differ by {ends}."
     losses = [arm.comparisons[LOSS] for arm in known]
     is_hopeless = all(loss.smallest_p is None or loss.smallest_p > ALPHA for loss in losses)
-    what = "With so few seeds no difference can be significant" if is_hopeless else NOT_SIGNIFICANT
-    advice = f" {MORE_SEEDS}" if is_hopeless else ""
-    return f"{what}: {each}.{scale}{advice}"
+    each = listed(
+        f"{arm.label} {_shown(arm.comparisons[LOSS], with_p=not is_hopeless)}" for arm in known
+    )
+    if not is_hopeless:
+        return f"{NOT_SIGNIFICANT}: {each}.{scale}"
+    seeds = max(arm.num_seeds for arm in known)
+    return (
+        f"Loss minus the baseline's, with {seeds} seeds, too few to tell: {each}.{scale}"
+        f" {MORE_SEEDS}"
+    )
 
 
 def _sorted(arms: Sequence[ArmResult]) -> list[ArmResult]:
@@ -120,10 +129,10 @@ def _sorted(arms: Sequence[ArmResult]) -> list[ArmResult]:
     return sorted(arms, key=mean)
 
 
-def _shown(loss: Comparison) -> str:
-    """The difference with its interval and p."""
+def _shown(loss: Comparison, *, with_p: bool = True) -> str:
+    """The difference with its interval, and p."""
     difference = loss.difference
     assert difference is not None
     ends = f"{signed(difference.low)} to {signed(difference.high)}"
-    p = "" if loss.p_value is None else f"; p {p_equals(loss.p_value)}"
+    p = "" if loss.p_value is None or not with_p else f"; p {p_equals(loss.p_value)}"
     return f"{signed(difference.mean)} ({ends}{p})"

@@ -71,7 +71,7 @@ def failures(
 
 
 def final_losses(
-    points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str]
+    points: pd.DataFrame, arms: pd.DataFrame, ends: Sequence[str], *, end_title: str
 ) -> alt.LayerChart | alt.FacetChart:
     """Final validation loss of every run; at the right of a row, the mean of the clean runs."""
     low, high = points["value"].min(), points["value"].max()
@@ -100,7 +100,7 @@ def final_losses(
         unit=unit,
         shown=shown,
         title=title,
-        end_title="clean mean",
+        end_title=end_title,
     )
 
 

@@ -102,7 +102,7 @@ class Section:
     """A sentence about this study's results."""
     charts: Mapping[str, Callable[[Findings], Any]] = field(default_factory=dict)
     """By file name, functions that give a chart, or None if there is nothing to draw."""
-    reading: str = ""
+    reading: Callable[[Findings], str] = lambda _: ""
     """How to read the charts."""
     reading_of: Mapping[str, str] = field(default_factory=dict)
     """How to read one of the charts, by name."""
@@ -129,6 +129,7 @@ def _final_losses(found: Findings) -> Any:
         points,
         chart_data.strip_rows(arms, [arm.loss for arm in arms]),
         ["none clean" if arm.loss is None else f"{arm.loss.mean:.3f}" for arm in arms],
+        end_title="clean mean" if any(arm.num_runs > 1 for arm in arms) else "loss",
     )
 
 
@@ -164,15 +165,24 @@ def _causes(found: Findings) -> str:
     return f"Causes: {'; '.join(causes)} runs with an incident." if causes else ""
 
 
+def _reading_of_points(found: Findings) -> str:
+    points = "Each point is a run."
+    if all(arm.num_seeds < 2 for arm in found.analysis.arms):
+        return points
+    return (
+        f"{points} A seed has the same height in every row. The bar below the points shows the mean"
+        " and its 95 % interval over seeds (for losses, over clean ones); an arrow at its end: the"
+        " interval goes on beyond the chart. Runs of one seed are alike, so the difference of two"
+        " arms on the same seeds is known better than their bars suggest."
+    )
+
+
 SECTIONS = (
     Section(
         name="arms",
         heading="What happened",
         charts={"failures": _failures, "final-loss": _final_losses},
-        reading="Each point is a run; a seed has the same height in every row. The bar below the"
-        " points shows the mean and its 95 % interval over seeds (for losses, over clean ones); an"
-        " arrow at its end: the interval goes on beyond the chart."
-        " Seeds differ from each other, so differences on the same seed are known more closely.",
+        reading=_reading_of_points,
         reading_of={
             "failures": "Non-finite batches are counted after the arm begins to act, on a"
             " logarithmic axis. A short grey tick at a point's height is the baseline with the same"
@@ -195,10 +205,12 @@ SECTIONS = (
         name="rates",
         heading="Learning rates",
         charts={"learning-rate": _learning_rates},
-        reading="Final validation loss in nats per token. Each point is a run, marked by its"
-        " outcome; the line is the mean. A run that"
-        " collapsed, was stopped or had non-finite validation windows is drawn at the loss of a"
-        " uniform guess.",
+        reading=lambda _: (
+            "Final validation loss in nats per token. Each point is a run, marked by its"
+            " outcome; the line is the mean. A run that"
+            " collapsed, was stopped or had non-finite validation windows is drawn at the loss of a"
+            " uniform guess."
+        ),
         tables=[
             TableOf(
                 "Learning rates", lambda f, title: rates.sensitivity_table(f.families, title=title)
@@ -242,10 +254,13 @@ SECTIONS = (
         name="loss",
         heading="Validation loss over the run",
         charts={"loss": _loss_curves},
-        reading="Each thin line is a seed. The thick line and the band show the mean and the range"
-        " of the clean seeds. A cross marks a validation with non-finite windows; a line breaks"
-        " where no window was finite. The dotted line is the step at which the arm begins to act."
-        " Losses far above the others are drawn at the upper edge.",
+        reading=lambda _: (
+            "Each thin line is a seed. The thick line and the band show the mean and the range"
+            " of the clean seeds. A cross marks a validation with non-finite windows; a line breaks"
+            " where no window was finite. The dotted line is the step at which the arm begins to"
+            " act."
+            " Losses far above the others are drawn at the upper edge."
+        ),
         tables=[
             TableOf(
                 "Validation loss at each eleventh of the run",
@@ -257,8 +272,10 @@ SECTIONS = (
         name="timeline",
         heading="Spikes and non-finite steps",
         charts={"timeline": _timeline},
-        reading="Each line is a run. Bars are steps with a non-finite loss or gradient. Small"
-        " triangles above the line are finite spikes. A dark tick marks the end of the run.",
+        reading=lambda _: (
+            "Each line is a run. Bars are steps with a non-finite loss or gradient. Small"
+            " triangles above the line are finite spikes. A dark tick marks the end of the run."
+        ),
     ),
     Section(
         name="load",
@@ -267,9 +284,11 @@ SECTIONS = (
         " router has collapsed: it says nothing about balance. MaxVio does: it is the load of the"
         " busiest expert minus the mean load, divided by the mean load.",
         charts={"load": _router_loads},
-        reading="Bars reach from the least to the most used expert of each layer, as shares of"
-        " tokens, averaged over the last quarter of the run and over all seeds. The tick is the"
-        " mean load.",
+        reading=lambda _: (
+            "Bars reach from the least to the most used expert of each layer, as shares of"
+            " tokens, averaged over the last quarter of the run and over all seeds. The tick is the"
+            " mean load."
+        ),
         tables=[
             TableOf(
                 "Load of the experts, by layer",

@@ -31,6 +31,8 @@ class MadeSection:
 
     section: Section
     finding: str
+    how_to_read: str
+    """How to read all its charts."""
     charts: Mapping[str, DrawnChart]
     """The charts that have data, by name."""
     tables: Sequence[tuple[TableOf, Table]]
@@ -40,7 +42,7 @@ class MadeSection:
     def reading(self) -> str:
         """How to read the charts that are shown."""
         own = [text for name, text in self.section.reading_of.items() if name in self.charts]
-        return " ".join([self.section.reading, *own]).strip() if self.charts else ""
+        return " ".join([self.how_to_read, *own]).strip() if self.charts else ""
 
     def shown_title(self, table: TableOf) -> str:
         """The title above a table; empty if the section's heading says it already.
@@ -119,7 +121,11 @@ def build_report(found: Findings) -> Report:
         if charts or shown:
             sections.append(
                 MadeSection(
-                    section=section, finding=section.finding(found), charts=charts, tables=shown
+                    section=section,
+                    finding=section.finding(found),
+                    how_to_read=section.reading(found),
+                    charts=charts,
+                    tables=shown,
                 )
             )
     return Report(found=found, sections=sections)
