@@ -72,6 +72,16 @@ def test_no_field_lacks_a_meaning(page):
         assert not re.search(r"\| +\|$", table, re.MULTILINE), table
 
 
+SAID_IN_WORDS = {"data.path", "data.val_path", "init", "resume", "fork", "observe"}
+"""Fields that hold a path, an address or a configuration: their meaning says what they take."""
+
+
+def test_no_field_lacks_a_range(page):
+    tables = re.findall(r"^\| field \| default \| values .*\n(?:\|.*\n)+", page, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.]+)` \| [^|]* \| +\|", "".join(tables), re.MULTILINE)
+    assert len(tables) > 10 and {*rows} == SAID_IN_WORDS
+
+
 def test_a_range_is_that_of_the_check():
     recipe = compose("train", []).recipe
     assert range_of(recipe, "log_every", int) == "integer, at least 1"

@@ -9,7 +9,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from src.common.nested_values import replaced, value_at
 
@@ -87,10 +87,12 @@ def _plain(reason: str) -> str:
 def fields_of(part: Any, above: str = "") -> list[tuple[str, Any]]:
     """The fields of a dataclass and of those in it, as dotted names with their annotations."""
     found: list[tuple[str, Any]] = []
+    # Of a module with postponed annotations, a field's own `type` is text.
+    annotations = get_type_hints(type(part))
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if dataclasses.is_dataclass(value):
             found += fields_of(value, f"{above}{field.name}.")
         else:
-            found.append((f"{above}{field.name}", field.type))
+            found.append((f"{above}{field.name}", annotations[field.name]))
     return found
