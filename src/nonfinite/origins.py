@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nonfinite.finding import Finding
+from nonfinite.mechanisms import HALF, OVERFLOW
 
 FRESH = frozenset(
     ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
@@ -31,6 +32,40 @@ class Origin:
     kind: str
     order: int
     finding: Finding
+
+
+class LostOverflows:
+    """Overflows that a later operation made finite again, as 1 / inf = 0 does.
+
+    They do no harm by themselves, but a zero that comes of one may be divided by later.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, Finding] = {}
+
+    def follow(self, operands: list[Tensor], memory: int, origins: dict[int, Origin]) -> None:
+        """Keeps for the memory of a finite result the first overflow that it was computed from."""
+        if not origins and not self._known:
+            return
+        places = [memory_of(operand) for operand in operands]
+        made = [origins[place].finding for place in places if place in origins]
+        found = [finding for finding in made if finding.mechanism in (HALF, OVERFLOW)]
+        found += [self._known[place] for place in places if place in self._known]
+        self._known.pop(memory, None)
+        if found:
+            self._known[memory] = found[-1]
+
+    def before(self, operands: list[Tensor]) -> str:
+        """A clause that names the overflow behind the operands; empty if there is none."""
+        places = [memory_of(operand) for operand in operands]
+        found = next((self._known[place] for place in places if place in self._known), None)
+        if found is None:
+            return ""
+        where = "" if found.source is None else f" at {found.source.place}"
+        return (
+            f"; before that, {found.operation} in {found.module or 'the top-level module'}"
+            f" overflowed{where}, and a later operation made the Inf finite again"
+        )
 
 
 def kept_operands(schema: Any, args: Any) -> list[Any]:

@@ -42,8 +42,13 @@ class Source:
     code: str
     """The text of the statement, without the indentation of its first line."""
 
+    @property
+    def place(self) -> str:
+        """File and line."""
+        return f"{short_path(self.file)}:{self.line}"
+
     def __str__(self) -> str:
-        return f"{short_path(self.file)}:{self.line}: {' '.join(self.code.split())}"
+        return f"{self.place}: {' '.join(self.code.split())}"
 
 
 def short_path(file: str) -> str:

@@ -35,6 +35,7 @@ from nonfinite.origins import (
     MEANT,
     READ,
     WRITES,
+    LostOverflows,
     Origin,
     is_binary,
     kept_operands,
@@ -64,6 +65,7 @@ class Tracer(TorchDispatchMode):
         self._path = [""]
         self._paths: dict[int, str] = {}
         self._origins: dict[int, Origin] = {}
+        self._lost = LostOverflows()
         self._batch: Finding | None = None
         self._num_origins = 0
         # Memory whose address is in use must not be freed and given to another tensor.
@@ -128,17 +130,16 @@ class Tracer(TorchDispatchMode):
             self._look(name, before, kwargs, tensors_in(args), result)
         return result
 
-    def _look(
-        self, name: str, args: Any, kwargs: Any, originals: list[Tensor], result: Any
-    ) -> None:
+    def _look(self, name: str, args: Any, kwargs: Any, own: list[Tensor], result: Any) -> None:
         """Updates the origin of every result of an operation."""
         operands = tensors_in((args, kwargs))
-        shared = {memory_of(tensor) for tensor in originals}
+        shared = {memory_of(tensor) for tensor in own}
         for tensor in tensors_in(result):
             memory = memory_of(tensor)
             if not can_be_nonfinite(tensor) or name in FRESH:
                 self._origins.pop(memory, None)
             elif all_finite([tensor]):
+                self._lost.follow(operands, memory, self._origins)
                 covers = tensor.numel() * tensor.element_size() >= num_bytes(tensor)
                 if memory not in shared or covers:
                     self._origins.pop(memory, None)
@@ -163,8 +164,7 @@ class Tracer(TorchDispatchMode):
             return self._inherited(read, name)
         if bad:
             # NaN out of infinities. Infinities of a mask are no fault, but a NaN made of them is.
-            known = [self._origins.get(memory_of(operand)) for operand in bad]
-            first = [origin for origin in known if origin is not None and origin.kind != MEANT]
+            first = [origin for origin in self._origins_of(bad) if origin.kind != MEANT]
             if first:
                 return min(first, key=lambda origin: origin.order)
         written = nonfinite_numbers((args, kwargs))
@@ -185,8 +185,7 @@ class Tracer(TorchDispatchMode):
         return self._new(MEANT, replace(finding, mechanism=WRITTEN, detail=detail))
 
     def _inherited(self, bad: list[Tensor], name: str) -> Origin:
-        known = [self._origins.get(memory_of(operand)) for operand in bad]
-        origins = [origin for origin in known if origin is not None]
+        origins = self._origins_of(bad)
         if origins:
             return min(origins, key=lambda origin: origin.order)
         if not any_nan(bad):
@@ -200,6 +199,10 @@ class Tracer(TorchDispatchMode):
             source=self._source(),
         )
         return self._new(READ, finding)
+
+    def _origins_of(self, tensors: list[Tensor]) -> list[Origin]:
+        places = [memory_of(tensor) for tensor in tensors]
+        return [self._origins[place] for place in places if place in self._origins]
 
     def _new(self, kind: str, finding: Finding) -> Origin:
         self._num_origins += 1
@@ -228,7 +231,7 @@ class Tracer(TorchDispatchMode):
             inside=inside_of(operation, name),
             source=self._source(),
             mechanism=None if said is None else said[0],
-            detail=None if said is None else said[1],
+            detail=None if said is None else said[1] + self._lost.before(operands),
         )
 
     def _phase(self) -> str:
@@ -311,10 +314,8 @@ class Tracer(TorchDispatchMode):
         """Chooses the finding if the loss is not finite."""
         if self.finding is None and not all_finite([loss]):
             origin = self._origins.get(memory_of(loss))
-            if origin is not None:
-                self.finding = self._chosen(origin)
-            else:
-                self.finding = self._batch or found("forward", "", LOSS, loss)
+            made = self._batch or found("forward", "", LOSS, loss)
+            self.finding = made if origin is None else self._chosen(origin)
 
     def check_gradients(self) -> None:
         """Chooses the finding if a gradient, or the norm of all, is not finite.
@@ -325,8 +326,7 @@ class Tracer(TorchDispatchMode):
             return
         named = [(n, p.grad) for n, p in self.root.named_parameters() if p.grad is not None]
         bad = [(name, gradient) for name, gradient in named if not all_finite([gradient])]
-        origins = [self._origins.get(memory_of(gradient)) for _, gradient in bad]
-        known = [origin for origin in origins if origin is not None]
+        known = self._origins_of([gradient for _, gradient in bad])
         if known:
             self.finding = self._chosen(min(known, key=lambda origin: origin.order))
         elif bad:

@@ -148,13 +148,13 @@ def _run_again(model: nn.Module, given: Mapping[str, Any]) -> int:
         raise InputError(
             f"witness={file}: {error}; type target=, checkpoint= and batch= as for the audit"
         ) from error
-    if again.other_weights and again.finding is None:
+    if again.other_weights and not again.is_same:
         name = own_path(again.other_weights[0], model)
         more = f" and {len(again.other_weights) - 1} more" if len(again.other_weights) > 1 else ""
         raise InputError(
             f"witness={file}: {_whose(given)} has other weights than the audited model ({name}"
-            f"{more}), so that finite values say nothing; call torch.manual_seed in the function"
-            " that builds it, or type checkpoint=FILE"
+            f"{more}), so that its answer says nothing of this witness; call torch.manual_seed in"
+            " the function that builds it, or type checkpoint=FILE"
         )
     finding = again.finding
     if finding is not None:

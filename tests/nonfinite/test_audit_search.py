@@ -1,5 +1,6 @@
 """What an audit's search reaches, how it says so, and that a witness is one."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import nonfinite
-from nonfinite.auditing.audit_report import AS_IS, INPUT, SAFE, UNKNOWN, WEIGHTS, WITNESS
+from nonfinite.auditing.audit_report import AS_IS, INPUT, SAFE, SHOWN, UNKNOWN, WEIGHTS, WITNESS
 from nonfinite.auditing.reach import Reach
 from nonfinite.auditing.saved_witness import read_witness, run_witness
 
@@ -372,7 +373,40 @@ def test_a_model_that_fails_as_it_is_is_said_to():
     found = audited(Broken())
     assert found.fails_as_given
     assert "fails as it is" in str(found)
-    assert not audited(Router()).fails_as_given
+    assert audited(Router()).fails_as_given == []
+
+
+class Angle(nn.Module):
+    """The cosine of a vector with itself is above 1 in bfloat16, and 1 in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return torch.acos((self.scale * x * x).sum(-1))
+
+
+def test_a_precision_in_which_the_model_fails_as_it_is_is_named():
+    x = torch.full((1, 3), 0.5771)
+    found = audited(Angle(), x, dtypes=[torch.float32, torch.bfloat16], seconds=10)
+    assert found.fails_as_given == ["bfloat16"]
+    assert "in bfloat16 the model fails as it is, so no other weights were tried" in str(found)
+
+
+def test_what_is_left_out_of_the_first_screen_is_counted():
+    found = audited(Router())
+    found.sites += [
+        dataclasses.replace(site, witnesses={}, reasons={"float32": None}, operation=f"{number}")
+        for number in range(SHOWN + 3)
+        for site in found.sites[:1]
+    ]
+    for number, site in enumerate(found.sites[-SHOWN - 3 :]):
+        site.source = dataclasses.replace(site.source, line=number)
+    lines = str(found).splitlines()
+    told = lines[lines.index("neither proved nor reached, nearest first:") + 1 :]
+    assert [line.startswith("  division by zero") for line in told[:SHOWN]] == [True] * SHOWN
+    assert told[SHOWN].startswith("  ... and 3 more; format=json")
 
 
 def test_the_counts_of_the_first_screen_add_up():

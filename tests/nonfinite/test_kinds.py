@@ -299,6 +299,30 @@ def test_what_does_not_reach_the_loss_or_a_gradient_is_no_finding(name):
     assert trace(model, model.loss) is None
 
 
+def rms_overflow(x):
+    """The squares overflow, 1 / sqrt(inf) is 0, and the norm of zeros is divided by."""
+    scaled = x * torch.rsqrt((x * 40).pow(2).mean(-1, keepdim=True))
+    return F.normalize(scaled, dim=-1)
+
+
+def clamped_overflow(x):
+    """An overflow that is made finite again, and a zero that does not come of it."""
+    guard = (x * 1e3).pow(2).clamp(max=1.0).mean()
+    return x / (x - x) + guard
+
+
+@pytest.mark.parametrize(
+    ("function", "is_behind"), [(rms_overflow, True), (clamped_overflow, False)]
+)
+def test_an_overflow_that_became_finite_again_is_named_where_its_zeros_do_harm(function, is_behind):
+    x = torch.full((2, 4), 30.0, dtype=torch.float16, requires_grad=True)
+    finding = trace(nn.Identity(), lambda: function(x).sum())
+    assert finding.mechanism == how.ZERO
+    assert ("; before that, torch.Tensor.pow in the top-level" in finding.detail) == is_behind
+    if is_behind:
+        assert "overflowed at tests/nonfinite/test_kinds.py:" in finding.detail
+
+
 def test_an_unknown_operation_has_no_cause_and_shows_its_operands():
     model = Step(lambda x: torch.special.zeta(x - x + 1, x))
     finding = trace(model, model.loss)

@@ -27,6 +27,13 @@ class Router(nn.Module):
         return self.head(hidden * share.sum(-1, keepdim=True))
 
 
+def other():
+    torch.manual_seed(7)
+    model = Router(eps=1.0)
+    model.head.weight.data.fill_(3e38)
+    return model
+
+
 class Ratio(nn.Module):
     def __init__(self):
         super().__init__()
@@ -65,6 +72,16 @@ def test_a_router_is_found_and_its_witness_runs_again(folder, capsys):
     assert "step.model" not in out
     assert main([*again, "kwargs={eps:1e-20}"]) == 0
     assert "the witness fails no longer" in capsys.readouterr().out
+
+
+def test_a_witness_is_not_judged_on_other_weights(folder, capsys):
+    main([*ROUTER])
+    capsys.readouterr()
+    assert main(["target=audited_models:other", "witness=audit/witness-1-float32.pt"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert "audited_models:other has other weights than the audited model (" in error
+    assert "its answer says nothing of this witness; call torch.manual_seed in" in error
 
 
 def test_json_holds_the_answer_and_allow_accepts_it(capsys):

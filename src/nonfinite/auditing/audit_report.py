@@ -22,6 +22,8 @@ LIKELY = {AS_IS: 0, INPUT: 1, WEIGHTS: 2}
 SHOWN = 5
 """Sites in the table for people."""
 
+ALL = "format=json, or as_dict() in Python, lists all"
+
 
 @dataclass(kw_only=True)
 class Witness:
@@ -117,8 +119,9 @@ class Audit:
     """All of them, most urgent first."""
     seconds: float
     ran_out_of_time: bool
-    fails_as_given: bool = False
-    """Whether the model fails in each dtype as it is; then nothing else was tried."""
+    fails_as_given: Sequence[str] = ()
+    """The dtypes in which the model fails as it is; no other weights were tried in them, and
+    nothing else at all if these are all dtypes."""
     allow: Sequence[str] = ()
     """Texts; a site whose line holds one of them is accepted."""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -161,7 +164,7 @@ class Audit:
             "reach": self.reach,
             "seconds": round(self.seconds, 1),
             "ran_out_of_time": self.ran_out_of_time,
-            "fails_as_given": self.fails_as_given,
+            "fails_as_given": list(self.fails_as_given),
             "found": len(self.found),
             "sites": [
                 {**_site_values(site, self.dtypes), "allowed": self.is_allowed(site)}
@@ -212,7 +215,7 @@ def table(audit: Audit) -> list[str]:
     for number, sites in enumerate(found[:SHOWN], start=1):
         lines += ["", *_lines_of(number, sites)]
     if len(found) > SHOWN:
-        lines += ["", f"... and {len(found) - SHOWN} more; format=json lists all"]
+        lines += ["", f"... and {len(found) - SHOWN} more; {ALL}"]
     reached = {(site.source, site.operation) for site in audit.sites if site.witnesses}
     # The derivative of an operation that fails itself is no news.
     unknown = [s for s in audit.with_verdict(UNKNOWN) if (s.source, s.operation) not in reached]
@@ -222,15 +225,22 @@ def table(audit: Audit) -> list[str]:
         # Lines that read alike are shown once: several operations of a line may have one limit.
         told = list(dict.fromkeys(f"  {s.limit} ({s.phase}): {s.place}" for s in domain))
         lines += ["neither proved nor reached, nearest first:", *told[:SHOWN]]
+        if len(told) > SHOWN:
+            lines += [f"  ... and {len(told) - SHOWN} more; {ALL}"]
     accepted = sum(bool(site.witnesses) and audit.is_allowed(site) for site in audit.sites)
     if accepted:
         lines += [f"accepted by allow: {accepted}"]
     for dtype, error in audit.refused.items():
         lines += [f"not looked at in {dtype}, in which the model cannot be run: {error}"]
-    if audit.fails_as_given:
+    if len(audit.fails_as_given) == len(audit.dtypes):
         lines += ["the model fails as it is, so nothing else was tried: mend it and audit it again"]
+    elif audit.fails_as_given:
+        lines += [
+            f"in {' and '.join(audit.fails_as_given)} the model fails as it is, so no other weights"
+            " were tried there: mend it and audit it again"
+        ]
     if audit.ran_out_of_time:
-        lines += ["the search ended by its time limit; what it left untried is unknown"]
+        lines += ["the search ended by its time limit, so it may find more with a larger seconds="]
     return lines
 
 
@@ -252,9 +262,11 @@ def _lines_of(number: int, sites: Sequence[Site]) -> list[str]:
     where = site.modules[0] or "the top-level module"
     more = f" and {len(site.modules) - 1} more" if len(site.modules) > 1 else ""
     detail = f": {best.finding.detail}" if best.finding.detail else ""
+    # A line may hold many operations that can overflow.
+    which = f" of {site.operation}" if site.is_overflow else ""
     lines = [
         f"{number}. {site.place}",
-        f"   {site.limit}{detail}",
+        f"   {site.limit}{which}{detail}",
         f"   in {where}{more} ({site.phase}); {', '.join(dtypes)}",
         f"   how: {best.how} ({best.dtype})",
     ]

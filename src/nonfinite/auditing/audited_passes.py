@@ -143,7 +143,7 @@ def total(output: Any) -> Tensor | None:
 
     The sum of all outputs with fixed random signs, divided by their number, is no limit of its own.
     """
-    loss = getattr(output, "loss", None)
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(loss, Tensor):
         return loss
     pairs = [("", output)] if isinstance(output, Tensor) else tensors_of(output)

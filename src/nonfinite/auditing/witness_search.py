@@ -82,14 +82,15 @@ class Search:
     witnesses: dict[tuple[SiteKey, str], tuple[Try, Witness]] = field(default_factory=dict)
     """What was tried and what it gave, by operation and dtype."""
     ran_out: bool = False
-    fails_as_given: bool = False
-    """Whether the model fails in every dtype without a change, so that nothing else was tried."""
+    fails_as_given: list[str] = field(default_factory=list)
+    """The dtypes in which the model fails without a change; nothing else is tried if it does in
+    all."""
 
     def run(self) -> None:
         """Tries the model as given, other inputs, and then other weights."""
         failing = self.attempt(Try(changes=AS_IS, how="nothing is changed", inputs=self.inputs))
+        self.fails_as_given = list(failing)
         if len(failing) == len(self.passes):
-            self.fails_as_given = True
             return
         for what, inputs in changed_inputs(self.inputs, self.reach):
             if self.is_late():
