@@ -457,7 +457,7 @@ def test_the_table_fits_a_screen_and_begins_with_the_line():
     assert max(map(len, lines)) < 120
     assert "NaN or Inf reached at 1 place" in lines[0]
     assert "picked / total" in lines[3]
-    assert "usual mend: add an epsilon" in "\n".join(lines)
+    assert "usual fix: add an epsilon" in "\n".join(lines)
 
 
 def test_what_is_allowed_is_not_found():

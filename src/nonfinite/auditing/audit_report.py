@@ -91,7 +91,7 @@ class Site:
 
     @property
     def advice(self) -> str | None:
-        """The usual mend, in one line."""
+        """The usual fix, in one line."""
         return ADVICE.get(self.limit)
 
     @property
@@ -233,11 +233,11 @@ def table(audit: Audit) -> list[str]:
     for dtype, error in audit.refused.items():
         lines += [f"not looked at in {dtype}, in which the model cannot be run: {error}"]
     if len(audit.fails_as_given) == len(audit.dtypes):
-        lines += ["the model fails as it is, so nothing else was tried: mend it and audit it again"]
+        lines += ["the model fails as it is, so nothing else was tried: fix it and audit it again"]
     elif audit.fails_as_given:
         lines += [
             f"in {' and '.join(audit.fails_as_given)} the model fails as it is, so no other weights"
-            " were tried there: mend it and audit it again"
+            " were tried there: fix it and audit it again"
         ]
     if audit.ran_out_of_time:
         lines += ["the search ended by its time limit, so it may find more with a larger seconds="]
@@ -273,7 +273,7 @@ def _lines_of(number: int, sites: Sequence[Site]) -> list[str]:
     if best.file is not None:
         lines += [f"   witness: {best.file}"]
     if site.advice is not None:
-        lines += [f"   usual mend: {site.advice}"]
+        lines += [f"   usual fix: {site.advice}"]
     return lines
 
 

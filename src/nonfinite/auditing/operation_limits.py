@@ -300,4 +300,4 @@ ADVICE = {
     how.INF_INF: "use a large negative number in place of -inf",
     how.CTC: "use zero_infinity=True, or leave such rows out",
 }
-"""The usual mend of each limit, in one line."""
+"""The usual fix of each limit, in one line."""
