@@ -56,16 +56,14 @@ def failures(
         alt.Tooltip("value:Q", title="non-finite batches"),
         alt.Tooltip("of_baseline:N", title="baseline"),
     ]
-    title = "Non-finite batches of each seed"
-    unit = "non-finite batches after the arm begins to act"
     return _strips(
         points,
         _with_cuts(arms, least, most),
         ends,
         x=x,
-        unit=unit,
+        unit="non-finite batches after the arm begins to act",
         shown=shown,
-        title=title,
+        title="Non-finite batches of each seed",
         end_title="failing runs",
     )
 
@@ -90,16 +88,14 @@ def final_losses(
         alt.Tooltip("value:Q", title="val/loss", format=".3f"),
         alt.Tooltip("nonfinite:Q", title="non-finite windows", format=".0%"),
     ]
-    title = "Final validation loss of each seed"
-    unit = "nats per token"
     return _strips(
         points,
         _with_cuts(arms, low, high),
         ends,
         x=x,
-        unit=unit,
+        unit="nats per token",
         shown=shown,
-        title=title,
+        title="Final validation loss of each seed",
         end_title=end_title,
     )
 
