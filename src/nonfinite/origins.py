@@ -44,7 +44,7 @@ class LostOverflows:
         self._known: dict[int, Finding] = {}
 
     def follow(self, operands: list[Tensor], memory: int, origins: dict[int, Origin]) -> None:
-        """Keeps for the memory of a finite result the first overflow that it was computed from."""
+        """Keeps for the memory of a result the first overflow that it was computed from."""
         if not origins and not self._known:
             return
         places = [memory_of(operand) for operand in operands]

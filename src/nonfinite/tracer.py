@@ -136,10 +136,10 @@ class Tracer(TorchDispatchMode):
         shared = {memory_of(tensor) for tensor in own}
         for tensor in tensors_in(result):
             memory = memory_of(tensor)
+            self._lost.follow([] if name in FRESH else operands, memory, self._origins)
             if not can_be_nonfinite(tensor) or name in FRESH:
                 self._origins.pop(memory, None)
             elif all_finite([tensor]):
-                self._lost.follow(operands, memory, self._origins)
                 covers = tensor.numel() * tensor.element_size() >= num_bytes(tensor)
                 if memory not in shared or covers:
                     self._origins.pop(memory, None)
