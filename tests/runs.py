@@ -20,7 +20,7 @@ import torch
 from src.common.run_folder import read_metrics
 from src.lab.__main__ import main as lab_main
 from src.train import main
-from src.training.signals import Interrupt
+from src.training.stop_on_signal import Interrupt
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("speed/",)

@@ -28,7 +28,7 @@ from src.stability import RunFacts
 from src.training.checkpoint_writer import Checkpoints
 from src.training.metrics import TrainMetrics
 from src.training.progress import ProgressBar
-from src.training.signals import Interrupt
+from src.training.stop_on_signal import Interrupt
 from src.training.validation import Validation
 
 

@@ -108,8 +108,13 @@ def _compare(fork: Fork, name: str, theirs: Any, ours: Any) -> None:
 
 
 def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str) -> None:
-    """Fills a new folder with what the run itself would have left after the fork's step."""
+    """Fills a new folder with what the run itself would have left after the fork's step.
+
+    If the guard had ended the source before that step, the state is the source's last, and the
+    branch ends there as well.
+    """
     state = load_state(fork.state, field="fork")
+    step = state["global_step"]
     foreign = _foreign_remedies(config, state["config"])
     own = config.recipe.validation_steps() | set(config.validate_at)
     for_others = set(state["config"].get("validate_at", [])) - own
@@ -117,9 +122,9 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
         "config": config.plain(),
         "config_hash": config_hash,
         "observed": {k: v for k, v in state["observed"].items() if k not in foreign},
-        "derived_from": {"run": "/".join(fork.source.parts[-3:]), "step": fork.step},
+        "derived_from": {"run": "/".join(fork.source.parts[-3:]), "step": step},
     }
-    _set_optimizer(state, config, fork.step)
+    _set_optimizer(state, config, step)
     for callback in state["callbacks"].values():
         if isinstance(callback, dict) and {"last", "best"} <= set(callback):
             for metrics in (callback["last"], callback["best"]):
@@ -133,14 +138,14 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
             and not (name.startswith("val") and line["step"] in for_others)
         }
         for line in read_metrics(fork.source / "metrics.jsonl")
-        if line["step"] <= fork.step
+        if line["step"] <= step
     ]
     lines = [line for line in lines if line.keys() != {"step"}]
     state["metric_lines"] = len(lines)
     folder.begin_fork()
     folder.write_metrics(lines)
     for incident in (fork.source / "incidents").glob("step-*"):
-        if int(incident.name.partition("-")[2]) <= fork.step:
+        if int(incident.name.partition("-")[2]) <= step:
             shutil.copytree(incident, folder.path / "incidents" / incident.name, dirs_exist_ok=True)
     draft = folder.checkpoints / "last.part"
     with storage.tensors_to(draft):

@@ -50,6 +50,10 @@ IMPORTS = (
 )
 """Modules that every training process needs; the fork server imports them once, in this order."""
 
+MLFLOW_IMPORTS = ("mlflow", "mlflow.store.tracking.sqlalchemy_store", "alembic.command")
+"""Modules that MLflow needs to write to a database. A run would import them in a thread of its own,
+beside its first steps, which then take seconds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -126,7 +130,8 @@ class JobProcess:
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         # Forced, because joblib's workers have already set a start method of their own.
         multiprocessing.set_start_method("forkserver", force=True)
-        multiprocessing.set_forkserver_preload([*IMPORTS, *(["mlflow"] if self.job.mlflow else [])])
+        more = MLFLOW_IMPORTS if self.job.mlflow else ()
+        multiprocessing.set_forkserver_preload([*IMPORTS, *more])
         process = multiprocessing.Process(target=train, args=(arguments, str(log)))
         with nullcontext() if self.preemption is None else self.preemption.noting():
             process.start()

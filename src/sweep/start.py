@@ -38,10 +38,10 @@ def _name_early(arguments: Sequence[str]) -> list[Path]:
     if "torch" in sys.modules:
         return []
     from src.cli.hydra_errors import readable
-    from src.config.early_name import early_name
+    from src.config.name_before_torch import name_before_torch
 
     with readable("train", arguments):
-        name = early_name("train", arguments)
+        name = name_before_torch("train", arguments)
     if name is None:
         return []
     what = _what(name.variant, name.target)

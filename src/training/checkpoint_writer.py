@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from nonfinite.lightning.guard import StepGuard
 from nonfinite.lightning.step_callback import StepCallback
 from src.common import storage
 from src.training.validation import Validation
@@ -29,6 +30,8 @@ class Checkpoints(StepCallback):
         validation: provides the metrics that rank a step.
         every: steps between saves of the last state, besides those after validation; None: none.
         keep: files for states that other runs will branch from, by step; they are never deleted.
+            If the guard ends the run, its last state stands for those of later steps: a branch that
+            would act only then ends with it.
         keys: returns what the state of a step depends on; it is saved next to the state as .key.
         flush: called before a save, so that the metrics on disk are as recent as the checkpoint;
             returns the number of their lines, which the checkpoint records.
@@ -52,8 +55,8 @@ class Checkpoints(StepCallback):
         """Saves if a save is due."""
         validated = self.validation.last_step == step
         due = self.every is not None and step % self.every == 0
-        state = self.keep.get(step)
-        if not (validated or due or state is not None or trainer.should_stop):
+        kept = self._kept_at(trainer, step)
+        if not (validated or due or kept or trainer.should_stop):
             return
         stale = self._rank(step) if validated else []
         save(trainer, self.last)
@@ -61,14 +64,24 @@ class Checkpoints(StepCallback):
             return
         if validated and step in {entry[2] for entry in self.best}:
             _replace_by_copy(self.last, self.folder / _name(step))
-        if state is not None:
+        for planned, state in kept.items():
             key = state.with_suffix(".key")
             # A state without a key is never used; an old key next to a new state would be wrong.
             key.unlink(missing_ok=True)
             _replace_by_copy(self.last, state)
-            key.write_text(self.keys(step), encoding="utf-8")
+            key.write_text(self.keys(planned), encoding="utf-8")
         for old in stale:
             (self.folder / _name(old)).unlink(missing_ok=True)
+
+    def _kept_at(self, trainer: pl.Trainer, step: int) -> dict[int, Path]:
+        """The files to be kept after a step, by the step that they are for."""
+        guard = StepGuard.of(trainer)
+        is_over = guard is not None and guard.stopped
+        return {
+            planned: state
+            for planned, state in self.keep.items()
+            if planned == step or (is_over and planned > step)
+        }
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -18,7 +18,7 @@ from src.convert import main as convert
 from src.generate import main as generate
 from src.report import main as report
 from src.train import main
-from src.training.signals import Interrupt
+from src.training.stop_on_signal import Interrupt
 from tests.conftest import PACE, TINY
 from tests.runs import (
     assert_same_run,

@@ -21,6 +21,7 @@ from tests.runs import (
     record,
     stop_after,
     train,
+    weights,
 )
 from tests.stability.harnessed import PACE, START, STEPS
 
@@ -45,6 +46,10 @@ def assert_same(forked: Path, whole: Path) -> None:
     assert own_figures(metrics(forked)) == own_figures(metrics(whole))
     one, two = (comparable(last_checkpoint(folder)) for folder in (forked, whole))
     assert_same_tree(one, two)
+    assert_same_record(forked, whole)
+
+
+def assert_same_record(forked: Path, whole: Path) -> None:
     left, right = record(forked), record(whole)
     for name in ("outcome", "steps", "tokens", "guard", "spikes", "best", "acts_from"):
         assert left[name] == right[name], name
@@ -79,6 +84,31 @@ def test_from_a_shared_beginning_every_late_option_is_bitwise_as_from_nothing(op
     assert branch["derived_from"] == {"run": "/".join(base.parts[-3:]), "step": step}
     assert branch["own_steps"] == branch["steps"] - step
     assert record(whole)["own_steps"] == branch["steps"]
+
+
+@pytest.mark.parametrize(("option", "step"), [("ema", STEPS - 1), ("noise", START)])
+def test_an_option_that_would_act_after_the_end_of_its_baseline_ends_with_it(option, step, tiny):
+    arguments = [*tiny, *PACE, *FAILING, "guard.on_nonfinite=stop"]
+    whole = train(arguments, f"stability={option}", "study=whole")
+    base = made(arguments, "study=base", f"save_at=[{step}]", EMA)
+    end = record(base)["steps"]
+    assert end < step
+    forked = train(arguments, f"stability={option}", "study=forked", f"fork={base}@{step}")
+    assert own_figures(metrics(forked)) == own_figures(metrics(whole))
+    assert_same_tree(weights(forked), weights(whole))
+    assert_same_record(forked, whole)
+    branch = record(forked)
+    assert branch["outcome"] == "stopped"
+    assert branch["derived_from"]["step"] == end
+    assert branch["own_steps"] == 0
+    assert branch["incident"] == record(whole)["incident"]
+
+
+def test_only_a_guard_that_ends_a_run_leaves_its_last_state_for_later_steps(tiny, monkeypatch):
+    stop_after(monkeypatch, 3)
+    assert main([*tiny, *PACE, "study=cut", "save_at=[3,7]"]) == 143
+    (folder,) = Path("runs/cut").glob("*/seed-0")
+    assert [file.name for file in (folder / "checkpoints").glob("*.key")] == ["state-3.key"]
 
 
 def test_two_options_share_the_beginning_of_the_first_and_averages_come_along(tiny):

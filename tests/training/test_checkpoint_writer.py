@@ -9,7 +9,7 @@ from src.training.checkpoint_writer import Checkpoints
 class Saved:
     """A trainer that writes down the step at which it is asked to save."""
 
-    should_stop, is_global_zero = False, True
+    should_stop, is_global_zero, callbacks = False, True, ()
 
     def __init__(self) -> None:
         self.step = 0

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 from src.common.number_format import p_equals, p_value, signed, steps
-from src.study.analysis.finite_answer import finite_answer, loss_sentences, nothing_fails
+from src.study.analysis.answer_without_failures import (
+    answer_without_failures,
+    loss_sentences,
+    nothing_fails,
+)
 from src.study.analysis.looks import LOSS, decision
 from src.study.analysis.results import ArmResult, Comparison
 from src.study.analysis.stats import ALPHA
@@ -43,7 +47,7 @@ def answer(
     compared = [arm for arm in arms if arm.comparisons and not arm.is_aa_control]
     if nothing_fails(arms):
         more = [_sequential(study, compared), _censored(compared), _evaluated_differently(compared)]
-        return [*finite_answer(study, arms), *loss_sentences(arms), *filter(None, more)]
+        return [*answer_without_failures(study, arms), *loss_sentences(arms), *filter(None, more)]
     tested = [arm for arm in compared if arm.comparisons[PRIMARY].p_value is not None]
     is_about_loss = study.primary == LOSS
     sentences = [

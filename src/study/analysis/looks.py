@@ -20,7 +20,7 @@ from src.cli.name_checks import PRIMARIES
 from src.common.number_format import p_equals, signed
 from src.study.analysis.permutation import Pair, Permuted
 from src.study.analysis.results import ArmResult, Proportion
-from src.study.analysis.stats import design_effect_of
+from src.study.analysis.stats import ALPHA, design_effect_of
 
 SEED_SHARES = (0.25, 0.5, 1.0)
 """The share of the seeds that have been run at each look."""
@@ -30,10 +30,6 @@ ERROR_SHARES = (0.1, 0.2, 0.7)
 
 LEAST_SEEDS = 12
 """With 12 seeds the first look sees 3, and fewer could hardly decide anything."""
-
-FUTILE = 0.1
-"""An arm is given up if one that prevents half of the failures would have as many or more of them
-with at most this probability."""
 
 FAILURES, LOSS = PRIMARIES
 
@@ -121,6 +117,9 @@ def chance_if_halved(
 def decision(arm: ArmResult, primary: str = FAILURES) -> str | None:
     """Why an arm needs no more seeds; None if it is undecided.
 
+    An arm is given up if one that prevents half of the failures would have as many or more of them
+    with a probability of at most 5 %, the same that the report asks for to rule out a halving.
+
     Args:
         arm: a compared arm that is no A/A control.
         primary: the endpoint that decides, of PRIMARIES.
@@ -166,6 +165,6 @@ def _failure_decision(arm: ArmResult) -> str | None:
         return None
     if untreated is not None and untreated.total and not untreated.events:
         return f"none of {untreated.total} untreated runs fails, so nothing can be prevented"
-    if primary.chance_if_halved is not None and primary.chance_if_halved <= FUTILE:
+    if primary.chance_if_halved is not None and primary.chance_if_halved <= ALPHA:
         return f"{own}, too many for a remedy that prevents half"
     return None

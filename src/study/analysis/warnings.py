@@ -7,8 +7,8 @@ from typing import Any
 from src.common.number_format import p_equals
 from src.config.field_roles import role_of, set_by
 from src.stability import REMEDIES
+from src.study.analysis.answer_without_failures import nothing_fails
 from src.study.analysis.endpoints import has_ended
-from src.study.analysis.finite_answer import nothing_fails
 from src.study.analysis.results import ArmResult
 from src.study.analysis.stats import ALPHA
 from src.study.read.collect import Run, Study, flat

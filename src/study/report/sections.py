@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from src.study.analysis import rates
+from src.study.analysis.answer_without_failures import nothing_fails
 from src.study.analysis.expert_loads import all_loads
-from src.study.analysis.finite_answer import nothing_fails
 from src.study.analysis.frames import arms_frame, runs_frame
 from src.study.analysis.results import Analysis
 from src.study.read.collect import Study

@@ -8,7 +8,7 @@ import pandas as pd
 
 from src.common import number_format
 from src.study.analysis.analyse import analyse
-from src.study.analysis.finite_answer import nothing_fails
+from src.study.analysis.answer_without_failures import nothing_fails
 from src.study.analysis.results import Analysis, ArmResult, Comparison
 from src.study.analysis.verdicts import fraction, listed
 from src.study.read.collect import Study

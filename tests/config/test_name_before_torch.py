@@ -14,8 +14,8 @@ RUNS = {
 
 PROGRAM = """
 import json, shlex, sys
-from src.config.early_name import early_name
-named = [str(early_name("train", shlex.split(line)).folder) for line in json.load(sys.stdin)]
+from src.config.name_before_torch import name_before_torch
+named = [str(name_before_torch("train", shlex.split(line)).folder) for line in json.load(sys.stdin)]
 print(json.dumps([named, "torch" in sys.modules]))
 """
 

@@ -31,7 +31,7 @@ class EarlyName:
     """The run folder."""
 
 
-def early_name(config_name: str, arguments: Sequence[str]) -> EarlyName | None:
+def name_before_torch(config_name: str, arguments: Sequence[str]) -> EarlyName | None:
     """Names a run; None if it starts from a saved model.
 
     Args:

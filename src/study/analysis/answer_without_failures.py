@@ -24,7 +24,7 @@ def nothing_fails(arms: Sequence[ArmResult]) -> bool:
     return bool(ended) and not any(arm.nonfinite.events or arm.num_failed_before for arm in ended)
 
 
-def finite_answer(study: Study, arms: Sequence[ArmResult]) -> list[str]:
+def answer_without_failures(study: Study, arms: Sequence[ArmResult]) -> list[str]:
     """That all runs stay finite.
 
     Args:
