@@ -109,6 +109,11 @@ def _bad_gradient(evidence: Evidence) -> bool:
     return written and _in("backward")(evidence)
 
 
+def _was_given(evidence: Evidence) -> bool:
+    """An operation read a value that was not finite, and that no operation of the step had made."""
+    return evidence.finding is not None and evidence.finding.operation.startswith(INPUT)
+
+
 RULES: tuple[tuple[str, Callable[[Evidence], bool]], ...] = (
     *((name, partial(_updated, name)) for name in (RATE, CHANGED, UPDATE)),
     ("router underflow", _router_underflow),
@@ -141,6 +146,7 @@ RULES: tuple[tuple[str, Callable[[Evidence], bool]], ...] = (
     (how.OVERFLOW, _made_by(how.OVERFLOW)),
     ("bad gradient", _bad_gradient),
     (how.WRITTEN, _made_by(how.WRITTEN)),
+    (how.GIVEN, lambda evidence: _made_by(how.GIVEN)(evidence) or _was_given(evidence)),
     (OUTSIDE_LOSS, _in("loss")),
     (NOT_REPRODUCED, lambda evidence: evidence.finding is None and evidence.failed),
 )
@@ -178,6 +184,8 @@ ADVICE = {
     how.OVERFLOW: "scale the operands down, or normalise them",
     "bad gradient": "look at the hook or the custom backward function at this place",
     how.WRITTEN: "follow the written value to the loss: something there does not mask it",
+    how.GIVEN: "find where this tensor comes from: a target, a state kept between steps, or a"
+    " constant",
     OUTSIDE_LOSS: "pass loss_of= to examine the loss too",
     NOT_REPRODUCED: "run with the same seed again; if it fails at another step, suspect what is"
     " outside the model",
@@ -216,6 +224,11 @@ def explanation(evidence: Evidence, cause: str) -> str:
         return (
             f"The largest weight is {evidence.weight_absmax:.3g}, and {finding.place} overflows"
             " with such weights."
+        )
+    if _was_given(evidence):
+        return (
+            f"{finding.num_nonfinite} of {finding.num_elements} elements were NaN or infinite when"
+            " this step first read them, and no operation that the tracer saw had made them."
         )
     if finding.detail is not None:
         return f"{finding.detail[0].upper()}{finding.detail[1:]}."

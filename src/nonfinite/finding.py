@@ -1,11 +1,13 @@
 """What a trace finds: the operation that produced the first harmful non-finite value."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from nonfinite.finite_checks import absmax, all_finite
 from nonfinite.snapshot import digest_of
 from nonfinite.source_lines import Source
 
@@ -140,3 +142,18 @@ class Growth:
     module: str
     operation: str
     source: Source | None
+
+
+def norm_overflow(gradients: Sequence[tuple[str, Tensor]]) -> Finding | None:
+    """The finding if the norm over all gradients, which are finite, is not; the largest is named.
+
+    Args:
+        gradients: paths of the parameters, and their gradients.
+    """
+    norm = torch.nn.utils.get_total_norm([gradient for _, gradient in gradients])
+    if all_finite([norm]):
+        return None
+    name, largest = max(gradients, key=lambda entry: absmax([entry[1]]))
+    module, _, field = name.rpartition(".")
+    size = absmax([largest])
+    return found("backward", module, f"{NORM} {field}", norm, input_absmax=size)

@@ -41,6 +41,12 @@ def absmax(tensors: list[Tensor]) -> float:
     return float(max(values, default=0.0))
 
 
+def growth_factor(operands: list[Tensor], result: Tensor) -> float:
+    """How much larger a result is than the smallest operand that is not 0; 0 if there is none."""
+    sizes = [size for size in (absmax([operand]) for operand in operands) if size > 0]
+    return absmax([result]) / min(sizes) if sizes else 0.0
+
+
 def is_mask(tensor: Tensor) -> bool:
     """Whether a tensor is an additive mask: each entry is 0 or -inf, and at least one is 0."""
     if not tensor.is_floating_point():

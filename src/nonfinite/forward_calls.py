@@ -38,6 +38,8 @@ class ForwardCall:
     """Whether each module was in training mode, in the order of `modules()`."""
     gradients: dict[int, Tensor] = field(default_factory=dict)
     """The gradient that came back to each output, by the output's place."""
+    backward_pass: int = -1
+    """The number of the backward pass in which the first gradient came back."""
     is_differentiated_twice: bool = False
     """Whether a backward pass through the outputs built a graph of its own."""
     sums: dict[int, Tensor] = field(default_factory=dict)
@@ -80,21 +82,31 @@ class ForwardCall:
             training=training,
         )
 
-    def follow(self, output: Any) -> None:
-        """Registers hooks that keep the gradient coming back to each output."""
+    def follow(self, output: Any, begins: Callable[["ForwardCall"], None]) -> None:
+        """Registers hooks that keep the gradient coming back to each output.
+
+        Args:
+            output: what the model returned.
+            begins: called when the first gradient comes back.
+        """
         for place, tensor in enumerate(_tensors(output)):
             # A weight that is returned as it is would keep the hook for good.
             if tensor.requires_grad and not tensor.is_leaf:
                 self.sums[place] = tensor.detach().sum()
                 if not tensor.dim():
                     self.losses.append(place)
-                tensor.register_hook(self._keeper(place))
+                tensor.register_hook(self._keeper(place, begins))
 
-    def _keeper(self, place: int) -> Callable[[Tensor], None]:
+    def _keeper(
+        self, place: int, begins: Callable[["ForwardCall"], None]
+    ) -> Callable[[Tensor], None]:
         def keep(gradient: Tensor) -> None:
             if torch.is_grad_enabled():
                 self.is_differentiated_twice = True
                 return
+            if not self.gradients:
+                self.backward_pass = torch._C._current_graph_task_id()
+                begins(self)
             known = self.gradients.get(place)
             # Several losses may send gradients back one after the other.
             self.gradients[place] = gradient.detach() if known is None else known + gradient

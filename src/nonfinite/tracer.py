@@ -8,7 +8,7 @@ merely logged do no harm.
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,31 +17,38 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nonfinite.batch_tensors import first_nonfinite, tensors_of
-from nonfinite.finding import INPUT, LOSS, NORM, Finding, Growth, found
+from nonfinite.finding import INPUT, LOSS, Finding, Growth, found, norm_overflow
 from nonfinite.finite_checks import (
     absmax,
     all_finite,
     any_nan,
     can_be_nonfinite,
+    growth_factor,
     is_invalid,
     is_mask,
     tensors_in,
 )
 from nonfinite.function_names import FunctionNames, inside_of, running_derivative
-from nonfinite.mechanisms import COMPUTED_WRITES, WRITTEN, Call, explain
+from nonfinite.mechanisms import COMPUTED_WRITES, WRITTEN, Call
+from nonfinite.operand_rules import explain
 from nonfinite.origins import (
     FRESH,
     MADE,
     MEANT,
     READ,
-    WRITES,
     LostOverflows,
     Origin,
-    is_binary,
+    Origins,
+    Placed,
+    first_of,
+    fresh_values,
+    is_written,
     kept_operands,
     memory_of,
-    nonfinite_numbers,
+    name_of,
     num_bytes,
+    whence,
+    writes_to_operand,
 )
 from nonfinite.source_lines import Source, of_node
 
@@ -64,7 +71,7 @@ class Tracer(TorchDispatchMode):
         self._names = FunctionNames(self)
         self._path = [""]
         self._paths: dict[int, str] = {}
-        self._origins: dict[int, Origin] = {}
+        self._origins = Origins()
         self._lost = LostOverflows()
         self._batch: Finding | None = None
         self._num_origins = 0
@@ -121,62 +128,79 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         schema = getattr(func, "_schema", None)
-        name = getattr(schema, "name", str(func)).rpartition("::")[2].rstrip("_")
         if running_derivative() is None:
             self._paths.setdefault(torch.autograd._get_sequence_nr() - 1, self.module)
         before = kept_operands(schema, args)
         result = func(*args, **kwargs)
         if self.finding is None:
-            self._look(name, before, kwargs, tensors_in(args), result)
+            self._look(func, before, kwargs, tensors_in(args), result)
         return result
 
-    def _look(self, name: str, args: Any, kwargs: Any, own: list[Tensor], result: Any) -> None:
-        """Updates the origin of every result of an operation."""
-        operands = tensors_in((args, kwargs))
+    def _look(self, func: Any, args: Any, kwargs: Any, own: list[Tensor], result: Any) -> None:
+        """Updates the origins of every result of an operation."""
+        name, operands = name_of(func), tensors_in((args, kwargs))
         shared = {memory_of(tensor) for tensor in own}
         for tensor in tensors_in(result):
             memory = memory_of(tensor)
             self._lost.follow([] if name in FRESH else operands, memory, self._origins)
             if not can_be_nonfinite(tensor) or name in FRESH:
-                self._origins.pop(memory, None)
+                self._origins.forget(tensor)
             elif all_finite([tensor]):
                 covers = tensor.numel() * tensor.element_size() >= num_bytes(tensor)
                 if memory not in shared or covers:
-                    self._origins.pop(memory, None)
+                    self._origins.forget(tensor)
                 if self.measures_growth and torch._C._current_autograd_node() is not None:
                     self._measure(operands, tensor)
             else:
-                self._origins[memory] = self._origin_of(name, args, kwargs, operands, tensor)
+                placed = self._placed(func, args, kwargs, operands, tensor)
+                is_view = memory in shared and not writes_to_operand(func)
+                self._origins.put(tensor, placed, is_view=is_view)
                 self._kept.append(tensor.detach())
 
-    def _origin_of(
-        self, name: str, args: Any, kwargs: Any, operands: list[Tensor], tensor: Tensor
-    ) -> Origin:
-        """Where a non-finite result comes from."""
+    def _placed(
+        self, func: Any, args: Any, kwargs: Any, operands: list[Tensor], tensor: Tensor
+    ) -> list[Placed]:
+        """Where the non-finite values of a result come from, and which elements they are."""
+        name = name_of(func)
         bad = [operand for operand in operands if not all_finite([operand])]
         nans = [operand for operand in bad if any_nan([operand])]
+        known = self._origins.of(read := nans or bad)
         if nans or (bad and not any_nan([tensor])):
-            read = nans or bad
-            has_origin = any(memory_of(operand) in self._origins for operand in read)
-            if not has_origin and all(operand.dim() == 0 for operand in read):
+            if not known:
                 # A number in the code, such as that of x[i] = nan, comes as a tensor.
-                return self._written(name, args, kwargs, tensor)
-            return self._inherited(read, name)
-        if bad:
-            # NaN out of infinities. Infinities of a mask are no fault, but a NaN made of them is.
-            first = [origin for origin in self._origins_of(bad) if origin.kind != MEANT]
-            if first:
-                return min(first, key=lambda origin: origin.order)
-        written = nonfinite_numbers((args, kwargs))
-        is_nan = any_nan([tensor])
-        copies = any_nan([torch.tensor(written)]) if written and is_nan else True
-        is_written = name in WRITES or (bool(written) and not is_nan)
-        if not bad and copies and is_written and not self._names.runs(*COMPUTED_WRITES):
+                origin = self._from_outside(read, name)
+                if all(operand.dim() == 0 for operand in read):
+                    origin = self._written(name, args, kwargs, tensor)
+                return [(origin, ~tensor.isfinite())]
+        elif all(origin.kind == MEANT for origin in known):
+            # Infinities of a mask are no fault, but a NaN made of them is.
+            origin = self._made(name, args, kwargs, operands, tensor, of=known)
+            return [(origin, ~tensor.isfinite())]
+        placed = self._origins.inherited(func, args, kwargs, read, tensor)
+        rest = fresh_values(func, bad, tensor)
+        if rest is not None:
+            # Beside values that came with an operand, the operation made others.
+            made = self._made(name, args, kwargs, operands, rest)
+            placed.append((made, ~rest.isfinite()))
+        return placed
+
+    def _made(
+        self,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        operands: list[Tensor],
+        tensor: Tensor,
+        of: Sequence[Origin] = (),
+    ) -> Origin:
+        """The origin of values that an operation wrote, or made, maybe of infinities from `of`."""
+        is_computed = self._names.runs(*COMPUTED_WRITES)
+        if is_written(name, (args, kwargs), operands, tensor, is_computed=is_computed):
             return self._written(name, args, kwargs, tensor)
-        if name.startswith("log") and operands and is_binary(operands[0]):
-            # The logarithm of a mask of zeros and ones is an additive mask.
-            return self._written(name, args, kwargs, tensor)
-        return self._new(MADE, self._seen(name, args, kwargs, tensor))
+        finding = self._seen(name, args, kwargs, tensor)
+        if of and finding.detail is not None:
+            finding = replace(finding, detail=finding.detail + whence(of))
+        return self._new(MADE, finding)
 
     def _written(self, name: str, args: Any, kwargs: Any, tensor: Tensor) -> Origin:
         """The origin of a value that the code wrote, such as a mask's infinity."""
@@ -184,13 +208,8 @@ class Tracer(TorchDispatchMode):
         detail = f"it was written by {name}, so it was meant, but reached the loss or a gradient"
         return self._new(MEANT, replace(finding, mechanism=WRITTEN, detail=detail))
 
-    def _inherited(self, bad: list[Tensor], name: str) -> Origin:
-        origins = self._origins_of(bad)
-        if origins:
-            return min(origins, key=lambda origin: origin.order)
-        if not any_nan(bad):
-            finding = found("forward", self.module, f"{INPUT} {self._operation(name)}", bad[0])
-            return self._new(MEANT, finding)
+    def _from_outside(self, bad: list[Tensor], name: str) -> Origin:
+        """The origin of values that were there before an operation of the step read them."""
         finding = found(
             self._phase(),
             self._module_of_operation(),
@@ -198,11 +217,7 @@ class Tracer(TorchDispatchMode):
             bad[0],
             source=self._source(),
         )
-        return self._new(READ, finding)
-
-    def _origins_of(self, tensors: list[Tensor]) -> list[Origin]:
-        places = [memory_of(tensor) for tensor in tensors]
-        return [self._origins[place] for place in places if place in self._origins]
+        return self._new(READ if any_nan(bad) else MEANT, finding)
 
     def _new(self, kind: str, finding: Finding) -> Origin:
         self._num_origins += 1
@@ -263,14 +278,8 @@ class Tracer(TorchDispatchMode):
         return of_node(node, trace_forward_and_backward.__code__)
 
     def _measure(self, operands: list[Tensor], result: Tensor) -> None:
-        sizes = [
-            size for size in (absmax([t]) for t in operands if can_be_nonfinite(t)) if size > 0
-        ]
-        size = absmax([result])
-        if not sizes or running_derivative() is None:
-            return
-        factor = size / min(sizes)
-        if factor > 1 and (self.growth is None or factor > self.growth.factor):
+        factor = 1.0 if running_derivative() is None else growth_factor(operands, result)
+        if factor > (1.0 if self.growth is None else self.growth.factor):
             self.growth = Growth(
                 factor=factor,
                 module=self._module_of_operation(),
@@ -302,7 +311,7 @@ class Tracer(TorchDispatchMode):
     def _bring(self, tensor: Tensor, kind: str, finding: Finding) -> None:
         """Keeps the origin of a tensor from before the trace."""
         self._kept.append(tensor)
-        self._origins[memory_of(tensor)] = Origin(kind=kind, order=0, finding=finding)
+        self._origins.put(tensor, [(Origin(kind=kind, order=0, finding=finding), None)])
 
     def _chosen(self, origin: Origin) -> Finding:
         """The finding for an origin: what was read from outside is the batch's, if that is bad."""
@@ -313,9 +322,9 @@ class Tracer(TorchDispatchMode):
     def check_loss(self, loss: Tensor) -> None:
         """Chooses the finding if the loss is not finite."""
         if self.finding is None and not all_finite([loss]):
-            origin = self._origins.get(memory_of(loss))
+            known = self._origins.of([loss])
             made = self._batch or found("forward", "", LOSS, loss)
-            self.finding = made if origin is None else self._chosen(origin)
+            self.finding = self._chosen(first_of(known)) if known else made
 
     def check_gradients(self) -> None:
         """Chooses the finding if a gradient, or the norm of all, is not finite.
@@ -326,24 +335,15 @@ class Tracer(TorchDispatchMode):
             return
         named = [(n, p.grad) for n, p in self.root.named_parameters() if p.grad is not None]
         bad = [(name, gradient) for name, gradient in named if not all_finite([gradient])]
-        known = self._origins_of([gradient for _, gradient in bad])
+        known = self._origins.of([gradient for _, gradient in bad])
         if known:
-            self.finding = self._chosen(min(known, key=lambda origin: origin.order))
+            self.finding = self._chosen(first_of(known))
         elif bad:
             module, _, field = bad[0][0].rpartition(".")
             made = found("backward", module, f"gradient of {field}", bad[0][1])
             self.finding = self._batch or made
         elif named:
-            self._check_norm(named)
-
-    def _check_norm(self, named: list[tuple[str, Tensor]]) -> None:
-        """Checks the norm over all gradients, as the guard does; names the largest gradient."""
-        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
-        if not all_finite([norm]):
-            name, largest = max(named, key=lambda entry: absmax([entry[1]]))
-            module, _, field = name.rpartition(".")
-            size = absmax([largest])
-            self.finding = found("backward", module, f"{NORM} {field}", norm, input_absmax=size)
+            self.finding = norm_overflow(named)
 
 
 def trace(

@@ -21,6 +21,7 @@ from nonfinite.closing_line import Counted
 from nonfinite.finding import Finding
 from nonfinite.forward_calls import ForwardCall, LossOf, guilty_row_of, run_call, why_finite
 from nonfinite.incident_files import new_folder
+from nonfinite.left_out_steps import LeftOutSteps
 from nonfinite.loop_hooks import Hook, is_ddp_module, is_one_of_several, writes_here
 from nonfinite.recording import (
     COMPILED,
@@ -45,9 +46,6 @@ ON_NONFINITE = ("skip", "raise", "stop", "warn")
 
 MAX_CALLS = 512
 """Forward passes of one step whose inputs are kept."""
-
-MAX_LEFT_OUT = 16
-"""A GradScaler that leaves out this many steps in a row has a gradient that no scale mends."""
 
 RING = 256
 """Last steps whose gradient norms are kept."""
@@ -88,8 +86,7 @@ class Watch(Counted):
         self.root: nn.Module = getattr(inner, "_orig_mod", inner)
         self.optimizers = list(optimizers)
         self.on_nonfinite, self.folder = on_nonfinite, folder
-        self.loss_of = loss_of
-        self.stopped = False
+        self.loss_of, self.stopped = loss_of, False
         # Walking through the modules at each step would take longer than all checks.
         self._modules, self._parameters = list(self.root.modules()), list(self.root.parameters())
         self._updates = {id(o): UpdateCheck(o, names_of(self.root)) for o in optimizers}
@@ -102,7 +99,7 @@ class Watch(Counted):
         """Whether the present step began with a call of the model itself, not of a method."""
         self._copies_are_old = False
         self._sound = True
-        self._left_out = 0
+        self._left_out = LeftOutSteps(self._parameters)
         self._num_calls, self._uses_host_rng = 0, False
         self._training: tuple[bool, ...] = self._modes()
         self._is_rerun = False
@@ -139,15 +136,15 @@ class Watch(Counted):
         """Keeps the inputs and the state of a forward pass that may be differentiated."""
         if self._is_rerun or not torch.is_grad_enabled():
             return
+        if self._left_out.passes:
+            # Recorded here, because a hook of the backward pass cannot run another one.
+            self._count_left_out(self._left_out.passes)
+            self._left_out.passes = []
         # A GradScaler may leave out a step; then its gradients are gone, and so are its passes.
-        is_left_out = (
-            not self._stepped
-            and any(call.gradients for call in self._calls)
-            and all(parameter.grad is None for parameter in self._parameters)
-        )
+        is_left_out = not self._stepped and self._left_out.are_gradients_gone(self._calls)
         # A discriminator's gradients are also dropped, without a step, after the generator's.
         if is_left_out and any(not call.came_back_finite for call in self._calls):
-            self._count_left_out()
+            self._count_left_out(list(self._calls))
         buffers = self._buffers.current()
         if self._stepped or is_left_out or not self._calls:
             self._calls.clear()
@@ -168,7 +165,7 @@ class Watch(Counted):
         """Registers hooks that keep the gradient coming back to each output."""
         if not self._is_rerun and torch.is_grad_enabled() and self._calls:
             call = self._calls[-1]
-            call.follow(output)
+            call.follow(output, self._leave_out)
             if call.host_rng is not None and not self._uses_host_rng:
                 self._uses_host_rng = not same_host_states(call.host_rng)
 
@@ -207,7 +204,7 @@ class Watch(Counted):
             # A fused optimizer leaves out the steps in which a GradScaler found an overflow.
             self._sound = False
             return
-        self._left_out = 0
+        self._left_out.end()
         norm = gradient_norm(self.optimizers)
         finite = norm - norm == 0.0 and (not self._is_called or self._losses_were_finite())
         fault = self._updates[id(optimizer)].rate_fault() if finite else None
@@ -236,21 +233,23 @@ class Watch(Counted):
         A derivative of 0, such as that of ReLU, can hide a NaN loss from every gradient. Processes
         that train together must agree on each step, and have only the gradient in common.
         """
-        losses = [call for call in self._calls if call.losses]
-        return self._is_one_of_several or all(call.loss_was_finite for call in losses)
+        return self._is_one_of_several or all(call.loss_was_finite for call in self._calls)
 
     def _look_for_spike(self, norm: float) -> None:
         if self._norms.is_spike(norm):
             self._record(None, norm=norm)
         self._ring.append({"step": self.step, "grad_norm": norm})
 
-    def _count_left_out(self) -> None:
-        """Counts a step that a GradScaler left out; too many in a row are no matter of scale."""
+    def _leave_out(self, call: ForwardCall) -> None:
+        if not self._stepped and self._left_out.drop_earlier(self._calls, call):
+            self._before_step = call.buffers
+
+    def _count_left_out(self, calls: Sequence[ForwardCall]) -> None:
         self.step += 1
-        self._left_out += 1
-        if self._left_out == MAX_LEFT_OUT:
-            self.nonfinite_steps.append(self.step)
-            self._record(None)
+        at_fault = self._left_out.count(self.step)
+        self.nonfinite_steps.extend(at_fault)
+        if at_fault:
+            self._record(None, calls=calls)
 
     def _drop(self, optimizer: torch.optim.Optimizer) -> None:
         """Leaves an optimizer nothing to apply, and puts the buffers back."""
@@ -274,12 +273,18 @@ class Watch(Counted):
             raise FloatingPointError(self._what())
         self.stopped = self.stopped or self.on_nonfinite == "stop"
 
-    def _record(self, fault: UpdateFault | None, *, norm: float | None = None) -> None:
+    def _record(
+        self,
+        fault: UpdateFault | None,
+        *,
+        norm: float | None = None,
+        calls: Sequence[ForwardCall] | None = None,
+    ) -> None:
         """Records the first incident of a kind; an error in doing so never stops the loop."""
         kind = "non-finite" if norm is None else "spike"
         if self._has(kind) or self._is_muted:
             return
-        calls = [call for call in self._calls if call.gradients]
+        calls = [call for call in (self._calls if calls is None else calls) if call.gradients]
         modes = self._modes()
         for call in calls:
             # A part may have changed its mode since the modes were read.
@@ -378,7 +383,8 @@ class Watch(Counted):
         self, call: ForwardCall, calls: Sequence[ForwardCall]
     ) -> Callable[[nn.Module, Tracer], Finding | None]:
         # The loop's variables hold the targets of its last forward pass alone.
-        loss_of = self.loss_of if call is self._calls[-1] else None
+        is_last = any(call is kept[-1] for kept in (self._calls, self._left_out.passes) if kept)
+        loss_of = self.loss_of if is_last else None
         all_were_finite = all(other.was_finite for other in calls)
 
         def run(module: nn.Module, tracer: Tracer) -> Finding | None:

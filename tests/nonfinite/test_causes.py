@@ -68,6 +68,10 @@ AFTER = {
     how.OVERFLOW: made_by(how.OVERFLOW),
     "bad gradient": with_finding(replace(FORWARD, phase="backward", mechanism=how.WRITTEN)),
     how.WRITTEN: made_by(how.WRITTEN),
+    # Nor is one that came into the loss.
+    how.GIVEN: with_finding(
+        replace(FORWARD, operation="input of torch.nn.functional.cross_entropy")
+    ),
     "loss outside the model": with_finding(replace(FORWARD, phase="loss")),
     "not reproduced": with_finding(None, why_finite="It was not run again."),
 }
@@ -109,8 +113,7 @@ def test_each_cause_is_told_by_its_evidence(name):
         with_finding(replace(FORWARD, dtype="float16")),
         # Scores of infinite logits are 0 without any underflow.
         with_finding(FORWARD, router={"topk_sum_min": 0.0, "picked_logit_min": -math.inf}),
-        # A NaN that was put into the loss, or came into it, is no divergence of the output.
-        with_finding(replace(FORWARD, operation="input of torch.nn.functional.cross_entropy")),
+        # A NaN that was put into the loss is no divergence of the output.
         with_finding(replace(FORWARD, operation="loss", module="", dtype="float16")),
     ],
 )

@@ -106,6 +106,18 @@ def zero_times_infinity(x):
     return x + torch.zeros(4) * float("-inf")
 
 
+def zero_times_infinity_in_a_product(x):
+    return F.linear(torch.full((3, 4), -math.inf), (x - x)[:, :1].expand(3, 4)).sum() + x
+
+
+def row_without_neighbours(x):
+    return F.linear(torch.full((3, 4), -math.inf), torch.tensor([[1.0, -1, 1, 1]])) + x
+
+
+def row_without_neighbours_in_a_convolution(x):
+    return F.conv1d(torch.full((1, 1, 4), -math.inf), torch.tensor([[[1.0, -1]]])).sum() + x
+
+
 def two_masks(x):
     hidden = torch.full((4,), -math.inf)
     return x + (hidden - hidden)
@@ -159,6 +171,28 @@ def half_cast(x):
 
 def large_square(x):
     return (x * 1e20).square()
+
+
+def twelfth_power(x):
+    return (x * 1e4) ** 12
+
+
+def large_convolution(x):
+    image = x.flatten()[:9].view(1, 1, 3, 3).half() * 0 + 30
+    return F.conv2d(image.expand(1, 400, 3, 3), torch.ones(1, 400, 3, 3).half())
+
+
+def bessel_function(x):
+    return torch.special.i0(x + 800)
+
+
+def weight_of_a_zero_direction(x):
+    return torch._weight_norm(x - x, torch.ones(3, 1), 0)
+
+
+def infinite_class_weight(x):
+    weight = torch.tensor([1.0, 1, math.inf, 1])
+    return F.cross_entropy(x, torch.tensor([0, 1, 2]), weight)
 
 
 class Wrong(torch.autograd.Function):
@@ -221,6 +255,9 @@ KINDS = [
     (unused_exp, how.EXP, ".exp()"),
     (expm1_of_a_large_number, how.EXP, "expm1"),
     (zero_times_infinity, how.ZERO_INF, 'float("-inf")'),
+    (zero_times_infinity_in_a_product, how.ZERO_INF, "F.linear"),
+    (row_without_neighbours, how.INF_INF, "F.linear"),
+    (row_without_neighbours_in_a_convolution, how.INF_INF, "F.conv1d"),
     (two_masks, how.INF_INF, "hidden - hidden"),
     (softmax_of_a_hidden_row, how.MASKED, ".softmax(-1)"),
     (log_softmax_of_a_hidden_row, how.MASKED, ".log_softmax(-1)"),
@@ -234,6 +271,11 @@ KINDS = [
     (half_product, how.HALF, "300 * 300"),
     (half_cast, how.HALF, ".half()"),
     (large_square, how.OVERFLOW, ".square()"),
+    (twelfth_power, how.OVERFLOW, "** 12"),
+    (large_convolution, how.HALF, "F.conv2d"),
+    (bessel_function, how.EXP, "torch.special.i0"),
+    (weight_of_a_zero_direction, how.ZERO, "_weight_norm"),
+    (infinite_class_weight, how.GIVEN, "F.cross_entropy"),
     (own_backward, how.ZERO, "gradient / (x - x)"),
     (normalised_in_half, how.ZERO, "F.normalize"),
     (checkpointed, how.EDGE, ".sqrt()"),

@@ -162,14 +162,27 @@ def test_two_steps_of_one_model_by_two_optimizers():
     assert handle.summary()["steps"] == 4
 
 
-def scaled(model: nn.Module, optimizer: Any, *, scale: float, fail: Callable[[int], bool]) -> float:
-    """Forty steps in float16 with a GradScaler that looks at the gradient before it is clipped."""
+def scaled(
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    scale: float,
+    fail: Callable[[int], bool],
+    drops_late: bool = False,
+) -> float:
+    """Forty steps in float16 with a GradScaler that looks at the gradient before it is clipped.
+
+    The gradients of the step before are dropped before the forward pass, or only after it.
+    """
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     for number in range(40):
-        optimizer.zero_grad()
+        if not drops_late:
+            optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.float16):
             loss = model(batch(number, at=-1)).float().mean()
         loss = loss / (loss - loss) if fail(number) else loss
+        if drops_late:
+            optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -178,13 +191,16 @@ def scaled(model: nn.Module, optimizer: Any, *, scale: float, fail: Callable[[in
     return scaler.get_scale()
 
 
+@pytest.mark.parametrize("drops_late", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-def test_overflows_of_a_scaler_are_no_incident(fused):
+def test_overflows_of_a_scaler_are_no_incident(fused, drops_late):
     def trained(add):
         model = small()
         optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
         handle = add(model, optimizer)
-        scale = scaled(model, optimizer, scale=2.0**30, fail=lambda number: False)
+        scale = scaled(
+            model, optimizer, scale=2.0**30, fail=lambda number: False, drops_late=drops_late
+        )
         return handle, scale, state_of(model, optimizer)
 
     _, scale, plain = trained(unwatched)
@@ -194,12 +210,18 @@ def test_overflows_of_a_scaler_are_no_incident(fused):
     assert same(watched, plain)
 
 
-def test_a_loss_that_stays_non_finite_under_a_scaler_is_an_incident():
+@pytest.mark.parametrize("drops_late", [False, True])
+def test_a_loss_that_stays_non_finite_under_a_scaler_is_an_incident(drops_late):
     model = small()
     optimizer = sgd(model)
     handle = watch(model, optimizer)
-    assert scaled(model, optimizer, scale=16.0, fail=lambda number: number > 1) < 1e-8
+    fails = {"fail": lambda number: number > 1, "drops_late": drops_late}
+    assert scaled(model, optimizer, scale=16.0, **fails) < 1e-8
     assert handle.incidents
+    # The last steps are counted as the next one begins, of which there is none.
+    last = 39 if not drops_late else 38
+    assert handle.nonfinite_steps == list(range(3, last + 1))
+    assert "left out by the GradScaler, the first at step 3" in handle.closing_line()
 
 
 def test_what_is_not_supported_is_refused_in_one_line():

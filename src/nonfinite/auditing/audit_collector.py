@@ -26,7 +26,7 @@ from nonfinite.auditing.value_ranges import (
 from nonfinite.finding import Finding
 from nonfinite.finite_checks import tensors_in
 from nonfinite.function_names import inside_of, plain_name, running_derivative
-from nonfinite.origins import FRESH, memory_of, nonfinite_numbers, num_bytes
+from nonfinite.origins import FRESH, memory_of, name_of, nonfinite_numbers, num_bytes
 from nonfinite.source_lines import Source
 from nonfinite.tracer import Tracer
 
@@ -101,9 +101,10 @@ class Collector(Tracer):
         self._num_tokens = 0
 
     def _look(
-        self, name: str, args: Any, kwargs: Any, originals: list[Tensor], result: Any
+        self, func: Any, args: Any, kwargs: Any, originals: list[Tensor], result: Any
     ) -> None:
         """Follows one operation; it never becomes a finding."""
+        name = name_of(func)
         if name in ("_local_scalar_dense", "item") and originals[0].dtype != torch.bool:
             self.has_read_values = True
         kept = dict(zip(map(id, tensors_in(args)), originals, strict=False))
