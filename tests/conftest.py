@@ -196,12 +196,16 @@ def _what_is_composed_twice_is_kept():
         yield
 
 
+_DRAWS = {"now": False}
+"""Whether the running test has the mark `drawn`."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def drawings():
-    """Charts that are drawn twice are kept, and PNG files are small.
+    """Charts are blank but for tests with the mark `drawn`, and PNG files are small.
 
-    Drawing is half of a report, and many studies of the tests have the same charts. A test that
-    draws twice to compare clears what is kept.
+    Drawing is half of a report. Charts that are drawn twice are kept; a test that draws twice to
+    compare clears what is kept.
     """
     import vl_convert
 
@@ -213,13 +217,17 @@ def drawings():
         return draw() if os.getpid() == here else otherwise
 
     def vegalite_to_svg(spec):
+        blank = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>'
+        if not _DRAWS["now"]:
+            return blank
         key = hashlib.sha256(json.dumps(spec).encode()).hexdigest()
         if key not in drawn:
-            blank = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>'
             drawn[key] = unless_forked(lambda: to_svg(spec), blank)
         return drawn[key]
 
     def svg_to_png(svg, scale):
+        if not _DRAWS["now"]:
+            return b""
         key = hashlib.sha256(svg.encode()).hexdigest()
         if key not in drawn:
             drawn[key] = unless_forked(lambda: to_png(svg, scale=scale / 8), b"")
@@ -322,11 +330,12 @@ def _freed_memory_is_given_back():
 def pytest_runtest_protocol(item):
     """On the CPU, where numbers are the same again bit by bit, also where a GPU is.
 
-    A hook, because fixtures of a module that train come before those of a test.
+    A hook, because fixtures of a module that train, or draw, come before those of a test.
     """
     import torch
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_DRAWS, "now", item.get_closest_marker("drawn") is not None)
         if item.get_closest_marker("gpu") is None:
             patch.setattr(torch.cuda, "is_available", lambda: False)
             patch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -77,11 +77,13 @@ def test_the_numbers_of_a_page_are_those_of_its_results(template):
     assert page.read_text() == BOOK.page(template), "python -m src.lab book writes it again"
 
 
+@pytest.mark.drawn
 def test_the_chart_of_the_front_page_is_that_of_its_results():
     drawn = book_charts.front_chart(BOOK.measures(book_charts.FRONT_STUDY))
     assert unframed((BOOK.folder / book_charts.FRONT_CHART).read_text()) == unframed(drawn)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("study", RUN, ids=lambda study: study.name)
 def test_the_charts_of_a_page_are_those_of_its_results(study):
     drawn = book_charts.study_charts(
@@ -106,6 +108,7 @@ def test_confirmatory_seeds_are_none_that_chose_a_setting(study):
     assert study.results["seed"].min() >= 1000
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("run", SINGLE, ids=lambda run: run.name)
 def test_the_chart_of_a_single_run_is_that_of_its_curve(run):
     assert unframed(book_charts.run_chart(run)) == unframed((run.folder / FIGURE).read_text())

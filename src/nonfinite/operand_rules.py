@@ -293,10 +293,7 @@ def _weight_norm(call: Call) -> Explanation | None:
     zero = call.args[0].norm(dim=others) == 0
     if not bool(zero.any()):
         return None
-    return (
-        ZERO,
-        f"{int(zero.sum())} of {zero.numel()} directions have norm 0, and are divided by it",
-    )
+    return ZERO, f"the norm of {int(zero.sum())} of {zero.numel()} rows, which is divided by, is 0"
 
 
 def _determinant(call: Call) -> Explanation | None:

@@ -25,6 +25,8 @@ from src.study.report.table import MARK
 from tests.study import synthetic
 from tests.study.synthetic import Arm
 
+pytestmark = pytest.mark.drawn
+
 
 def findings(study, folder=None):
     return Findings(study=study, analysis=analyse(study), folder=folder or study.folder)

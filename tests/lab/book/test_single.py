@@ -82,6 +82,7 @@ def test_a_run_that_is_finite_is_brought_in(folder, shared_cache):
     assert "first at step" not in (folder / FIGURE).read_text()
 
 
+@pytest.mark.drawn
 def test_the_incident_of_a_run_is_brought_in_also_where_it_was_cut_off(folder, shared_cache):
     run = train([*described(folder, BROKEN), f"paths.cache={shared_cache}"])
     (run / "record.json").unlink()

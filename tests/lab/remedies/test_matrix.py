@@ -239,6 +239,7 @@ def colours_of(drawn):
     return set(re.findall(r'fill="(rgb\([^"]*\)|#[0-9a-f]{6})"', drawn))
 
 
+@pytest.mark.drawn
 def test_the_chart_colours_what_is_significant(of_attention, tmp_path):
     drawn = matrix_chart(of_attention)
     for text in ("attention", "logits", "qk_norm", "noise", "80 %"):
