@@ -70,11 +70,11 @@ Layout = tuple[Any, ...]
 
 @dataclass(kw_only=True)
 class _Memory:
-    """The origins of the values in a piece of memory, in order."""
+    """The origins of the values in a piece of memory, in the order of `put`."""
 
-    origins: dict[int, Origin] = field(default_factory=dict)
-    elements: dict[tuple[int, Layout], Tensor] = field(default_factory=dict)
-    """Which elements come from an origin, by its order and the layout of a tensor."""
+    origins: list[Origin] = field(default_factory=list)
+    elements: dict[tuple[Origin, Layout], Tensor] = field(default_factory=dict)
+    """Which elements of a tensor come from an origin, by origin and layout."""
 
 
 class Origins:
@@ -97,7 +97,7 @@ class Origins:
             origin
             for place in dict.fromkeys(places)
             if place in self._known
-            for origin in self._known[place].origins.values()
+            for origin in self._known[place].origins
         ]
 
     def forget(self, tensor: Tensor) -> None:
@@ -111,9 +111,10 @@ class Origins:
             self._known[memory] = _Memory()
         known = self._known[memory]
         for origin, elements in placed:
-            known.origins.setdefault(origin.order, origin)
+            if origin not in known.origins:
+                known.origins.append(origin)
             if elements is not None:
-                known.elements[origin.order, _layout(tensor)] = elements
+                known.elements[origin, _layout(tensor)] = elements
 
     def inherited(
         self, func: Any, args: Any, kwargs: Any, read: Sequence[Tensor], result: Tensor
@@ -126,25 +127,26 @@ class Origins:
             read: the operands that are not finite.
             result: its result.
         """
-        bad, found = ~result.isfinite(), {}
+        bad = ~result.isfinite()
+        found: dict[Origin, Tensor | None] = {}
         for operand in read:
-            known = self._known.get(memory_of(operand))
-            for order, origin in {} if known is None else known.origins.items():
-                assert known is not None
-                elements = known.elements.get((order, _layout(operand)), ~operand.isfinite())
+            known = self._known.get(memory_of(operand), _Memory())
+            for origin in known.origins:
+                elements = known.elements.get((origin, _layout(operand)), ~operand.isfinite())
                 reached = _reached(func, args, kwargs, operand, elements, bad)
-                if reached is None or bool(reached.any()):
-                    found[order] = (origin, reached)
-        return list(found.values()) or [(origin, None) for origin in self.of(read)]
+                if reached is not None and not bool(reached.any()):
+                    continue
+                before = found.get(origin, torch.zeros_like(bad))
+                is_known = before is not None and reached is not None
+                found[origin] = before | reached if is_known else None  # type: ignore[operator]
+        return list(found.items()) or [(origin, None) for origin in self.of(read)]
 
 
 def _reached(
     func: Any, args: Any, kwargs: Any, operand: Tensor, elements: Tensor, bad: Tensor
 ) -> Tensor | None:
     """The non-finite elements of a result that come from some of an operand; None: unknown."""
-    if is_pointwise(func):
-        return elements.broadcast_to(bad.shape) & bad
-    if name_of(func) not in MOVES:
+    if not is_pointwise(func) and name_of(func) not in MOVES:
         return None
 
     def marked(leaf: Any) -> Any:
@@ -154,6 +156,8 @@ def _reached(
         return torch.zeros_like(leaf) if is_other else leaf
 
     try:
+        if is_pointwise(func):
+            return elements.broadcast_to(bad.shape) & bad
         moved = func(*torch.utils._pytree.tree_map(marked, args), **kwargs)
     except (RuntimeError, TypeError, ValueError):
         return None
@@ -177,7 +181,10 @@ def fresh_values(func: Any, bad_operands: Sequence[Tensor], result: Tensor) -> T
         return None
     old = torch.zeros_like(result, dtype=torch.bool)
     for operand in bad_operands:
-        old = old | ~operand.isfinite().broadcast_to(result.shape)
+        try:
+            old = old | ~operand.isfinite().broadcast_to(result.shape)
+        except RuntimeError:
+            return None
     rest = result.detach().masked_fill(old, 0)
     return None if bool(rest.isfinite().all()) else rest
 

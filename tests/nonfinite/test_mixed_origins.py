@@ -94,3 +94,17 @@ def test_a_nan_that_no_operation_made_is_a_value_from_outside():
     finding = trace(nn.Identity(), lambda: F.mse_loss(torch.ones(2).requires_grad_(), target))
     assert finding.operation.startswith("input of")
     assert finding.num_nonfinite == 1
+
+
+def test_a_mask_and_a_bad_sample_of_one_batch_are_told_apart():
+    mask = torch.tensor([[0.0, -math.inf], [0.0, 0.0]])
+    for batch in ({"mask": mask, "x": None}, {"x": None, "mask": mask}):
+        batch["x"] = torch.tensor([[1.0, 2.0], [math.nan, 1.0]])
+        scale = torch.ones(()).requires_grad_()
+
+        def loss(batch=batch, scale=scale):
+            return ((batch["x"] * scale + batch["mask"]).exp()).sum()
+
+        finding = trace(nn.Identity(), loss, batch=batch)
+        assert finding.phase == "batch"
+        assert finding.operation == "batch['x']"
