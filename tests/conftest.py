@@ -16,15 +16,11 @@ import json
 import logging
 import os
 import pickle
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import filelock
 import pytest
-
-# altair's jsonschema would have it build a parser of addresses, for two seconds of each worker.
-sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 PACE = (
     "preset=smoke",

@@ -29,6 +29,7 @@ def main(
     sweep: Callable[[str, Sequence[str]], int] | None = None,
     plan: "Callable[[RunConfig], int] | None" = None,
     before_torch: Callable[[Sequence[str]], None] | None = None,
+    is_checked: bool = False,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Runs a command that composes a run, and returns its exit code.
@@ -43,6 +44,7 @@ def main(
         plan: called in place of the command for plan=true; None: the command has no such field.
         before_torch: called with the arguments of a run that is to be trained, after the checks
             that need no PyTorch and before PyTorch is imported; None: nothing is called.
+        is_checked: whether a sweep has already made the checks that need no PyTorch.
         argv: arguments; None: those of the process.
     """
 
@@ -56,7 +58,8 @@ def main(
                 raise InputError("--multirun: works only with src.train")
             return sweep(config_name, arguments)
         arguments, is_plan = _without_plan(arguments) if plan is not None else (arguments, False)
-        check_early(config_name, arguments)
+        if not is_checked:
+            check_early(config_name, arguments)
         if before_torch is not None and flags.cfg is None and not is_plan:
             before_torch(arguments)
         config = checked(config_name, arguments)

@@ -7,6 +7,7 @@ which take seconds.
 """
 
 import contextlib
+import gc
 import json
 import math
 import multiprocessing
@@ -47,8 +48,11 @@ IMPORTS = (
     "src.cli.hydra_errors",
     "src.config.compose",
     "src.run.lifecycle",
+    # For the curves on an incident's page.
+    "nonfinite.chart_library",
+    "vl_convert",
 )
-"""Modules that every training process needs; the fork server imports them once, in this order."""
+"""Modules that training processes need; the fork server imports them once, in this order."""
 
 MLFLOW_IMPORTS = ("mlflow", "mlflow.store.tracking.sqlalchemy_store", "alembic.command")
 """Modules that MLflow needs to write to a database. A run would import them in a thread of its own,
@@ -260,6 +264,9 @@ def train(arguments: list[str], log: str) -> None:
     # A session of its own, so that Ctrl-C in the terminal does not reach it, only the worker's
     # signals.
     os.setsid()
+    # What the server has imported is never collected, so that its pages stay shared.
+    gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     take_signals()
     threading.Thread(target=_end_with_worker, name="worker-watch", daemon=True).start()
@@ -269,7 +276,7 @@ def train(arguments: list[str], log: str) -> None:
     from src.cli import command_line
     from src.run.lifecycle import run
 
-    sys.exit(command_line.main("train", run, usage="", argv=arguments))
+    sys.exit(command_line.main("train", run, usage="", is_checked=True, argv=arguments))
 
 
 def _end_with_worker() -> None:

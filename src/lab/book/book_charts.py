@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import altair as alt
 import pandas as pd
 
+from nonfinite.chart_library import altair as alt
 from src.common.errors import InputError
 from src.lab.book.page_words import Measures
 from src.lab.book.single import SingleRun

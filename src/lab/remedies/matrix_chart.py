@@ -1,8 +1,8 @@
 """The matrix of remedies and failures as a chart."""
 
-import altair as alt
 import pandas as pd
 
+from nonfinite.chart_library import altair as alt
 from src.lab.book.page_words import Measures
 from src.lab.book.select_arms import UndecidedError
 from src.study.report.draw import BLUE, VERMILLION, DrawnChart

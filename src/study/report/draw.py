@@ -8,9 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import vl_convert
 from markupsafe import Markup
+
+from nonfinite.chart_library import altair as alt
 
 INK, MUTED, GREY, RULE, PAPER = "#222222", "#5f6368", "#9aa0a6", "#d5d7da", "#ffffff"
 BLUE, ORANGE, VERMILLION, PURPLE = "#0072b2", "#e69f00", "#d55e00", "#cc79a7"

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import pandas as pd
 
+from nonfinite.chart_library import altair as alt
 from src.common import number_format
 from src.common.errors import InputError, nearest
 from src.study.analysis import outside

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import altair as alt
 import pandas as pd
 
+from nonfinite.chart_library import altair as alt
 from src.common import number_format
 from src.study.analysis.analyse import analyse
 from src.study.analysis.answer_without_failures import nothing_fails
