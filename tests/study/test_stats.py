@@ -127,6 +127,61 @@ def test_the_detectable_prevention_and_the_seeds_for_it_agree():
     assert power.seeds_needed(prevented=0.01, **design) is None
 
 
+@pytest.mark.parametrize(
+    ("num_seeds", "num_arm", "untreated", "num_arms"), [(6, 1, 3, 1), (8, 1, 1, 1), (5, 2, 2, 4)]
+)
+def test_the_detectable_difference_is_what_the_verdict_itself_finds(
+    num_seeds, num_arm, untreated, num_arms
+):
+    generator = np.random.default_rng(0)
+    shift = power.detectable_shift(
+        num_seeds=num_seeds, num_arm=num_arm, num_untreated=untreated, bound=0.05 / num_arms
+    )
+    found, number = 0, 200
+    for _ in range(number):
+        moved = {
+            seed: Pair(
+                arm=tuple(generator.normal(loc=shift, size=num_arm)),
+                baseline=tuple(generator.normal(size=untreated)),
+            )
+            for seed in range(num_seeds)
+        }
+        found += permute(moved).p_value <= 0.05 / num_arms
+
+    # Three standard errors of both.
+    error = math.sqrt(0.8 * 0.2 * (1 / number + 1 / power.NUM_MEANS))
+    assert found / number == pytest.approx(0.8, abs=3 * error)
+
+
+def test_with_many_seeds_the_detectable_difference_is_that_of_a_t_test():
+    shift = power.detectable_shift(num_seeds=40, num_arm=1, num_untreated=1, bound=0.05)
+    # One difference varies by a factor of the root of 2 more than a run.
+    effect = shift / math.sqrt(2)
+    t_power = scipy_stats.nct.sf(scipy_stats.t.ppf(0.975, 39), 39, effect * math.sqrt(40))
+
+    assert t_power == pytest.approx(0.8, abs=0.06)
+
+
+def test_no_difference_is_detectable_where_no_p_is_small_enough():
+    # Five pairs give at least p = 2 / 32.
+    design = {"num_arm": 1, "num_untreated": 1, "bound": 0.05}
+    assert power.detectable_shift(num_seeds=5, **design) is None
+    assert power.detectable_shift(num_seeds=6, **design) is not None
+    assert power.detectable_shift(num_seeds=1, **design) is None
+
+
+def test_the_detectable_difference_is_in_the_units_of_the_differences():
+    design = {"num_arm": 1, "num_untreated": 3, "bound": 0.05}
+    effect = multiple_testing.detectable_difference(DIFFERENCES, **design)
+    tenfold = multiple_testing.detectable_difference([10 * d for d in DIFFERENCES], **design)
+
+    deviation = stdev(DIFFERENCES) / math.sqrt(1 + 1 / 3)
+    assert effect == pytest.approx(power.detectable_shift(num_seeds=6, **design) * deviation)
+    assert tenfold == pytest.approx(10 * effect)
+    assert multiple_testing.detectable_difference([1.0, 1.0], **design) is None
+    assert multiple_testing.detectable_difference([1.0], **design) is None
+
+
 def test_the_bound_is_the_p_at_which_one_more_arm_is_significant():
     generator = np.random.default_rng(4)
     for _ in range(200):
@@ -145,24 +200,6 @@ def test_the_correlation_within_seeds_is_that_of_the_analysis_of_variance():
     generator = np.random.default_rng(0)
     seeds = generator.normal(size=(4000, 1)) + generator.normal(size=(4000, 3))
     assert stats.within_seed_correlation(seeds.tolist()) == pytest.approx(0.5, abs=0.03)
-
-
-def test_smallest_effect_is_found_eight_times_of_ten():
-    effect = stats.smallest_standardized_effect(6)
-    samples = np.random.default_rng(0).normal(loc=effect, size=(20_000, 6))
-
-    found = scipy_stats.ttest_1samp(samples, 0, axis=1).pvalue <= 0.05
-
-    # Three standard errors.
-    assert np.mean(found) == pytest.approx(0.8, abs=0.009)
-
-
-def test_smallest_effect_is_in_the_units_of_the_differences():
-    effect = stats.smallest_mean_effect(DIFFERENCES)
-
-    assert effect == pytest.approx(stats.smallest_standardized_effect(6) * stdev(DIFFERENCES))
-    assert stats.smallest_mean_effect([1.0, 1.0]) is None
-    assert stats.smallest_mean_effect([1.0]) is None
 
 
 def test_lr_sensitivity_counts_a_diverged_run_as_the_initial_loss():

@@ -1,12 +1,13 @@
 """Arms compared with their baselines: significant differences, and detectable effects."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 from src.common import number_format
 from src.lab.book.select_arms import StudyArms, UndecidedError
-from src.study.analysis import power, stats
+from src.study.analysis import power
 from src.study.analysis.analyse import arm_results, undetected_controls
 from src.study.analysis.arms import arms_of
 from src.study.analysis.results import ArmResult, Comparison, Estimate
@@ -159,11 +160,15 @@ class BaselineComparisons(StudyArms):
         return fmean(spreads)
 
     def visible(self, stability: str, endpoint: str, *, num_seeds: int) -> float:
-        """Minimum detectable effect of one arm with this number of seeds, with 80 % power."""
-        effect = stats.smallest_standardized_effect(num_seeds)
-        if effect is None:
+        """Minimum detectable effect of one arm with this number of seeds, with 80 % power.
+
+        For one run of the arm and one untreated run per seed.
+        """
+        shift = power.detectable_shift(num_seeds=num_seeds, num_arm=1, num_untreated=1, bound=ALPHA)
+        if shift is None:
             raise UndecidedError(f"{num_seeds} seeds cannot detect any effect")
-        return effect * self.null_spread(stability, endpoint)
+        # A difference of two runs varies more than one run does.
+        return shift * self.null_spread(stability, endpoint) / math.sqrt(2)
 
     def visible_prevention(self, *, num_seeds: int, num_arms: int) -> float:
         """The share of failures that a remedy must prevent to be detected with 80 % power.

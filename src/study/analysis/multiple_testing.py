@@ -1,14 +1,18 @@
 """Tests of all arms of a family, adjusted by Holm, and the effects that each could detect."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
+from typing import TypedDict
+
+import numpy as np
 
 from src.study.analysis import power
 from src.study.analysis.looks import ERROR_SHARES, Looks, Test, sequential
 from src.study.analysis.permutation import Pair, Permuted, permute
 from src.study.analysis.results import Proportion
-from src.study.analysis.stats import ALPHA, fisher, holm, smallest_mean_effect
+from src.study.analysis.stats import ALPHA, fisher, holm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +49,8 @@ def shares(
     tested = {}
     for name, found in adjusted(_each(arms, looks, _of_failures)).items():
         pairs, control = arms[name].values(), untreated[name]
-        num_looks = len((looks or {}).get(name, ()))
         share = control.events / control.total if control.total else 0.0
-        design = {
-            "num_arm": median_low([len(pair.arm) for pair in pairs]),
-            "num_untreated": median_low([len(pair.baseline) for pair in pairs]),
-            "bound": found.bound * (ERROR_SHARES[num_looks - 1] if num_looks else 1.0),
-        }
+        design = _design(pairs, found, (looks or {}).get(name, ()))
         effect = power.detectable_prevention(share=share, num_seeds=len(pairs), **design)
         half, every = (
             power.seeds_needed(share=share, prevented=prevented, **design)
@@ -74,11 +73,47 @@ def means(
     """
     tested = {}
     for name, found in adjusted(_each(arms, looks, permute)).items():
-        differences = [pair.difference for pair in arms[name].values()]
-        # If no p can be small enough, no effect is detectable.
-        effect = smallest_mean_effect(differences) if found.smallest_p <= ALPHA else None
+        design = _design(arms[name].values(), found, (looks or {}).get(name, ()))
+        effect = detectable_difference([pair.difference for pair in arms[name].values()], **design)
         tested[name] = replace(found, smallest_effect=effect)
     return tested
+
+
+def detectable_difference(
+    differences: Sequence[float], *, num_arm: int, num_untreated: int, bound: float
+) -> float | None:
+    """The minimum detectable effect of a study like this, in units of the differences.
+
+    Args:
+        differences: by seed, mean of the arm's runs minus mean of the untreated ones.
+        num_arm, num_untreated, bound: as for `power.detectable_shift`.
+
+    Returns:
+        None if the differences do not vary, or if no effect would be detected.
+    """
+    deviation = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    if deviation == 0.0:
+        return None
+    shift = power.detectable_shift(
+        num_seeds=len(differences), num_arm=num_arm, num_untreated=num_untreated, bound=bound
+    )
+    run_deviation = deviation / math.sqrt(1 / num_arm + 1 / num_untreated)
+    return None if shift is None else shift * run_deviation
+
+
+class _Design(TypedDict):
+    num_arm: int
+    num_untreated: int
+    bound: float
+
+
+def _design(pairs: Collection[Pair], found: Tested, looks: Looks) -> _Design:
+    """The runs per seed of an arm, and the largest p that is significant at its last look."""
+    return {
+        "num_arm": median_low([len(pair.arm) for pair in pairs]),
+        "num_untreated": median_low([len(pair.baseline) for pair in pairs]),
+        "bound": found.bound * (ERROR_SHARES[len(looks) - 1] if looks else 1.0),
+    }
 
 
 def _each(

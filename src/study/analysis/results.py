@@ -41,10 +41,9 @@ class Comparison:
     smallest_p: float | None
     """The smallest unadjusted p that these runs could have given."""
     smallest_effect: float | None
-    """For nonfinite, the smallest share of failures that a remedy must prevent to be detected with
-    80 % power, by simulation. For other endpoints the minimum detectable effect: the smallest mean
-    difference, in units of the endpoint, that a paired t test of this arm alone detects with 80 %
-    power. None if no effect would be."""
+    """What is detected with 80 % power, by simulation of the same test beside the other arms'
+    results: for nonfinite, the smallest share of the failures that a remedy must prevent; for other
+    endpoints the smallest mean difference, in units of the endpoint. None if no effect would be."""
     seeds_for_half: int | None
     """For nonfinite, the number of seeds with which a remedy that prevents half of the failures is
     detected with 80 % power; None if unknown."""

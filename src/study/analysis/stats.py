@@ -1,4 +1,4 @@
-"""Statistics over runs and seeds: intervals, correlations, Holm's correction, detectable effects.
+"""Statistics over runs and seeds: intervals, correlations, Holm's correction, LR sensitivity.
 
 Built on scipy. The test of paired values is in permutation.py.
 """
@@ -9,14 +9,12 @@ from functools import cache
 from typing import TypeVar
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from src.study.analysis.results import Estimate, Proportion
 
 ALPHA = 0.05
 """An adjusted p at or below this is significant."""
-
-POWER = 0.8
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -127,36 +125,6 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
-
-
-@cache
-def smallest_standardized_effect(num_seeds: int) -> float | None:
-    """The minimum detectable effect of a paired t test, as mean over standard deviation.
-
-    For one arm, two-sided at 5 %, with 80 % power. From the non-central t distribution, ignoring
-    rejections in the wrong direction. None below two seeds.
-    """
-    if num_seeds < 2:
-        return None
-    df, root = num_seeds - 1, math.sqrt(num_seeds)
-    bound = _student_quantile(df)
-
-    def missing(effect: float) -> float:
-        return float(stats.nct.sf(bound, df, effect * root)) - POWER
-
-    highest = 1.0
-    while missing(highest) < 0:
-        highest *= 2
-    return float(optimize.brentq(missing, 0.0, highest))
-
-
-def smallest_mean_effect(differences: Sequence[float]) -> float | None:
-    """The minimum detectable effect in units of the differences; None if they do not vary."""
-    if len(differences) < 2:
-        return None
-    deviation = float(np.std(differences, ddof=1))
-    effect = smallest_standardized_effect(len(differences))
-    return None if effect is None or deviation == 0 else effect * deviation
 
 
 def lr_sensitivity(losses: Mapping[float, float | None], *, initial_loss: float) -> float | None:

@@ -37,9 +37,9 @@ COMPARISON_COLUMNS = (
     Column(name="smallest p", note="the smallest p that these runs could have given"),
     Column(
         name="detectable effect",
-        note="detected with 80 % power: for the share, the part of the failures that a remedy must"
-        " prevent; otherwise the mean difference of this arm alone; none if no effect would be"
-        " detected or the seeds do not vary",
+        note="detected with 80 % power beside the other arms' results: for the share, the part of"
+        " the failures that a remedy must prevent; otherwise the mean difference; none if no effect"
+        " would be detected or the seeds do not vary",
     ),
     Column(name="verdict", is_text=True, may_wrap=True),
 )
