@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -146,13 +147,22 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
     folder.write_metrics(lines)
     for incident in (fork.source / "incidents").glob("step-*"):
         if int(incident.name.partition("-")[2]) <= step:
-            shutil.copytree(incident, folder.path / "incidents" / incident.name, dirs_exist_ok=True)
+            _copy_incident(incident, folder.path / "incidents" / incident.name)
     draft = folder.checkpoints / "last.part"
     with storage.tensors_to(draft):
         torch.save(state, draft)
     draft.replace(folder.last)
     folder.write_config(config.plain(), config_hash=config_hash)
     folder.end_fork()
+
+
+def _copy_incident(source: Path, target: Path) -> None:
+    """Copies an incident's folder; its command and its page then name the copy."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    for file in (target / "incident.json", target / "incident.html"):
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            file.write_text(text.replace(str(source), str(target)), encoding="utf-8")
 
 
 def _foreign_remedies(config: RunConfig, source: Mapping[str, Any]) -> list[str]:

@@ -172,7 +172,11 @@ def test_a_fork_takes_over_what_its_source_was_told_and_the_incidents_before_it(
     assert forked.parent.name == base.parent.name
     assert forked.name == "seed-3"
     assert record(forked)["incident"] == record(base)["incident"]
-    assert (forked / "incidents" / f"step-{step}" / "incident.json").is_file()
+    place = forked / "incidents" / f"step-{step}"
+    for file in ("incident.json", "incident.html"):
+        text = (place / file).read_text()
+        assert f"python -m src.replay incident={place}" in text
+        assert str(base) not in text
     assert record(forked)["guard"] == record(base)["guard"]
 
 
