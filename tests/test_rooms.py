@@ -1,6 +1,9 @@
 """The rooms of src stand on floors, and an import goes down only."""
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.runs import ROOT
@@ -75,6 +78,19 @@ def test_the_library_is_imported_by_its_own_name_alone():
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(name.startswith("src.nonfinite") for name in names), path
+
+
+def test_altair_is_imported_without_the_parsers_of_addresses():
+    importing = [
+        p for p in MODULES if re.search(r"^\s*(import|from) altair\b", p.read_text(), re.M)
+    ]
+    # `nonfinite` also runs in processes of others, whose parsers it leaves alone.
+    assert [path.name for path in importing] == ["chart_library.py", "incident_files.py"]
+    code = (
+        "import sys; from src.study.report import charts;"
+        " assert 'altair' in sys.modules and 'rfc3987_syntax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_name_of_a_module_is_there_once():

@@ -16,6 +16,9 @@ from src.cli.missing_module import missing_library
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
+_pauses_collection = False
+"""Whether garbage is not collected because of `importing`."""
+
 # The interpreter's last collections would visit every object of torch and MLflow, which takes
 # seconds. The system frees the memory in any case.
 atexit.register(gc.freeze)
@@ -48,7 +51,10 @@ def importing() -> Iterator[None]:
     Garbage is not collected: imports make many objects and no garbage, and would take a fifth
     longer.
     """
-    gc.disable()
+    global _pauses_collection
+    if gc.isenabled():
+        _pauses_collection = True
+        gc.disable()
     # A handler that exits replaces KeyboardInterrupt, which some imported modules would turn into
     # an ImportError. A Ctrl-C that the parent ignores stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -64,7 +70,10 @@ def imports_are_done() -> None:
 
     Garbage is collected again.
     """
-    gc.enable()
+    global _pauses_collection
+    if _pauses_collection:
+        _pauses_collection = False
+        gc.enable()
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -173,7 +173,7 @@ def _curves(ring: Sequence[Mapping[str, float]]) -> str:
         return "<p>It is the first step.</p>"
     # Imported here, because it takes a second to import and incidents are rare.
     try:
-        from nonfinite.chart_library import altair
+        import altair
     except ImportError:
         return "<p>Install altair and vl-convert-python to see curves.</p>"
 
@@ -193,7 +193,7 @@ def _curves(ring: Sequence[Mapping[str, float]]) -> str:
             **{"tickColor": GREY, "gridOpacity": 0.2, "labelFontSize": 12, "titleFontSize": 12},
             titleFontWeight="normal",
         )
-        # Tests validate the chart, which takes longer than drawing it.
+        # A test validates the charts; that takes as long as drawing them.
         svg = vl_convert.vegalite_to_svg(chart.to_dict(validate=False))
         drawn.append(f'<div class="{style}">{svg}</div>')
     return "\n".join(drawn)

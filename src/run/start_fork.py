@@ -6,7 +6,9 @@ is the ordinary continuation after an interruption, which is bitwise exact.
 
 import dataclasses
 import hashlib
+import html
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from src.common import storage
 from src.common.environment import code_digest
 from src.common.errors import InputError
 from src.common.read_checkpoint import load_state
-from src.common.run_folder import RunFolder, read_metrics
+from src.common.run_folder import RunFolder, read_json, read_metrics, write_json
 from src.config.field_roles import ROLES
 from src.config.fork import Fork
 from src.config.run_config import RunConfig
@@ -157,12 +159,22 @@ def begin(config: RunConfig, fork: Fork, folder: RunFolder, *, config_hash: str)
 
 
 def _copy_incident(source: Path, target: Path) -> None:
-    """Copies an incident's folder; its command and its page then name the copy."""
+    """Copies an incident's folder; the command to run it again then names the copy."""
     shutil.copytree(source, target, dirs_exist_ok=True)
-    for file in (target / "incident.json", target / "incident.html"):
-        if file.is_file():
-            text = file.read_text(encoding="utf-8")
-            file.write_text(text.replace(str(source), str(target)), encoding="utf-8")
+    file, page = target / "incident.json", target / "incident.html"
+    incident = read_json(file)
+    # Incidents of early versions, and those that cannot be run again, have no command.
+    known: str = (incident or {}).get("next") or ""
+    typed = dict(word.partition("=")[::2] for word in shlex.split(known))
+    named = typed.get("incident", typed.get("checkpoint"))
+    if incident is None or named is None:
+        return
+    command = known.replace(shlex.quote(named), shlex.quote(str(target)))
+    write_json(file, incident | {"next": command})
+    if page.is_file():
+        text = page.read_text(encoding="utf-8")
+        text = text.replace(html.escape(known), html.escape(command))
+        page.write_text(text, encoding="utf-8")
 
 
 def _foreign_remedies(config: RunConfig, source: Mapping[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ IMPORTS = (
     "src.config.compose",
     "src.run.lifecycle",
     # For the curves on an incident's page.
-    "nonfinite.chart_library",
+    "src.common.chart_library",
     "vl_convert",
 )
 """Modules that training processes need; the fork server imports them once, in this order."""

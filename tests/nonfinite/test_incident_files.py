@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from nonfinite.incident_files import with_plain_values
+from nonfinite.incident_files import WIDTHS, _panels, with_plain_values
 from src import diagnose
 from tests.nonfinite.test_foreign_loop import diagnosed, fit, in_a_folder, recorded
 
@@ -74,3 +74,12 @@ def test_arrays_keep_their_numbers_and_their_type():
     assert made["a"][0].tolist() == array.tolist()
     assert type(made["a"][1]) is float
     assert made["b"].tolist() == ["text"]
+
+
+def test_the_curves_of_a_page_are_valid_charts():
+    altair = pytest.importorskip("altair")
+    ring = [{"step": n, "loss": 2.0, "grad_norm": 1.0, "bias_mean/0": -1.0 * n} for n in (1, 2, 3)]
+    for width in WIDTHS.values():
+        panels = _panels(altair, ring, width)
+        assert len(panels) == 3
+        altair.vconcat(*panels).to_dict(validate=True)

@@ -168,7 +168,6 @@ def test_what_cannot_be_written_beside_it_does_not_erase_the_diagnosis(
 
 def test_without_altair_the_page_is_written_without_curves(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "altair", None)
-    monkeypatch.delitem(sys.modules, "nonfinite.chart_library", raising=False)
     folder = train(tiny, *FAILING)
     (page,) = folder.glob("incidents/step-*/incident.html")
     assert "Install altair" in page.read_text()

@@ -5,11 +5,11 @@ import re
 import xml.etree.ElementTree as ET
 from urllib.parse import unquote
 
-import altair as alt
 import pandas as pd
 import pytest
 
 from src.common import number_format
+from src.common.chart_library import altair as alt
 from src.study.analysis.analyse import analyse
 from src.study.analysis.expert_loads import all_loads, sampling_floor
 from src.study.report import chart_data, charts, draw

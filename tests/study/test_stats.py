@@ -128,23 +128,27 @@ def test_the_detectable_prevention_and_the_seeds_for_it_agree():
 
 
 @pytest.mark.parametrize(
-    ("num_seeds", "num_arm", "untreated", "num_arms"), [(6, 1, 3, 1), (8, 1, 1, 1), (5, 2, 2, 4)]
+    ("sizes", "num_arms"),
+    [
+        ([(1, 3)] * 6, 1),
+        ([(1, 1)] * 8, 1),
+        ([(2, 2)] * 5, 4),
+        # The A/A control has run on some of the seeds alone.
+        ([(1, 1)] * 3 + [(1, 3)] * 2, 1),
+        ([(1, 2)] * 16, 20),
+    ],
 )
-def test_the_detectable_difference_is_what_the_verdict_itself_finds(
-    num_seeds, num_arm, untreated, num_arms
-):
+def test_the_detectable_difference_is_what_the_verdict_itself_finds(sizes, num_arms):
     generator = np.random.default_rng(0)
-    shift = power.detectable_shift(
-        num_seeds=num_seeds, num_arm=num_arm, num_untreated=untreated, bound=0.05 / num_arms
-    )
+    shift = power.detectable_shift(tuple(sizes), bound=0.05 / num_arms)
     found, number = 0, 200
     for _ in range(number):
         moved = {
             seed: Pair(
-                arm=tuple(generator.normal(loc=shift, size=num_arm)),
+                arm=tuple(generator.normal(loc=shift, size=arm)),
                 baseline=tuple(generator.normal(size=untreated)),
             )
-            for seed in range(num_seeds)
+            for seed, (arm, untreated) in enumerate(sizes)
         }
         found += permute(moved).p_value <= 0.05 / num_arms
 
@@ -154,7 +158,7 @@ def test_the_detectable_difference_is_what_the_verdict_itself_finds(
 
 
 def test_with_many_seeds_the_detectable_difference_is_that_of_a_t_test():
-    shift = power.detectable_shift(num_seeds=40, num_arm=1, num_untreated=1, bound=0.05)
+    shift = power.detectable_shift(((1, 1),) * 40, bound=0.05)
     # One difference varies by a factor of the root of 2 more than a run.
     effect = shift / math.sqrt(2)
     t_power = scipy_stats.nct.sf(scipy_stats.t.ppf(0.975, 39), 39, effect * math.sqrt(40))
@@ -163,23 +167,25 @@ def test_with_many_seeds_the_detectable_difference_is_that_of_a_t_test():
 
 
 def test_no_difference_is_detectable_where_no_p_is_small_enough():
-    # Five pairs give at least p = 2 / 32.
-    design = {"num_arm": 1, "num_untreated": 1, "bound": 0.05}
-    assert power.detectable_shift(num_seeds=5, **design) is None
-    assert power.detectable_shift(num_seeds=6, **design) is not None
-    assert power.detectable_shift(num_seeds=1, **design) is None
+    # Five pairs give at least p = 2 / 32, and 20,000 labellings p = 1 / 20,000.
+    assert power.detectable_shift(((1, 1),) * 5, bound=0.05) is None
+    assert power.detectable_shift(((1, 1),) * 6, bound=0.05) is not None
+    assert power.detectable_shift(((1, 1),), bound=0.05) is None
+    assert power.detectable_shift(((1, 2),) * 20, bound=5e-5) is not None
+    assert power.detectable_shift(((1, 2),) * 20, bound=4e-5) is None
 
 
 def test_the_detectable_difference_is_in_the_units_of_the_differences():
-    design = {"num_arm": 1, "num_untreated": 3, "bound": 0.05}
-    effect = multiple_testing.detectable_difference(DIFFERENCES, **design)
-    tenfold = multiple_testing.detectable_difference([10 * d for d in DIFFERENCES], **design)
+    pairs = list(against_zero(DIFFERENCES).values())
+    tenfold = list(against_zero([10 * d for d in DIFFERENCES]).values())
+    effect = multiple_testing.detectable_difference(pairs, bound=0.05)
 
-    deviation = stdev(DIFFERENCES) / math.sqrt(1 + 1 / 3)
-    assert effect == pytest.approx(power.detectable_shift(num_seeds=6, **design) * deviation)
-    assert tenfold == pytest.approx(10 * effect)
-    assert multiple_testing.detectable_difference([1.0, 1.0], **design) is None
-    assert multiple_testing.detectable_difference([1.0], **design) is None
+    deviation = stdev(DIFFERENCES) / math.sqrt(2)
+    assert effect == pytest.approx(power.detectable_shift(((1, 1),) * 6, bound=0.05) * deviation)
+    assert multiple_testing.detectable_difference(tenfold, bound=0.05) == pytest.approx(10 * effect)
+    same = list(against_zero([1.0, 1.0]).values())
+    assert multiple_testing.detectable_difference(same, bound=0.05) is None
+    assert multiple_testing.detectable_difference(pairs[:1], bound=0.05) is None
 
 
 def test_the_bound_is_the_p_at_which_one_more_arm_is_significant():

@@ -109,7 +109,7 @@ class BaselineComparisons(StudyArms):
         return found
 
     def smallest_effect(self, stability: str, endpoint: str, **fields: str | None) -> float:
-        """Minimum detectable effect; for failing seeds, the smallest significant decrease."""
+        """Minimum detectable effect; for failing runs, the share that a remedy must prevent."""
         found = self._comparison(stability, endpoint, fields).smallest_effect
         if found is None:
             raise UndecidedError(f"no effect of {stability} on {endpoint} could be significant")
@@ -164,7 +164,7 @@ class BaselineComparisons(StudyArms):
 
         For one run of the arm and one untreated run per seed.
         """
-        shift = power.detectable_shift(num_seeds=num_seeds, num_arm=1, num_untreated=1, bound=ALPHA)
+        shift = power.detectable_shift(((1, 1),) * num_seeds, bound=ALPHA)
         if shift is None:
             raise UndecidedError(f"{num_seeds} seeds cannot detect any effect")
         # A difference of two runs varies more than one run does.

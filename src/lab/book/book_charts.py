@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nonfinite.chart_library import altair as alt
+from src.common.chart_library import altair as alt
 from src.common.errors import InputError
 from src.lab.book.page_words import Measures
 from src.lab.book.single import SingleRun

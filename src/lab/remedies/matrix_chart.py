@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from nonfinite.chart_library import altair as alt
+from src.common.chart_library import altair as alt
 from src.lab.book.page_words import Measures
 from src.lab.book.select_arms import UndecidedError
 from src.study.report.draw import BLUE, VERMILLION, DrawnChart

@@ -1,7 +1,6 @@
 """Compares every arm with untreated runs, endpoint by endpoint, with an A/A control for scale."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from statistics import fmean
 
 from src.study.analysis import multiple_testing, stats, verdicts
@@ -93,13 +92,13 @@ def _secondary(
     if endpoint == "first_nonfinite":
         scores = {name: arm.paired.log_rank_scores() for name, arm in family.items()}
     least = 2 if endpoint == "loss" else 1
+    looks = {name: arm.looks for name, arm in family.items()}
     tested = multiple_testing.means(
-        {name: scores[name] for name, each in pairs.items() if len(each) >= least},
-        looks={name: arm.looks for name, arm in family.items()},
+        {name: scores[name] for name, each in pairs.items() if len(each) >= least}, looks=looks
     )
-    if endpoint == "first_nonfinite":
-        # An effect on scores would say nothing in steps.
-        tested = {name: replace(each, smallest_effect=None) for name, each in tested.items()}
+    # An effect on scores would say nothing in steps.
+    if endpoint != "first_nonfinite":
+        tested = multiple_testing.with_detectable_differences(tested, scores, looks=looks)
     found = {}
     for name, arm in family.items():
         standing, test = _standing(arm), tested.get(name)

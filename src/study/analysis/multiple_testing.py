@@ -1,10 +1,9 @@
 """Tests of all arms of a family, adjusted by Holm, and the effects that each could detect."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median_low
-from typing import TypedDict
+from statistics import fmean, median_low
 
 import numpy as np
 
@@ -50,7 +49,11 @@ def shares(
     for name, found in adjusted(_each(arms, looks, _of_failures)).items():
         pairs, control = arms[name].values(), untreated[name]
         share = control.events / control.total if control.total else 0.0
-        design = _design(pairs, found, (looks or {}).get(name, ()))
+        design = {
+            "num_arm": median_low([len(pair.arm) for pair in pairs]),
+            "num_untreated": median_low([len(pair.baseline) for pair in pairs]),
+            "bound": _bound(found, (looks or {}).get(name, ())),
+        }
         effect = power.detectable_prevention(share=share, num_seeds=len(pairs), **design)
         half, every = (
             power.seeds_needed(share=share, prevented=prevented, **design)
@@ -65,55 +68,59 @@ def shares(
 def means(
     arms: Mapping[str, Mapping[int, Pair]], *, looks: Mapping[str, Looks] | None = None
 ) -> dict[str, Tested]:
-    """Tests mean differences.
+    """Tests mean differences; `with_detectable_differences` adds what could be detected.
 
     Args:
         arms: values by arm and seed.
         looks: as for `shares`.
     """
-    tested = {}
-    for name, found in adjusted(_each(arms, looks, permute)).items():
-        design = _design(arms[name].values(), found, (looks or {}).get(name, ()))
-        effect = detectable_difference([pair.difference for pair in arms[name].values()], **design)
-        tested[name] = replace(found, smallest_effect=effect)
-    return tested
+    return adjusted(_each(arms, looks, permute))
 
 
-def detectable_difference(
-    differences: Sequence[float], *, num_arm: int, num_untreated: int, bound: float
-) -> float | None:
-    """The minimum detectable effect of a study like this, in units of the differences.
+def with_detectable_differences(
+    tested: Mapping[str, Tested],
+    arms: Mapping[str, Mapping[int, Pair]],
+    *,
+    looks: Mapping[str, Looks] | None = None,
+) -> dict[str, Tested]:
+    """The results of `means` of the same arms and looks, with their minimum detectable effects."""
+    return {
+        name: replace(
+            found,
+            smallest_effect=detectable_difference(
+                list(arms[name].values()), bound=_bound(found, (looks or {}).get(name, ()))
+            ),
+        )
+        for name, found in tested.items()
+    }
+
+
+def detectable_difference(pairs: Sequence[Pair], *, bound: float) -> float | None:
+    """The minimum detectable effect of a study like this, in units of the values.
 
     Args:
-        differences: by seed, mean of the arm's runs minus mean of the untreated ones.
-        num_arm, num_untreated, bound: as for `power.detectable_shift`.
+        pairs: the values of each seed.
+        bound: as for `power.detectable_shift`.
 
     Returns:
         None if the differences do not vary, or if no effect would be detected.
     """
+    differences = [pair.difference for pair in pairs]
     deviation = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
     if deviation == 0.0:
         return None
-    shift = power.detectable_shift(
-        num_seeds=len(differences), num_arm=num_arm, num_untreated=num_untreated, bound=bound
-    )
-    run_deviation = deviation / math.sqrt(1 / num_arm + 1 / num_untreated)
-    return None if shift is None else shift * run_deviation
+    sizes = sorted((len(pair.arm), len(pair.baseline)) for pair in pairs)
+    shift = power.detectable_shift(tuple(sizes), bound=bound)
+    if shift is None:
+        return None
+    # Of two means of runs with this deviation, the difference varies as the differences do.
+    variance = fmean(1 / arm + 1 / untreated for arm, untreated in sizes)
+    return shift * deviation / math.sqrt(variance)
 
 
-class _Design(TypedDict):
-    num_arm: int
-    num_untreated: int
-    bound: float
-
-
-def _design(pairs: Collection[Pair], found: Tested, looks: Looks) -> _Design:
-    """The runs per seed of an arm, and the largest p that is significant at its last look."""
-    return {
-        "num_arm": median_low([len(pair.arm) for pair in pairs]),
-        "num_untreated": median_low([len(pair.baseline) for pair in pairs]),
-        "bound": found.bound * (ERROR_SHARES[len(looks) - 1] if looks else 1.0),
-    }
+def _bound(found: Tested, looks: Looks) -> float:
+    """The largest p that is significant, at the arm's last look if there are looks."""
+    return found.bound * (ERROR_SHARES[len(looks) - 1] if looks else 1.0)
 
 
 def _each(

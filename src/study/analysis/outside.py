@@ -66,7 +66,9 @@ def compare(study: OutsideStudy, controls: Sequence[str]) -> list[OutsideArm]:
         if endpoint == FAILURES:
             tested = multiple_testing.shares(pairs, {arm: sides[arm][1] for arm in pairs})
         else:
-            tested = multiple_testing.means(pairs)
+            tested = multiple_testing.with_detectable_differences(
+                multiple_testing.means(pairs), pairs
+            )
         for arm, found in pairs.items():
             if endpoint == FAILURES:
                 within_seed = stats.within_seed_correlation(

@@ -2,13 +2,16 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from src.study.analysis.permutation import SAME
+from src.study.analysis.permutation import NUM_DRAWN, SAME
+
+Labels = npt.NDArray[np.bool_]
 
 NUM_STUDIES = 1_000
 """Studies that are simulated for one power."""
@@ -20,12 +23,6 @@ STEPS = 20
 
 NUM_MEANS = 500
 """Studies that are simulated for one detectable difference in means; each needs more work."""
-
-MAX_LABELLINGS = 19_999
-"""Random labellings of a simulated study, at most; fewer if the bound can be told with fewer."""
-
-WIDEST = 64.0
-"""Differences in means are searched up to this number of standard deviations of a run."""
 
 SEEDS = (3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 
@@ -124,63 +121,68 @@ def seeds_needed(
 
 
 @cache
-def detectable_shift(
-    *, num_seeds: int, num_arm: int, num_untreated: int, bound: float
-) -> float | None:
+def detectable_shift(sizes: tuple[tuple[int, int], ...], *, bound: float) -> float | None:
     """The smallest difference in means that is detected with 80 % power.
 
-    The runs of a seed are simulated as normal, and compared as in `permute`.
+    Runs are simulated as normal, and compared as in `permute`.
 
     Args:
-        num_seeds: seeds of the study.
-        num_arm: the arm's runs per seed.
-        num_untreated: untreated runs per seed: the baseline's and the A/A control's.
+        sizes: for each seed, the number of the arm's runs and of the untreated runs.
         bound: what Holm's correction leaves to the arm.
 
     Returns:
         The difference in standard deviations of the runs of one seed; None if no p can be as small
         as the bound.
     """
-    if num_seeds < 2:
-        return None
     random = np.random.default_rng(0)
-    num_drawn = min(MAX_LABELLINGS, math.ceil(100 / bound))
-    is_arm = _labellings(num_seeds, num_arm, num_untreated, num_drawn, random)
-    weights = np.where(is_arm, 1 / num_arm, -1 / num_untreated)
-    differences = np.tensordot(
-        weights, random.standard_normal((*weights.shape[1:], NUM_MEANS)), axes=2
+    # With 20 labellings below the bound, the bound is known well enough.
+    num_drawn = min(NUM_DRAWN + 1, math.ceil(20 / bound))
+    is_all = math.prod(math.comb(arm + others, arm) for arm, others in sizes) <= num_drawn
+    labellings = (_all_labellings if is_all else _drawn_labellings)(sizes, num_drawn, random)
+    weights = np.hstack(
+        [
+            np.where(is_arm, 1 / (arm * len(sizes)), -1 / (others * len(sizes)))
+            for (arm, others), is_arm in zip(sizes, labellings, strict=True)
+        ],
+        dtype=np.float32,
     )
-    # By how much each labelling's difference grows with a shift of the runs that are the arm's.
-    growth = weights[:, is_arm[0]].sum(axis=1)[:, None]
-
-    def found(shift: float) -> float:
-        sizes = np.abs(differences + shift * growth)
-        p_values = np.mean(sizes >= sizes[0] * (1 - SAME), axis=0)
-        return float(np.mean(p_values <= bound + 1e-12))
-
-    low, high = 0.0, WIDEST
-    if found(high) < POWER:
+    difference = weights @ random.standard_normal((weights.shape[1], NUM_MEANS), dtype=np.float32)
+    growth = weights[:, weights[0] > 0].sum(axis=1, keepdims=True)
+    # A shift of the arm's runs adds itself to the difference, and `growth` of it to the difference
+    # under a labelling, which is as large up to a certain shift.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        up_to = np.maximum(
+            np.where(growth > 0.9999, np.inf, (difference - difference[0]) / (1 - growth)),
+            np.where(growth < -0.9999, np.inf, (difference + difference[0]) / (-1 - growth)),
+        )
+    num_allowed = math.floor(bound * len(up_to) + SAME)
+    if num_allowed < 1:
         return None
-    while high - low > high / 100:
-        middle = (low + high) / 2
-        low, high = (low, middle) if found(middle) >= POWER else (middle, high)
-    return high
+    place = len(up_to) - num_allowed - 1
+    detected_from = np.partition(up_to, place, axis=0)[place]
+    shift = float(np.quantile(detected_from, POWER, method="higher"))
+    return shift if math.isfinite(shift) else None
 
 
-def _labellings(
-    num_seeds: int, num_arm: int, num_untreated: int, num_drawn: int, random: np.random.Generator
-) -> npt.NDArray[np.bool_]:
-    """Which runs of each seed are called the arm's, by labelling; the first is the true one.
+def _all_labellings(
+    sizes: Sequence[tuple[int, int]], num_drawn: int, random: np.random.Generator
+) -> list[Labels]:
+    """For each seed, which runs every labelling calls the arm's; the first labelling is true."""
+    choices = []
+    for arm, others in sizes:
+        chosen = np.array(list(itertools.combinations(range(arm + others), arm)))
+        choices.append((chosen[:, :, None] == np.arange(arm + others)).any(axis=1))
+    places = np.array(list(itertools.product(*(range(len(each)) for each in choices))))
+    return [each[places[:, number]] for number, each in enumerate(choices)]
 
-    All labellings if they are at most `num_drawn`, otherwise as many random ones.
-    """
-    total = num_arm + num_untreated
-    choices = np.zeros((math.comb(total, num_arm), total), dtype=bool)
-    for choice, chosen in zip(choices, itertools.combinations(range(total), num_arm), strict=True):
-        choice[list(chosen)] = True
-    if len(choices) ** num_seeds <= num_drawn:
-        places = np.array(list(itertools.product(range(len(choices)), repeat=num_seeds)))
-    else:
-        places = random.integers(len(choices), size=(num_drawn, num_seeds))
-        places[0] = 0
-    return np.asarray(choices[places])
+
+def _drawn_labellings(
+    sizes: Sequence[tuple[int, int]], num_drawn: int, random: np.random.Generator
+) -> list[Labels]:
+    """As `_all_labellings`, for the true labelling and random ones."""
+    drawn = []
+    for arm, others in sizes:
+        ranks = random.random((num_drawn, arm + others)).argsort(axis=1)
+        ranks[0] = np.arange(arm + others)
+        drawn.append(ranks < arm)
+    return drawn

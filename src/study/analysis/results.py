@@ -43,7 +43,8 @@ class Comparison:
     smallest_effect: float | None
     """What is detected with 80 % power, by simulation of the same test beside the other arms'
     results: for nonfinite, the smallest share of the failures that a remedy must prevent; for other
-    endpoints the smallest mean difference, in units of the endpoint. None if no effect would be."""
+    endpoints the smallest mean difference, in units of the endpoint, if runs vary normally and as
+    much as these. None if no effect would be."""
     seeds_for_half: int | None
     """For nonfinite, the number of seeds with which a remedy that prevents half of the failures is
     detected with 80 % power; None if unknown."""

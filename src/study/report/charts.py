@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
 import numpy as np
 import pandas as pd
 
+from src.common.chart_library import altair as alt
 from src.study.report.chart_data import OTHER, OUTCOMES
 from src.study.report.draw import (
     BLUE,

@@ -11,7 +11,7 @@ from typing import Any
 import vl_convert
 from markupsafe import Markup
 
-from nonfinite.chart_library import altair as alt
+from src.common.chart_library import altair as alt
 
 INK, MUTED, GREY, RULE, PAPER = "#222222", "#5f6368", "#9aa0a6", "#d5d7da", "#ffffff"
 BLUE, ORANGE, VERMILLION, PURPLE = "#0072b2", "#e69f00", "#d55e00", "#cc79a7"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from nonfinite.chart_library import altair as alt
 from src.common import number_format
+from src.common.chart_library import altair as alt
 from src.common.errors import InputError, nearest
 from src.study.analysis import outside
 from src.study.analysis.outside import OutsideArm

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from nonfinite.chart_library import altair as alt
 from src.common import number_format
+from src.common.chart_library import altair as alt
 from src.study.analysis.analyse import analyse
 from src.study.analysis.answer_without_failures import nothing_fails
 from src.study.analysis.results import Analysis, ArmResult, Comparison
