@@ -59,7 +59,7 @@ def test_a_family_that_is_too_large_is_left_out_without_building_it():
 def test_the_survey_writes_a_row_for_each_family(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     families = "families=[minimax_m2,mixtral]"
-    assert main(["survey", families, "only=families", "out=here", "seconds=8"]) == 0
+    assert main(["survey", families, "only=families", "out=here", "seconds=20"]) == 0
     with Path("here/results.csv").open() as file:
         rows = {row["family"]: row for row in csv.DictReader(file)}
     assert rows["minimax_m2"]["router"] == "witness found"
