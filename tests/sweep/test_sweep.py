@@ -88,7 +88,7 @@ def test_good_jobs_finish_beside_one_that_raises_one_that_is_killed_and_one_that
         "share_prefix=false",
         "recipe.log_every=1",
         "n_jobs=2",
-        "timeout=45",
+        "timeout=75",
         "study=mixed",
     ]
     arguments += ["tracking=mlflow", "tracking.uri=sqlite:///mlflow.db"]
@@ -106,7 +106,7 @@ def test_good_jobs_finish_beside_one_that_raises_one_that_is_killed_and_one_that
     assert seen["warmdown/0"] == "timed out"
     assert "FloatingPointError" in err
     assert "by signal SIGKILL" in err
-    assert "took longer than timeout=45" in err
+    assert "took longer than timeout=75" in err
     log = (folder("mixed", "lower_lr") / "train.log").read_text()
     assert "FloatingPointError" in log
     assert mlflow_states() == {
