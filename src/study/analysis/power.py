@@ -138,7 +138,7 @@ def detectable_shift(sizes: tuple[tuple[int, int], ...], *, bound: float) -> flo
     # With 20 labellings below the bound, the bound is known well enough.
     num_drawn = min(NUM_DRAWN + 1, math.ceil(20 / bound))
     is_all = math.prod(math.comb(arm + others, arm) for arm, others in sizes) <= num_drawn
-    labellings = (_all_labellings if is_all else _drawn_labellings)(sizes, num_drawn, random)
+    labellings = _all_labellings(sizes) if is_all else _drawn_labellings(sizes, num_drawn, random)
     weights = np.hstack(
         [
             np.where(is_arm, 1 / (arm * len(sizes)), -1 / (others * len(sizes)))
@@ -164,9 +164,7 @@ def detectable_shift(sizes: tuple[tuple[int, int], ...], *, bound: float) -> flo
     return shift if math.isfinite(shift) else None
 
 
-def _all_labellings(
-    sizes: Sequence[tuple[int, int]], num_drawn: int, random: np.random.Generator
-) -> list[Labels]:
+def _all_labellings(sizes: Sequence[tuple[int, int]]) -> list[Labels]:
     """For each seed, which runs every labelling calls the arm's; the first labelling is true."""
     choices = []
     for arm, others in sizes:
