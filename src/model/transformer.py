@@ -118,6 +118,15 @@ class Block(nn.Module):
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
 
 
+RunBlock = Callable[[Block, Tensor, Rope], Tensor]
+
+
+def run_block(block: Block, x_BTD: Tensor, rope: Rope) -> Tensor:
+    """Calls a block, hooks included."""
+    y_BTD: Tensor = block(x_BTD, rope)
+    return y_BTD
+
+
 class Transformer(nn.Module):
     """Token ids in, logits out.
 
@@ -164,18 +173,22 @@ class Transformer(nn.Module):
         Raises:
             ValueError: the sequence is longer than max_seq_len.
         """
-        return self._logits(self.states(tokens_BT))
+        return self.logits(self.states(tokens_BT))
 
-    def states(self, tokens_BT: Tensor) -> Tensor:
+    def states(self, tokens_BT: Tensor, run_block: RunBlock = run_block) -> Tensor:
         """The final hidden states, (B, T, D), from which the head computes logits.
 
         If `softcap` is not None, the head's product is not the logits yet.
+
+        Args:
+            tokens_BT: token ids.
+            run_block: calls a block; a trainer may pass a compiled function.
         """
         rope = self.rope(tokens_BT.shape[1])
         x_BTD = self.embedding(tokens_BT)
         recompute = self.checkpoint_blocks and torch.is_grad_enabled()
         for block in self.blocks():
-            x_BTD = checkpointed(block, x_BTD, rope) if recompute else block(x_BTD, rope)
+            x_BTD = checkpointed(block, x_BTD, rope) if recompute else run_block(block, x_BTD, rope)
         return self.final_norm(x_BTD)
 
     def new_cache(self, *, num_padding: Sequence[int], num_slots: int) -> Cache:
@@ -214,9 +227,10 @@ class Transformer(nn.Module):
         for block, kept in zip(self.blocks(), cache.layers, strict=True):
             x_BTD = block.extend(x_BTD, kept, span)
         cache.length = span.end
-        return self._logits(self.final_norm(x_BTD))
+        return self.logits(self.final_norm(x_BTD))
 
-    def _logits(self, states_BTD: Tensor) -> Tensor:
+    def logits(self, states_BTD: Tensor) -> Tensor:
+        """Logits (B, T, V) from the final hidden states (B, T, D)."""
         logits_BTV: Tensor = self.head(states_BTD)
         return logits_BTV if self.softcap is None else self.softcap(logits_BTV)
 

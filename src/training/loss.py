@@ -3,6 +3,7 @@
 Axes: B batch, T time, S = B * T, C tokens of one chunk, D hidden, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from nonfinite.rerun import is_watched
-from src.model.transformer import Transformer
+from src.model.transformer import Transformer, run_block
+
+Losses = Callable[..., dict[str, Tensor]]
 
 CHUNKED_VOCAB = 16384
 """Vocabulary size from which a training step computes the loss in chunks."""
@@ -109,7 +112,39 @@ def losses(
         if uses_chunks(weight_VD, num_tokens=tokens_BT.numel()):
             states_SD = model.states(tokens_BT).flatten(0, 1)
             return {"loss": linear_cross_entropy(states_SD, weight_VD, targets_BT.flatten())}
-    logits_BTV = model(tokens_BT)
+    return _losses_of_logits(model(tokens_BT), targets_BT, z_loss_weight=z_loss_weight)
+
+
+def compiled_losses(model: nn.Module) -> Losses:
+    """`losses` of a model, as code that torch.compile compiles at its first call.
+
+    The blocks of a Transformer share the code of one. It is compiled in the time that one layer
+    takes, and as fast as all layers in one piece. Another model is compiled as a whole.
+    """
+    if not isinstance(model, Transformer):
+        return torch.compile(losses, dynamic=False)
+    compiled_block = torch.compile(run_block, dynamic=False)
+    of_states = torch.compile(_losses_of_states, dynamic=False)
+
+    def compiled(
+        model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, *, z_loss_weight: float
+    ) -> dict[str, Tensor]:
+        assert isinstance(model, Transformer)
+        states_BTD = model.states(tokens_BT, compiled_block)
+        return of_states(model, states_BTD, targets_BT, z_loss_weight=z_loss_weight)
+
+    return compiled
+
+
+def _losses_of_states(
+    model: Transformer, states_BTD: Tensor, targets_BT: Tensor, *, z_loss_weight: float
+) -> dict[str, Tensor]:
+    return _losses_of_logits(model.logits(states_BTD), targets_BT, z_loss_weight=z_loss_weight)
+
+
+def _losses_of_logits(
+    logits_BTV: Tensor, targets_BT: Tensor, *, z_loss_weight: float
+) -> dict[str, Tensor]:
     found = {"loss": cross_entropy(logits_BTV, targets_BT).mean()}
     if z_loss_weight:
         partition_BT = logits_BTV.float().logsumexp(dim=-1)

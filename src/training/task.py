@@ -16,7 +16,7 @@ from nonfinite.lightning.guard import StepGuard
 from nonfinite.snapshot import host_states, set_host_states
 from nonfinite.update_check import total_norm
 from src.data.batches import Batch
-from src.training.loss import cross_entropy, losses
+from src.training.loss import compiled_losses, cross_entropy, losses
 from src.training.recipe import RecipeConfig
 
 
@@ -50,7 +50,7 @@ class LanguageModelTask(pl.LightningModule):
         super().__init__()
         self.model = model
         # Only the training step is compiled; validation calls the model directly.
-        self._losses = torch.compile(losses, dynamic=False) if compiled else losses
+        self._losses = compiled_losses(model) if compiled else losses
         self._extra_losses = getattr(model, "extra_losses", dict)
         self._finish_batch = getattr(model, "finish_batch", _do_nothing)
         self._finish_step = getattr(model, "finish_step", _do_nothing)

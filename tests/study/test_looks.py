@@ -1,6 +1,7 @@
 """Sequential looks: which seeds they see, what they find, and when an arm needs no more seeds."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from src.study.analysis.looks import (
     LOSS,
     chance_if_halved,
     decision,
+    last_bound,
     num_untreated,
     reached,
     seeds_by_look,
     sequential,
 )
-from src.study.analysis.multiple_testing import means, shares
-from src.study.analysis.permutation import Pair, permute
+from src.study.analysis.multiple_testing import adjusted, means, shares
+from src.study.analysis.permutation import Pair, Permuted, permute
 from src.study.analysis.results import Proportion
 from tests.study import synthetic
 from tests.study.remedies import arm
@@ -52,14 +54,80 @@ def test_an_arm_has_reached_the_looks_that_added_seeds_for_it():
     assert reached([20, 21], LOOKS) == []
 
 
-def test_p_is_the_smallest_over_the_looks_divided_by_their_share_of_the_error():
-    each = [permute({s: pair for s, pair in pairs(1).items() if s in look}) for look in LOOKS]
-    found = sequential(pairs(1), LOOKS, permute)
-    assert found.p_value == min(p.p_value / e for p, e in zip(each, ERROR_SHARES, strict=True))
-    assert found.p_value > each[-1].p_value
-    # An arm that stopped after the second look is judged by two.
-    early = sequential(pairs(1, seeds=6), LOOKS[:2], permute)
-    assert early.p_value == min(each[0].p_value / 0.1, each[1].p_value / 0.2)
+def least(pairs, looks):
+    """The smallest p over the looks, each divided by its share of the error."""
+    each = [permute({seed: pairs[seed] for seed in look}).p_value for look in looks]
+    return min(p / error for p, error in zip(each, ERROR_SHARES, strict=False))
+
+
+def relabelled(pairs):
+    """The same runs with each choice of the arm's runs."""
+    for chosen in itertools.product(range(3), repeat=len(pairs)):
+        again = {}
+        for (seed, pair), one in zip(pairs.items(), chosen, strict=True):
+            runs = [*pair.arm, *pair.baseline]
+            again[seed] = Pair(arm=(runs.pop(one),), baseline=tuple(runs))
+        yield again
+
+
+@pytest.mark.parametrize("num_looks", [1, 2, 3])
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_p_is_the_share_of_labellings_that_are_as_remarkable_at_any_look(num_looks, failing):
+    looks = ((0, 1), (0, 1, 2, 3), tuple(range(6)))[:num_looks]
+    own = pairs(failing, seeds=len(looks[-1]), controls=2)
+    values = [least(each, looks) for each in relabelled(own)]
+    share = np.mean([value <= least(own, looks) * (1 + 1e-9) for value in values])
+    to_come = least(own, looks) * (1 - sum(ERROR_SHARES[:num_looks]))
+
+    found = sequential(own, looks, permute)
+
+    assert found.p_value == pytest.approx(min(1.0, share + to_come))
+    assert found.p_value <= min(1.0, least(own, looks)) + 1e-12
+    assert found.smallest_p <= found.p_value + 1e-12
+
+
+def test_looks_of_too_many_labellings_share_the_error():
+    random = np.random.default_rng(0)
+    values = random.normal(size=(12, 4))
+    values[:, 0] -= 1.0
+    own = {seed: Pair(arm=(v[0],), baseline=tuple(v[1:])) for seed, v in enumerate(values)}
+    found = sequential(own, LOOKS, permute)
+    assert not found.is_exact and 0 < found.p_value < 0.05
+    assert found.p_value == least(own, LOOKS)
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.005])
+def test_what_the_last_look_must_show(bound):
+    """Among all numbers of failing runs: significant exactly where p at the last look allows it."""
+    decided = []
+    # The seeds of the first two looks show no effect.
+    for failing in range(6, 20):
+        own = pairs(failing, seeds=20)
+        looks = seeds_by_look(range(20))
+        own |= {
+            seed: Pair(arm=(1.0,), baseline=(1.0, 1.0, float(seed % 3 > 0))) for seed in range(10)
+        }
+        own |= {
+            seed: Pair(arm=(float(seed < failing),), baseline=(1.0,) * 3) for seed in range(10, 20)
+        }
+        limit = last_bound(bound, own, looks, permute)
+        assert ERROR_SHARES[-1] * bound <= limit <= bound
+        significant = sequential(own, looks, permute).p_value <= bound
+        decided.append(significant)
+        # The limit is searched in steps.
+        assert significant == (permute(own).p_value <= limit) or permute(
+            own
+        ).p_value == pytest.approx(limit, rel=0.05)
+    assert True in decided and False in decided
+
+
+def test_an_arm_that_was_given_up_stays_in_the_family():
+    """It has few runs because of what they showed, so that leaving it out would favour the rest."""
+    few = Permuted(p_value=1.0, smallest_p=0.2)
+    good = Permuted(p_value=0.03, smallest_p=0.001)
+    planned = {"given up": few, "good": good}
+    assert adjusted(planned)["good"].p_value == pytest.approx(0.03)
+    assert adjusted(planned, planned)["good"].p_value == pytest.approx(0.06)
 
 
 def test_seeds_that_no_look_planned_change_nothing():
@@ -127,7 +195,7 @@ STUDY = {
     "clip03": Arm(num_failing=6, seeds=range(6)),
     "noise": Arm(num_failing=6, seeds=range(6)),
     "zclip": Arm(num_failing=6, seeds=range(6)),
-    "clip_value": Arm(num_failing=8),
+    "clip_value": Arm(num_failing=9),
 }
 
 

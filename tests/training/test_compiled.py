@@ -1,15 +1,20 @@
 """compile=true: the training step goes through torch.compile, and nothing else does."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from nonfinite.lightning import ActivationWatch
 from src.common.errors import InputError
 from src.config.compile_choice import check_compiler
 from src.config.compose import compose
+from src.model.ffn.mlp import MLPConfig
 from src.train import main
+from src.training.loss import compiled_losses, losses
+from tests.builders import VOCAB, model_config, moe_config, router_config, transformer
 from tests.runs import assert_same_run, metrics, record, stop_after, train
 from tests.training.harness import Harness, recipe_config
 
@@ -32,9 +37,38 @@ def compiled(monkeypatch):
 
 def test_every_training_step_is_compiled_and_no_validation(tiny, compiled):
     folder = train(tiny, "compile=true", "watch.activations_every=5")
-    # The looks apart run it without gradients; the mock does not know that they are not compiled.
-    assert compiled.count(True) == 12
+    # The only block, and the loss. The looks apart run them without gradients; the mock does not
+    # know that they are not compiled.
+    assert compiled.count(True) == 12 * 2
     assert record(folder)["compiled"] and record(folder)["first_step_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "ffn", [MLPConfig(inner_dim=32), moe_config(router=router_config(balance="aux"))]
+)
+def test_all_blocks_share_the_code_of_one(ffn, monkeypatch):
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    torch._dynamo.reset()
+    one, other = (transformer(ffn=ffn, model=model_config(num_layers=4)) for _ in range(2))
+    run = compiled_losses(one)
+    for _ in range(3):
+        tokens, targets = torch.randint(VOCAB, (2, 2, 6))
+        found = [
+            function(model, tokens, targets, z_loss_weight=1e-3) | model.extra_losses()
+            for function, model in ((run, one), (losses, other))
+        ]
+        for loss in found:
+            sum(loss.values()).backward()
+        for model in (one, other):
+            model.finish_batch()
+            model.finish_step(applied=True)
+    assert graphs.frame_count == 2
+    # Its graphs run operation by operation here, but the norms have another backward pass.
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    for mine, its in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad)
 
 
 def test_off_nothing_is_compiled(tiny, compiled):

@@ -15,6 +15,7 @@ from src.lab.benchmark.shapes import Case
 from src.model.architecture import ModelParts
 from src.model.transformer import Transformer
 from src.run.process_setup import set_up_memory
+from src.training.loss import compiled_losses
 from src.training.task import build_optimizer
 
 OURS, TRANSFORMERS, FLOOR = "ours", "transformers", "floor"
@@ -72,7 +73,9 @@ def build(name: str, case: Case, *, num_params: int) -> Contestant:
     parts = replace(config.architecture, seq_len=max(config.architecture.seq_len, LONGEST))
     who = _ours if name.removesuffix(COMPILED) == OURS else _of_transformers
     model, loss, decode = who(parts, case.sizes.vocab_size)
-    if name.endswith(COMPILED):
+    if name == OURS + COMPILED:
+        loss = _compiled_loss(model)
+    elif name.endswith(COMPILED):
         loss = torch.compile(loss, dynamic=False)
     return _contestant(model, loss, decode, config, case)
 
@@ -85,6 +88,16 @@ def _ours(parts: ModelParts, vocab_size: int) -> tuple[nn.Module, Loss, Decode]:
     )
     assert isinstance(model, Transformer)
     return model, loss_of, lambda prompt_1T, count: generate(model, prompt_1T, count)
+
+
+def _compiled_loss(model: nn.Module) -> Loss:
+    """As in a run with compile=true."""
+    losses = compiled_losses(model)
+
+    def loss(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return losses(model, inputs_BT, targets_BT, z_loss_weight=0.0)["loss"]
+
+    return loss
 
 
 def _of_transformers(parts: ModelParts, vocab_size: int) -> tuple[nn.Module, Loss, Decode]:

@@ -1,14 +1,14 @@
 """Tests of all arms of a family, adjusted by Holm, and the effects that each could detect."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median_low
 
 import numpy as np
 
 from src.study.analysis import power
-from src.study.analysis.looks import ERROR_SHARES, Looks, Test, sequential
+from src.study.analysis.looks import Looks, Test, last_bound, sequential
 from src.study.analysis.permutation import Pair, Permuted, permute
 from src.study.analysis.results import Proportion
 from src.study.analysis.stats import ALPHA, fisher, holm
@@ -45,14 +45,15 @@ def shares(
         untreated: by arm, the untreated runs that failed.
         looks: by arm, the looks that it has reached in a sequential study; otherwise none.
     """
+    looks = looks or {}
     tested = {}
-    for name, found in adjusted(_each(arms, looks, _of_failures)).items():
+    for name, found in adjusted(_each(arms, looks, _of_failures), looks).items():
         pairs, control = arms[name].values(), untreated[name]
         share = control.events / control.total if control.total else 0.0
         design = {
             "num_arm": median_low([len(pair.arm) for pair in pairs]),
             "num_untreated": median_low([len(pair.baseline) for pair in pairs]),
-            "bound": _bound(found, (looks or {}).get(name, ())),
+            "bound": _last_bound(found, arms[name], looks.get(name), _of_failures),
         }
         effect = power.detectable_prevention(share=share, num_seeds=len(pairs), **design)
         half, every = (
@@ -74,7 +75,8 @@ def means(
         arms: values by arm and seed.
         looks: as for `shares`.
     """
-    return adjusted(_each(arms, looks, permute))
+    looks = looks or {}
+    return adjusted(_each(arms, looks, permute), looks)
 
 
 def with_detectable_differences(
@@ -84,15 +86,14 @@ def with_detectable_differences(
     looks: Mapping[str, Looks] | None = None,
 ) -> dict[str, Tested]:
     """The results of `means` of the same arms and looks, with their minimum detectable effects."""
-    return {
-        name: replace(
-            found,
-            smallest_effect=detectable_difference(
-                list(arms[name].values()), bound=_bound(found, (looks or {}).get(name, ()))
-            ),
-        )
-        for name, found in tested.items()
-    }
+    results = dict(tested)
+    for name, found in tested.items():
+        pairs = list(arms[name].values())
+        if len({pair.difference for pair in pairs}) > 1:
+            bound = _last_bound(found, arms[name], (looks or {}).get(name), permute)
+            effect = detectable_difference(pairs, bound=bound)
+            results[name] = replace(found, smallest_effect=effect)
+    return results
 
 
 def detectable_difference(pairs: Sequence[Pair], *, bound: float) -> float | None:
@@ -118,17 +119,16 @@ def detectable_difference(pairs: Sequence[Pair], *, bound: float) -> float | Non
     return shift * deviation / math.sqrt(variance)
 
 
-def _bound(found: Tested, looks: Looks) -> float:
+def _last_bound(found: Tested, pairs: Mapping[int, Pair], looks: Looks | None, test: Test) -> float:
     """The largest p that is significant, at the arm's last look if there are looks."""
-    return found.bound * (ERROR_SHARES[len(looks) - 1] if looks else 1.0)
+    return last_bound(found.bound, pairs, looks, test) if looks else found.bound
 
 
 def _each(
-    arms: Mapping[str, Mapping[int, Pair]], looks: Mapping[str, Looks] | None, test: Test
+    arms: Mapping[str, Mapping[int, Pair]], looks: Mapping[str, Looks], test: Test
 ) -> dict[str, Permuted]:
-    reached = {name: (looks or {}).get(name, ()) for name in arms}
     return {
-        name: sequential(pairs, reached[name], test) if reached[name] else test(pairs)
+        name: sequential(pairs, looks[name], test) if looks.get(name) else test(pairs)
         for name, pairs in arms.items()
     }
 
@@ -156,13 +156,20 @@ def _of_failures(pairs: Mapping[int, Pair]) -> Permuted:
     return Permuted(p_value=fisher(arm, untreated), smallest_p=best)
 
 
-def adjusted(raw: Mapping[str, Permuted]) -> dict[str, Tested]:
+def adjusted(
+    raw: Mapping[str, Permuted], sequential_arms: Collection[str] = ()
+) -> dict[str, Tested]:
     """Holm's correction over a family.
 
     An arm with so few runs that no result could be significant costs the others no power: they are
-    a family without it (Tarone 1990). Its own p is adjusted over all arms.
+    a family without it (Tarone 1990). Its own p is adjusted over all arms. An arm that was given up
+    at a look stays in the family: it has few runs because of what they showed.
+
+    Args:
+        raw: unadjusted results by arm.
+        sequential_arms: those that have been looked at repeatedly.
     """
-    able = [name for name, found in raw.items() if found.smallest_p <= ALPHA]
+    able = [name for name, p in raw.items() if p.smallest_p <= ALPHA or name in sequential_arms]
     tested = {}
     for name, found in raw.items():
         family = able if name in able else list(raw)

@@ -24,6 +24,9 @@ SAME = 1e-9
 
 Sums = npt.NDArray[np.float64]
 
+START: tuple[Sums, Sums] = np.zeros(1), np.ones(1)
+"""The sum over no seed, with its probability."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
@@ -70,6 +73,8 @@ class Permuted:
     """Two-sided: the share of labellings whose mean difference is at least as large."""
     smallest_p: float
     """The smallest p that this number of runs could give, whatever they show."""
+    is_exact: bool = False
+    """Whether all labellings within seeds were counted."""
 
 
 def permute(pairs: Mapping[int, Pair]) -> Permuted:
@@ -80,7 +85,7 @@ def permute(pairs: Mapping[int, Pair]) -> Permuted:
             says nothing about others.
     """
     if len(pairs) < 2:
-        return Permuted(p_value=1.0, smallest_p=1.0)
+        return Permuted(p_value=1.0, smallest_p=1.0, is_exact=True)
     sizes = [(len(pair.arm), len(pair.baseline)) for pair in pairs.values()]
     number = math.prod(math.comb(one + two, one) for one, two in sizes)
     # If both sides have the same size, exchanging them all gives the same magnitude.
@@ -89,13 +94,13 @@ def permute(pairs: Mapping[int, Pair]) -> Permuted:
     values = [value for pair in pairs.values() for value in (*pair.arm, *pair.baseline)]
     scale = max(values) - min(values)
     if scale == 0:
-        return Permuted(p_value=1.0, smallest_p=smallest_p)
+        return Permuted(p_value=1.0, smallest_p=smallest_p, is_exact=True)
     tolerance = SAME * scale * len(pairs)
     exact = _distribution(list(pairs.values()), tolerance)
     if exact is not None:
         sums, shares = np.abs(exact[0]), exact[1]
         p_value = float(shares[sums >= observed - tolerance].sum())
-        return Permuted(p_value=p_value, smallest_p=smallest_p)
+        return Permuted(p_value=p_value, smallest_p=smallest_p, is_exact=True)
     generator = np.random.default_rng(0)
     drawn = np.zeros(NUM_DRAWN)
     for pair in pairs.values():
@@ -106,10 +111,55 @@ def permute(pairs: Mapping[int, Pair]) -> Permuted:
     return Permuted(p_value=drawn_p, smallest_p=max(smallest_p, 1 / (NUM_DRAWN + 1)))
 
 
-def _distribution(pairs: Sequence[Pair], tolerance: float) -> tuple[Sums, Sums] | None:
-    """All sums of one choice per seed with their probabilities; None if there are too many."""
-    sums: Sums = np.zeros(1)
-    shares: Sums = np.ones(1)
+def chance_of_any(looks: Sequence[Sequence[Pair]], bounds: Sequence[float]) -> float | None:
+    """The probability that an arm without an effect has a small p at any of several looks.
+
+    Args:
+        looks: the seeds that each look adds to those before.
+        bounds: by look, the largest p that counts as small.
+
+    Returns:
+        None if there are too many labellings to count them all.
+    """
+    pairs = [pair for look in looks for pair in look]
+    values = [value for pair in pairs for value in (*pair.arm, *pair.baseline)]
+    tolerance = SAME * max(max(values) - min(values), SAME) * len(pairs)
+    every = rest = START
+    num_seeds = 0
+    for look, bound in zip(looks, bounds, strict=True):
+        grown, grown_rest = (_distribution(look, tolerance, start) for start in (every, rest))
+        if grown is None or grown_rest is None:
+            return None
+        every, (sums, shares) = grown, grown_rest
+        num_seeds += len(look)
+        # As in `permute`, a single seed says nothing.
+        from_here = _smallest_sum(every, bound, tolerance) if num_seeds > 1 else math.inf
+        is_left = np.abs(sums) < from_here - tolerance
+        rest = sums[is_left], shares[is_left]
+    return float(1 - rest[1].sum())
+
+
+def _smallest_sum(distribution: tuple[Sums, Sums], bound: float, tolerance: float) -> float:
+    """The smallest magnitude of a sum whose p is at most `bound`; infinite if there is none."""
+    order = np.argsort(-np.abs(distribution[0]))
+    sums, p_values = np.abs(distribution[0])[order], np.cumsum(distribution[1][order])
+    # Sums that are equal but for rounding share the p of the last of them.
+    is_last = np.append(sums[:-1] - sums[1:] > tolerance, True)
+    small = sums[is_last & (p_values <= bound * (1 + SAME))]
+    return float(small[-1]) if len(small) else math.inf
+
+
+def _distribution(
+    pairs: Sequence[Pair], tolerance: float, start: tuple[Sums, Sums] = START
+) -> tuple[Sums, Sums] | None:
+    """All sums of one choice per seed with their probabilities; None if there are too many.
+
+    Args:
+        pairs: one per seed.
+        tolerance: sums that differ by less are merged.
+        start: the sums to which these seeds are added.
+    """
+    sums, shares = start
     for pair in pairs:
         if pair.num_choices > MAX_EXACT or len(sums) * pair.num_choices > 64 * MAX_EXACT:
             return None

@@ -21,8 +21,9 @@ POWER = 0.8
 STEPS = 20
 """Prevented shares are searched in steps of 1 / STEPS."""
 
-NUM_MEANS = 500
-"""Studies that are simulated for one detectable difference in means; each needs more work."""
+NUM_MEANS, NUM_DIFFERENCES = 500, 2_000_000
+"""For a detectable difference in means, this many studies are simulated at least, and as many as
+give so many differences of a study under a labelling."""
 
 SEEDS = (3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 
@@ -36,6 +37,7 @@ def power(
     num_arm: int,
     num_untreated: int,
     bound: float,
+    num_studies: int = NUM_STUDIES,
 ) -> float:
     """The share of simulated studies in which the arm's unadjusted p is at most `bound`.
 
@@ -46,25 +48,26 @@ def power(
         num_arm: the arm's runs per seed.
         num_untreated: untreated runs per seed: the baseline's and the A/A control's.
         bound: what Holm's correction leaves to the arm.
+        num_studies: the number of simulated studies.
     """
     if num_seeds < 2:
         return 0.0
     random = np.random.default_rng(0)
-    size = (NUM_STUDIES, num_seeds)
+    size = (num_studies, num_seeds)
     events = random.binomial(num_arm, share * (1 - prevented), size)
     both = events + random.binomial(num_untreated, share, size)
     total = num_arm + num_untreated
     counts = np.arange(num_seeds * num_arm + 1)
     if num_untreated > 1:
         # By number of failing runs in a seed: how many of them the arm has if labels are exchanged.
-        known = [stats.hypergeom(total, k, num_arm).pmf(counts) for k in range(total + 1)]
+        known = stats.hypergeom.pmf(counts, total, np.arange(total + 1)[:, None], num_arm)
         # A sum over seeds is a convolution, which is a product of Fourier transforms.
-        transformed = np.fft.rfft(np.array(known), axis=1)
+        transformed = np.fft.rfft(known, axis=1)
         chances = np.fft.irfft(np.prod(transformed[both], axis=1), n=len(counts), axis=1).clip(0)
     else:
         # Without an A/A control labels are exchanged across seeds.
-        every = stats.hypergeom(num_seeds * total, both.sum(axis=1), num_seeds * num_arm)
-        chances = every.pmf(counts[:, None]).T
+        sizes = num_seeds * total, both.sum(axis=1, keepdims=True), num_seeds * num_arm
+        chances = stats.hypergeom.pmf(counts, *sizes)
     if num_untreated > 1:
         expected = both.sum(axis=1, keepdims=True) * num_arm / total
         distance = np.abs(counts[None, :] - expected)
@@ -146,7 +149,8 @@ def detectable_shift(sizes: tuple[tuple[int, int], ...], *, bound: float) -> flo
         ],
         dtype=np.float32,
     )
-    difference = weights @ random.standard_normal((weights.shape[1], NUM_MEANS), dtype=np.float32)
+    num_studies = max(NUM_MEANS, NUM_DIFFERENCES // len(weights))
+    difference = weights @ random.standard_normal((weights.shape[1], num_studies), dtype=np.float32)
     growth = weights[:, weights[0] > 0].sum(axis=1, keepdims=True)
     # A shift of the arm's runs adds itself to the difference, and `growth` of it to the difference
     # under a labelling, which is as large up to a certain shift.
