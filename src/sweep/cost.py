@@ -14,7 +14,8 @@ STEPS = 2
 START_SECONDS = 8.0
 """Seconds that a process takes before its first step and after its last, together."""
 COMPILE_SECONDS = 30.0
-"""Seconds that torch.compile takes before the first step: 20 to 40 on one core."""
+"""Seconds that torch.compile takes before the first step: on one core 40 to 65 for the first run of
+a model on a machine, and 7 to 11 for others."""
 TOO_MANY_FLOPS = 1e13
 """FLOPs of one step above which the timing would take too long."""
 
