@@ -12,7 +12,7 @@ from src.training.recipe import RecipeConfig
 
 CHOICES = ("true", "false", "auto")
 
-WORTH_FLOPS = {"cpu": 1e13, "cuda": 3e16}
+WORTH_FLOPS = {"cpu": 1.5e13, "cuda": 3e16}
 """Floating-point operations of a run from which compiling saves more time than it costs, by device.
 On one CPU thread compiling takes 40 to 65 s and saves a seventh of each step: worthwhile from 4e12
 operations on for the model `stress`, and from 1.2e13 and 1.6e13 on for `proxy`. On an H100, for a
