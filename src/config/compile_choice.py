@@ -15,9 +15,9 @@ CHOICES = ("true", "false", "auto")
 WORTH_FLOPS = {"cpu": 1.5e13, "cuda": 3e16}
 """Floating-point operations of a run from which compiling saves more time than it costs, by device.
 On one CPU thread compiling takes 40 to 65 s and saves a seventh of each step: worthwhile from 4e12
-operations on for the model `stress`, and from 1.2e13 and 1.6e13 on for `proxy`. On an H100, for a
-model of 916M parameters in one piece, it took 150 s and saved a third: worthwhile from 2,000 steps,
-or 1e16 operations."""
+operations on for the model `stress`, and for `proxy` from 1.2e13 on with gqa and mlp, and from
+1.6e13 on with mlha and moe. On an H100, for a model of 916M parameters in one piece, it took 150 s
+and saved a third: worthwhile from 2,000 steps, or 1e16 operations."""
 
 SMALL_VOCAB = 256
 """Vocabulary size to assume while the tokenizer's is not known yet."""

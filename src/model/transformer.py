@@ -122,7 +122,7 @@ RunBlock = Callable[[Block, Tensor, Rope], Tensor]
 
 
 def run_block(block: Block, x_BTD: Tensor, rope: Rope) -> Tensor:
-    """Calls a block, hooks included."""
+    """Calls a block."""
     y_BTD: Tensor = block(x_BTD, rope)
     return y_BTD
 
@@ -175,20 +175,22 @@ class Transformer(nn.Module):
         """
         return self.logits(self.states(tokens_BT))
 
-    def states(self, tokens_BT: Tensor, run_block: RunBlock = run_block) -> Tensor:
+    def states(self, tokens_BT: Tensor, call_block: RunBlock = run_block) -> Tensor:
         """The final hidden states, (B, T, D), from which the head computes logits.
 
         If `softcap` is not None, the head's product is not the logits yet.
 
         Args:
             tokens_BT: token ids.
-            run_block: calls a block; a trainer may pass a compiled function.
+            call_block: calls a block; a trainer may pass a compiled function.
         """
         rope = self.rope(tokens_BT.shape[1])
         x_BTD = self.embedding(tokens_BT)
         recompute = self.checkpoint_blocks and torch.is_grad_enabled()
         for block in self.blocks():
-            x_BTD = checkpointed(block, x_BTD, rope) if recompute else run_block(block, x_BTD, rope)
+            x_BTD = (
+                checkpointed(block, x_BTD, rope) if recompute else call_block(block, x_BTD, rope)
+            )
         return self.final_norm(x_BTD)
 
     def new_cache(self, *, num_padding: Sequence[int], num_slots: int) -> Cache:

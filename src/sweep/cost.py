@@ -13,9 +13,9 @@ STEPS = 2
 """Number of timed steps."""
 START_SECONDS = 8.0
 """Seconds that a process takes before its first step and after its last, together."""
-COMPILE_SECONDS = 30.0
-"""Seconds that torch.compile takes before the first step: on one core 40 to 65 for the first run of
-a model on a machine, and 7 to 11 for others."""
+COMPILE_SECONDS = 10.0
+"""Seconds that torch.compile takes before the first step: 7 to 11 on one core if the same model has
+been compiled on the machine before, as by an earlier run of the sweep; 40 to 65 otherwise."""
 TOO_MANY_FLOPS = 1e13
 """FLOPs of one step above which the timing would take too long."""
 

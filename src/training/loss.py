@@ -32,13 +32,11 @@ def saves_memory(*, vocab_size: int, hidden_dim: int, num_tokens: int) -> bool:
 def uses_chunks(weight_VD: Tensor, *, num_tokens: int) -> bool:
     """Whether a training step computes the loss in chunks.
 
-    It does so if that saves memory, unless the tracer watches and needs to see all logits. A
-    compiled step cannot contain the custom backward pass; it fuses the logits with the loss anyway.
+    It does so if that saves memory, unless the tracer watches and needs to see all logits.
     """
     vocab_size, hidden_dim = weight_VD.shape
     saves = saves_memory(vocab_size=vocab_size, hidden_dim=hidden_dim, num_tokens=num_tokens)
-    is_useful = saves and not is_watched()
-    return is_useful and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return saves and not is_watched() and torch.is_grad_enabled()
 
 
 def linear_cross_entropy(states_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
@@ -118,11 +116,14 @@ def losses(
 def compiled_losses(model: nn.Module) -> Losses:
     """`losses` of a model, as code that torch.compile compiles at its first call.
 
-    The blocks of a Transformer share the code of one. It is compiled in the time that one layer
-    takes, and as fast as all layers in one piece. Another model is compiled as a whole.
+    The blocks of a Transformer share the code of one, so that compiling takes as long as for one
+    layer. Steps are as fast as with all layers in one piece. The loss is not computed in chunks:
+    compiled code fuses the logits with it. Another model is compiled as a whole.
     """
-    if not isinstance(model, Transformer):
+    if type(model) is not Transformer:
         return torch.compile(losses, dynamic=False)
+    # By itself the compiler takes a layer with a hook for one without.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     compiled_block = torch.compile(run_block, dynamic=False)
     of_states = torch.compile(_losses_of_states, dynamic=False)
 

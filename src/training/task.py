@@ -31,7 +31,7 @@ class LanguageModelTask(pl.LightningModule):
         lr_factor: factor on the learning rate, by optimizer step.
         checkpoint_extras: plain values that are added to every checkpoint.
         replace_optimizer: returns the optimizer to train the model with, given AdamW and the model.
-        compiled: compile the training step's forward and backward pass with torch.compile.
+        compiled: compile the blocks and the loss of the training step with torch.compile.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from nonfinite.lightning import ActivationWatch
 from src.common.errors import InputError
 from src.config.compile_choice import check_compiler
 from src.config.compose import compose
+from src.model import Transformer
 from src.model.ffn.mlp import MLPConfig
 from src.train import main
 from src.training.loss import compiled_losses, losses
@@ -43,13 +44,19 @@ def test_every_training_step_is_compiled_and_no_validation(tiny, compiled):
     assert record(folder)["compiled"] and record(folder)["first_step_seconds"] > 0
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """Counts what is compiled; the code then runs operation by operation."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    torch._dynamo.reset()
+    return counter
+
+
 @pytest.mark.parametrize(
     "ffn", [MLPConfig(inner_dim=32), moe_config(router=router_config(balance="aux"))]
 )
-def test_all_blocks_share_the_code_of_one(ffn, monkeypatch):
-    graphs = CompileCounter()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
-    torch._dynamo.reset()
+def test_all_blocks_share_the_code_of_one(ffn, graphs):
     one, other = (transformer(ffn=ffn, model=model_config(num_layers=4)) for _ in range(2))
     run = compiled_losses(one)
     for _ in range(3):
@@ -69,6 +76,28 @@ def test_all_blocks_share_the_code_of_one(ffn, monkeypatch):
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
     for mine, its in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, its.grad)
+
+
+def test_a_layer_with_a_hook_has_code_of_its_own(graphs):
+    model = transformer()
+    tokens, targets = torch.randint(VOCAB, (2, 2, 6))
+    run = compiled_losses(model)
+    model.layers[1].register_forward_hook(lambda module, args, output: output * 3)
+    found = run(model, tokens, targets, z_loss_weight=0.0)["loss"]
+    assert torch.equal(found, losses(model, tokens, targets, z_loss_weight=0.0)["loss"])
+
+
+def test_a_model_with_a_forward_of_its_own_keeps_it(graphs):
+    class Doubled(Transformer):
+        def forward(self, tokens_BT):
+            return 2 * super().forward(tokens_BT)
+
+    model = transformer()
+    model.__class__ = Doubled
+    tokens, targets = torch.randint(VOCAB, (2, 2, 6))
+    found = compiled_losses(model)(model, tokens, targets, z_loss_weight=0.0)["loss"]
+    expected = losses(model, tokens, targets, z_loss_weight=0.0)["loss"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_off_nothing_is_compiled(tiny, compiled):

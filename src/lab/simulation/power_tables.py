@@ -119,7 +119,7 @@ def _simulated(studies: int, n_jobs: int) -> Iterator[Row]:
     kinds = [*((share, 0.0) for share in SHARES), *((SHARES[0], each) for each in PREVENTED)]
     with joblib.Parallel(n_jobs=n_jobs) as parallel:
         for design, (share, prevented) in itertools.product((FIXED, SEQUENTIAL), kinds):
-            # Of the fixed design's power a quarter is enough: nothing is computed from it.
+            # A quarter is enough for the fixed design's power: nothing is computed from it.
             is_rough = prevented and not design.is_sequential
             count = max(10, studies // 4) if is_rough else studies
             effects = [prevented] + [0.0] * (NUM_ARMS - 1)

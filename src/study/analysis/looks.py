@@ -2,16 +2,17 @@
 
 A sequential study looks at its runs after a quarter, half, and all of its seeds, and trains an arm
 on further seeds only while it is undecided. Looking several times would find a difference by chance
-too often, so each look gets a part of the allowed error (Lan and DeMets 1983). An arm is as
-remarkable as the smallest p over its looks, each divided by the look's share. Its p is the
-probability that an arm without an effect is so remarkable at any look (Westfall and Young 1993);
-looks to come are counted with their whole share. Such sequential p values can be adjusted over
-arms by Holm, at every look (Maurer and Bretz 2013).
+too often, so each look gets a part of the allowed error (Lan and DeMets 1983). Each look's p is
+divided by the look's share, and the smallest counts. The arm's p is the probability that exchanged
+labels give one as small at any look (Westfall and Young 1993). Looks to come count with their whole
+share. Such sequential p values can be adjusted over arms by Holm, at every look (Maurer and Bretz
+2013).
 
 Giving up an arm early never adds to that error: the arm only has fewer looks.
 """
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -82,43 +83,44 @@ def sequential(pairs: Mapping[int, Pair], looks: Looks, test: Test) -> Permuted:
     each = [test({seed: pairs[seed] for seed in look if seed in pairs}) for look in looks]
     smallest = min(look.p_value / error for look, error in zip(each, errors, strict=True))
     possible, error = min((look.smallest_p / e, e) for look, e in zip(each, errors, strict=True))
-    is_exact = all(look.is_exact for look in each)
-    p_value = _chance_of(smallest, pairs, looks) if is_exact else smallest
-    if is_exact:
-        # Of the looks so far, one alone can give so small a value.
+    num_exact = len(list(itertools.takewhile(lambda look: look.is_exact, each)))
+    if num_exact == len(looks):
+        # Only the look with the smallest value can give it.
         possible *= error + 1 - sum(errors)
-    return Permuted(p_value=min(1.0, p_value), smallest_p=min(1.0, possible), is_exact=is_exact)
+    return Permuted(
+        p_value=1.0 if smallest >= 1 else _chance_of(smallest, pairs, looks[:num_exact]),
+        smallest_p=min(1.0, possible),
+        num_exact=num_exact,
+    )
 
 
-def last_bound(bound: float, pairs: Mapping[int, Pair], looks: Looks, test: Test) -> float:
+def last_bound(bound: float, pairs: Mapping[int, Pair], looks: Looks, num_exact: int) -> float:
     """The largest p at the last look with which an arm is significant, if the others show less.
 
     Args:
         bound: the largest p over all looks that is significant.
         pairs: as for `sequential`.
         looks: those that the arm has reached.
-        test: the test at one look.
+        num_exact: as in the result of `sequential`.
     """
-    error = ERROR_SHARES[len(looks) - 1]
-    # Before the last look, what earlier looks left over is kept for those to come.
-    if len(looks) < len(ERROR_SHARES) or not test(pairs).is_exact:
-        return error * bound
-    levels = np.linspace(bound, bound / error, 9)
-    number = bisect.bisect(levels, bound, key=lambda level: _chance_of(level, pairs, looks) - SAME)
-    return error * float(levels[max(number, 1) - 1])
+    levels = np.linspace(bound, bound / ERROR_SHARES[-1], 9)
+    number = bisect.bisect(
+        levels, bound, key=lambda level: _chance_of(level, pairs, looks[:num_exact]) - SAME
+    )
+    return ERROR_SHARES[len(looks) - 1] * float(levels[max(number, 1) - 1])
 
 
-def _chance_of(smallest: float, pairs: Mapping[int, Pair], looks: Looks) -> float:
+def _chance_of(smallest: float, pairs: Mapping[int, Pair], exact: Looks) -> float:
     """The probability that some look's p is at most its share of the error times `smallest`.
 
     That is at most `smallest`, and less because a look may repeat what one before has found, and
-    because p values come in steps. Where not all labellings can be counted, and for looks to come,
-    nothing is taken off.
+    because p values come in steps. Looks to come, and those of which not all labellings can be
+    counted, have their whole share.
     """
-    errors = ERROR_SHARES[: len(looks)]
+    errors = ERROR_SHARES[: len(exact)]
     known: set[int] = set()
     added: list[list[Pair]] = []
-    for look in looks:
+    for look in exact:
         added.append([pairs[seed] for seed in look if seed in pairs and seed not in known])
         known |= set(look)
     chance = chance_of_any(added, [smallest * error for error in errors])

@@ -1,7 +1,7 @@
 """Tests of all arms of a family, adjusted by Holm, and the effects that each could detect."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median_low
 
@@ -22,6 +22,8 @@ class Tested:
     smallest_p: float
     bound: float
     """The largest unadjusted p at which the arm would be significant beside the others' results."""
+    num_exact: int = 0
+    """As in Permuted."""
     smallest_effect: float | None = None
     seeds_for_half: int | None = None
     seeds_for_all: int | None = None
@@ -53,7 +55,7 @@ def shares(
         design = {
             "num_arm": median_low([len(pair.arm) for pair in pairs]),
             "num_untreated": median_low([len(pair.baseline) for pair in pairs]),
-            "bound": _last_bound(found, arms[name], looks.get(name), _of_failures),
+            "bound": _last_bound(found, arms[name], looks.get(name)),
         }
         effect = power.detectable_prevention(share=share, num_seeds=len(pairs), **design)
         half, every = (
@@ -89,8 +91,9 @@ def with_detectable_differences(
     results = dict(tested)
     for name, found in tested.items():
         pairs = list(arms[name].values())
+        # Without a difference between seeds there is nothing to find a bound for.
         if len({pair.difference for pair in pairs}) > 1:
-            bound = _last_bound(found, arms[name], (looks or {}).get(name), permute)
+            bound = _last_bound(found, arms[name], (looks or {}).get(name))
             effect = detectable_difference(pairs, bound=bound)
             results[name] = replace(found, smallest_effect=effect)
     return results
@@ -119,9 +122,9 @@ def detectable_difference(pairs: Sequence[Pair], *, bound: float) -> float | Non
     return shift * deviation / math.sqrt(variance)
 
 
-def _last_bound(found: Tested, pairs: Mapping[int, Pair], looks: Looks | None, test: Test) -> float:
+def _last_bound(found: Tested, pairs: Mapping[int, Pair], looks: Looks | None) -> float:
     """The largest p that is significant, at the arm's last look if there are looks."""
-    return last_bound(found.bound, pairs, looks, test) if looks else found.bound
+    return last_bound(found.bound, pairs, looks, found.num_exact) if looks else found.bound
 
 
 def _each(
@@ -157,7 +160,7 @@ def _of_failures(pairs: Mapping[int, Pair]) -> Permuted:
 
 
 def adjusted(
-    raw: Mapping[str, Permuted], sequential_arms: Collection[str] = ()
+    raw: Mapping[str, Permuted], looks: Mapping[str, Looks] | None = None
 ) -> dict[str, Tested]:
     """Holm's correction over a family.
 
@@ -167,16 +170,20 @@ def adjusted(
 
     Args:
         raw: unadjusted results by arm.
-        sequential_arms: those that have been looked at repeatedly.
+        looks: as for `shares`.
     """
-    able = [name for name, p in raw.items() if p.smallest_p <= ALPHA or name in sequential_arms]
+    looked_at = {name for name, each in (looks or {}).items() if each}
+    able = [name for name, p in raw.items() if p.smallest_p <= ALPHA or name in looked_at]
     tested = {}
     for name, found in raw.items():
         family = able if name in able else list(raw)
         p_values = {other: raw[other].p_value for other in family}
         others = [p_value for other, p_value in p_values.items() if other != name]
         tested[name] = Tested(
-            p_value=holm(p_values)[name], smallest_p=found.smallest_p, bound=holm_bound(others)
+            p_value=holm(p_values)[name],
+            smallest_p=found.smallest_p,
+            bound=holm_bound(others),
+            num_exact=found.num_exact,
         )
     return tested
 

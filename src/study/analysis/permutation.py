@@ -75,6 +75,8 @@ class Permuted:
     """The smallest p that this number of runs could give, whatever they show."""
     is_exact: bool = False
     """Whether all labellings within seeds were counted."""
+    num_exact: int = 0
+    """Of a test over several looks, the first ones of which that is true."""
 
 
 def permute(pairs: Mapping[int, Pair]) -> Permuted:
@@ -91,11 +93,9 @@ def permute(pairs: Mapping[int, Pair]) -> Permuted:
     # If both sides have the same size, exchanging them all gives the same magnitude.
     smallest_p = (2 if all(one == two for one, two in sizes) else 1) / number
     observed = abs(math.fsum(pair.difference for pair in pairs.values()))
-    values = [value for pair in pairs.values() for value in (*pair.arm, *pair.baseline)]
-    scale = max(values) - min(values)
-    if scale == 0:
+    tolerance = _tolerance(list(pairs.values()))
+    if tolerance == 0:
         return Permuted(p_value=1.0, smallest_p=smallest_p, is_exact=True)
-    tolerance = SAME * scale * len(pairs)
     exact = _distribution(list(pairs.values()), tolerance)
     if exact is not None:
         sums, shares = np.abs(exact[0]), exact[1]
@@ -116,27 +116,36 @@ def chance_of_any(looks: Sequence[Sequence[Pair]], bounds: Sequence[float]) -> f
 
     Args:
         looks: the seeds that each look adds to those before.
-        bounds: by look, the largest p that counts as small.
+        bounds: by look, the largest p that counts as small; below 1.
 
     Returns:
         None if there are too many labellings to count them all.
     """
-    pairs = [pair for look in looks for pair in look]
-    values = [value for pair in pairs for value in (*pair.arm, *pair.baseline)]
-    tolerance = SAME * max(max(values) - min(values), SAME) * len(pairs)
+    chance = 0.0
+    seen: list[Pair] = []
     every = rest = START
-    num_seeds = 0
     for look, bound in zip(looks, bounds, strict=True):
-        grown, grown_rest = (_distribution(look, tolerance, start) for start in (every, rest))
+        seen += look
+        tolerance = _tolerance(seen)
+        # Where all values are the same, every sum is 0, and rounding is all that they differ by.
+        merged = tolerance or 1.0
+        grown, grown_rest = (_distribution(look, merged, start) for start in (every, rest))
         if grown is None or grown_rest is None:
             return None
         every, (sums, shares) = grown, grown_rest
-        num_seeds += len(look)
-        # As in `permute`, a single seed says nothing.
-        from_here = _smallest_sum(every, bound, tolerance) if num_seeds > 1 else math.inf
-        is_left = np.abs(sums) < from_here - tolerance
-        rest = sums[is_left], shares[is_left]
-    return float(1 - rest[1].sum())
+        # As in `permute`, one seed says nothing, nor do values that are all the same.
+        says_nothing = len(seen) < 2 or tolerance == 0
+        limit = math.inf if says_nothing else _smallest_sum(every, bound, tolerance)
+        is_small = np.abs(sums) >= limit - tolerance
+        chance += float(shares[is_small].sum())
+        rest = sums[~is_small], shares[~is_small]
+    return chance
+
+
+def _tolerance(pairs: Sequence[Pair]) -> float:
+    """How much equal sums may differ by rounding; 0 if all values are the same."""
+    values = [value for pair in pairs for value in (*pair.arm, *pair.baseline)]
+    return SAME * (max(values) - min(values)) * len(pairs) if values else 0.0
 
 
 def _smallest_sum(distribution: tuple[Sums, Sums], bound: float, tolerance: float) -> float:

@@ -22,8 +22,8 @@ STEPS = 20
 """Prevented shares are searched in steps of 1 / STEPS."""
 
 NUM_MEANS, NUM_DIFFERENCES = 500, 2_000_000
-"""For a detectable difference in means, this many studies are simulated at least, and as many as
-give so many differences of a study under a labelling."""
+"""Studies that are simulated for a detectable difference in means: NUM_DIFFERENCES divided by the
+number of labellings, and at least NUM_MEANS."""
 
 SEEDS = (3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 
@@ -142,6 +142,9 @@ def detectable_shift(sizes: tuple[tuple[int, int], ...], *, bound: float) -> flo
     num_drawn = min(NUM_DRAWN + 1, math.ceil(20 / bound))
     is_all = math.prod(math.comb(arm + others, arm) for arm, others in sizes) <= num_drawn
     labellings = _all_labellings(sizes) if is_all else _drawn_labellings(sizes, num_drawn, random)
+    num_allowed = math.floor(bound * len(labellings[0]) + SAME)
+    if num_allowed < 1:
+        return None
     weights = np.hstack(
         [
             np.where(is_arm, 1 / (arm * len(sizes)), -1 / (others * len(sizes)))
@@ -159,9 +162,6 @@ def detectable_shift(sizes: tuple[tuple[int, int], ...], *, bound: float) -> flo
             np.where(growth > 0.9999, np.inf, (difference - difference[0]) / (1 - growth)),
             np.where(growth < -0.9999, np.inf, (difference + difference[0]) / (-1 - growth)),
         )
-    num_allowed = math.floor(bound * len(up_to) + SAME)
-    if num_allowed < 1:
-        return None
     place = len(up_to) - num_allowed - 1
     detected_from = np.partition(up_to, place, axis=0)[place]
     shift = float(np.quantile(detected_from, POWER, method="higher"))
