@@ -68,7 +68,9 @@ class Row:
     @property
     def fixed_seeds(self) -> float | None:
         """The seeds with which the fixed design finds as much; None without an effect."""
-        return seeds_of_equal_power(self.found / self.studies, self.share, self.prevented)
+        # The mean of Jeffreys' posterior: studies that all find the effect do not show a power of 1.
+        found = (self.found + 0.5) / (self.studies + 1)
+        return seeds_of_equal_power(found, self.share, self.prevented)
 
     @property
     def cost_ratio(self) -> float | None:
