@@ -64,7 +64,7 @@ def test_the_committed_results_keep_the_error_and_halve_the_cost():
     null = [row for row in rows if not row.prevented]
     assert all(row.studies >= 2_000 and row.found <= 0.05 * row.studies for row in null)
     ratios = [row.cost_ratio for row in rows if row.design == "sequential" and row.prevented]
-    assert len(ratios) == 3 and max(ratios) < 0.5
+    assert len(ratios) == 3 and max(ratios) <= 0.4
 
 
 def test_too_few_studies_are_refused(capsys):
