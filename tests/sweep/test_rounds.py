@@ -96,7 +96,7 @@ def test_only_undecided_arms_and_what_they_are_compared_with_get_more_seeds(
     assert seeds(third, "noise") == list(range(6, 12))
     said = capsys.readouterr().out
     assert "look 2 of 3, after 6 seeds:\n" in said
-    assert ": 0 of 6 fail, significantly different (p = 0.027)" in said
+    assert ": 0 of 6 fail, significantly different (p = 0.025)" in said
     assert ": 6 of 6 fail, too many for a remedy that prevents half" in said
     assert ": 4 of 6 fail, undecided; gets more seeds" in said
 
