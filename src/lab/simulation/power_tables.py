@@ -68,7 +68,7 @@ class Row:
     @property
     def fixed_seeds(self) -> float | None:
         """The seeds with which the fixed design finds as much; None without an effect."""
-        # The mean of Jeffreys' posterior: studies that all find the effect do not show a power of 1.
+        # The mean of Jeffreys' posterior: if all studies find the effect, the power need not be 1.
         found = (self.found + 0.5) / (self.studies + 1)
         return seeds_of_equal_power(found, self.share, self.prevented)
 
