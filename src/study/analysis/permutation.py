@@ -129,7 +129,9 @@ def chance_of_any(looks: Sequence[Sequence[Pair]], bounds: Sequence[float]) -> f
         tolerance = _tolerance(seen)
         # Where all values are the same, every sum is 0, and rounding is all that they differ by.
         merged = tolerance or 1.0
-        grown, grown_rest = (_distribution(look, merged, start) for start in (every, rest))
+        grown = _distribution(look, merged, every)
+        # Until a labelling is taken out, the rest is all of them.
+        grown_rest = grown if rest is every else _distribution(look, merged, rest)
         if grown is None or grown_rest is None:
             return None
         every, (sums, shares) = grown, grown_rest
@@ -138,7 +140,7 @@ def chance_of_any(looks: Sequence[Sequence[Pair]], bounds: Sequence[float]) -> f
         limit = math.inf if says_nothing else _smallest_sum(every, bound, tolerance)
         is_small = np.abs(sums) >= limit - tolerance
         chance += float(shares[is_small].sum())
-        rest = sums[~is_small], shares[~is_small]
+        rest = (sums[~is_small], shares[~is_small]) if is_small.any() else grown_rest
     return chance
 
 
